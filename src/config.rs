@@ -1,0 +1,140 @@
+//! Settings: plain structs with defaults and a check.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::types::{NodeId, Secret};
+
+/// Settings of a [`Leader`](crate::Leader).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LeaderConfig {
+    /// The directory that is replicated.
+    pub data_dir: PathBuf,
+    /// What followers must present.
+    pub secret: Secret,
+    /// The leader's own id. Defaults to `None`: the one kept in `.clustering_id`, made at random if there is none.
+    pub id: Option<NodeId>,
+    /// Bytes held for one follower before it is evicted for a full queue; batches are shared, so this bounds the sum of
+    /// all followers too. Defaults to 64 MiB: at 500 MB/s an eighth of a second of a follower standing still.
+    pub queue_bytes: u64,
+    /// Batches held for one follower. Defaults to 65,536, wide enough that bytes decide: a follower that stands still
+    /// while another is idle makes batches tiny.
+    pub queue_batches: usize,
+    /// How long a follower in the stream may take no byte at all off its socket. Defaults to 5 s.
+    pub write_timeout: Duration,
+    /// How long a follower in sync may leave what it was sent without any acknowledgement. Defaults to 10 s.
+    pub ack_timeout: Duration,
+    /// How long a joining follower may make no progress between two steps of a full sync or of catching up. Defaults to
+    /// 10 min: a follower may hash its files for minutes between the list and its first request.
+    pub sync_timeout: Duration,
+    /// The deadline of the whole handshake. Defaults to 5 s, LavinMQ's own.
+    pub handshake_timeout: Duration,
+    /// How many connections may be unauthenticated at once; beyond it the oldest is closed. Defaults to 64.
+    pub unauthenticated_max: usize,
+    /// Files not to replicate, as globs on names relative to the data directory (`*.tmp`, `cache/**`; `*` does not cross a
+    /// `/`, `**` does). Defaults to none.
+    pub exclude: Vec<String>,
+}
+
+impl LeaderConfig {
+    /// The defaults, for this directory and secret.
+    pub fn new(data_dir: impl Into<PathBuf>, secret: Secret) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            secret,
+            id: None,
+            queue_bytes: 64 << 20,
+            queue_batches: 65_536,
+            write_timeout: Duration::from_secs(5),
+            ack_timeout: Duration::from_secs(10),
+            sync_timeout: Duration::from_secs(600),
+            handshake_timeout: Duration::from_secs(5),
+            unauthenticated_max: 64,
+            exclude: Vec::new(),
+        }
+    }
+
+    /// Checks every setting.
+    pub fn check(&self) -> Result<(), Error> {
+        at_least("queue_bytes", self.queue_bytes, 64 << 10)?;
+        at_least("queue_batches", self.queue_batches as u64, 1)?;
+        at_least("unauthenticated_max", self.unauthenticated_max as u64, 1)?;
+        // A queue's slots are allocated up front.
+        if self.queue_batches > 1 << 24 {
+            return Err(Error::Setting { name: "queue_batches", reason: "must be at most 16777216".into() });
+        }
+        positive("write_timeout", self.write_timeout)?;
+        positive("ack_timeout", self.ack_timeout)?;
+        positive("sync_timeout", self.sync_timeout)?;
+        positive("handshake_timeout", self.handshake_timeout)
+    }
+}
+
+/// Settings of a [`Follower`](crate::Follower).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FollowerConfig {
+    /// The leader's address, `HOST:PORT`. Resolved anew at each attempt.
+    pub leader: String,
+    /// The directory that becomes a copy of the leader's.
+    pub data_dir: PathBuf,
+    /// What the leader wants to see.
+    pub secret: Secret,
+    /// The follower's own id. Defaults to `None`: the one kept in `.clustering_id`, made at random if there is none.
+    pub id: Option<NodeId>,
+    /// Whether a directory that holds files the leader does not have, and was never a follower's, may be taken over; they
+    /// are deleted. Defaults to false.
+    pub adopt: bool,
+    /// Whether to end after one full sync instead of following the stream. Defaults to false.
+    pub once: bool,
+    /// How long connecting and each step of the handshake may take. Defaults to 5 s.
+    pub connect_timeout: Duration,
+    /// The first delay before connecting again; it doubles with each failure, and half of it is jitter. Defaults to 100 ms.
+    pub retry_delay_min: Duration,
+    /// The longest such delay. Defaults to 10 s.
+    pub retry_delay_max: Duration,
+}
+
+impl FollowerConfig {
+    /// The defaults, for this leader, directory and secret.
+    pub fn new(leader: impl Into<String>, data_dir: impl Into<PathBuf>, secret: Secret) -> Self {
+        Self {
+            leader: leader.into(),
+            data_dir: data_dir.into(),
+            secret,
+            id: None,
+            adopt: false,
+            once: false,
+            connect_timeout: Duration::from_secs(5),
+            retry_delay_min: Duration::from_millis(100),
+            retry_delay_max: Duration::from_secs(10),
+        }
+    }
+
+    /// Checks every setting.
+    pub fn check(&self) -> Result<(), Error> {
+        positive("connect_timeout", self.connect_timeout)?;
+        positive("retry_delay_min", self.retry_delay_min)?;
+        if self.retry_delay_max < self.retry_delay_min {
+            let reason = format!("must be at least retry_delay_min ({:?})", self.retry_delay_min);
+            return Err(Error::Setting { name: "retry_delay_max", reason });
+        }
+        Ok(())
+    }
+}
+
+fn at_least(name: &'static str, value: u64, min: u64) -> Result<(), Error> {
+    if value < min {
+        return Err(Error::Setting { name, reason: format!("is {value}, must be at least {min}") });
+    }
+    Ok(())
+}
+
+fn positive(name: &'static str, value: Duration) -> Result<(), Error> {
+    if value.is_zero() {
+        return Err(Error::Setting { name, reason: "must be longer than 0 s".into() });
+    }
+    Ok(())
+}

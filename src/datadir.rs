@@ -1,0 +1,195 @@
+//! What leader and follower do alike with a data directory: take its lock, keep its id, list its files.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::types::{NodeId, OWN_FOLDER, RelPath};
+
+/// A data directory that this process alone works on, for as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    /// Whether `.clustering_id` was there already: then the directory has been a node's before.
+    had_id: bool,
+    id: NodeId,
+    /// Holds the flock.
+    _lock: File,
+}
+
+/// A regular file found in a data directory.
+#[derive(Debug)]
+pub(crate) struct FoundFile {
+    pub(crate) path: RelPath,
+    pub(crate) len: u64,
+}
+
+impl DataDir {
+    /// Takes the `.lock` of an existing directory, finds or makes its id, and removes what an earlier run left behind.
+    ///
+    /// `checksums.sha1` goes too: a LavinMQ node that later starts here believes it blindly.
+    pub(crate) fn open(path: &Path, id: Option<NodeId>) -> Result<Self, Error> {
+        let lock_path = path.join(".lock");
+        let lock = private(File::options().write(true).create(true).truncate(false))
+            .open(&lock_path)
+            .map_err(|error| Error::io("open", &lock_path, error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &lock_path, error)),
+        }
+        for left in ["checksums.sha1", "checksums.sha1.tmp"] {
+            remove_if_there(&path.join(left))?;
+        }
+        let (id, had_id) = Self::find_id(&path.join(".clustering_id"), id)?;
+        Ok(Self { path: path.to_owned(), had_id, id, _lock: lock })
+    }
+
+    /// The id kept in the file; `wanted` wins over it, and is kept instead.
+    fn find_id(file: &Path, wanted: Option<NodeId>) -> Result<(NodeId, bool), Error> {
+        let kept = match fs::read_to_string(file) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("read", file, error)),
+        };
+        let had_id = kept.is_some();
+        let kept: Option<NodeId> = match (kept, wanted) {
+            (Some(text), None) => Some(text.trim().parse()?),
+            // A damaged id does not matter when another one is wanted.
+            (Some(text), Some(_)) => text.trim().parse().ok(),
+            (None, _) => None,
+        };
+        let id = wanted.or(kept).unwrap_or_else(NodeId::random);
+        if kept != Some(id) {
+            let temporary = file.with_extension("new");
+            let write = || {
+                let mut out = private(File::options().write(true).create(true).truncate(true)).open(&temporary)?;
+                out.write_all(id.to_string().as_bytes())?;
+                out.sync_all()?;
+                fs::rename(&temporary, file)
+            };
+            write().map_err(|error| Error::io("write", file, error))?;
+        }
+        Ok((id, had_id))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
+    }
+
+    pub(crate) fn had_id(&self) -> bool {
+        self.had_id
+    }
+}
+
+/// Options that make files with mode 0600.
+pub(crate) fn private(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Calls `found` with every regular file below `top` (a folder within `root`, or `root` itself), reserved names left out,
+/// and `folder` with every folder before what is in it (`None` is `root`).
+///
+/// What is neither (symbolic links, sockets) and names that are not UTF-8 are passed over with a warning. What vanishes
+/// meanwhile is passed over.
+pub(crate) fn walk(
+    root: &Path,
+    top: Option<&RelPath>,
+    folder: &mut dyn FnMut(Option<&RelPath>),
+    found: &mut dyn FnMut(FoundFile),
+) -> Result<(), Error> {
+    let mut folders = vec![top.cloned()];
+    while let Some(at) = folders.pop() {
+        folder(at.as_ref());
+        let path = at.as_ref().map_or_else(|| root.to_owned(), |at| at.below(root));
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if at.is_some() && error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io("list", &path, error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::io("list", &path, error))?;
+            let name = entry.file_name();
+            let Some(rel) = name.to_str().and_then(|name| {
+                RelPath::new(&at.as_ref().map_or_else(|| name.to_owned(), |at| format!("{at}/{name}"))).ok()
+            }) else {
+                log::warn!("not replicated, its name cannot be sent: {}", entry.path().display());
+                continue;
+            };
+            if rel.is_reserved() {
+                continue;
+            }
+            // Does not follow a symbolic link.
+            match entry.metadata() {
+                Ok(meta) if meta.is_file() => found(FoundFile { path: rel, len: meta.len() }),
+                Ok(meta) if meta.is_dir() => folders.push(Some(rel)),
+                Ok(_) => log::warn!("not replicated, neither file nor folder: {}", entry.path().display()),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("stat", entry.path(), error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The folder for temporary files and marks; removed with all that is in it.
+pub(crate) fn remove_own_folder(root: &Path) -> Result<(), Error> {
+    let folder = root.join(OWN_FOLDER);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", folder, error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_made_once_and_a_wanted_one_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path(), None).unwrap();
+        let id = first.id();
+        assert!(!first.had_id());
+        assert!(matches!(DataDir::open(dir.path(), None), Err(Error::InUse(_))), "two took one directory");
+        drop(first);
+        let again = DataDir::open(dir.path(), None).unwrap();
+        assert!(again.had_id() && again.id() == id);
+        drop(again);
+        let wanted = "abc".parse().unwrap();
+        assert_eq!(DataDir::open(dir.path(), Some(wanted)).unwrap().id(), wanted);
+        assert_eq!(fs::read_to_string(dir.path().join(".clustering_id")).unwrap(), "abc");
+    }
+
+    #[test]
+    fn walking_finds_files_in_folders_and_passes_over_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir_all(root.join("backups")).unwrap();
+        for name in ["top", "a/b/deep", ".lock", "backups/old", "$x"] {
+            fs::write(root.join(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
+        let (mut folders, mut files) = (Vec::new(), Vec::new());
+        walk(root, None, &mut |folder| folders.push(folder.map(ToString::to_string)), &mut |file| {
+            files.push((file.path.to_string(), file.len))
+        })
+        .unwrap();
+        files.sort();
+        assert_eq!(files, [("a/b/deep".to_owned(), 8), ("top".to_owned(), 3)]);
+        assert_eq!(folders, [None, Some("a".to_owned()), Some("a/b".to_owned())]);
+    }
+}

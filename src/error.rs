@@ -1,0 +1,120 @@
+//! What can go wrong, told apart by who has to act: the peer broke the protocol, the connection went, local I/O failed,
+//! a setting is wrong, or we are shutting down.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::protocol::ProtocolError;
+use crate::types::{InvalidValue, NodeId, RelPath};
+
+/// Why a call, a connection or a start failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The peer broke the protocol; the connection was closed.
+    #[error("protocol violation: {0}")]
+    Protocol(#[from] ProtocolError),
+    /// The connection could not be made, or went.
+    #[error("connection {doing}: {source}")]
+    Connection {
+        /// What was being done with it.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A local file or folder could not be read or written.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// With which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process works on the data directory.
+    #[error("data directory {} is in use by another process (its .lock is held): stop that process first", .0.display())]
+    InUse(PathBuf),
+    /// The leader refused the secret.
+    #[error("the leader refused the secret: give the leader's own (--secret-file or PACELINE_SECRET)")]
+    SecretRefused,
+    /// The leader speaks another protocol, or is no leader at all.
+    #[error("the peer does not speak replication protocol 1.0.0: it answered {0}; check address and port")]
+    NotALeader(String),
+    /// The follower's id is the leader's own.
+    #[error("the leader has the same id {0}: choose another id for this follower")]
+    SameId(NodeId),
+    /// The data directory of a follower holds files that did not come from a leader.
+    #[error(
+        "{} holds {count} files that the leader does not have (such as {example}) and was never a follower's directory; \
+         they would be deleted: choose an empty directory, or adopt it (--adopt)",
+        dir.display()
+    )]
+    ForeignDirectory {
+        /// The data directory.
+        dir: PathBuf,
+        /// How many files would be deleted.
+        count: usize,
+        /// One of them.
+        example: RelPath,
+    },
+    /// A setting is out of its range.
+    #[error("setting {name}: {reason}")]
+    Setting {
+        /// The setting's name.
+        name: &'static str,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A value was refused.
+    #[error(transparent)]
+    InvalidValue(#[from] InvalidValue),
+    /// The operation was stopped because the leader or follower is shutting down.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+impl Error {
+    pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Self::Io { doing, path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    pub(crate) fn connection(doing: impl fmt::Display, source: impl Into<io::Error>) -> Self {
+        Self::Connection { doing: doing.to_string(), source: source.into() }
+    }
+}
+
+/// Why an append, replace or delete was not taken. Nothing was sent to any follower.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// The offset is not the announced length of the file: appends were announced out of order, twice, or one is missing.
+    #[error(
+        "append to {path} at offset {offset}, but its announced length is {length}: announce appends in file order"
+    )]
+    Offset {
+        /// The file.
+        path: RelPath,
+        /// Where the append was said to begin.
+        offset: u64,
+        /// Where it had to begin.
+        length: u64,
+    },
+    /// The name belongs to bookkeeping files and is never replicated.
+    #[error("{0} is a reserved name and is never replicated: choose another")]
+    Reserved(RelPath),
+    /// The local file could not be read or written.
+    #[error("{doing} {path}: {source}")]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// The file.
+        path: RelPath,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The leader is shutting down.
+    #[error("the leader is shutting down")]
+    ShuttingDown,
+}

@@ -1,0 +1,144 @@
+//! What a leader tells of its followers.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use crate::types::{NodeId, StreamPosition};
+
+/// A follower as it is now.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FollowerStatus {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it connected from.
+    pub address: SocketAddr,
+    /// How far it has come.
+    pub state: FollowerState,
+    /// How long it has been connected.
+    pub connected: Duration,
+    /// The stream position up to which it has acknowledged everything; `None` until it is attached to the stream.
+    pub acknowledged: Option<StreamPosition>,
+    /// Action bytes it has not acknowledged; `None` until it is attached to the stream.
+    pub lag_bytes: Option<u64>,
+    /// For how long the oldest of them have been on their way; zero if there are none, `None` until it is attached.
+    pub lag: Option<Duration>,
+    /// Batches waiting in its queue.
+    pub queued_batches: usize,
+    /// Bytes they hold.
+    pub queued_bytes: u64,
+    /// Bytes written to its socket since it connected, as compressed.
+    pub sent_bytes: u64,
+    /// Files and content bytes of the full sync it was sent so far, before compression.
+    pub sync: SyncSent,
+}
+
+/// How much of a full sync a follower was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SyncSent {
+    /// Files it asked for.
+    pub files_requested: u64,
+    /// Of these, files it was sent.
+    pub files_sent: u64,
+    /// Their bytes.
+    pub bytes_sent: u64,
+}
+
+/// How far a follower has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FollowerState {
+    /// Waits for another follower's full sync to end.
+    Waiting,
+    /// Gets the bulk.
+    Syncing,
+    /// Gets from disk what was appended since; holds no queue.
+    CatchingUp,
+    /// Attached to the stream, but has not acknowledged all up to where it attached.
+    Attached,
+    /// Attached, and has acknowledged all up to where it attached.
+    InSync,
+}
+
+impl fmt::Display for FollowerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Waiting => "waiting",
+            Self::Syncing => "syncing",
+            Self::CatchingUp => "catching up",
+            Self::Attached => "attached",
+            Self::InSync => "in sync",
+        })
+    }
+}
+
+/// Why the leader let a follower go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EvictionReason {
+    /// Its queue was full, in bytes or in batches.
+    QueueFull,
+    /// It took nothing off its socket for the write timeout.
+    WriteTimeout,
+    /// It was sent everything and acknowledged nothing for the ack timeout.
+    NoAckProgress,
+    /// It made no progress for the sync timeout while joining.
+    NoSyncProgress,
+    /// It broke the protocol.
+    ProtocolViolation(String),
+    /// A newer connection came with its id.
+    Replaced,
+    /// The leader shuts down.
+    Shutdown,
+}
+
+impl fmt::Display for EvictionReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::QueueFull => f.write_str("queue full"),
+            Self::WriteTimeout => f.write_str("write timeout"),
+            Self::NoAckProgress => f.write_str("no ack progress"),
+            Self::NoSyncProgress => f.write_str("no sync progress"),
+            Self::ProtocolViolation(what) => write!(f, "protocol violation ({what})"),
+            Self::Replaced => f.write_str("replaced by a newer connection"),
+            Self::Shutdown => f.write_str("shutdown"),
+        }
+    }
+}
+
+/// An eviction, as kept in the history and logged.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Eviction {
+    /// When.
+    pub at: SystemTime,
+    /// Whom.
+    pub id: NodeId,
+    /// Where it was connected from.
+    pub address: SocketAddr,
+    /// Why.
+    pub reason: EvictionReason,
+    /// How far it had come.
+    pub state: FollowerState,
+    /// Action bytes it had not acknowledged; `None` if it had not been attached to the stream.
+    pub lag_bytes: Option<u64>,
+    /// For how long the oldest of them had been on their way.
+    pub lag: Option<Duration>,
+    /// Batches in its queue.
+    pub queued_batches: usize,
+    /// Bytes they held.
+    pub queued_bytes: u64,
+}
+
+impl fmt::Display for Eviction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "evicted follower: {}; address {}, id {}, {}", self.reason, self.address, self.id, self.state)?;
+        match (self.lag_bytes, self.lag) {
+            (Some(bytes), Some(time)) => write!(f, ", lag {bytes} bytes / {:.3} s", time.as_secs_f64())?,
+            _ => f.write_str(", lag unknown (not attached yet)")?,
+        }
+        write!(f, ", queue {} batches / {} bytes", self.queued_batches, self.queued_bytes)
+    }
+}

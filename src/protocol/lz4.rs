@@ -1,0 +1,157 @@
+//! The LZ4 frame that carries all a leader says.
+//!
+//! We send *independent* blocks of up to 64 KiB, so that a sealed batch is compressed once and goes to every follower as
+//! it is, behind the frame header of that follower's own connection. Real LavinMQ leaders send *linked* blocks, which
+//! [`frame_reader`] takes as well. A block that does not shrink goes raw, as the format allows.
+
+use std::io::{self, BufReader, Read, Write};
+
+use lz4_flex::block::{compress_into, get_maximum_output_size};
+use lz4_flex::frame::FrameDecoder;
+
+/// Version 1, independent blocks of at most 64 KiB, no checksums, no content size.
+pub const FRAME_HEADER: [u8; 7] = [0x04, 0x22, 0x4D, 0x18, 0x60, 0x40, 0x82];
+
+/// The most uncompressed bytes in a block, in line with [`FRAME_HEADER`].
+pub const BLOCK_BYTES_MAX: usize = 64 << 10;
+
+/// Set in a block's length when its bytes are not compressed.
+const RAW_BIT: u32 = 1 << 31;
+
+/// After a block that did not shrink, this many go raw without being tried: data that is already compressed tends to
+/// stay so, and trying costs more than sending.
+const RAW_RUN_BLOCKS: u32 = 8;
+
+/// Appends `bytes` to `out` as independent blocks.
+pub fn encode_blocks(bytes: &[u8], out: &mut Vec<u8>) {
+    let mut raw_run = 0;
+    for block in bytes.chunks(BLOCK_BYTES_MAX) {
+        encode_block(block, out, &mut raw_run);
+    }
+}
+
+fn encode_block(block: &[u8], out: &mut Vec<u8>, raw_run: &mut u32) {
+    let header = out.len();
+    let body = header + 4;
+    if *raw_run == 0 {
+        out.resize(body + get_maximum_output_size(block.len()), 0);
+        match compress_into(block, &mut out[body..]) {
+            Ok(length) if length < block.len() => {
+                out.truncate(body + length);
+                out[header..body].copy_from_slice(&block_length(length).to_le_bytes());
+                return;
+            }
+            _ => {
+                out.truncate(header);
+                // A short block says little about what follows it.
+                *raw_run = if block.len() < BLOCK_BYTES_MAX { 0 } else { RAW_RUN_BLOCKS };
+            }
+        }
+    } else {
+        *raw_run -= 1;
+    }
+    out.extend_from_slice(&(block_length(block.len()) | RAW_BIT).to_le_bytes());
+    out.extend_from_slice(block);
+}
+
+fn block_length(length: usize) -> u32 {
+    u32::try_from(length).expect("a block has at most 64 KiB")
+}
+
+/// Writes bytes as blocks to `inner`, a block at a time; [`flush`](Write::flush) sends what is there as a shorter one.
+///
+/// Dropping it does not flush, and nothing ends the frame: a leader only ever cuts it.
+pub struct FrameWriter<W> {
+    inner: W,
+    raw: Vec<u8>,
+    encoded: Vec<u8>,
+    raw_run: u32,
+}
+
+impl<W: Write> FrameWriter<W> {
+    /// Writes blocks to `inner`, on which the frame header was or will be written.
+    pub fn new(inner: W) -> Self {
+        Self { inner, raw: Vec::with_capacity(BLOCK_BYTES_MAX), encoded: Vec::new(), raw_run: 0 }
+    }
+
+    /// What the blocks are written to. Bytes not yet flushed are not there.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.inner
+    }
+
+    fn write_block(&mut self) -> io::Result<()> {
+        self.encoded.clear();
+        encode_block(&self.raw, &mut self.encoded, &mut self.raw_run);
+        self.raw.clear();
+        self.inner.write_all(&self.encoded)
+    }
+}
+
+impl<W: Write> Write for FrameWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(BLOCK_BYTES_MAX - self.raw.len());
+        self.raw.extend_from_slice(&bytes[..taken]);
+        if self.raw.len() == BLOCK_BYTES_MAX {
+            self.write_block()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.raw.is_empty() {
+            self.write_block()?;
+        }
+        self.inner.flush()
+    }
+}
+
+/// Decodes a leader's frame from a blocking `peer`, as far as it has come; its [`BufRead`](io::BufRead) side hands out a
+/// block at a time.
+///
+/// It cannot go on after a read timeout within a block, and a connection cut within a block header looks like the
+/// frame's end: take both for a disconnect, and unblock it by shutting the socket down.
+pub fn frame_reader<R: Read>(peer: R) -> FrameDecoder<BufReader<R>> {
+    FrameDecoder::new(BufReader::with_capacity(2 * BLOCK_BYTES_MAX, peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(7);
+        std::iter::repeat_with(|| random.u8(..)).take(length).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_in_any_split_is_read_back(
+            lengths in prop::collection::vec(0_usize..100_000, 1..8),
+            compressible in any::<bool>(),
+        ) {
+            let total: usize = lengths.iter().sum();
+            let bytes = if compressible { vec![b'x'; total] } else { noise(total) };
+            let mut writer = FrameWriter::new(FRAME_HEADER.to_vec());
+            let mut rest = &bytes[..];
+            for length in lengths {
+                let (piece, after) = rest.split_at(length);
+                writer.write_all(piece).unwrap();
+                writer.flush().unwrap();
+                rest = after;
+            }
+            let wire = std::mem::take(writer.get_mut());
+            let mut read = vec![0; total];
+            frame_reader(&wire[..]).read_exact(&mut read).unwrap();
+            prop_assert!(read == bytes);
+        }
+    }
+
+    #[test]
+    fn noise_grows_by_no_more_than_block_headers() {
+        let bytes = noise(10 * BLOCK_BYTES_MAX + 1);
+        let mut wire = Vec::new();
+        encode_blocks(&bytes, &mut wire);
+        assert_eq!(wire.len(), bytes.len() + 11 * 4);
+    }
+}
