@@ -498,7 +498,7 @@ impl<'a> Ranges<'a> {
         if self.core.stream.version(path).generation != believed.generation {
             return Ok(());
         }
-        log::warn!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
+        log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
         match self.core.announce_from_disk(path, Some(believed.generation)) {
             Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
             Err(AppendError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
