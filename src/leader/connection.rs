@@ -89,6 +89,8 @@ enum Refusal {
     OwnId(NodeId),
     #[error("did not authenticate within {0:?}")]
     Deadline(Duration),
+    #[error("the connection ended before it had authenticated")]
+    Ended,
     #[error(transparent)]
     Protocol(ProtocolError),
     #[error("{0}")]
@@ -103,6 +105,7 @@ fn handshake(core: &Core, socket: &TcpStream) -> Result<NodeId, Refusal> {
         ProtocolError::Io(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             Refusal::Deadline(limit)
         }
+        ProtocolError::Io(error) if error.kind() == ErrorKind::UnexpectedEof => Refusal::Ended,
         error => Refusal::Protocol(error),
     };
     socket.set_write_timeout(Some(limit))?;
