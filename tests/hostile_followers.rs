@@ -111,12 +111,15 @@ fn authenticated_connections_do_not_count_as_unauthenticated() {
         config.unauthenticated_max = 1;
         config.handshake_timeout = PATIENCE;
     });
-    let followers: Vec<_> = (0..3).map(|_| leader.fake()).collect();
-    let _silent = FakeFollower::connect(leader.address);
-    let joined = leader.fake();
-    for follower in followers.iter().chain([&joined]) {
+    let connected = || {
+        let follower = leader.fake();
         wait_until("it is connected", || leader.leader.followers().iter().any(|f| f.id == follower.id()));
-    }
+        follower
+    };
+    let mut followers: Vec<_> = (0..3).map(|_| connected()).collect();
+    let _silent = FakeFollower::connect(leader.address);
+    followers.push(connected());
+    assert_eq!(leader.leader.followers().len(), 4);
     leader.shut_down();
 }
 
