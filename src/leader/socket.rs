@@ -13,7 +13,8 @@ use super::stream::Stream;
 /// Writes to the socket; evicts the follower when it takes nothing for the limit.
 ///
 /// The kernel's send timeout is a fraction of the limit, and ticks without progress are counted: a leader that was itself
-/// stopped for longer than the limit finds one tick gone, not all of them.
+/// stopped for longer than the limit finds one tick gone, not all of them. Ticks also let a slow peer show that it moves:
+/// a blocked write goes on only once a third of the kernel's buffer is free, a new one with any free part.
 pub(super) struct SocketWriter {
     socket: TcpStream,
     follower: Arc<FollowerHandle>,
@@ -56,7 +57,12 @@ impl Write for SocketWriter {
             if self.follower.has_ended() {
                 return Err(ErrorKind::ConnectionAborted.into());
             }
-            match self.socket.write(bytes) {
+            let written = match self.reason {
+                EvictionReason::WriteTimeout => self.socket.write(bytes),
+                // Whoever else wants to join looks at how long this takes.
+                _ => self.follower.socket_wait.during(|| self.socket.write(bytes)),
+            };
+            match written {
                 Ok(written) => {
                     self.follower.sent_bytes.fetch_add(written as u64, Ordering::Relaxed);
                     return Ok(written);
