@@ -251,6 +251,8 @@ impl FollowerHandle {
             self.ended.store(true, Ordering::Release);
             // Fails only if the peer was faster.
             let _ = self.socket.shutdown(Shutdown::Both);
+            // With the lock, or it could come between a waiter's look and its sleep.
+            let _in_flight = self.in_flight.lock();
             self.acknowledged.notify_all();
         }
     }
@@ -323,7 +325,6 @@ impl FollowerHandle {
                 return false;
             }
             in_flight.progress = false;
-            // The end is notified without this lock: look again now and then.
             let waited = self.wait_up_to(&mut in_flight, timeout);
             if !waited {
                 return false;
