@@ -537,7 +537,8 @@ impl Ordered {
             Content::OnDisk(_) => self.encode_range(whole(path, version)),
         }
         if let Some((version, temporary)) = temporary.filter(|(version, _)| version.len > 0) {
-            self.encode_range(whole(&temporary, version));
+            // As an append to the deleted file: a replace would go by way of a temporary file again.
+            self.encode_range(FileRange { kind: RangeKind::Append, ..whole(&temporary, version) });
         }
     }
 
