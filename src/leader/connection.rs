@@ -62,6 +62,11 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
             Error::Protocol(error) if !error.is_disconnect() => {
                 follower.evict_at(EvictionReason::ProtocolViolation(error.to_string()), core.stream.position());
             }
+            // Ours to put right: followers come back and fail again until it is.
+            error @ Error::Io { .. } => {
+                log::error!("cannot serve follower {id} at {address}: {error}");
+                follower.disconnected("the leader cannot read its own files");
+            }
             error => follower.disconnected(error.to_string()),
         }
     }

@@ -35,6 +35,7 @@ use super::status::{EvictionReason, FollowerState};
 use super::stream::{Tracker, temporary_of, whole};
 use crate::error::{AppendError, Error};
 use crate::index::Version;
+use crate::index::hash::is_no_file;
 use crate::protocol::{
     ActionKind, PROBE_NAME, Sha1Sum, encode_action_header, framing_bytes, write_end, write_list_entry,
 };
@@ -507,7 +508,7 @@ impl<'a> Ranges<'a> {
             .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
         match opened {
             Ok(file) => Ok(file),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(error) if is_no_file(&error) => Ok(None),
             Err(error) => Err(self.unreadable(path, error)),
         }
     }
@@ -544,7 +545,7 @@ impl<'a> Ranges<'a> {
         log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
         match self.core.announce_from_disk(path, Some(believed.generation)) {
             Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
-            Err(AppendError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            Err(AppendError::Io { source, .. }) if is_no_file(&source) => {
                 // Refused only when shutting down.
                 let _ = self.core.stream.delete(path, Some(believed.generation));
                 Ok(())

@@ -339,7 +339,11 @@ impl Core {
         let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
         let _one_at_a_time = self.file_locks.of(path).lock();
         let file = File::open(path.below(self.dir.path())).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
+        let meta = file.metadata().map_err(failed)?;
+        if meta.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let length = meta.len();
         if length > INLINE_BYTES_MAX {
             return self.stream.replace(path, Content::OnDisk(length), generation);
         }
