@@ -127,7 +127,10 @@ fn followers_standing_still_at_any_stage_do_not_hold_it_up() {
         assert!(leader.leader.followers().is_empty(), "{stage}");
         peer.wait_closed();
         let again = leader.leader.shutdown(PATIENCE);
-        assert!(again.drained.is_empty() && again.undrained.is_empty() && again.threads_left == 0, "{stage}: {again:?}");
+        assert!(
+            again.drained.is_empty() && again.undrained.is_empty() && again.threads_left == 0,
+            "{stage}: {again:?}"
+        );
     }
 }
 

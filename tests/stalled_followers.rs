@@ -309,5 +309,5 @@ fn a_follower_that_acknowledges_only_whole_actions_is_kept_and_ends_exact() {
     assert!(leader.leader.evictions().is_empty());
     assert_eq!(contents(follower.dir.path()), contents(leader.dir.path()));
     leader.shut_down();
-    follower.join();
+    follower.stop();
 }
