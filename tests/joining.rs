@@ -54,14 +54,14 @@ fn under_heavy_writing<T>(leader: &TestLeader, names: &[&str], meanwhile: impl F
 fn followers_evicted_under_heavy_writing_return_and_end_exact() {
     let leader = TestLeader::with(|config| {
         config.queue_bytes = 4 << 20;
-        config.sync_timeout = Duration::from_secs(3);
+        config.sync_timeout = Duration::from_secs(2);
         config.write_timeout = Duration::from_secs(1);
         config.ack_timeout = Duration::from_secs(1);
     });
     let names = ["a/1", "a/2", "a/3", "a/4", "b/1", "b/2", "b/3", "b/4", "c", "d", "e", "f"];
     let mut followers: Vec<TestFollower> = (0..2).map(|_| leader.follower()).collect();
     under_heavy_writing(&leader, &names, || {
-        for round in 0..12 {
+        for round in 0..6 {
             let id = followers[round % 2].follower.id();
             leader.wait_state(id, FollowerState::InSync);
             if round % 3 == 0 {
