@@ -232,6 +232,25 @@ fn the_mark_outlives_the_follower_and_goes_with_the_next_whole_sync() {
 }
 
 #[test]
+fn a_leader_that_answers_each_request_as_it_arrives_is_not_blocked() {
+    let (leader, dir, follower) = started();
+    // More bytes of requests than the sockets hold.
+    let folder = vec!["x".repeat(250); 4].join("/");
+    let listed: Files = (0..6000).map(|n| (format!("{folder}/{n:05}"), vec![b'c'; 1000])).collect();
+    let mut connection = leader.accept();
+    connection.list(&listed);
+    let mut answered = 0;
+    while let Some(name) = read_name(&mut connection.socket).unwrap() {
+        connection.content(&listed[name.as_str()]);
+        answered += 1;
+    }
+    assert_eq!(answered, listed.len());
+    assert_eq!(connection.round(&listed), [""; 0]);
+    eventually("streaming", || follower.status().state == State::Streaming);
+    assert!(files_in(dir.path()) == listed);
+}
+
+#[test]
 fn reserved_names_are_neither_asked_for_nor_deleted() {
     let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
     write(dir.path(), "backups/mine", "kept");
@@ -397,7 +416,8 @@ fn a_failed_write_ends_the_connection_unacknowledged_and_is_mended_by_a_sync() {
     let mut connection = leader.accept();
     let listed = files(&[("a", b"123"), ("b", b"x")]);
     connection.sync(&listed);
-    eventually("mended", || files_in(dir.path()) == listed);
+    eventually("mended", || follower.status().state == State::Streaming);
+    assert_eq!(files_in(dir.path()), listed);
 }
 
 #[test]
