@@ -7,10 +7,15 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::types::{NodeId, OWN_FOLDER, RelPath};
 
+/// Keeps the node's id, in base 36.
+const ID_FILE: &str = ".clustering_id";
+
 /// A data directory that this process alone works on, for as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
+    /// What `.clustering_id` said when the directory was opened, or what was written to it since.
+    kept_id: Option<NodeId>,
     /// Whether `.clustering_id` was there already: then the directory has been a node's before.
     had_id: bool,
     id: NodeId,
@@ -26,10 +31,16 @@ pub(crate) struct FoundFile {
 }
 
 impl DataDir {
-    /// Takes the `.lock` of an existing directory, finds or makes its id, and removes what an earlier run left behind.
-    ///
-    /// `checksums.sha1` goes too: a LavinMQ node that later starts here believes it blindly.
+    /// Takes the `.lock` of an existing directory and makes it this node's own, see [`claim`](Self::claim).
     pub(crate) fn open(path: &Path, id: Option<NodeId>) -> Result<Self, Error> {
+        let mut dir = Self::open_unclaimed(path, id)?;
+        dir.claim()?;
+        Ok(dir)
+    }
+
+    /// Takes the `.lock` of an existing directory, and finds or chooses its id. Nothing but the lock file is made or
+    /// changed: a directory that turns out not to be ours must not look like a node's the next time.
+    pub(crate) fn open_unclaimed(path: &Path, id: Option<NodeId>) -> Result<Self, Error> {
         let lock_path = path.join(".lock");
         let lock = private(File::options().write(true).create(true).truncate(false))
             .open(&lock_path)
@@ -39,39 +50,48 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", &lock_path, error)),
         }
-        for left in ["checksums.sha1", "checksums.sha1.tmp"] {
-            remove_if_there(&path.join(left))?;
-        }
-        let (id, had_id) = Self::find_id(&path.join(".clustering_id"), id)?;
-        Ok(Self { path: path.to_owned(), had_id, id, _lock: lock })
-    }
-
-    /// The id kept in the file; `wanted` wins over it, and is kept instead.
-    fn find_id(file: &Path, wanted: Option<NodeId>) -> Result<(NodeId, bool), Error> {
-        let kept = match fs::read_to_string(file) {
+        let id_path = path.join(ID_FILE);
+        let text = match fs::read_to_string(&id_path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::io("read", file, error)),
+            Err(error) => return Err(Error::io("read", &id_path, error)),
         };
-        let had_id = kept.is_some();
-        let kept: Option<NodeId> = match (kept, wanted) {
+        let had_id = text.is_some();
+        let kept_id: Option<NodeId> = match (text, id) {
             (Some(text), None) => Some(text.trim().parse()?),
             // A damaged id does not matter when another one is wanted.
             (Some(text), Some(_)) => text.trim().parse().ok(),
             (None, _) => None,
         };
-        let id = wanted.or(kept).unwrap_or_else(NodeId::random);
-        if kept != Some(id) {
-            let temporary = file.with_extension("new");
-            let write = || {
-                let mut out = private(File::options().write(true).create(true).truncate(true)).open(&temporary)?;
-                out.write_all(id.to_string().as_bytes())?;
-                out.sync_all()?;
-                fs::rename(&temporary, file)
-            };
-            write().map_err(|error| Error::io("write", file, error))?;
+        let id = id.or(kept_id).unwrap_or_else(NodeId::random);
+        Ok(Self { path: path.to_owned(), kept_id, had_id, id, _lock: lock })
+    }
+
+    /// Keeps the id in `.clustering_id`, and removes `checksums.sha1`: a LavinMQ node that later starts here believes it
+    /// blindly. To be done before the first change to the directory; does nothing when done before.
+    pub(crate) fn claim(&mut self) -> Result<(), Error> {
+        for left in ["checksums.sha1", "checksums.sha1.tmp"] {
+            remove_if_there(&self.path.join(left))?;
         }
-        Ok((id, had_id))
+        if self.kept_id == Some(self.id) {
+            return Ok(());
+        }
+        let file = self.path.join(ID_FILE);
+        let temporary = file.with_extension("new");
+        let write = || {
+            let mut out = private(File::options().write(true).create(true).truncate(true)).open(&temporary)?;
+            out.write_all(self.id.to_string().as_bytes())?;
+            out.sync_all()?;
+            fs::rename(&temporary, &file)
+        };
+        write().map_err(|error| Error::io("write", &file, error))?;
+        self.kept_id = Some(self.id);
+        Ok(())
+    }
+
+    /// Whether the directory is a node's: it was before, or it was claimed since.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.had_id || self.kept_id.is_some()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -80,10 +100,6 @@ impl DataDir {
 
     pub(crate) fn id(&self) -> NodeId {
         self.id
-    }
-
-    pub(crate) fn had_id(&self) -> bool {
-        self.had_id
     }
 }
 
@@ -153,20 +169,45 @@ pub(crate) fn remove_own_folder(root: &Path) -> Result<(), Error> {
     }
 }
 
+/// The name, within [`OWN_FOLDER`], of the mark of a directory in which a full sync began and did not end: it must not
+/// be served from.
+pub(crate) const INCOMPLETE_MARK: &str = "incomplete";
+
+/// Whether the directory carries the mark of a full sync that did not end.
+pub(crate) fn is_incomplete(root: &Path) -> bool {
+    fs::symlink_metadata(root.join(OWN_FOLDER).join(INCOMPLETE_MARK)).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_was_not_claimed_does_not_look_like_a_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("checksums.sha1"), "").unwrap();
+        drop(DataDir::open_unclaimed(dir.path(), NodeId::new(5).ok()).unwrap());
+        let mut again = DataDir::open_unclaimed(dir.path(), None).unwrap();
+        assert!(!again.is_claimed() && dir.path().join("checksums.sha1").exists());
+        again.claim().unwrap();
+        again.claim().unwrap();
+        let id = again.id();
+        drop(again);
+        assert!(!dir.path().join("checksums.sha1").exists());
+        let claimed = DataDir::open_unclaimed(dir.path(), None).unwrap();
+        assert!(claimed.is_claimed() && claimed.id() == id);
+    }
 
     #[test]
     fn an_id_is_made_once_and_a_wanted_one_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let first = DataDir::open(dir.path(), None).unwrap();
         let id = first.id();
-        assert!(!first.had_id());
+        assert!(first.is_claimed());
         assert!(matches!(DataDir::open(dir.path(), None), Err(Error::InUse(_))), "two took one directory");
         drop(first);
         let again = DataDir::open(dir.path(), None).unwrap();
-        assert!(again.had_id() && again.id() == id);
+        assert!(again.is_claimed() && again.id() == id);
         drop(again);
         let wanted = "abc".parse().unwrap();
         assert_eq!(DataDir::open(dir.path(), Some(wanted)).unwrap().id(), wanted);

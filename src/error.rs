@@ -101,9 +101,9 @@ pub enum AppendError {
         /// Where it had to begin.
         length: u64,
     },
-    /// The name belongs to bookkeeping files and is never replicated.
-    #[error("{0} is a reserved name and is never replicated: choose another")]
-    Reserved(RelPath),
+    /// The name is reserved, or excluded by the settings.
+    #[error("{0} is never replicated: the name is reserved or excluded by the settings")]
+    NotReplicated(RelPath),
     /// The local file could not be read or written.
     #[error("{doing} {path}: {source}")]
     Io {

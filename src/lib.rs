@@ -4,6 +4,7 @@ pub mod config;
 mod datadir;
 pub mod error;
 pub mod follower;
+mod index;
 pub mod leader;
 pub mod protocol;
 mod thread;

@@ -1,88 +1,145 @@
-//! skeleton
+//! The follower: keeps a directory a copy of the leader's.
+//!
+//! ```text
+//!   connect ─▶ handshake ─▶ sync, round 1 ─▶ sync, round 2 ─▶ stream
+//!      ▲                                                        │
+//!      └────────── delay, growing, half of it chance ◀──────────┘  whatever ended the connection
+//! ```
+//!
+//! Two threads. `paceline-follow` connects, reads and changes the directory, all of it in order. `paceline-ack` lives for
+//! one connection and writes: requests and acknowledgements. The locks are leaves, described where they are
+//! ([`shared`], [`ack`]), and nothing is waited for under one.
+//!
+//! Stopping sets a flag, shuts the socket down, which ends every read, write and connecting, and wakes the delay. Both
+//! threads belong to one [`Group`], joined by [`Follower::stop`] and by dropping the follower.
+//!
+//! A leader is not trusted: whatever it sends, nothing outside the directory is touched ([`dir`]), memory stays bounded,
+//! and the worst it can do is what a leader may do, which is to change and delete replicated files.
+//!
+//! While a full sync is changing the directory, and if it did not end, `.paceline/incomplete` is there: such a directory
+//! must not be served from.
+
+mod ack;
+mod apply;
+mod connection;
+mod dir;
+mod run;
+mod shared;
+mod status;
+mod sync;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::dir::Dir;
+use self::run::Runner;
+use self::shared::Shared;
+pub use self::status::{State, Status, SyncProgress};
 use crate::config::FollowerConfig;
+use crate::datadir::{self, DataDir};
 use crate::error::Error;
+use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;
-use std::time::Duration;
 
 /// A running follower: its threads connect, sync, apply, acknowledge and reconnect until it is stopped.
-pub struct Follower {}
+///
+/// Dropping it stops it, see [`Follower::stop`].
+pub struct Follower {
+    id: NodeId,
+    shared: Arc<Shared>,
+    threads: Arc<Group>,
+}
 
-#[allow(missing_docs, unused_variables)]
 impl Follower {
     /// Checks the settings, creates the directory (0700) if absent, takes its `.lock`, and starts the threads.
+    ///
+    /// Does not wait for the leader. The directory is otherwise left as it is until a leader's list has come: only then
+    /// is the id kept in it, and only if the directory is not a foreign one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`], [`Error::InUse`], [`Error::InvalidValue`] for a damaged `.clustering_id`, and [`Error::Io`].
     pub fn start(config: FollowerConfig) -> Result<Self, Error> {
-        todo!()
+        config.check()?;
+        let path = &config.data_dir;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| Error::io("make the folder", path, error))?;
+        let data = DataDir::open_unclaimed(path, config.id)?;
+        let dir = Dir::open(path)?;
+        if datadir::is_incomplete(path) {
+            log::warn!("the last full sync of {} did not end: it is no copy until the next one does", path.display());
+        }
+        let id = data.id();
+        let (shared, threads) = (Arc::new(Shared::default()), Arc::new(Group::default()));
+        let follower = Self { id, shared: shared.clone(), threads: threads.clone() };
+        let runner = Runner { config, data, dir, shared: shared.clone(), threads: threads.clone() };
+        let at_end = FinishAtEnd(shared);
+        let spawned = threads.spawn("paceline-follow", move || {
+            // By then the runner is gone, and the directory is free for whoever waited for that.
+            let outcome = runner.run();
+            at_end.0.finish(outcome);
+        });
+        spawned.map_err(|error| Error::connection("could not start its thread", error))?;
+        Ok(follower)
     }
+
+    /// The follower's id: the one that was set, or the directory's, or one made at random.
+    #[must_use]
     pub fn id(&self) -> NodeId {
-        todo!()
+        self.id
     }
-    /// A snapshot; never blocks for long.
+
+    /// A snapshot. Does not wait for any connection or file.
+    #[must_use]
     pub fn status(&self) -> Status {
-        todo!()
+        self.shared.status()
     }
-    /// Blocks until the follower has ended: stopped (Ok), synced with `FollowerConfig::once` (Ok), or failed in a way that
-    /// trying again would not mend (secret refused, same id, foreign directory, local I/O).
-    /// `None` after `timeout`.
+
+    /// Blocks until the follower has ended: stopped (`Ok`), synced with [`FollowerConfig::once`] (`Ok`), or failed in a
+    /// way that trying again would not mend. `None` after `timeout`; without one it waits for as long as it takes.
+    ///
+    /// When it returns the end, the directory's lock has been given back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SecretRefused`] and [`Error::ForeignDirectory`]; with [`FollowerConfig::once`] whatever failed first. An
+    /// error is handed out once: who asks again is told [`Error::ShuttingDown`].
     pub fn wait(&self, timeout: Option<Duration>) -> Option<Result<(), Error>> {
-        todo!()
+        self.shared.wait(timeout)
     }
-    /// Stops and joins all threads.
+
+    /// Stops, and joins all threads. Harmless when it has ended already.
+    ///
+    /// Blocks for milliseconds as a rule and for at most 5 s: a thread that the system does not let go (resolving a
+    /// name, flushing a disk) is left to end by itself, and holds the directory's lock until then.
     pub fn stop(&self) {
-        todo!()
+        self.shared.stop();
+        let running = self.threads.join(Instant::now() + DROP_JOIN_MAX);
+        if running > 0 {
+            log::warn!("{running} threads of the follower are held up by the system; they end by themselves");
+        }
     }
 }
 
-/// What a follower tells of itself.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Status {
-    /// What it is doing.
-    pub state: State,
-    /// How often it has connected and been accepted.
-    pub connections: u64,
-    /// Why the last connection ended.
-    pub last_disconnect: Option<String>,
-    /// The full sync under way, or the last one.
-    pub sync: SyncProgress,
-    /// Action bytes applied since the stream began (framing included).
-    pub applied_bytes: u64,
-    /// Of these, acknowledged.
-    pub acknowledged_bytes: u64,
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
-/// What a follower is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum State {
-    /// Connecting, or waiting to.
-    #[default]
-    Connecting,
-    /// Accepted; waiting for the leader's list (one follower is synced at a time).
-    Waiting,
-    /// In round 1 or 2 of a full sync.
-    Syncing,
-    /// Applying the stream.
-    Streaming,
-    /// Ended.
-    Stopped,
+impl std::fmt::Debug for Follower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Follower").field("id", &self.id).field("status", &self.status()).finish()
+    }
 }
 
-/// How far a full sync has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SyncProgress {
-    /// Files the leader listed.
-    pub files_listed: u64,
-    /// Local files hashed so far, to compare them.
-    pub files_hashed: u64,
-    /// Files asked for, both rounds.
-    pub files_requested: u64,
-    /// Of these, files received.
-    pub files_received: u64,
-    /// Content bytes received.
-    pub bytes_received: u64,
-    /// Bytes of the file being received that are still to come.
-    pub bytes_remaining_in_file: u64,
-    /// Files deleted because the leader did not list them.
-    pub files_deleted: u64,
+/// Ends the wait for the follower also when its thread panicked.
+struct FinishAtEnd(Arc<Shared>);
+
+impl Drop for FinishAtEnd {
+    fn drop(&mut self) {
+        self.0.finish(Err(Error::ShuttingDown));
+    }
 }

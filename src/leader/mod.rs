@@ -1,98 +1,432 @@
-//! skeleton
+//! The leader: announces what is written to a data directory to any number of followers, and never waits for one.
+//!
+//! ```text
+//! host threads ── append/replace/delete ──▶ [ordered: index + open batch]     stream.rs
+//!                                              │ sealed: Arc<Batch>           batch.rs
+//!                                         leader thread
+//!               try_send ┌────────────────────┼────────────────────┐
+//!                        ▼                    ▼                    ▼
+//!                  bounded channel      bounded channel      bounded channel
+//!                        ▼                    ▼                    ▼
+//!                  writer thread        writer thread        writer thread    connection.rs, join.rs, socket.rs
+//!                  ack thread           ack thread           ack thread       acks.rs
+//! ```
+//!
+//! # Threads
+//!
+//! `leader` seals and pushes batches; `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
+//! each connection. All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//!
+//! # Locks
+//!
+//! In the order they are taken: a file's lock (`file.rs`) or a waiter's (`progress.rs`), then those of the stream: `cut`,
+//! `attached`, `ordered` (`stream.rs`).
+//! All others are leaves: nothing is locked while one of them is held. No lock is held while a thread is joined, a socket read or
+//! written, or a line logged.
+
+mod accept;
+mod acks;
+mod batch;
+mod connection;
+mod file;
+mod follower;
+mod join;
+mod progress;
+mod socket;
 mod status;
+mod stream;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use parking_lot::Mutex;
+
+use self::accept::Unauthenticated;
+use self::file::FileLocks;
+use self::follower::FollowerHandle;
+use self::join::BulkSlot;
+use self::progress::Progress;
+use self::stream::{Content, INLINE_BYTES_MAX, Stream};
 use crate::config::LeaderConfig;
+use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
+use crate::index::Index;
+use crate::index::hash::HashCache;
+use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
-pub use status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::time::Duration;
 
-/// The leader of a data directory. All methods take `&self` and may be called from any number of threads at once.
-pub struct Leader {}
+pub use self::file::ReplicatedFile;
+pub use self::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 
-#[allow(missing_docs, unused_variables)]
-impl Leader {
-    /// Takes the directory's `.lock`, scans what is there. Listens to nobody until [`Leader::listen`].
-    pub fn open(config: LeaderConfig) -> Result<Self, Error> {
-        todo!()
-    }
-    /// Accepts followers on `address`; returns the address in use.
-    pub fn listen(&self, address: impl ToSocketAddrs) -> Result<SocketAddr, Error> {
-        todo!()
-    }
-    pub fn id(&self) -> NodeId {
-        todo!()
-    }
-    /// Announces bytes already written to the file at `offset` (must be its announced length). Never blocks on a follower.
-    pub fn append(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
-        todo!()
-    }
-    /// Like append, for `length` bytes that are read from the file later, by the writer threads.
-    pub fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
-        todo!()
-    }
-    /// Announces that the file has new content, complete on disk (length as found by fstat). Reads it from disk.
-    /// A file that became empty is announced as such (protocol 1.0.0: a delete). Creates it if unknown.
-    pub fn replace(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
-        todo!()
-    }
-    /// Announces that the file is gone. Unknown files: no-op.
-    pub fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
-        todo!()
-    }
-    /// The announced length of a file.
-    pub fn file_len(&self, path: &RelPath) -> Option<u64> {
-        todo!()
-    }
-    /// All announced files and lengths (a copy, made in pieces without holding the append lock for long).
-    pub fn files(&self) -> Vec<(RelPath, u64)> {
-        todo!()
-    }
-    /// Whether `path` is replicated: not reserved, not excluded by `LeaderConfig::exclude`.
-    pub fn replicates(&self, path: &RelPath) -> bool {
-        todo!()
-    }
-    /// An `io::Write` (and `position()`) that writes the local file and replicates in one go.
-    pub fn file(&self, path: &RelPath) -> Result<ReplicatedFile<'_>, AppendError> {
-        todo!()
-    }
-    /// The position after the last action.
-    pub fn position(&self) -> StreamPosition {
-        todo!()
-    }
-    pub fn followers(&self) -> Vec<FollowerStatus> {
-        todo!()
-    }
-    /// The last evictions, oldest first (bounded).
-    pub fn evictions(&self) -> Vec<Eviction> {
-        todo!()
-    }
-    /// Waits (outside any append) until every follower that keeps up has acknowledged all but `window.bytes`.
-    /// true: within the window; false: `timeout` passed.
-    pub fn wait_for_window(&self, window: &Window, timeout: Duration) -> bool {
-        todo!()
-    }
-    /// Stops accepting and appending, lets attached followers drain until `drain` has passed, then closes all and joins all threads. Idempotent.
-    pub fn shutdown(&self, drain: Duration) -> ShutdownReport {
-        todo!()
-    }
+/// The leader of a data directory.
+///
+/// All methods take `&self` and may be called from any number of threads at once. None of them waits for a follower, but
+/// those that say so: [`wait_for_window`](Self::wait_for_window) and [`shutdown`](Self::shutdown).
+pub struct Leader {
+    core: Arc<Core>,
 }
-/// A bounded window of unacknowledged bytes.
-#[derive(Clone, Debug)]
+
+/// What all threads of a leader share.
+struct Core {
+    config: LeaderConfig,
+    dir: DataDir,
+    exclude: GlobSet,
+    stream: Arc<Stream>,
+    file_locks: FileLocks,
+    hashes: HashCache,
+    bulk: BulkSlot,
+    /// All that have authenticated, in the order they came.
+    followers: Mutex<Vec<Arc<FollowerHandle>>>,
+    history: History,
+    unauthenticated: Unauthenticated,
+    listeners: Mutex<Vec<TcpListener>>,
+    progress: Progress,
+    threads: Group,
+    stopping: AtomicBool,
+}
+
+/// A bounded window of unacknowledged bytes; see [`Leader::wait_for_window`].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Window {
     /// The most action bytes that followers may leave unacknowledged.
     pub bytes: u64,
-    /// A follower that acknowledged nothing for this long does not hold the window up. Defaults to 100 ms.
+    /// A follower that acknowledged nothing for this long does not hold the window up: it is on its way to being evicted.
+    /// Defaults to 100 ms.
     pub stall_grace: Duration,
 }
-/// What a shutdown did.
-#[derive(Clone, Debug, Default)]
-#[allow(missing_docs)]
-pub struct ShutdownReport {
-    /// Followers that had acknowledged everything
-    pub drained: Vec<NodeId>,
-    /// Followers that had not: id and bytes not acknowledged
-    pub undrained: Vec<(NodeId, u64)>,
+
+impl Window {
+    /// A window of this many bytes. Choose less than `queue_bytes`.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self { bytes, stall_grace: Duration::from_millis(100) }
+    }
 }
-/// See [`Leader::file`].
-pub struct ReplicatedFile<'a>(&'a Leader);
+
+/// What a shutdown left undone.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Followers that have acknowledged everything.
+    pub drained: Vec<NodeId>,
+    /// Followers that have not, and how many action bytes they lack; `None` if they were still joining.
+    pub undrained: Vec<(NodeId, Option<u64>)>,
+    /// Threads that did not end in time; always 0 unless the disk hangs.
+    pub threads_left: usize,
+}
+
+impl Leader {
+    /// Takes the directory's `.lock`, scans what is there, and starts. Nobody is listened to until [`listen`](Self::listen),
+    /// so a host may first put its own files right.
+    ///
+    /// Blocks while the directory is walked. All that is in it is announced with the length it has.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of range, the directory is missing, in use or cannot be read.
+    pub fn open(config: LeaderConfig) -> Result<Self, Error> {
+        config.check()?;
+        let exclude = globs(&config.exclude)?;
+        let dir = DataDir::open(&config.data_dir, config.id)?;
+        remove_own_folder(dir.path())?;
+        let mut index = Index::new();
+        walk(dir.path(), None, &mut |_| (), &mut |file| {
+            if !exclude.is_match(file.path.as_str()) {
+                index.put(&file.path, file.len);
+            }
+        })?;
+        let core = Arc::new(Core {
+            stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches)),
+            exclude,
+            dir,
+            config,
+            file_locks: FileLocks::default(),
+            hashes: HashCache::default(),
+            bulk: BulkSlot::default(),
+            followers: Mutex::default(),
+            history: History::default(),
+            unauthenticated: Unauthenticated::default(),
+            listeners: Mutex::default(),
+            progress: Progress::default(),
+            threads: Group::default(),
+            stopping: AtomicBool::new(false),
+        });
+        let stream = core.stream.clone();
+        core.threads
+            .spawn("leader", move || stream.run_leader())
+            .map_err(|error| Error::io("start a thread for", core.dir.path(), error))?;
+        Ok(Self { core })
+    }
+
+    /// Accepts followers on `address` from now on; may be called for several. Returns the address in use, of interest for
+    /// port 0.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound, or the leader is shut down.
+    pub fn listen(&self, address: impl ToSocketAddrs) -> Result<SocketAddr, Error> {
+        let failed = |error: io::Error| Error::connection("cannot listen", error);
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let kept = listener.try_clone().map_err(failed)?;
+        {
+            let mut listeners = self.core.listeners.lock();
+            // Looked at under the lock: a shutdown either sees this listener or is seen here.
+            if self.core.stopping.load(Ordering::SeqCst) {
+                return Err(Error::ShuttingDown);
+            }
+            listeners.push(kept);
+        }
+        let core = self.core.clone();
+        self.core.threads.spawn("accept", move || accept::run(&core, &listener)).map_err(failed)?;
+        Ok(bound)
+    }
+
+    /// The leader's own id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.core.dir.id()
+    }
+
+    /// Announces `bytes` that are already written to the file at `offset`, and returns the stream position after them.
+    ///
+    /// Never blocks on a follower; the cost does not depend on what any of them does. More than 256 KiB are not copied but read
+    /// from the file again, when each follower gets there. Empty `bytes` make the file known, should it not be.
+    ///
+    /// # Errors
+    ///
+    /// If `offset` is not the file's announced length, which means that appends were announced out of order; if the name is
+    /// never replicated; if the leader is shut down. Nothing was announced then.
+    pub fn append(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
+        let length = bytes.len() as u64;
+        let content = if length > INLINE_BYTES_MAX { Content::OnDisk(length) } else { Content::Bytes(bytes) };
+        self.core.stream.append(path, offset, content, || self.replicates(path))
+    }
+
+    /// Like [`append`](Self::append), for `length` bytes that the caller does not hold: all are read from the file, when each
+    /// follower gets there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`append`](Self::append).
+    pub fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
+        self.core.stream.append(path, offset, Content::OnDisk(length), || self.replicates(path))
+    }
+
+    /// Announces that the file has new content, complete on disk, and returns the stream position after it.
+    ///
+    /// Reads up to 256 KiB of it here; more is read when each follower gets there. Never blocks on a follower. Protocol 1.0.0
+    /// cannot say that a file became empty: followers delete it then, until it has content again.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, the name is never replicated, or the leader is shut down. Nothing was announced then.
+    pub fn replace(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
+        if !self.replicates(path) {
+            return Err(AppendError::NotReplicated(path.clone()));
+        }
+        self.core.announce_from_disk(path, None)
+    }
+
+    /// Announces that the file is gone, and returns the stream position after that. Never blocks on a follower. Does nothing
+    /// for a file that was not announced.
+    ///
+    /// The file must be gone, and not be made again until this returns.
+    ///
+    /// # Errors
+    ///
+    /// If the leader is shut down.
+    pub fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
+        let _one_at_a_time = self.core.file_locks.of(path).lock();
+        self.core.stream.delete(path, None)
+    }
+
+    /// The announced length of a file; `None` if it was not announced.
+    #[must_use]
+    pub fn file_len(&self, path: &RelPath) -> Option<u64> {
+        let version = self.core.stream.version(path);
+        version.exists().then_some(version.len)
+    }
+
+    /// All announced files and their lengths, as of one moment.
+    #[must_use]
+    pub fn files(&self) -> Vec<(RelPath, u64)> {
+        self.core.stream.files().into_iter().map(|(path, version)| (path, version.len)).collect()
+    }
+
+    /// Whether files of this name are replicated: it is neither reserved nor excluded by the settings.
+    #[must_use]
+    pub fn replicates(&self, path: &RelPath) -> bool {
+        !path.is_reserved() && !self.core.exclude.is_match(path.as_str())
+    }
+
+    /// The stream position after the last action.
+    #[must_use]
+    pub fn position(&self) -> StreamPosition {
+        self.core.stream.position()
+    }
+
+    /// All connected followers, in the order they came.
+    #[must_use]
+    pub fn followers(&self) -> Vec<FollowerStatus> {
+        let followers = self.core.followers.lock().clone();
+        let now = self.position();
+        followers.iter().filter(|follower| !follower.has_ended()).map(|follower| follower.status(now)).collect()
+    }
+
+    /// The last evictions, oldest first; [`EVICTIONS_KEPT`] at most.
+    #[must_use]
+    pub fn evictions(&self) -> Vec<Eviction> {
+        self.core.history.0.lock().iter().cloned().collect()
+    }
+
+    /// Waits until every follower that keeps up has acknowledged all but `window.bytes`; for hosts that would rather wait
+    /// than have a healthy follower evicted by sheer speed. Call it between appends.
+    ///
+    /// Returns `true` within the window, `false` after `timeout`. Who waits is woken when half of the window is free.
+    pub fn wait_for_window(&self, window: &Window, timeout: Duration) -> bool {
+        let stream = &self.core.stream;
+        let full = |bytes: u64| {
+            let now = stream.position();
+            let behind = |follower: &FollowerHandle| follower.is_behind_but_moving(now, bytes, window.stall_grace);
+            stream.any_attached(behind).then(|| StreamPosition(now.0.saturating_sub(bytes)))
+        };
+        if full(window.bytes).is_none() {
+            return true;
+        }
+        self.core.progress.wait(Instant::now() + timeout, window.stall_grace, || full(window.bytes / 2))
+    }
+
+    /// Refuses further announcements, lets attached followers acknowledge everything for up to `drain`, then closes all
+    /// connections and joins all threads. Blocks for `drain` and 5 s at most. What is done already is not done again.
+    pub fn shutdown(&self, drain: Duration) -> ShutdownReport {
+        let core = &self.core;
+        core.stop_accepting();
+        let end = core.stream.close();
+        core.stream.push();
+        let deadline = Instant::now() + drain;
+        // Wakes at each step of the slowest: drains are rare, and short.
+        core.progress.wait(deadline, Duration::from_millis(100), || {
+            let behind = |follower: &FollowerHandle| !follower.has_ended() && follower.position() != Some(end);
+            core.stream.any_attached(behind).then_some(end)
+        });
+        let report = core.evict_all(end);
+        core.stream.stop();
+        let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
+        ShutdownReport { threads_left, ..report }
+    }
+}
+
+impl Drop for Leader {
+    /// Shuts down without draining.
+    fn drop(&mut self) {
+        self.shutdown(Duration::ZERO);
+    }
+}
+
+impl Core {
+    /// Announces the file's content as it is on disk; only if the index has it in `generation`, when one is given.
+    ///
+    /// Reading and announcing are one step under the file's lock: whoever reads last announces last.
+    fn announce_from_disk(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
+        let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
+        let _one_at_a_time = self.file_locks.of(path).lock();
+        let file = File::open(path.below(self.dir.path())).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        if length > INLINE_BYTES_MAX {
+            return self.stream.replace(path, Content::OnDisk(length), generation);
+        }
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes).map_err(failed)?;
+        self.stream.replace(path, Content::Bytes(&bytes), generation)
+    }
+
+    /// Adds a follower. One that is here with the same id makes way.
+    fn register(&self, follower: &Arc<FollowerHandle>) {
+        let replaced: Vec<_> = {
+            let mut followers = self.followers.lock();
+            let replaced = followers.iter().filter(|other| other.id == follower.id).cloned().collect();
+            followers.push(follower.clone());
+            replaced
+        };
+        for other in replaced {
+            other.evict_at(EvictionReason::Replaced, self.stream.position());
+            self.stream.detach(&other);
+        }
+        let (id, address) = (follower.id, follower.address);
+        match self.history.last_of(id) {
+            Some(last) => {
+                let ago = last.at.elapsed().unwrap_or_default().as_secs_f64();
+                log::info!("follower {id} at {address} is back; evicted {ago:.1} s ago: {}", last.reason);
+            }
+            None => log::info!("follower {id} at {address} connected"),
+        }
+        if self.stopping.load(Ordering::SeqCst) {
+            follower.evict_at(EvictionReason::Shutdown, self.stream.position());
+        }
+    }
+
+    fn unregister(&self, follower: &Arc<FollowerHandle>) {
+        self.followers.lock().retain(|other| !Arc::ptr_eq(other, follower));
+    }
+
+    fn stop_accepting(&self) {
+        let listeners = {
+            let mut listeners = self.listeners.lock();
+            self.stopping.store(true, Ordering::SeqCst);
+            std::mem::take(&mut *listeners)
+        };
+        listeners.iter().for_each(accept::stop_listening);
+        self.unauthenticated.close_all();
+    }
+
+    fn evict_all(&self, end: StreamPosition) -> ShutdownReport {
+        let mut report = ShutdownReport::default();
+        let followers = self.followers.lock().clone();
+        for follower in followers.into_iter().filter(|follower| !follower.has_ended()) {
+            match follower.status(end).lag_bytes {
+                Some(0) if follower.position().is_some() => report.drained.push(follower.id),
+                lag => report.undrained.push((follower.id, lag)),
+            }
+            follower.evict_at(EvictionReason::Shutdown, end);
+            self.stream.detach(&follower);
+        }
+        report
+    }
+}
+
+/// How many evictions [`Leader::evictions`] remembers.
+pub const EVICTIONS_KEPT: usize = 256;
+
+#[derive(Default)]
+struct History(Mutex<VecDeque<Eviction>>);
+
+impl History {
+    fn push(&self, eviction: Eviction) {
+        let mut history = self.0.lock();
+        if history.len() == EVICTIONS_KEPT {
+            history.pop_front();
+        }
+        history.push_back(eviction);
+    }
+
+    fn last_of(&self, id: NodeId) -> Option<Eviction> {
+        self.0.lock().iter().rev().find(|eviction| eviction.id == id).cloned()
+    }
+}
+
+fn globs(patterns: &[String]) -> Result<GlobSet, Error> {
+    let failed = |error: globset::Error| Error::Setting { name: "exclude", reason: error.to_string() };
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        set.add(GlobBuilder::new(pattern).literal_separator(true).build().map_err(failed)?);
+    }
+    set.build().map_err(failed)
+}

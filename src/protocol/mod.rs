@@ -46,6 +46,10 @@ pub const NAME_BYTES_MAX: usize = 4096;
 /// The most files in one list. Beyond it a peer is taken for hostile.
 pub const LIST_FILES_MAX: usize = 1 << 24;
 
+/// The most bytes of names in one list: a list is held in memory, and must not be what a hostile leader fills it with.
+/// It is room for two and a half million names of a hundred bytes.
+pub const LIST_NAME_BYTES_MAX: u64 = 256 << 20;
+
 /// The largest payload of one append we send, in bytes. A follower up to LavinMQ 2.8 is silent until a whole action is
 /// done, so a longer append is cut. What we *take* is only bounded by [`PAYLOAD_BYTES_MAX`].
 pub const APPEND_BYTES_MAX: usize = 1 << 20;
@@ -90,6 +94,12 @@ pub enum ProtocolError {
     /// More list entries than [`LIST_FILES_MAX`].
     #[error("the list has more than {LIST_FILES_MAX} files")]
     ListTooLong,
+    /// More bytes of names in one list than [`LIST_NAME_BYTES_MAX`].
+    #[error("the list has more than {LIST_NAME_BYTES_MAX} bytes of names")]
+    ListNamesTooLong,
+    /// A list names the same file twice.
+    #[error("{0:?} is listed twice")]
+    ListedTwice(String),
     /// The follower asks for a file that this connection was not offered, or twice for the same.
     #[error("request for {0:?}, which is not open to this connection")]
     NotOffered(String),

@@ -1,0 +1,313 @@
+//! The stream: actions are decoded and applied, in order, as the blocks arrive.
+//!
+//! Runs on the reader thread; no locks. Consecutive appends to one file become one write, at the latest at the end of the
+//! block that brought them; what is counted as applied is on its way to no buffer of ours any more. The order between
+//! files is kept, so that a follower that is killed has a prefix of the stream. A replacement is written to the temporary
+//! file and renamed, so its last bytes count only when it is in place.
+//!
+//! Files that are appended to are kept open, for one connection only: an open file is forgotten when its name is deleted
+//! or replaced, and a new connection begins with none. A handle that outlives its name takes appends to nowhere
+//! (lavinmq#2160).
+//!
+//! A failure ends the connection with nothing acknowledged after it: who applies the stream returns and is dropped.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, Write};
+
+use foldhash::fast::RandomState;
+
+use super::connection::lost;
+use super::dir::Dir;
+use crate::error::Error;
+use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
+use crate::types::RelPath;
+
+/// Files kept open for appending.
+const OPEN_FILES_MAX: usize = 256;
+
+/// Appends are gathered up to so many bytes before they are written.
+const GATHERED_BYTES_MAX: usize = 64 << 10;
+
+/// A piece of at least so many bytes is written as it is: copying it would cost more than the write it saves.
+const WRITTEN_DIRECTLY_BYTES_MIN: usize = 16 << 10;
+
+/// Applies the stream until it ends, which is always an error: a leader never ends it, only the connection.
+///
+/// `applied` is called after each block with the bytes of actions that it completed.
+pub(super) fn apply_stream(
+    reader: &mut impl BufRead,
+    dir: &Dir,
+    applied: &mut dyn FnMut(u64),
+) -> Result<std::convert::Infallible, Error> {
+    let mut decoder = ActionDecoder::new();
+    let mut actions = Actions::new(dir);
+    loop {
+        let block = reader.fill_buf().map_err(|error| lost("in the stream", error.into()))?;
+        if block.is_empty() {
+            let at = if decoder.is_between_actions() { "in the stream" } else { "in the middle of an action" };
+            return Err(lost(at, ProtocolError::Io(std::io::ErrorKind::UnexpectedEof.into())));
+        }
+        let length = block.len();
+        let bytes = apply_block(&mut decoder, &mut actions, block)?;
+        reader.consume(length);
+        if bytes > 0 {
+            applied(bytes);
+        }
+    }
+}
+
+/// Applies what a block holds; returns how many bytes of actions (framing included) are done with it.
+fn apply_block(decoder: &mut ActionDecoder, actions: &mut Actions<'_>, mut block: &[u8]) -> Result<u64, Error> {
+    let mut bytes_done = 0;
+    while let Some(event) = decoder.next(&mut block)? {
+        match event {
+            Event::Action { path, kind } => {
+                bytes_done += framing_bytes(&path);
+                actions.begin(path, kind)?;
+            }
+            Event::Payload { bytes, remaining } => {
+                bytes_done += bytes.len() as u64;
+                actions.payload(bytes, remaining)?;
+            }
+            Event::Heartbeat => {}
+        }
+    }
+    actions.settle()?;
+    Ok(bytes_done)
+}
+
+struct Actions<'a> {
+    dir: &'a Dir,
+    open: HashMap<RelPath, OpenFile, RandomState>,
+    /// Counts uses of open files, to know which was not used for longest.
+    uses: u64,
+    /// The file the last append went to.
+    appending: Option<RelPath>,
+    /// Bytes for the end of that file that are not written yet.
+    gathered: Vec<u8>,
+    replacing: Option<(RelPath, File)>,
+    /// Whether a replacement may have left the own folder behind.
+    own_folder: bool,
+}
+
+struct OpenFile {
+    file: File,
+    last_use: u64,
+}
+
+impl<'a> Actions<'a> {
+    fn new(dir: &'a Dir) -> Self {
+        Self {
+            dir,
+            open: HashMap::default(),
+            uses: 0,
+            appending: None,
+            gathered: Vec::with_capacity(GATHERED_BYTES_MAX),
+            replacing: None,
+            own_folder: false,
+        }
+    }
+
+    fn begin(&mut self, path: RelPath, kind: ActionKind) -> Result<(), Error> {
+        if let ActionKind::Append(_) = kind
+            && self.appending.as_ref() == Some(&path)
+        {
+            return Ok(());
+        }
+        if path.is_reserved() {
+            // Such a delete may be a request of a later protocol, or a probe: acknowledged, and nothing else.
+            if kind == ActionKind::Delete && path.as_str().starts_with('$') {
+                return Ok(());
+            }
+            return Err(ProtocolError::Reserved(path.to_string()).into());
+        }
+        self.write_gathered()?;
+        match kind {
+            ActionKind::Append(_) => self.appending = Some(path),
+            ActionKind::Replace(_) => {
+                self.forget(&path);
+                let file = self.dir.create_temporary()?;
+                self.own_folder = true;
+                self.replacing = Some((path, file));
+            }
+            ActionKind::Delete => {
+                self.forget(&path);
+                self.dir.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn payload(&mut self, bytes: &[u8], remaining: u64) -> Result<(), Error> {
+        if let Some((path, file)) = &mut self.replacing {
+            file.write_all(bytes).map_err(|error| self.dir.failed("write the replacement of", path.as_str(), error))?;
+            if remaining == 0 {
+                self.dir.place_temporary(path)?;
+                self.replacing = None;
+            }
+            return Ok(());
+        }
+        if self.gathered.len() + bytes.len() > GATHERED_BYTES_MAX || bytes.len() >= WRITTEN_DIRECTLY_BYTES_MIN {
+            self.write_gathered()?;
+        }
+        if bytes.len() >= WRITTEN_DIRECTLY_BYTES_MIN {
+            return self.append(bytes);
+        }
+        self.gathered.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Leaves nothing of a block unwritten.
+    fn settle(&mut self) -> Result<(), Error> {
+        self.write_gathered()?;
+        if self.own_folder && self.replacing.is_none() {
+            self.own_folder = false;
+            self.dir.remove_own_folder();
+        }
+        Ok(())
+    }
+
+    fn write_gathered(&mut self) -> Result<(), Error> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let mut gathered = std::mem::take(&mut self.gathered);
+        self.append(&gathered)?;
+        gathered.clear();
+        self.gathered = gathered;
+        Ok(())
+    }
+
+    /// Writes to the end of the file that is being appended to.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.appending.as_ref().expect("payload comes after its action");
+        self.uses += 1;
+        if let Some(open) = self.open.get_mut(path) {
+            open.last_use = self.uses;
+            return open.file.write_all(bytes).map_err(|error| self.dir.failed("append to", path.as_str(), error));
+        }
+        let mut file = self.dir.open_append(path)?;
+        file.write_all(bytes).map_err(|error| self.dir.failed("append to", path.as_str(), error))?;
+        if self.open.len() == OPEN_FILES_MAX {
+            // A look at all of them costs far less than the open that made it necessary.
+            let oldest = self.open.iter().min_by_key(|(_, open)| open.last_use).map(|(path, _)| path.clone());
+            oldest.and_then(|oldest| self.open.remove(&oldest));
+        }
+        self.open.insert(path.clone(), OpenFile { file, last_use: self.uses });
+        Ok(())
+    }
+
+    /// Closes what is open under a name that is about to go or to mean another file.
+    fn forget(&mut self, path: &RelPath) {
+        self.open.remove(path);
+        self.appending = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::encode_action_header;
+    use std::fs;
+
+    fn action(wire: &mut Vec<u8>, name: &str, kind: ActionKind, payload: &[u8]) {
+        encode_action_header(wire, &RelPath::new(name).unwrap(), kind);
+        wire.extend_from_slice(payload);
+    }
+
+    fn append(wire: &mut Vec<u8>, name: &str, payload: &[u8]) {
+        action(wire, name, ActionKind::Append(payload.len() as u64), payload);
+    }
+
+    fn replace(wire: &mut Vec<u8>, name: &str, payload: &[u8]) {
+        action(wire, name, ActionKind::Replace(payload.len() as u64), payload);
+    }
+
+    fn delete(wire: &mut Vec<u8>, name: &str) {
+        action(wire, name, ActionKind::Delete, b"");
+    }
+
+    /// Applies `wire` in blocks of `size` bytes; returns the bytes done.
+    fn apply(dir: &Dir, wire: &[u8], size: usize) -> Result<u64, Error> {
+        let (mut decoder, mut actions) = (ActionDecoder::new(), Actions::new(dir));
+        wire.chunks(size).map(|block| apply_block(&mut decoder, &mut actions, block)).sum()
+    }
+
+    #[test]
+    fn blocks_cut_anywhere_give_the_same_files_and_the_same_count() {
+        let mut wire = Vec::new();
+        append(&mut wire, "log/a", b"one ");
+        append(&mut wire, "log/a", b"two ");
+        wire.extend_from_slice(&[0; 4]);
+        append(&mut wire, "log/b", &[b'b'; 100]);
+        replace(&mut wire, "log/a", b"new ");
+        append(&mut wire, "log/a", b"three");
+        append(&mut wire, "gone/x/y", b"z");
+        delete(&mut wire, "gone/x/y");
+        delete(&mut wire, "$probe");
+        delete(&mut wire, "never/was");
+        delete(&mut wire, "log/b");
+        append(&mut wire, "log/b", &[b'c'; 40_000]);
+        for size in [1, 2, 3, 7, 50, 1000, wire.len()] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            assert_eq!(apply(&dir, &wire, size).unwrap(), wire.len() as u64 - 4);
+            assert_eq!(fs::read_to_string(root.path().join("log/a")).unwrap(), "new three", "blocks of {size}");
+            assert_eq!(fs::read(root.path().join("log/b")).unwrap(), [b'c'; 40_000]);
+            assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "a folder that was emptied is there");
+        }
+    }
+
+    #[test]
+    fn a_replacement_is_seen_only_whole() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a"), "old").unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let mut wire = Vec::new();
+        replace(&mut wire, "a", b"replaced");
+        let (mut decoder, mut actions) = (ActionDecoder::new(), Actions::new(&dir));
+        let (most, last) = wire.split_at(wire.len() - 1);
+        assert_eq!(apply_block(&mut decoder, &mut actions, most).unwrap(), most.len() as u64);
+        assert_eq!(fs::read_to_string(root.path().join("a")).unwrap(), "old");
+        assert_eq!(apply_block(&mut decoder, &mut actions, last).unwrap(), 1);
+        assert_eq!(fs::read_to_string(root.path().join("a")).unwrap(), "replaced");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn reserved_names_are_refused_and_change_nothing() {
+        for name in [".lock", ".clustering_id", ".paceline/incomplete", "checksums.sha1", "backups/a", "$x"] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            for kind in [ActionKind::Append(1), ActionKind::Replace(1), ActionKind::Delete] {
+                let mut wire = Vec::new();
+                action(&mut wire, name, kind, if kind == ActionKind::Delete { b"" } else { b"x" });
+                match apply(&dir, &wire, wire.len()) {
+                    Err(Error::Protocol(ProtocolError::Reserved(_))) => {}
+                    Ok(_) => assert!(name == "$x" && kind == ActionKind::Delete, "{kind:?} of {name} was taken"),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn more_files_than_may_be_open_are_all_appended_to() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let (mut decoder, mut actions) = (ActionDecoder::new(), Actions::new(&dir));
+        for round in [b"1", b"2"] {
+            for file in 0..OPEN_FILES_MAX + 10 {
+                let mut wire = Vec::new();
+                append(&mut wire, &file.to_string(), round);
+                apply_block(&mut decoder, &mut actions, &wire).unwrap();
+                assert!(actions.open.len() <= OPEN_FILES_MAX);
+            }
+        }
+        for file in 0..OPEN_FILES_MAX + 10 {
+            assert_eq!(fs::read_to_string(root.path().join(file.to_string())).unwrap(), "12");
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Files beneath the data directory, for names that a leader chose.
+//!
+//! A name is resolved part by part from the directory's descriptor, and no symbolic link is ever followed, neither on the
+//! way nor as the file itself: whatever a name is, nothing outside the directory is read, written or removed. What is
+//! neither a file nor a folder is refused as well. Each resolution starts at the top: descriptors of folders are not
+//! kept, so none can outlive its folder. (Files that are appended to are kept open, see [`apply`](super::apply).)
+//!
+//! Also here is `.paceline/`, the follower's own folder: the one temporary file, and the mark of a sync that did not end.
+//! No threads, no locks.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir as Entries, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use sha1::{Digest, Sha1};
+
+use crate::datadir::INCOMPLETE_MARK;
+use crate::error::Error;
+use crate::protocol::Sha1Sum;
+use crate::types::{OWN_FOLDER, RelPath};
+
+/// The one file that is being received: there is one reader, and it receives one at a time.
+const TEMPORARY: &str = "incoming";
+
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+const FOLDER_MODE: Mode = Mode::RWXU;
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// `NONBLOCK` matters to what is not a regular file: opening a FIFO must not wait for its other end.
+const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// The data directory, through its descriptor.
+#[derive(Debug)]
+pub(super) struct Dir {
+    root: OwnedFd,
+    path: PathBuf,
+    temporary: RelPath,
+    mark: RelPath,
+}
+
+/// A folder on the way to a file; `None` is the data directory itself.
+struct Folder<'a> {
+    root: &'a OwnedFd,
+    own: Option<OwnedFd>,
+}
+
+impl AsFd for Folder<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.own.as_ref().unwrap_or(self.root).as_fd()
+    }
+}
+
+impl Dir {
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        // The directory itself may be reached through a link: its owner chose that, no leader did.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
+        let own = |name| RelPath::new(&format!("{OWN_FOLDER}/{name}"));
+        Ok(Self { root, path: path.to_owned(), temporary: own(TEMPORARY)?, mark: own(INCOMPLETE_MARK)? })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a file to append to; it and its folders are made if absent.
+    pub(super) fn open_append(&self, path: &RelPath) -> Result<File, Error> {
+        self.open_made(path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)
+    }
+
+    /// The SHA-1 of a file's content; `None` if it is not there. `go_on` is asked before each piece: false ends it.
+    pub(super) fn hash(
+        &self,
+        path: &RelPath,
+        buffer: &mut [u8],
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Sha1Sum>, Error> {
+        let Some(mut file) = self.open_file(path, OFlags::RDONLY)? else { return Ok(None) };
+        let mut sha1 = Sha1::new();
+        while go_on() {
+            match file.read(buffer) {
+                Ok(0) => return Ok(Some(sha1.finalize().into())),
+                Ok(length) => sha1.update(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.failed("read", path.as_str(), error)),
+            }
+        }
+        Err(Error::ShuttingDown)
+    }
+
+    /// Removes a file, and the folders it leaves empty. Returns whether it was there.
+    pub(super) fn remove(&self, path: &RelPath) -> Result<bool, Error> {
+        let Some((folder, name)) = self.parent(path, false)? else { return Ok(false) };
+        match self.kind_of(&folder, name, path)? {
+            // A folder of that name says that the file is not there.
+            None | Some(FileType::Directory) => return Ok(false),
+            Some(_) => {}
+        }
+        match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(false),
+            Err(error) => return Err(self.failed("remove", path.as_str(), error)),
+        }
+        drop(folder);
+        let mut above = path.as_str();
+        while let Some((folder, _)) = above.rsplit_once('/') {
+            if !self.remove_folder(folder) {
+                break;
+            }
+            above = folder;
+        }
+        Ok(true)
+    }
+
+    /// Removes a folder if it is empty; returns whether it did. Nothing depends on it: an empty folder is no replicated
+    /// content.
+    pub(super) fn remove_folder(&self, path: &str) -> bool {
+        match self.parent_of(path, false) {
+            Ok(Some((above, name))) => rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// A new, empty temporary file. Only one can be in use at a time.
+    pub(super) fn create_temporary(&self) -> Result<File, Error> {
+        self.remove_temporary()?;
+        self.open_made(&self.temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
+    }
+
+    /// Removes the temporary file, if there is one, and the own folder, if there is nothing else in it.
+    pub(super) fn remove_temporary(&self) -> Result<(), Error> {
+        self.remove(&self.temporary).map(drop)
+    }
+
+    /// Makes the temporary file the content of `path`, in one step: nobody sees a part of it.
+    pub(super) fn place_temporary(&self, path: &RelPath) -> Result<(), Error> {
+        let (folder, name) = self.parent_made(path)?;
+        if self.kind_of(&folder, name, path)? == Some(FileType::Directory) {
+            return Err(self.refused(path.as_str(), "is a folder that is not empty, and the leader has a file there"));
+        }
+        let (own, temporary) = self.parent_made(&self.temporary)?;
+        rustix::fs::renameat(own, temporary, folder, name).map_err(|error| self.failed("replace", path.as_str(), error))
+    }
+
+    /// Removes the own folder, if there is nothing in it.
+    pub(super) fn remove_own_folder(&self) {
+        self.remove_folder(OWN_FOLDER);
+    }
+
+    /// Removes what an earlier run left in the own folder, except for the mark.
+    pub(super) fn tidy(&self) -> Result<(), Error> {
+        let Some((folder, _)) = self.parent(&self.mark, false)? else { return Ok(()) };
+        let failed = |error: Errno| self.failed("list", OWN_FOLDER, error);
+        for entry in Entries::read_from(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if [&b"."[..], b"..", INCOMPLETE_MARK.as_bytes()].contains(&name.to_bytes()) {
+                continue;
+            }
+            match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                // Not ours to take apart, and in nobody's way.
+                Err(Errno::ISDIR | Errno::PERM) => log::warn!("left alone: {OWN_FOLDER}/{}", name.to_string_lossy()),
+                Err(error) => {
+                    return Err(self.failed("remove", &format!("{OWN_FOLDER}/{}", name.to_string_lossy()), error));
+                }
+            }
+        }
+        self.remove_own_folder();
+        Ok(())
+    }
+
+    /// Marks the directory as incomplete; the mark is on disk when this returns.
+    pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
+        let failed = |error: io::Error| self.failed("write", self.mark.as_str(), error);
+        self.open_made(&self.mark, OFlags::WRONLY | OFlags::CREATE)?.sync_all().map_err(failed)?;
+        self.flush_own_folder()
+    }
+
+    /// Takes the mark away; that is on disk when this returns.
+    pub(super) fn clear_incomplete(&self) -> Result<(), Error> {
+        let Some((folder, name)) = self.parent(&self.mark, false)? else { return Ok(()) };
+        match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(self.failed("remove", self.mark.as_str(), error)),
+        }
+        drop(folder);
+        self.flush_own_folder()?;
+        self.remove_own_folder();
+        Ok(())
+    }
+
+    fn flush_own_folder(&self) -> Result<(), Error> {
+        let (folder, _) = self.parent_made(&self.mark)?;
+        rustix::fs::fsync(folder).map_err(|error| self.failed("flush", OWN_FOLDER, error))?;
+        rustix::fs::fsync(&self.root).map_err(|error| Error::io("flush", &self.path, error))
+    }
+
+    /// Makes all that was written durable. Blocks as long as the disk takes.
+    pub(super) fn flush(&self) -> Result<(), Error> {
+        rustix::fs::syncfs(&self.root).map_err(|error| Error::io("flush", &self.path, error))
+    }
+
+    /// A local I/O error that names its file.
+    pub(super) fn failed(&self, doing: &'static str, path: &str, error: impl Into<io::Error>) -> Error {
+        Error::io(doing, self.path.join(path), error)
+    }
+
+    fn refused(&self, path: &str, why: &'static str) -> Error {
+        self.failed("refused to use", path, io::Error::other(why))
+    }
+
+    fn open_made(&self, path: &RelPath, flags: OFlags) -> Result<File, Error> {
+        // With CREATE it is only absent if its folder was removed meanwhile, by somebody else.
+        self.open_file(path, flags)?.ok_or_else(|| self.failed("make", path.as_str(), Errno::NOENT))
+    }
+
+    fn open_file(&self, path: &RelPath, flags: OFlags) -> Result<Option<File>, Error> {
+        let make = flags.contains(OFlags::CREATE);
+        let Some((folder, name)) = self.parent(path, make)? else { return Ok(None) };
+        let fd = match rustix::fs::openat(&folder, name, flags | FILE, FILE_MODE) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => {
+                // A link, a FIFO or a socket says so in its own way: find out which it was.
+                self.kind_of(&folder, name, path)?;
+                return Err(self.failed("open", path.as_str(), error));
+            }
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|error| self.failed("stat", path.as_str(), error))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(Some(File::from(fd))),
+            _ => Err(self.refused(path.as_str(), NOT_A_FILE)),
+        }
+    }
+
+    /// Whether there is a file or a folder of that name. A link, or anything else, is an error.
+    fn kind_of(&self, folder: &Folder<'_>, name: &str, path: &RelPath) -> Result<Option<FileType>, Error> {
+        match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.failed("stat", path.as_str(), error)),
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                kind @ (FileType::RegularFile | FileType::Directory) => Ok(Some(kind)),
+                FileType::Symlink => Err(self.refused(path.as_str(), A_LINK)),
+                _ => Err(self.refused(path.as_str(), NOT_A_FILE)),
+            },
+        }
+    }
+
+    fn parent_made<'a>(&self, path: &'a RelPath) -> Result<(Folder<'_>, &'a str), Error> {
+        self.parent(path, true)?.ok_or_else(|| self.failed("make the folder of", path.as_str(), Errno::NOENT))
+    }
+
+    fn parent<'a>(&self, path: &'a RelPath, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
+        self.parent_of(path.as_str(), make)
+    }
+
+    /// The folder a name lies in, and its last part. `None`: there is no such folder, and it was not to be made.
+    fn parent_of<'a>(&self, path: &'a str, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
+        let mut folder = Folder { root: &self.root, own: None };
+        let mut start = 0;
+        while let Some(length) = path[start..].find('/') {
+            let end = start + length;
+            match self.enter(&folder, &path[start..end], &path[..end], make)? {
+                Some(fd) => folder.own = Some(fd),
+                None => return Ok(None),
+            }
+            start = end + 1;
+        }
+        Ok(Some((folder, &path[start..])))
+    }
+
+    fn enter(&self, at: &Folder<'_>, part: &str, so_far: &str, make: bool) -> Result<Option<OwnedFd>, Error> {
+        let mut opened = rustix::fs::openat(at, part, FOLDER, Mode::empty());
+        if make && matches!(opened, Err(Errno::NOENT)) {
+            match rustix::fs::mkdirat(at, part, FOLDER_MODE) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(self.failed("make the folder", so_far, error)),
+            }
+            opened = rustix::fs::openat(at, part, FOLDER, Mode::empty());
+        }
+        match opened {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                let stat = rustix::fs::statat(at, part, AtFlags::SYMLINK_NOFOLLOW);
+                match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                    Ok(FileType::Symlink) => Err(self.refused(so_far, A_LINK)),
+                    // What is to be below a file is not there.
+                    Ok(_) if !make => Ok(None),
+                    _ => Err(self.refused(so_far, "is no folder, and the leader has one there")),
+                }
+            }
+            Err(error) => Err(self.failed("open the folder", so_far, error)),
+        }
+    }
+}
+
+const A_LINK: &str = "is a symbolic link, and none is ever followed: remove it";
+const NOT_A_FILE: &str = "is not a regular file: remove it";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    fn opened() -> (tempfile::TempDir, Dir) {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = Dir::open(temporary.path()).unwrap();
+        (temporary, dir)
+    }
+
+    fn place(dir: &Dir, name: &str, content: &str) -> Result<(), Error> {
+        dir.create_temporary()?.write_all(content.as_bytes()).unwrap();
+        dir.place_temporary(&path(name))
+    }
+
+    #[test]
+    fn files_and_folders_are_private_and_emptied_folders_go() {
+        let (root, dir) = opened();
+        dir.open_append(&path("a/b/c")).unwrap().write_all(b"x").unwrap();
+        place(&dir, "a/d", "y").unwrap();
+        let mode = |name: &str| fs::metadata(root.path().join(name)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("a/b/c"), mode("a/d"), mode("a/b"), mode("a")), (0o600, 0o600, 0o700, 0o700));
+        assert!(dir.remove(&path("a/b/c")).unwrap());
+        assert!(!root.path().join("a/b").exists() && root.path().join("a/d").exists());
+        assert!(dir.remove(&path("a/d")).unwrap() && !root.path().join("a").exists());
+        assert!(!dir.remove(&path("a/d")).unwrap(), "an absent file was removed");
+        dir.remove_own_folder();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn no_link_is_followed_and_nothing_outside_changes() {
+        let (root, dir) = opened();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("victim"), "intact").unwrap();
+        symlink(outside.path(), root.path().join("folder")).unwrap();
+        symlink(outside.path().join("victim"), root.path().join("file")).unwrap();
+        symlink(outside.path().join("new"), root.path().join("dangling")).unwrap();
+        for name in ["folder/victim", "folder/new", "folder/deep/new", "file", "dangling", "file/below"] {
+            let name = path(name);
+            for error in [
+                dir.open_append(&name).err(),
+                dir.remove(&name).err(),
+                dir.hash(&name, &mut [0; 10], &|| true).err(),
+                place(&dir, name.as_str(), "evil").err(),
+            ] {
+                let said = error.unwrap_or_else(|| panic!("{name} was taken")).to_string();
+                assert!(said.contains("symbolic link"), "{said}");
+            }
+        }
+        assert_eq!(fs::read_to_string(outside.path().join("victim")).unwrap(), "intact");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn special_files_and_files_in_the_way_are_refused() {
+        let (root, dir) = opened();
+        rustix::fs::mknodat(rustix::fs::CWD, root.path().join("fifo"), FileType::Fifo, FILE_MODE, 0).unwrap();
+        fs::create_dir_all(root.path().join("folder/full")).unwrap();
+        fs::write(root.path().join("plain"), "").unwrap();
+        assert!(dir.open_append(&path("fifo")).is_err() && dir.remove(&path("fifo")).is_err());
+        assert!(dir.hash(&path("fifo"), &mut [0; 10], &|| true).is_err());
+        assert!(place(&dir, "fifo", "").is_err() && place(&dir, "folder", "").is_err());
+        assert!(dir.open_append(&path("folder")).is_err() && dir.open_append(&path("plain/x")).is_err());
+        assert!(!dir.remove(&path("folder")).unwrap() && !dir.remove(&path("plain/x")).unwrap());
+    }
+
+    #[test]
+    fn leftovers_go_and_the_mark_stays_until_it_is_cleared() {
+        let (root, dir) = opened();
+        dir.mark_incomplete().unwrap();
+        drop(dir.create_temporary().unwrap());
+        dir.tidy().unwrap();
+        assert!(crate::datadir::is_incomplete(root.path()));
+        assert_eq!(fs::read_dir(root.path().join(OWN_FOLDER)).unwrap().count(), 1);
+        dir.clear_incomplete().unwrap();
+        assert!(!crate::datadir::is_incomplete(root.path()) && !root.path().join(OWN_FOLDER).exists());
+    }
+}

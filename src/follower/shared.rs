@@ -1,0 +1,135 @@
+//! What the owner of a follower and its threads share: the order to stop, how it ended, and the status.
+//!
+//! Two locks, never held together, and never while a socket, a file or a thread is waited for. `control` guards the order
+//! to stop and the socket that a stop shuts down; `status` guards the numbers, and is taken once for a file, a piece of
+//! one, or a block of the stream, not for each action.
+
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use socket2::Socket;
+
+use super::status::{State, Status};
+use crate::error::Error;
+
+#[derive(Default)]
+pub(super) struct Shared {
+    control: Mutex<Control>,
+    /// An order to stop was given, or the follower ended.
+    changed: Condvar,
+    status: Mutex<Status>,
+}
+
+#[derive(Default)]
+struct Control {
+    stopping: bool,
+    /// The socket in use, from before it is connected: shutting it down ends every wait on it, that for the connection
+    /// included.
+    socket: Option<Arc<Socket>>,
+    outcome: Outcome,
+}
+
+#[derive(Default)]
+enum Outcome {
+    #[default]
+    Running,
+    Done,
+    Failed(Error),
+    /// The error was handed out.
+    Told,
+}
+
+impl Shared {
+    pub(super) fn stopping(&self) -> bool {
+        self.control.lock().stopping
+    }
+
+    /// `Err` once a stop was asked for.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.stopping() { Err(Error::ShuttingDown) } else { Ok(()) }
+    }
+
+    /// Tells the threads to stop. Never blocks.
+    pub(super) fn stop(&self) {
+        let socket = {
+            let mut control = self.control.lock();
+            control.stopping = true;
+            control.socket.clone()
+        };
+        self.changed.notify_all();
+        if let Some(socket) = socket {
+            // An error says that the socket is not connected (any more).
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Makes `socket` the one that a stop shuts down; refused when a stop came first.
+    pub(super) fn register(&self, socket: Arc<Socket>) -> Result<(), Error> {
+        let mut control = self.control.lock();
+        if control.stopping {
+            return Err(Error::ShuttingDown);
+        }
+        control.socket = Some(socket);
+        Ok(())
+    }
+
+    pub(super) fn unregister(&self) {
+        let socket = self.control.lock().socket.take();
+        drop(socket);
+    }
+
+    /// Waits for `delay`, or until a stop is asked for; then false.
+    pub(super) fn sleep(&self, delay: Duration) -> bool {
+        let deadline = Instant::now() + delay;
+        let mut control = self.control.lock();
+        while !control.stopping {
+            if self.changed.wait_until(&mut control, deadline).timed_out() {
+                return !control.stopping;
+            }
+        }
+        false
+    }
+
+    /// Says how the follower ended. Only the first word counts.
+    pub(super) fn finish(&self, outcome: Result<(), Error>) {
+        self.update(|status| status.state = State::Stopped);
+        let mut control = self.control.lock();
+        if matches!(control.outcome, Outcome::Running) {
+            control.outcome = outcome.map_or_else(Outcome::Failed, |()| Outcome::Done);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits for the end; `None` after `timeout`. An error is handed out once.
+    pub(super) fn wait(&self, timeout: Option<Duration>) -> Option<Result<(), Error>> {
+        // A timeout beyond what the clock can count is none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut control = self.control.lock();
+        while matches!(control.outcome, Outcome::Running) {
+            match deadline {
+                None => self.changed.wait(&mut control),
+                Some(deadline) if self.changed.wait_until(&mut control, deadline).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        match &control.outcome {
+            Outcome::Running => None,
+            Outcome::Done => Some(Ok(())),
+            Outcome::Told => Some(Err(Error::ShuttingDown)),
+            Outcome::Failed(_) => match std::mem::replace(&mut control.outcome, Outcome::Told) {
+                Outcome::Failed(error) => Some(Err(error)),
+                _ => None,
+            },
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.status.lock().clone()
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.status.lock());
+    }
+}

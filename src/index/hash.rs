@@ -1,0 +1,110 @@
+//! SHA-1 sums of announced content, computed without any lock and remembered.
+//!
+//! The state after the last hashed byte is kept, so a file that has grown costs only its growth. The cache's lock guards
+//! look-ups and is never held while reading a file.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use parking_lot::Mutex;
+use sha1::{Digest, Sha1};
+
+use super::Version;
+use crate::protocol::Sha1Sum;
+use crate::types::RelPath;
+
+/// Sums computed so far.
+#[derive(Default)]
+pub(crate) struct HashCache {
+    known: Mutex<HashMap<RelPath, Hashed>>,
+}
+
+#[derive(Clone)]
+struct Hashed {
+    version: Version,
+    state: Sha1,
+}
+
+impl HashCache {
+    /// The SHA-1 of the first `version.len` bytes of `path`; `None` if the file has gone or is shorter than that.
+    ///
+    /// Blocks for as long as it takes to read what was not hashed before; `go_on` is asked between portions, and its error
+    /// ends it.
+    pub(crate) fn sum(
+        &self,
+        root: &Path,
+        path: &RelPath,
+        version: Version,
+        go_on: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<Option<Sha1Sum>> {
+        let known = self.known.lock().get(path).cloned();
+        let mut hashed = known
+            .filter(|known| known.version.generation == version.generation && known.version.len <= version.len)
+            .unwrap_or_else(|| Hashed { version: Version { len: 0, ..version }, state: Sha1::new() });
+        if hashed.version.len < version.len {
+            if !hash_up_to(&mut hashed, &path.below(root), version.len, go_on)? {
+                return Ok(None);
+            }
+            self.known.lock().insert(path.clone(), hashed.clone());
+        }
+        Ok(Some(hashed.state.finalize().into()))
+    }
+
+    /// Forgets all files that `keep` refuses.
+    pub(crate) fn retain(&self, mut keep: impl FnMut(&RelPath) -> bool) {
+        self.known.lock().retain(|path, _| keep(path));
+    }
+}
+
+fn hash_up_to(
+    hashed: &mut Hashed,
+    path: &Path,
+    len: u64,
+    go_on: &mut dyn FnMut() -> io::Result<()>,
+) -> io::Result<bool> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    file.seek(SeekFrom::Start(hashed.version.len))?;
+    let mut file = file.take(len - hashed.version.len);
+    let mut buffer = vec![0; 256 << 10];
+    while hashed.version.len < len {
+        go_on()?;
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(false);
+        }
+        hashed.state.update(&buffer[..length]);
+        hashed.version.len += length as u64;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_hashed_from_where_it_began_and_a_new_generation_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = RelPath::new("f").unwrap();
+        let cache = HashCache::default();
+        let sum = |generation, len| cache.sum(dir.path(), &path, Version { generation, len }, &mut || Ok(())).unwrap();
+        let expected = |bytes: &[u8]| -> Option<Sha1Sum> { Some(Sha1::digest(bytes).into()) };
+        std::fs::write(dir.path().join("f"), "hello world").unwrap();
+        assert_eq!(sum(1, 5), expected(b"hello"));
+        // Only what is beyond the fifth byte is read again: the change before it does not show.
+        std::fs::write(dir.path().join("f"), "HELLO world").unwrap();
+        assert_eq!(sum(1, 11), expected(b"hello world"));
+        assert_eq!(sum(1, 5), expected(b"HELLO"));
+        assert_eq!(sum(2, 11), expected(b"HELLO world"));
+        assert_eq!(sum(2, 12), None, "shorter than announced");
+        assert_eq!(sum(3, 0), expected(b""));
+        std::fs::remove_file(dir.path().join("f")).unwrap();
+        assert_eq!(sum(4, 1), None);
+    }
+}

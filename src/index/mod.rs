@@ -1,0 +1,376 @@
+//! What is announced: every file's generation and length, and what changed since a moment. No locks, no I/O.
+//!
+//! The index, not the disk, says how long a file is: a length advances in the same critical section that puts the bytes
+//! into the stream, so a *cut* of the index is an exact moment of the stream.
+//!
+//! A cut costs O(1) however many files there are or have changed. It begins a new *epoch*; an entry's first change in an
+//! epoch saves what the entry was before. Who made the cut then reads the entries in small portions, each as of the
+//! cut, while changes go on. That works for one cut at a time: the next may only be made once everything wanted of this
+//! one was read (the leader's `cut` lock sees to it).
+//!
+//! A *tracker* is somebody who wants to know what changed between its cuts. While there is one, changed entries are noted
+//! once an epoch, and deleted entries stay; while there is none, neither costs anything.
+
+pub(crate) mod hash;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+
+use crate::types::RelPath;
+
+/// What a file was at a moment: which incarnation of the name, and how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// New whenever the file is replaced, or deleted and made again; 0 says there is no file.
+    pub(crate) generation: u64,
+    /// Its announced length in bytes.
+    pub(crate) len: u64,
+}
+
+impl Version {
+    pub(crate) const ABSENT: Self = Self { generation: 0, len: 0 };
+
+    pub(crate) fn exists(self) -> bool {
+        self.generation != 0
+    }
+}
+
+type Slot = u32;
+
+#[derive(Debug)]
+struct Entry {
+    path: RelPath,
+    now: Version,
+    /// What it was when `epoch` began.
+    before: Version,
+    /// The epoch of its last change.
+    epoch: u64,
+}
+
+/// Names a tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TrackerId(u64);
+
+#[derive(Debug)]
+struct Tracker {
+    id: TrackerId,
+    /// The epoch its last cut began.
+    since: u64,
+}
+
+/// A moment of the index. See the module's documentation for how long it can be read.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    epoch: u64,
+    wanted: Wanted,
+}
+
+#[derive(Debug)]
+enum Wanted {
+    /// All slots below this.
+    All(Slot),
+    Changed(Vec<Arc<Vec<Slot>>>),
+}
+
+impl Cut {
+    /// The slots to read: each once, in order.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        match &self.wanted {
+            Wanted::All(end) => (0..*end).collect(),
+            Wanted::Changed(lists) => {
+                let mut slots: Vec<_> = lists.iter().flat_map(|list| list.iter().copied()).collect();
+                slots.sort_unstable();
+                slots.dedup();
+                slots
+            }
+        }
+    }
+}
+
+/// All announced files.
+#[derive(Debug)]
+pub(crate) struct Index {
+    entries: Vec<Entry>,
+    slots: HashMap<RelPath, Slot, RandomState>,
+    free: Vec<Slot>,
+    /// Slots of files that were deleted while tracked; some may exist again.
+    dead: Vec<Slot>,
+    last_generation: u64,
+    epoch: u64,
+    last_tracker: u64,
+    trackers: Vec<Tracker>,
+    /// What changed in past epochs, the oldest that a tracker needs first, with its epoch.
+    closed: VecDeque<(u64, Arc<Vec<Slot>>)>,
+    /// What changed in this epoch; kept up while there are trackers.
+    changed: Vec<Slot>,
+}
+
+impl Index {
+    pub(crate) fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            slots: HashMap::default(),
+            free: Vec::new(),
+            dead: Vec::new(),
+            last_generation: 0,
+            epoch: 1,
+            last_tracker: 0,
+            trackers: Vec::new(),
+            closed: VecDeque::new(),
+            changed: Vec::new(),
+        }
+    }
+
+    /// What `path` is now.
+    pub(crate) fn get(&self, path: &str) -> Version {
+        self.slots.get(path).map_or(Version::ABSENT, |&slot| self.entries[slot as usize].now)
+    }
+
+    /// Where `path` is, if it is or recently was there; for [`append_at`](Self::append_at).
+    pub(crate) fn slot(&self, path: &str) -> Option<Slot> {
+        self.slots.get(path).copied()
+    }
+
+    /// Whether the slot holds a file now.
+    pub(crate) fn version_at(&self, slot: Slot) -> Version {
+        self.entries[slot as usize].now
+    }
+
+    /// Adds `length` bytes to the file in `slot`, which exists.
+    pub(crate) fn grow(&mut self, slot: Slot, length: u64) {
+        let entry = self.touch(slot);
+        debug_assert!(entry.now.exists());
+        entry.now.len += length;
+    }
+
+    /// Makes `path` a new incarnation of this length, and returns it.
+    pub(crate) fn put(&mut self, path: &RelPath, len: u64) -> Version {
+        self.last_generation += 1;
+        let version = Version { generation: self.last_generation, len };
+        let slot = match self.slots.get(path) {
+            Some(&slot) => slot,
+            None => self.insert(path),
+        };
+        self.touch(slot).now = version;
+        version
+    }
+
+    /// Removes `path`, and returns what it was.
+    pub(crate) fn remove(&mut self, path: &str) -> Version {
+        let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
+        let was = std::mem::replace(&mut self.touch(slot).now, Version::ABSENT);
+        self.dead.push(slot);
+        if self.trackers.is_empty() {
+            self.sweep(1);
+        }
+        was
+    }
+
+    fn insert(&mut self, path: &RelPath) -> Slot {
+        // Epoch 0 is none: the entry's first change counts as one in whatever epoch this is.
+        let entry = Entry { path: path.clone(), now: Version::ABSENT, before: Version::ABSENT, epoch: 0 };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot as usize] = entry;
+                slot
+            }
+            None => {
+                self.entries.push(entry);
+                Slot::try_from(self.entries.len() - 1).expect("fewer files than 2^32")
+            }
+        };
+        self.slots.insert(path.clone(), slot);
+        slot
+    }
+
+    /// The entry, about to be changed.
+    fn touch(&mut self, slot: Slot) -> &mut Entry {
+        let entry = &mut self.entries[slot as usize];
+        if entry.epoch != self.epoch {
+            entry.before = entry.now;
+            entry.epoch = self.epoch;
+            if !self.trackers.is_empty() {
+                self.changed.push(slot);
+            }
+        }
+        entry
+    }
+
+    /// Frees the slots of up to `most` deleted files; returns whether more are left. Does nothing while anybody tracks.
+    pub(crate) fn sweep(&mut self, most: usize) -> bool {
+        if !self.trackers.is_empty() {
+            return false;
+        }
+        for slot in self.dead.split_off(self.dead.len().saturating_sub(most)) {
+            let entry = &self.entries[slot as usize];
+            // It may exist again, or stand here twice.
+            if !entry.now.exists() && self.slots.get(&entry.path) == Some(&slot) {
+                self.slots.remove(&entry.path);
+                self.free.push(slot);
+            }
+        }
+        !self.dead.is_empty()
+    }
+
+    /// Begins to track changes. The tracker's first cut is [`cut_all`](Self::cut_all).
+    pub(crate) fn track(&mut self) -> TrackerId {
+        self.last_tracker += 1;
+        let id = TrackerId(self.last_tracker);
+        self.trackers.push(Tracker { id, since: self.epoch });
+        id
+    }
+
+    /// Ends it. Who calls this calls [`sweep`](Self::sweep) until nothing is left.
+    pub(crate) fn untrack(&mut self, id: TrackerId) {
+        self.trackers.retain(|tracker| tracker.id != id);
+        if self.trackers.is_empty() {
+            self.changed = Vec::new();
+        }
+        self.forget_unneeded();
+    }
+
+    /// A cut of everything.
+    pub(crate) fn cut_all(&mut self, id: TrackerId) -> Cut {
+        let end = Slot::try_from(self.entries.len()).expect("fewer files than 2^32");
+        self.begin_epoch(id);
+        Cut { epoch: self.epoch, wanted: Wanted::All(end) }
+    }
+
+    /// A cut of what changed since the tracker's last cut.
+    pub(crate) fn cut_changed(&mut self, id: TrackerId) -> Cut {
+        let since = self.begin_epoch(id);
+        let lists = self.closed.iter().filter(|(epoch, _)| *epoch >= since).map(|(_, list)| list.clone()).collect();
+        self.forget_unneeded();
+        Cut { epoch: self.epoch, wanted: Wanted::Changed(lists) }
+    }
+
+    /// Returns the epoch that the tracker's last cut began.
+    fn begin_epoch(&mut self, id: TrackerId) -> u64 {
+        self.closed.push_back((self.epoch, Arc::new(std::mem::take(&mut self.changed))));
+        self.epoch += 1;
+        let tracker = self.trackers.iter_mut().find(|tracker| tracker.id == id).expect("a tracker cuts");
+        std::mem::replace(&mut tracker.since, self.epoch)
+    }
+
+    fn forget_unneeded(&mut self) {
+        let needed = self.trackers.iter().map(|tracker| tracker.since).min().unwrap_or(u64::MAX);
+        while self.closed.front().is_some_and(|(epoch, _)| *epoch < needed) {
+            self.closed.pop_front();
+        }
+    }
+
+    /// What stood in `slot` at the cut; absent files of a cut of changes are those deleted since.
+    pub(crate) fn at(&self, cut: &Cut, slot: Slot) -> (&RelPath, Version) {
+        debug_assert_eq!(cut.epoch, self.epoch, "one cut is read at a time");
+        let entry = &self.entries[slot as usize];
+        let version = if entry.epoch == cut.epoch { entry.before } else { entry.now };
+        (&entry.path, version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn path(name: u8) -> RelPath {
+        RelPath::new(&format!("f{name}")).unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Grow(u8),
+        Put(u8),
+        Remove(u8),
+        Track,
+        Untrack(u8),
+        /// Cut by a tracker; this many steps of the rest happen before it is read.
+        Cut(u8, u8),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..8_u8).prop_map(Step::Grow),
+            2 => (0..8_u8).prop_map(Step::Put),
+            2 => (0..8_u8).prop_map(Step::Remove),
+            1 => Just(Step::Track),
+            1 => (0..4_u8).prop_map(Step::Untrack),
+            3 => (0..4_u8, 0..6_u8).prop_map(|(who, later)| Step::Cut(who, later)),
+        ]
+    }
+
+    type Model = BTreeMap<RelPath, Version>;
+
+    fn change(index: &mut Index, model: &mut Model, step: &Step) {
+        match step {
+            Step::Grow(name) => {
+                let path = path(*name);
+                if let Some(version) = model.get_mut(&path) {
+                    version.len += 3;
+                    index.grow(index.slot(path.as_str()).unwrap(), 3);
+                }
+            }
+            Step::Put(name) => {
+                let version = index.put(&path(*name), 5);
+                model.insert(path(*name), version);
+            }
+            Step::Remove(name) => {
+                let was = index.remove(path(*name).as_str());
+                assert_eq!(was, model.remove(&path(*name)).unwrap_or_default());
+            }
+            _ => {}
+        }
+    }
+
+    proptest! {
+        /// Whatever happens between a cut and its reading, and whoever else tracks: a tracker that follows its cuts knows
+        /// exactly what the index was at the last one.
+        #[test]
+        fn following_the_cuts_tells_the_index_as_of_each_cut(steps in prop::collection::vec(any_step(), 0..120)) {
+            let mut index = Index::new();
+            let mut model = Model::new();
+            let mut views: Vec<(TrackerId, Option<Model>)> = Vec::new();
+            for (at, step) in steps.iter().enumerate() {
+                match step {
+                    Step::Track if views.len() < 4 => views.push((index.track(), None)),
+                    Step::Untrack(who) if usize::from(*who) < views.len() => {
+                        let (id, _) = views.remove(usize::from(*who));
+                        index.untrack(id);
+                        while index.sweep(2) {}
+                    }
+                    Step::Cut(who, later) if usize::from(*who) < views.len() => {
+                        let (id, view) = &mut views[usize::from(*who)];
+                        let first = view.is_none();
+                        let cut = if first { index.cut_all(*id) } else { index.cut_changed(*id) };
+                        let at_cut = model.clone();
+                        let after = steps[at + 1..].iter().take(usize::from(*later));
+                        after.for_each(|step| change(&mut index, &mut model, step));
+                        let view = view.get_or_insert_default();
+                        for slot in cut.slots() {
+                            let (path, version) = index.at(&cut, slot);
+                            if version.exists() {
+                                view.insert(path.clone(), version);
+                            } else {
+                                view.remove(path);
+                            }
+                        }
+                        prop_assert_eq!(&*view, &at_cut);
+                    }
+                    step => change(&mut index, &mut model, step),
+                }
+                for (path, version) in &model {
+                    prop_assert_eq!(index.get(path.as_str()), *version);
+                }
+            }
+            for (id, _) in views {
+                index.untrack(id);
+            }
+            while index.sweep(3) {}
+            prop_assert_eq!(index.slots.len(), model.len(), "deleted files are forgotten");
+            prop_assert!(index.closed.is_empty() && index.changed.is_empty());
+        }
+    }
+}

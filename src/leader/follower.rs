@@ -1,0 +1,365 @@
+//! A connected follower as the leader knows it: shared by its own two threads and by whoever pushes or evicts.
+//!
+//! Letting a follower go is one step that never waits: the first caller sets [`end`](FollowerHandle::end) and shuts the
+//! socket down. The follower's own threads notice, clean up, log why and leave; nobody joins them while holding a lock.
+//!
+//! # Positions
+//!
+//! A 1.0.0 follower acknowledges action bytes, counted since its stream began. What was sent before it attached (catching up)
+//! counts in that too, so bytes are mapped back to positions piece by piece: [`InFlight`] remembers for each piece sent
+//! where it ended in both. `in_flight` is a leaf lock: nothing is locked or awaited while it is held, except
+//! the condition that somebody acknowledged.
+
+use std::collections::VecDeque;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use crate::protocol::ProtocolError;
+use crate::types::{NodeId, StreamPosition};
+
+/// See the module's documentation.
+pub(super) struct FollowerHandle {
+    pub(super) id: NodeId,
+    pub(super) address: SocketAddr,
+    connected_at: Instant,
+    /// For shutting it down; its own threads have clones to read and write.
+    socket: TcpStream,
+    state: AtomicU8,
+    end: OnceLock<End>,
+    /// Says the same as `end`, cheaper to look at.
+    ended: AtomicBool,
+    pub(super) queue: QueueDepth,
+    in_flight: Mutex<InFlight>,
+    acknowledged: Condvar,
+    /// Where it attached; [`NOWHERE`] before.
+    attached_at: AtomicU64,
+    /// Everything up to here is acknowledged; [`NOWHERE`] until it has acknowledged all up to where it attached.
+    position: AtomicU64,
+    pub(super) sent_bytes: AtomicU64,
+    pub(super) sync: SyncCounters,
+}
+
+const NOWHERE: u64 = u64::MAX;
+
+/// Why a follower is gone.
+#[derive(Clone, Debug)]
+pub(super) enum End {
+    /// We let it go.
+    Evicted(Eviction),
+    /// It went.
+    Disconnected(String),
+}
+
+/// What waits in its channel or is being written.
+#[derive(Default)]
+pub(super) struct QueueDepth {
+    batches: AtomicUsize,
+    bytes: AtomicU64,
+}
+
+impl QueueDepth {
+    pub(super) fn add(&self, cost: u64) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, cost: u64) {
+        self.batches.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(cost, Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        self.batches.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters behind [`SyncSent`].
+#[derive(Default)]
+pub(super) struct SyncCounters {
+    pub(super) files_requested: AtomicU64,
+    pub(super) files_sent: AtomicU64,
+    pub(super) bytes_sent: AtomicU64,
+}
+
+struct InFlight {
+    pieces: VecDeque<Piece>,
+    /// Action bytes that were or are about to be written.
+    sent: u64,
+    /// Action bytes of pieces that are wholly written.
+    written: u64,
+    acknowledged: u64,
+    /// Whether it acknowledged anything, or had nothing to acknowledge, since [`FollowerHandle::is_stuck`] last looked.
+    progress: bool,
+    /// When it last acknowledged anything, or was sent something while it had acknowledged everything.
+    progress_at: Instant,
+}
+
+/// A part of the stream on its way.
+struct Piece {
+    /// `sent` after it.
+    sent_after: u64,
+    /// The stream position after it; `None` while catching up.
+    position: Option<u64>,
+    since: Instant,
+}
+
+/// Pieces remembered singly; beyond it they are merged, and acknowledged positions get coarser.
+const PIECES_MAX: usize = 65_536;
+
+impl FollowerHandle {
+    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream) -> Self {
+        let now = Instant::now();
+        Self {
+            id,
+            address,
+            connected_at: now,
+            socket,
+            state: AtomicU8::new(FollowerState::Waiting as u8),
+            end: OnceLock::new(),
+            ended: AtomicBool::new(false),
+            queue: QueueDepth::default(),
+            in_flight: Mutex::new(InFlight {
+                pieces: VecDeque::new(),
+                sent: 0,
+                written: 0,
+                acknowledged: 0,
+                progress: true,
+                progress_at: now,
+            }),
+            acknowledged: Condvar::new(),
+            attached_at: AtomicU64::new(NOWHERE),
+            position: AtomicU64::new(NOWHERE),
+            sent_bytes: AtomicU64::new(0),
+            sync: SyncCounters::default(),
+        }
+    }
+
+    // ---- state ----
+
+    pub(super) fn state(&self) -> FollowerState {
+        const STATES: [FollowerState; 5] = [
+            FollowerState::Waiting,
+            FollowerState::Syncing,
+            FollowerState::CatchingUp,
+            FollowerState::Attached,
+            FollowerState::InSync,
+        ];
+        STATES[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    pub(super) fn set_state(&self, state: FollowerState) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// It gets all batches from `position` on. Called with the stream locked.
+    pub(super) fn attached_at(&self, position: StreamPosition) {
+        self.attached_at.store(position.0, Ordering::Release);
+        self.set_state(FollowerState::Attached);
+    }
+
+    /// It does not after all: what is left to catch up with is too much.
+    pub(super) fn detached(&self) {
+        self.attached_at.store(NOWHERE, Ordering::Release);
+        self.queue.clear();
+        self.set_state(FollowerState::CatchingUp);
+    }
+
+    // ---- the end ----
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Why it ended, once it has.
+    pub(super) fn end(&self) -> Option<&End> {
+        self.end.get()
+    }
+
+    /// Lets it go, unless it is gone already. Never blocks. `now` is the stream's position.
+    pub(super) fn evict_at(&self, reason: EvictionReason, now: StreamPosition) {
+        let status = self.status(now);
+        let eviction = Eviction {
+            at: SystemTime::now(),
+            id: self.id,
+            address: self.address,
+            reason,
+            state: status.state,
+            lag_bytes: status.lag_bytes,
+            lag: status.lag,
+            queued_batches: status.queued_batches,
+            queued_bytes: status.queued_bytes,
+        };
+        self.finish(End::Evicted(eviction));
+    }
+
+    /// Notes that it went, unless it was let go before. Never blocks.
+    pub(super) fn disconnected(&self, why: impl Into<String>) {
+        self.finish(End::Disconnected(why.into()));
+    }
+
+    fn finish(&self, end: End) {
+        if self.end.set(end).is_ok() {
+            self.ended.store(true, Ordering::Release);
+            // Fails only if the peer was faster.
+            let _ = self.socket.shutdown(Shutdown::Both);
+            self.acknowledged.notify_all();
+        }
+    }
+
+    // ---- what is on its way ----
+
+    /// Notes action bytes that are about to be written: before the write, or a quick acknowledgement looks excessive. With
+    /// no bytes it only says which position is reached once all that was sent is acknowledged.
+    pub(super) fn sending(&self, bytes: u64, position: Option<StreamPosition>, since: Instant) {
+        let mut in_flight = self.in_flight.lock();
+        if in_flight.acknowledged == in_flight.sent {
+            in_flight.progress_at = Instant::now();
+        }
+        in_flight.sent += bytes;
+        let (sent_after, position) = (in_flight.sent, position.map(|position| position.0));
+        let full = in_flight.pieces.len() >= PIECES_MAX;
+        match in_flight.pieces.back_mut() {
+            Some(last) if full || bytes == 0 => {
+                last.sent_after = sent_after;
+                last.position = position.or(last.position);
+            }
+            None if bytes == 0 => self.passed(position),
+            _ => in_flight.pieces.push_back(Piece { sent_after, position, since }),
+        }
+    }
+
+    /// Notes that all that was being sent is written.
+    pub(super) fn written(&self) {
+        let mut in_flight = self.in_flight.lock();
+        if in_flight.written <= in_flight.acknowledged {
+            in_flight.progress = true;
+        }
+        in_flight.written = in_flight.sent;
+    }
+
+    /// Takes an acknowledgement. Returns the position that is acknowledged now, if there is a new one.
+    pub(super) fn acknowledge(&self, bytes: u64) -> Result<Option<StreamPosition>, ProtocolError> {
+        let mut in_flight = self.in_flight.lock();
+        let acknowledged = in_flight.acknowledged.saturating_add(bytes);
+        if acknowledged > in_flight.sent {
+            return Err(ProtocolError::AckedTooMuch { acknowledged, sent: in_flight.sent });
+        }
+        in_flight.acknowledged = acknowledged;
+        in_flight.progress = true;
+        in_flight.progress_at = Instant::now();
+        let mut position = None;
+        while in_flight.pieces.front().is_some_and(|piece| piece.sent_after <= acknowledged) {
+            position = in_flight.pieces.pop_front().and_then(|piece| piece.position).or(position);
+        }
+        if in_flight.pieces.is_empty() {
+            self.acknowledged.notify_all();
+        }
+        self.passed(position);
+        Ok(position.map(StreamPosition))
+    }
+
+    fn passed(&self, position: Option<u64>) {
+        let Some(position) = position else { return };
+        self.position.store(position, Ordering::Release);
+        if self.state() == FollowerState::Attached {
+            self.set_state(FollowerState::InSync);
+        }
+    }
+
+    /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout`.
+    pub(super) fn wait_acknowledged(&self, timeout: Duration) -> bool {
+        let mut in_flight = self.in_flight.lock();
+        while in_flight.acknowledged < in_flight.sent {
+            if self.has_ended() {
+                return false;
+            }
+            in_flight.progress = false;
+            // The end is notified without this lock: look again now and then.
+            let waited = self.wait_up_to(&mut in_flight, timeout);
+            if !waited {
+                return false;
+            }
+        }
+        !self.has_ended()
+    }
+
+    /// Waits for `timeout` at most, in slices; `true` as soon as there was progress.
+    fn wait_up_to(&self, in_flight: &mut parking_lot::MutexGuard<'_, InFlight>, timeout: Duration) -> bool {
+        const SLICES: u32 = 50;
+        for _ in 0..SLICES {
+            self.acknowledged.wait_for(in_flight, timeout / SLICES);
+            if in_flight.progress || self.has_ended() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
+    ///
+    /// Called at intervals, it counts our own clock's ticks rather than time: a leader that was itself stopped for longer
+    /// than every deadline finds one tick gone, not all of them.
+    pub(super) fn is_stuck(&self) -> bool {
+        let mut in_flight = self.in_flight.lock();
+        let outstanding = in_flight.acknowledged < in_flight.written;
+        !std::mem::replace(&mut in_flight.progress, false) && outstanding
+    }
+
+    // ---- looking ----
+
+    /// Everything up to here is acknowledged, once it is in sync.
+    pub(super) fn position(&self) -> Option<StreamPosition> {
+        let position = self.position.load(Ordering::Acquire);
+        (position != NOWHERE).then_some(StreamPosition(position))
+    }
+
+    /// Whether it leaves more than `bytes` before `now` unacknowledged, although it acknowledged something within `grace`.
+    pub(super) fn is_behind_but_moving(&self, now: StreamPosition, bytes: u64, grace: Duration) -> bool {
+        let reached = self.position().map_or(self.attached_at.load(Ordering::Acquire), |position| position.0);
+        if self.has_ended() || now.since(StreamPosition(reached)) <= bytes {
+            return false;
+        }
+        let in_flight = self.in_flight.lock();
+        in_flight.acknowledged == in_flight.sent || in_flight.progress_at.elapsed() < grace
+    }
+
+    /// A snapshot. `now` is the stream's position.
+    pub(super) fn status(&self, now: StreamPosition) -> FollowerStatus {
+        let attached_at = self.attached_at.load(Ordering::Acquire);
+        let attached = attached_at != NOWHERE;
+        let acknowledged = self.position();
+        let lag_bytes = attached.then(|| now.since(acknowledged.unwrap_or(StreamPosition(attached_at))));
+        let oldest = self.in_flight.lock().pieces.front().map(|piece| piece.since);
+        let lag = lag_bytes.map(|bytes| match oldest {
+            Some(since) if bytes > 0 => since.elapsed(),
+            _ => Duration::ZERO,
+        });
+        FollowerStatus {
+            id: self.id,
+            address: self.address,
+            state: self.state(),
+            connected: self.connected_at.elapsed(),
+            acknowledged,
+            lag_bytes,
+            lag,
+            queued_batches: self.queue.batches.load(Ordering::Relaxed),
+            queued_bytes: self.queue.bytes(),
+            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            sync: SyncSent {
+                files_requested: self.sync.files_requested.load(Ordering::Relaxed),
+                files_sent: self.sync.files_sent.load(Ordering::Relaxed),
+                bytes_sent: self.sync.bytes_sent.load(Ordering::Relaxed),
+            },
+        }
+    }
+}

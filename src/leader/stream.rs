@@ -1,0 +1,585 @@
+//! The one order of all actions: the index and the open batch, and how batches reach the followers' queues.
+//!
+//! # Locks, in the order they are taken
+//!
+//! 1. `cut` — held by a joining follower's thread while it reads a cut of the index. Appenders never take it.
+//! 2. `attached` — who gets batches. Held while batches are taken from the stream and pushed, so that every queue has them
+//!    in order. Within it only `try_send`, flags and socket shutdowns: nothing that waits.
+//! 3. `ordered` — index, position and open batch: the critical section of every append. Nothing is awaited within it, and
+//!    no memory is freed or file opened.
+//!
+//! No lock is held across a join, a socket read or write, or a log line.
+//!
+//! # When a batch is sealed
+//!
+//! The *leader thread* seals and pushes: when a batch is full, when a writer has nothing left to write (`hungry`), or when
+//! asked to. So batches grow only while all writers are busy, and nothing lingers. An append wakes the leader thread at
+//! most once per seal, whatever the number of followers: waking a thread costs microseconds, the append itself
+//! some tens of nanoseconds. What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes
+//! itself, which again is only `try_send`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::batch::{Batch, FileRange, RangeKind};
+use super::follower::FollowerHandle;
+use super::status::EvictionReason;
+use crate::error::AppendError;
+use crate::index::{Cut, Index, TrackerId, Version};
+use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
+use crate::types::{RelPath, StreamPosition};
+
+/// A batch of this many raw bytes is full: one LZ4 block, more or less.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// What may be sealed and not yet pushed before the appender pushes itself.
+const SEALED_BYTES_MAX: u64 = 4 << 20;
+
+/// Content up to this size goes through memory; beyond it by reference to the file.
+pub(super) const INLINE_BYTES_MAX: u64 = 256 << 10;
+
+/// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
+const CUT_ENTRIES: usize = 256;
+
+/// How long the leader thread sleeps when nothing wakes it. Nothing depends on it: every wake-up is explicit.
+const TICK: Duration = Duration::from_secs(1);
+
+/// See the module's documentation.
+pub(super) struct Stream {
+    cut: Mutex<()>,
+    attached: Mutex<Attached>,
+    ordered: Mutex<Ordered>,
+    /// A writer has nothing left to write.
+    hungry: AtomicBool,
+    leader_thread: OnceLock<Thread>,
+    stopped: AtomicBool,
+    queue_bytes: u64,
+    queue_batches: usize,
+}
+
+struct Attached {
+    followers: Vec<Queue>,
+    /// Batches taken from the stream, about to be pushed; kept for its capacity.
+    taken: Vec<Arc<Batch>>,
+}
+
+struct Queue {
+    follower: Arc<FollowerHandle>,
+    sender: Sender<Arc<Batch>>,
+}
+
+struct Ordered {
+    index: Index,
+    /// Position after all that was announced.
+    position: u64,
+    /// Actions not sealed yet.
+    open: Vec<u8>,
+    /// An empty buffer for the next open batch.
+    spare: Vec<u8>,
+    sealed: Vec<Arc<Batch>>,
+    sealed_bytes: u64,
+    /// Queues there are. While there is none, actions are only counted.
+    queues: usize,
+    closed: bool,
+    sleep: Sleep,
+}
+
+/// What the leader thread sleeps for.
+#[derive(Clone, Copy, PartialEq)]
+enum Sleep {
+    Awake,
+    UntilAppend,
+    UntilSealed,
+}
+
+/// What to do after the `ordered` lock was given back.
+#[must_use]
+struct After {
+    position: u64,
+    wake: bool,
+    push: bool,
+}
+
+impl Stream {
+    pub(super) fn new(index: Index, queue_bytes: u64, queue_batches: usize) -> Self {
+        Self {
+            cut: Mutex::new(()),
+            attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
+            ordered: Mutex::new(Ordered {
+                index,
+                position: 0,
+                open: Vec::with_capacity(BATCH_BYTES),
+                spare: Vec::with_capacity(BATCH_BYTES),
+                sealed: Vec::new(),
+                sealed_bytes: 0,
+                queues: 0,
+                closed: false,
+                sleep: Sleep::Awake,
+            }),
+            hungry: AtomicBool::new(false),
+            leader_thread: OnceLock::new(),
+            stopped: AtomicBool::new(false),
+            queue_bytes,
+            queue_batches,
+        }
+    }
+
+    // ---- announcing ----
+
+    /// Announces `bytes` at `offset`, the announced length of `path`. An unknown file begins at offset 0, if `may_create`
+    /// lets it.
+    pub(super) fn append(
+        &self,
+        path: &RelPath,
+        offset: u64,
+        bytes: Content<'_>,
+        may_create: impl FnOnce() -> bool,
+    ) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        let slot = ordered.index.slot(path.as_str());
+        let version = slot.map_or(Version::ABSENT, |slot| ordered.index.version_at(slot));
+        if version.len != offset {
+            return Err(AppendError::Offset { path: path.clone(), offset, length: version.len });
+        }
+        let (slot, generation) = match slot {
+            Some(slot) if version.exists() => (slot, version.generation),
+            _ if !may_create() => return Err(AppendError::NotReplicated(path.clone())),
+            _ => {
+                let version = ordered.index.put(path, 0);
+                (ordered.index.slot(path.as_str()).expect("just put"), version.generation)
+            }
+        };
+        ordered.index.grow(slot, bytes.len());
+        match bytes {
+            Content::Bytes(bytes) => {
+                for piece in bytes.chunks(APPEND_BYTES_MAX) {
+                    ordered.encode(path, ActionKind::Append(piece.len() as u64), piece);
+                }
+            }
+            Content::OnDisk(len) => {
+                ordered.encode_range(FileRange {
+                    path: path.clone(),
+                    generation,
+                    kind: RangeKind::Append,
+                    offset,
+                    len,
+                });
+            }
+        }
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
+    }
+
+    /// Announces that `path` has new content; only if it is of `generation`, when one is given.
+    pub(super) fn replace(
+        &self,
+        path: &RelPath,
+        content: Content<'_>,
+        generation: Option<u64>,
+    ) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        let was = ordered.index.get(path.as_str());
+        if generation.is_some_and(|generation| generation != was.generation) {
+            return Ok(StreamPosition(ordered.position));
+        }
+        let version = ordered.index.put(path, content.len());
+        if version.len == 0 {
+            // Protocol 1.0.0 cannot say "empty". A follower may hold an empty file already, or none: both stand for it.
+            if was.len > 0 {
+                ordered.encode(path, ActionKind::Delete, &[]);
+            }
+        } else {
+            ordered.replace_around_temporary(path, version, content);
+        }
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
+    }
+
+    /// Announces that `path` has gone; only if it was of `generation`, when one is given. For an unknown file there is
+    /// nothing to announce.
+    pub(super) fn delete(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        let was = ordered.index.get(path.as_str());
+        if was.exists() && generation.is_none_or(|generation| generation == was.generation) {
+            ordered.index.remove(path.as_str());
+            ordered.encode(path, ActionKind::Delete, &[]);
+        }
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
+    }
+
+    fn finish(&self, ordered: MutexGuard<'_, Ordered>, after: After) -> StreamPosition {
+        drop(ordered);
+        if after.wake {
+            self.wake_leader();
+        }
+        if after.push {
+            self.push();
+        }
+        StreamPosition(after.position)
+    }
+
+    pub(super) fn position(&self) -> StreamPosition {
+        StreamPosition(self.ordered.lock().position)
+    }
+
+    /// What `path` is now.
+    pub(super) fn version(&self, path: &RelPath) -> Version {
+        self.ordered.lock().index.get(path.as_str())
+    }
+
+    /// Refuses whatever is announced from now on, and returns the last position.
+    pub(super) fn close(&self) -> StreamPosition {
+        let mut ordered = self.ordered.lock();
+        ordered.closed = true;
+        StreamPosition(ordered.position)
+    }
+
+    /// All files and their lengths, read in portions.
+    pub(super) fn files(self: &Arc<Self>) -> Vec<(RelPath, Version)> {
+        self.track().all()
+    }
+
+    // ---- the leader thread ----
+
+    /// The leader thread's life: ends after [`stop`](Self::stop).
+    pub(super) fn run_leader(&self) {
+        self.leader_thread.get_or_init(std::thread::current);
+        while !self.stopped.load(Ordering::Acquire) {
+            if self.something_to_push() {
+                self.push();
+            } else {
+                // A wake-up between the look and here makes this return at once.
+                std::thread::park_timeout(TICK);
+            }
+        }
+    }
+
+    fn something_to_push(&self) -> bool {
+        let hungry = self.hungry.load(Ordering::SeqCst);
+        let mut ordered = self.ordered.lock();
+        if !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty()) {
+            ordered.sleep = Sleep::Awake;
+            return true;
+        }
+        ordered.sleep = if hungry { Sleep::UntilAppend } else { Sleep::UntilSealed };
+        false
+    }
+
+    fn wake_leader(&self) {
+        if let Some(thread) = self.leader_thread.get() {
+            thread.unpark();
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.wake_leader();
+    }
+
+    /// A writer has nothing left to write: what is in the open batch should come.
+    pub(super) fn now_hungry(&self) {
+        if !self.hungry.swap(true, Ordering::SeqCst) {
+            self.wake_leader();
+        }
+    }
+
+    // ---- pushing ----
+
+    /// Seals the open batch and pushes all that is sealed. Whose queue is full is evicted, and gone from the list.
+    pub(super) fn push(&self) {
+        let mut attached = self.attached.lock();
+        let gone = self.push_locked(&mut attached, |_| ());
+        drop(attached);
+        // The last sender frees what is queued: not under the lock.
+        drop(gone);
+    }
+
+    /// Pushes what comes before the moment at which `at_cut` is called with everything locked.
+    fn push_locked(&self, attached: &mut Attached, at_cut: impl FnOnce(&mut Ordered)) -> Vec<Queue> {
+        let Attached { followers, taken } = attached;
+        let (open, end) = {
+            let mut ordered = self.ordered.lock();
+            let open = ordered.take_open();
+            if !open.is_empty() || !ordered.sealed.is_empty() {
+                // Not later: a writer that gets hungry after this must not be overlooked.
+                self.hungry.store(false, Ordering::SeqCst);
+            }
+            std::mem::swap(&mut ordered.sealed, taken);
+            ordered.sealed_bytes = 0;
+            at_cut(&mut ordered);
+            (open, ordered.position)
+        };
+        let mut spare = Vec::new();
+        if !open.is_empty() {
+            let raw = if open.len() * 2 < open.capacity() {
+                // A small batch may wait in a queue for long, next to many others: it holds what it needs.
+                let small = open.as_slice().to_vec();
+                spare = open;
+                spare.clear();
+                small
+            } else {
+                open
+            };
+            taken.push(Arc::new(Batch::actions(end, raw)));
+        }
+        let mut gone = Vec::new();
+        for batch in taken.drain(..) {
+            gone.extend(followers.extract_if(.., |queue| !self.push_to(queue, &batch)));
+        }
+        if !gone.is_empty() {
+            self.ordered.lock().queues -= gone.len();
+        }
+        self.refill_spare(spare);
+        gone
+    }
+
+    /// Whether the follower stays.
+    fn push_to(&self, queue: &Queue, batch: &Arc<Batch>) -> bool {
+        let follower = &queue.follower;
+        if follower.has_ended() {
+            return false;
+        }
+        let cost = batch.cost();
+        // One batch larger than the whole budget passes alone.
+        let held = follower.queue.bytes();
+        let fits = held == 0 || held + cost <= self.queue_bytes;
+        follower.queue.add(cost);
+        match if fits { queue.sender.try_send(batch.clone()) } else { Err(TrySendError::Full(batch.clone())) } {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                follower.evict_at(EvictionReason::QueueFull, StreamPosition(batch.end));
+                false
+            }
+            Err(TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// Provides the next buffer where no append waits for its allocation.
+    fn refill_spare(&self, mut spare: Vec<u8>) {
+        if self.ordered.lock().spare.capacity() > 0 {
+            return;
+        }
+        spare.reserve(BATCH_BYTES);
+        self.ordered.lock().spare = spare;
+    }
+
+    /// Takes a follower that has ended off the list, so that its writer sees the channel's end.
+    pub(super) fn detach(&self, follower: &Arc<FollowerHandle>) {
+        let mut attached = self.attached.lock();
+        let at = attached.followers.iter().position(|queue| Arc::ptr_eq(&queue.follower, follower));
+        let gone = at.map(|at| attached.followers.swap_remove(at));
+        if gone.is_some() {
+            self.ordered.lock().queues -= 1;
+        }
+        drop(attached);
+        drop(gone);
+    }
+
+    /// Whether `is_so` of any follower that gets batches now.
+    pub(super) fn any_attached(&self, mut is_so: impl FnMut(&FollowerHandle) -> bool) -> bool {
+        self.attached.lock().followers.iter().any(|queue| is_so(&queue.follower))
+    }
+
+    // ---- cuts ----
+
+    /// Begins to track changes for a joining follower.
+    pub(super) fn track(self: &Arc<Self>) -> Tracker {
+        let id = self.ordered.lock().index.track();
+        Tracker { stream: self.clone(), id }
+    }
+
+    fn read_cut(&self, cut: &Cut) -> Vec<(RelPath, Version)> {
+        let slots = cut.slots();
+        let mut files = Vec::with_capacity(slots.len());
+        for slots in slots.chunks(CUT_ENTRIES) {
+            let ordered = self.ordered.lock();
+            files.extend(slots.iter().map(|&slot| {
+                let (path, version) = ordered.index.at(cut, slot);
+                (path.clone(), version)
+            }));
+        }
+        files
+    }
+}
+
+/// Bytes announced.
+#[derive(Clone, Copy)]
+pub(super) enum Content<'a> {
+    Bytes(&'a [u8]),
+    /// This many bytes, to be read from the file when a writer gets there.
+    OnDisk(u64),
+}
+
+impl Content<'_> {
+    fn len(self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::OnDisk(len) => len,
+        }
+    }
+}
+
+/// A joining follower's interest in what changes.
+pub(super) struct Tracker {
+    stream: Arc<Stream>,
+    id: TrackerId,
+}
+
+impl Tracker {
+    /// All files, as of one moment.
+    pub(super) fn all(&self) -> Vec<(RelPath, Version)> {
+        let stream = &self.stream;
+        let _reading = stream.cut.lock();
+        let cut = stream.ordered.lock().index.cut_all(self.id);
+        let mut files = stream.read_cut(&cut);
+        files.retain(|(_, version)| version.exists());
+        files
+    }
+
+    /// The files that changed since the last cut, as of one moment; those that were deleted are absent.
+    pub(super) fn changes(&self) -> Vec<(RelPath, Version)> {
+        let stream = &self.stream;
+        let _reading = stream.cut.lock();
+        let cut = stream.ordered.lock().index.cut_changed(self.id);
+        stream.read_cut(&cut)
+    }
+
+    /// Like [`changes`](Self::changes), and from that very moment on the follower gets all batches.
+    pub(super) fn attach(&self, follower: &Arc<FollowerHandle>) -> Attachment {
+        let stream = &self.stream;
+        let (sender, batches) = crossbeam_channel::bounded(stream.queue_batches);
+        let _reading = stream.cut.lock();
+        let mut attached = stream.attached.lock();
+        let mut at = None;
+        let gone = stream.push_locked(&mut attached, |ordered| {
+            at = Some((ordered.index.cut_changed(self.id), StreamPosition(ordered.position)));
+            ordered.queues += 1;
+        });
+        let (cut, position) = at.expect("push_locked calls it");
+        follower.attached_at(position);
+        attached.followers.push(Queue { follower: follower.clone(), sender });
+        drop(attached);
+        drop(gone);
+        Attachment { changes: stream.read_cut(&cut), position, batches }
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        self.stream.ordered.lock().index.untrack(self.id);
+        while self.stream.ordered.lock().index.sweep(CUT_ENTRIES) {}
+    }
+}
+
+/// What [`Tracker::attach`] gives.
+pub(super) struct Attachment {
+    pub(super) changes: Vec<(RelPath, Version)>,
+    /// The moment.
+    pub(super) position: StreamPosition,
+    /// All batches from there on.
+    pub(super) batches: Receiver<Arc<Batch>>,
+}
+
+impl Ordered {
+    fn encode(&mut self, path: &RelPath, kind: ActionKind, payload: &[u8]) {
+        self.position += framing_bytes(path) + payload.len() as u64;
+        if self.queues == 0 {
+            return;
+        }
+        encode_action_header(&mut self.open, path, kind);
+        self.open.extend_from_slice(payload);
+        if self.open.len() >= BATCH_BYTES {
+            self.seal();
+        }
+    }
+
+    /// A range is a batch of its own.
+    fn encode_range(&mut self, range: FileRange) {
+        if self.queues > 0 {
+            self.seal();
+        }
+        self.position += range.action_bytes();
+        if self.queues > 0 {
+            self.sealed.push(Arc::new(Batch::file(self.position, range)));
+        }
+    }
+
+    /// A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a replicated file of that name: that one goes
+    /// first, and comes back after.
+    fn replace_around_temporary(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
+        let temporary = temporary_of(path)
+            .map(|temporary| (self.index.get(temporary.as_str()), temporary))
+            .filter(|(version, _)| version.exists());
+        if let Some((_, temporary)) = &temporary {
+            self.encode(temporary, ActionKind::Delete, &[]);
+        }
+        match content {
+            Content::Bytes(bytes) => self.encode(path, ActionKind::Replace(version.len), bytes),
+            Content::OnDisk(_) => self.encode_range(whole(path, version)),
+        }
+        if let Some((version, temporary)) = temporary.filter(|(version, _)| version.len > 0) {
+            self.encode_range(whole(&temporary, version));
+        }
+    }
+
+    /// What is in the open batch, which is empty after.
+    fn take_open(&mut self) -> Vec<u8> {
+        if self.open.is_empty() {
+            return Vec::new();
+        }
+        std::mem::replace(&mut self.open, std::mem::take(&mut self.spare))
+    }
+
+    fn seal(&mut self) {
+        let raw = self.take_open();
+        if !raw.is_empty() {
+            let batch = Batch::actions(self.position, raw);
+            self.sealed_bytes += batch.cost();
+            self.sealed.push(Arc::new(batch));
+        }
+    }
+
+    /// To be called last in the critical section.
+    fn after(&mut self) -> After {
+        let wake = match self.sleep {
+            Sleep::Awake => false,
+            Sleep::UntilAppend => !self.open.is_empty() || !self.sealed.is_empty(),
+            Sleep::UntilSealed => !self.sealed.is_empty(),
+        };
+        if wake {
+            self.sleep = Sleep::Awake;
+        }
+        After { position: self.position, wake, push: self.sealed_bytes > SEALED_BYTES_MAX }
+    }
+}
+
+/// All of a file, as one replace.
+pub(super) fn whole(path: &RelPath, version: Version) -> FileRange {
+    FileRange {
+        path: path.clone(),
+        generation: version.generation,
+        kind: RangeKind::Replace,
+        offset: 0,
+        len: version.len,
+    }
+}
+
+/// What a LavinMQ follower writes a replacement of `path` to, if that can be a replicated file's name.
+pub(super) fn temporary_of(path: &RelPath) -> Option<RelPath> {
+    RelPath::new(&format!("{path}.tmp")).ok()
+}

@@ -1,0 +1,115 @@
+//! A follower made by hand, that can misbehave at any step.
+
+use std::io::{self, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use lz4_flex::frame::FrameDecoder;
+use paceline::protocol::{self, ListEntry};
+use paceline::{NodeId, RelPath, Secret};
+
+use super::{PATIENCE, secret};
+
+pub struct FakeFollower {
+    pub socket: TcpStream,
+    /// Decodes what the leader says after the handshake.
+    pub frame: FrameDecoder<BufReader<TcpStream>>,
+}
+
+impl FakeFollower {
+    /// Connects and does nothing else. Reads give up after [`PATIENCE`], so that a test fails rather than hangs.
+    pub fn connect(leader: SocketAddr) -> Self {
+        let socket = TcpStream::connect(leader).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let frame = protocol::frame_reader(socket.try_clone().unwrap());
+        Self { socket, frame }
+    }
+
+    /// Connects with a small receive buffer, so that a few hundred KiB make the leader's writes block.
+    pub fn connect_narrow(leader: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&leader.into()).unwrap();
+        let socket: TcpStream = socket.into();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let frame = protocol::frame_reader(socket.try_clone().unwrap());
+        Self { socket, frame }
+    }
+
+    pub fn hello(&mut self, secret: &Secret) -> u8 {
+        protocol::write_hello(&mut self.socket, secret).unwrap();
+        let mut answer = [0];
+        self.socket.read_exact(&mut answer).unwrap();
+        answer[0]
+    }
+
+    pub fn shake(mut self, id: NodeId) -> Self {
+        assert_eq!(self.hello(&secret()), protocol::ACCEPTED);
+        protocol::write_node_id(&mut self.socket, id).unwrap();
+        self
+    }
+
+    pub fn list(&mut self) -> Vec<ListEntry> {
+        std::iter::from_fn(|| protocol::read_list_entry(&mut self.frame).unwrap()).collect()
+    }
+
+    pub fn request<'a>(&mut self, names: impl IntoIterator<Item = &'a RelPath>) {
+        let mut wire = Vec::new();
+        for name in names {
+            protocol::write_name(&mut wire, name).unwrap();
+        }
+        protocol::write_end(&mut wire).unwrap();
+        self.socket.write_all(&wire).unwrap();
+    }
+
+    pub fn content(&mut self) -> Vec<u8> {
+        let size = protocol::read_file_size(&mut self.frame).unwrap();
+        let mut content = Vec::new();
+        (&mut self.frame).take(size).read_to_end(&mut content).unwrap();
+        assert_eq!(content.len() as u64, size);
+        content
+    }
+
+    /// Both rounds, asking for nothing, and the acknowledgement of the probe: attached, with an empty directory.
+    pub fn join(mut self) -> Self {
+        for _ in 0..2 {
+            self.list();
+            self.request([]);
+        }
+        let mut probe = vec![0; 4 + protocol::PROBE_NAME.len() + 8];
+        self.frame.read_exact(&mut probe).unwrap();
+        self.ack(probe.len() as u64);
+        self
+    }
+
+    pub fn ack(&mut self, bytes: u64) {
+        self.socket.write_all(&i64::try_from(bytes).unwrap().to_le_bytes()).unwrap();
+    }
+
+    /// Reads and acknowledges everything until the leader closes.
+    pub fn drain(mut self) -> io::Result<u64> {
+        let mut buffer = [0; 65536];
+        let mut total = 0;
+        loop {
+            let length = self.frame.read(&mut buffer)?;
+            if length == 0 {
+                return Ok(total);
+            }
+            total += length as u64;
+            self.ack(length as u64);
+        }
+    }
+
+    /// Waits until the leader has closed the connection, without reading the frame.
+    pub fn wait_closed(&self) {
+        self.socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        let mut buffer = [0; 65536];
+        super::wait_until("the leader closes the connection", || match (&self.socket).read(&mut buffer) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        });
+    }
+}

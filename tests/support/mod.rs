@@ -1,0 +1,187 @@
+//! What the tests share. Each test binary uses a part of it.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, RelPath, Secret};
+use tempfile::TempDir;
+
+pub mod fake_follower;
+
+/// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn secret() -> Secret {
+    Secret::new("the tests' secret").unwrap()
+}
+
+pub fn path(name: &str) -> RelPath {
+    RelPath::new(name).unwrap()
+}
+
+/// Call it first in a test: logs go to the test's output, and a deadlock among the crate's locks ends the process.
+pub fn begin() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let _ = env_logger::builder().is_test(true).filter_level(log::LevelFilter::Info).try_init();
+        #[cfg(feature = "deadlock-detection")]
+        std::thread::spawn(|| {
+            loop {
+                std::thread::park_timeout(Duration::from_millis(500));
+                let deadlocks = parking_lot::deadlock::check_deadlock();
+                for thread in deadlocks.iter().flatten() {
+                    eprintln!("deadlock: thread {:?}\n{:?}", thread.thread_id(), thread.backtrace());
+                }
+                if !deadlocks.is_empty() {
+                    std::process::abort();
+                }
+            }
+        });
+    });
+}
+
+/// Waits until `condition`, and panics with `what` if it does not come.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: did not come within {PATIENCE:?}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// A leader on a directory of its own, listening on loopback.
+pub struct TestLeader {
+    pub leader: std::sync::Arc<Leader>,
+    pub dir: TempDir,
+    pub address: SocketAddr,
+}
+
+impl TestLeader {
+    pub fn start() -> Self {
+        Self::with(|_| ())
+    }
+
+    pub fn with(change: impl FnOnce(&mut LeaderConfig)) -> Self {
+        Self::on(tempfile::tempdir().unwrap(), change)
+    }
+
+    /// On a directory that may hold something already.
+    pub fn on(dir: TempDir, change: impl FnOnce(&mut LeaderConfig)) -> Self {
+        begin();
+        let mut config = LeaderConfig::new(dir.path(), secret());
+        change(&mut config);
+        let leader = Leader::open(config).unwrap();
+        let address = leader.listen("127.0.0.1:0").unwrap();
+        Self { leader: leader.into(), dir, address }
+    }
+
+    /// Writes to the local file and announces it, as a host does.
+    pub fn append(&self, name: &str, bytes: &[u8]) {
+        self.leader.file(&path(name)).unwrap().append(bytes).unwrap();
+    }
+
+    /// Replaces the local file and announces it, as a host does.
+    pub fn replace(&self, name: &str, bytes: &[u8]) {
+        let full = self.dir.path().join(name);
+        fs::create_dir_all(full.parent().unwrap()).unwrap();
+        let new = self.dir.path().join(format!("${:?}", std::thread::current().id()));
+        fs::write(&new, bytes).unwrap();
+        fs::rename(new, full).unwrap();
+        self.leader.replace(&path(name)).unwrap();
+    }
+
+    pub fn delete(&self, name: &str) {
+        fs::remove_file(self.dir.path().join(name)).unwrap();
+        self.leader.delete(&path(name)).unwrap();
+    }
+
+    pub fn follower(&self) -> TestFollower {
+        TestFollower::on(self.address, tempfile::tempdir().unwrap())
+    }
+
+    /// Waits until `count` followers are connected and each has acknowledged everything.
+    #[track_caller]
+    pub fn wait_in_sync(&self, count: usize) {
+        wait_until("all followers in sync", || {
+            let followers = self.leader.followers();
+            let end = self.leader.position();
+            followers.len() == count && followers.iter().all(|follower| follower.acknowledged == Some(end))
+        });
+    }
+
+    /// Waits as above, then compares the copies byte for byte.
+    #[track_caller]
+    pub fn assert_copies(&self, followers: &[&TestFollower]) {
+        self.wait_in_sync(followers.len());
+        for follower in followers {
+            assert_same(self.dir.path(), follower.dir.path());
+        }
+    }
+}
+
+/// A follower on a directory of its own.
+pub struct TestFollower {
+    pub follower: Follower,
+    pub dir: TempDir,
+}
+
+impl TestFollower {
+    pub fn on(leader: SocketAddr, dir: TempDir) -> Self {
+        begin();
+        let mut config = FollowerConfig::new(leader.to_string(), dir.path(), secret());
+        config.retry_delay_max = Duration::from_millis(200);
+        Self { follower: Follower::start(config).unwrap(), dir }
+    }
+}
+
+/// All replicated files below `root`. An empty one is left out: protocol 1.0.0 cannot tell it from none.
+pub fn contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let full = entry.unwrap().path();
+            let name = full.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            if RelPath::new(&name).unwrap().is_reserved() {
+                continue;
+            }
+            if full.is_dir() {
+                folders.push(full);
+            } else {
+                let bytes = fs::read(full).unwrap();
+                if !bytes.is_empty() {
+                    found.insert(name, bytes);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Compares two directories byte for byte, and says where they differ without printing their bytes.
+#[track_caller]
+pub fn assert_same(leader: &Path, follower: &Path) {
+    let (ours, theirs) = (contents(leader), contents(follower));
+    let names: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    let differing: Vec<_> = names
+        .into_iter()
+        .filter(|name| ours.get(*name) != theirs.get(*name))
+        .map(|name| {
+            let len = |side: &BTreeMap<String, Vec<u8>>| side.get(name).map(Vec::len);
+            let first =
+                ours.get(name).zip(theirs.get(name)).map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count());
+            format!(
+                "{name}: {:?} bytes at the leader, {:?} at the follower, equal up to {first:?}",
+                len(&ours),
+                len(&theirs)
+            )
+        })
+        .collect();
+    assert!(differing.is_empty(), "the copy differs:\n{}", differing.join("\n"));
+}
