@@ -192,8 +192,14 @@ impl<A: Announce> Tree<A> {
     /// `at_once`: also those that were to be looked at later, for a last look before the end.
     pub(super) fn announce_dirty(&mut self, at_once: bool, go_on: &dyn Fn() -> bool) -> Result<(), Trouble> {
         let now = Instant::now();
-        let due = self.later.extract_if(.., |_, at| at_once || *at <= now).map(|(path, _)| path);
-        self.dirty.extend(due);
+        let Self { later, dirty, .. } = self;
+        later.retain(|path, at| {
+            let due = at_once || *at <= now;
+            if due {
+                dirty.insert(path.clone());
+            }
+            !due
+        });
         if !self.dirty.is_empty() {
             self.pace(PACE_BYTES);
         }
