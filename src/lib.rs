@@ -73,6 +73,7 @@ pub mod leader;
 pub mod protocol;
 mod thread;
 mod types;
+pub mod watch;
 
 pub use config::{FollowerConfig, LeaderConfig};
 pub use error::{AppendError, Error};
