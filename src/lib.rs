@@ -80,3 +80,4 @@ pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;
 pub use types::{InvalidValue, NodeId, RelPath, Secret, StreamPosition};
+pub use watch::Watcher;
