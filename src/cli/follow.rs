@@ -202,8 +202,11 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::field_reassign_with_default)] // it is non-exhaustive
     fn progress_tells_files_bytes_rate_and_time_left() {
-        let mut sync = SyncProgress { files_listed: 20, files_hashed: 7, ..SyncProgress::default() };
+        let mut sync = SyncProgress::default();
+        sync.files_listed = 20;
+        sync.files_hashed = 7;
         let elapsed = Duration::from_secs(2);
         assert_eq!(progress(&sync, elapsed), "7 of 20 files compared");
         sync.files_requested = 10;
