@@ -75,8 +75,13 @@ mod thread;
 mod types;
 pub mod watch;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
+
 pub use config::{FollowerConfig, LeaderConfig};
 pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;
 pub use types::{InvalidValue, NodeId, RelPath, Secret, StreamPosition};
+pub use watch::Watcher;
