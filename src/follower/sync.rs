@@ -182,30 +182,9 @@ impl<'a, R: BufRead> Sync<'a, R> {
     }
 }
 
-/// Reads a list; reserved names are left out: they are neither asked for nor deleted.
-fn read_list(reader: &mut impl Read, shared: &Shared, doing: &'static str) -> Result<Vec<ListEntry>, Error> {
-    let mut list = Vec::new();
-    let mut listed: HashSet<RelPath, RandomState> = HashSet::default();
-    let mut name_bytes = 0;
-    let mut doing = doing;
-    while let Some(entry) = read_list_entry(reader).map_err(|error| lost(doing, error))? {
-        doing = "while reading the leader's list";
-        name_bytes += entry.path.as_str().len() as u64;
-        if name_bytes > LIST_NAME_BYTES_MAX {
-            return Err(ProtocolError::ListNamesTooLong.into());
-        }
-        if entry.path.is_reserved() {
-            log::debug!("the leader lists {}, which is never replicated: ignored", entry.path);
-            continue;
-        }
-        if list.len() == LIST_FILES_MAX {
-            return Err(ProtocolError::ListTooLong.into());
-        }
-        if !listed.insert(entry.path.clone()) {
-            return Err(ProtocolError::ListedTwice(entry.path.to_string()).into());
-        }
-        list.push(entry);
-    }
+/// Reads a list, and says in the status that the sync has begun.
+fn read_list(reader: &mut impl Read, shared: &Shared, waiting: &'static str) -> Result<Vec<ListEntry>, Error> {
+    let list = read_list_within(reader, waiting, LIST_FILES_MAX, LIST_NAME_BYTES_MAX)?;
     shared.update(|status| {
         if status.state == State::Waiting {
             status.state = State::Syncing;
@@ -214,4 +193,63 @@ fn read_list(reader: &mut impl Read, shared: &Shared, doing: &'static str) -> Re
         status.sync.files_listed = list.len() as u64;
     });
     Ok(list)
+}
+
+/// Reads a list; reserved names are left out: they are neither asked for nor deleted. They count like all others, so that
+/// no leader keeps us reading for ever.
+fn read_list_within(
+    reader: &mut impl Read,
+    waiting: &'static str,
+    files_max: usize,
+    name_bytes_max: u64,
+) -> Result<Vec<ListEntry>, Error> {
+    let (mut list, mut listed) = (Vec::new(), HashSet::<RelPath, RandomState>::default());
+    let (mut files, mut name_bytes) = (0, 0);
+    let mut when = waiting;
+    while let Some(entry) = read_list_entry(reader).map_err(|error| lost(when, error))? {
+        when = "while reading the leader's list";
+        files += 1;
+        if files > files_max {
+            return Err(ProtocolError::ListTooLong.into());
+        }
+        name_bytes += entry.path.as_str().len() as u64;
+        if name_bytes > name_bytes_max {
+            return Err(ProtocolError::ListNamesTooLong.into());
+        }
+        if entry.path.is_reserved() {
+            log::debug!("the leader lists {}, which is never replicated: ignored", entry.path);
+            continue;
+        }
+        if !listed.insert(entry.path.clone()) {
+            return Err(ProtocolError::ListedTwice(entry.path.to_string()).into());
+        }
+        list.push(entry);
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{write_end, write_list_entry};
+
+    #[test]
+    fn a_list_has_bounds_and_names_a_file_once() {
+        let read = |names: &[&str], files_max, name_bytes_max| {
+            let mut wire = Vec::new();
+            for name in names {
+                write_list_entry(&mut wire, &RelPath::new(name).unwrap(), &[0; 20]).unwrap();
+            }
+            write_end(&mut wire).unwrap();
+            read_list_within(&mut &wire[..], "", files_max, name_bytes_max)
+        };
+        let protocol = |list: Result<_, _>| match list {
+            Err(Error::Protocol(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(&["a", "bb", ".lock"], 3, 8).unwrap().len(), 2);
+        assert!(matches!(protocol(read(&["a", "b", ".lock"], 2, 9)), ProtocolError::ListTooLong));
+        assert!(matches!(protocol(read(&["a", "bb"], 3, 2)), ProtocolError::ListNamesTooLong));
+        assert!(matches!(protocol(read(&["a", "b", "a"], 9, 9)), ProtocolError::ListedTwice(_)));
+    }
 }

@@ -1,6 +1,6 @@
 //! A connected follower as the leader knows it: shared by its own two threads and by whoever pushes or evicts.
 //!
-//! Letting a follower go is one step that never waits: the first caller sets [`end`](FollowerHandle::end) and shuts the
+//! Letting a follower go is one step that never waits (I5): the first caller sets [`end`](FollowerHandle::end) and shuts the
 //! socket down. The follower's own threads notice, clean up, log why and leave; nobody joins them while holding a lock.
 //!
 //! # Positions
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::socket::{TICKS, tick};
 use super::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 use crate::protocol::ProtocolError;
 use crate::types::{NodeId, StreamPosition};
@@ -86,6 +87,7 @@ impl QueueDepth {
 /// Counters behind [`SyncSent`].
 #[derive(Default)]
 pub(super) struct SyncCounters {
+    pub(super) bytes_hashed: AtomicU64,
     pub(super) files_requested: AtomicU64,
     pub(super) files_sent: AtomicU64,
     pub(super) bytes_sent: AtomicU64,
@@ -212,6 +214,8 @@ impl FollowerHandle {
             self.ended.store(true, Ordering::Release);
             // Fails only if the peer was faster.
             let _ = self.socket.shutdown(Shutdown::Both);
+            // With the lock taken once, a waiter has either seen the flag or sleeps, and is woken.
+            drop(self.in_flight.lock());
             self.acknowledged.notify_all();
         }
     }
@@ -276,33 +280,17 @@ impl FollowerHandle {
         }
     }
 
-    /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout`.
+    /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which a
+    /// leader that was itself stopped for longer finds one tick gone, not all).
     pub(super) fn wait_acknowledged(&self, timeout: Duration) -> bool {
         let mut in_flight = self.in_flight.lock();
-        while in_flight.acknowledged < in_flight.sent {
-            if self.has_ended() {
-                return false;
-            }
+        let mut ticks_left = TICKS;
+        while in_flight.acknowledged < in_flight.sent && !self.has_ended() && ticks_left > 0 {
             in_flight.progress = false;
-            // The end is notified without this lock: look again now and then.
-            let waited = self.wait_up_to(&mut in_flight, timeout);
-            if !waited {
-                return false;
-            }
+            self.acknowledged.wait_for(&mut in_flight, tick(timeout));
+            ticks_left = if in_flight.progress { TICKS } else { ticks_left - 1 };
         }
-        !self.has_ended()
-    }
-
-    /// Waits for `timeout` at most, in slices; `true` as soon as there was progress.
-    fn wait_up_to(&self, in_flight: &mut parking_lot::MutexGuard<'_, InFlight>, timeout: Duration) -> bool {
-        const SLICES: u32 = 50;
-        for _ in 0..SLICES {
-            self.acknowledged.wait_for(in_flight, timeout / SLICES);
-            if in_flight.progress || self.has_ended() {
-                return true;
-            }
-        }
-        false
+        in_flight.acknowledged == in_flight.sent && !self.has_ended()
     }
 
     /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
@@ -316,6 +304,11 @@ impl FollowerHandle {
     }
 
     // ---- looking ----
+
+    /// Bytes read from disk or written to its socket for its sake so far: says whether a full sync moves.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        self.sync.bytes_hashed.load(Ordering::Relaxed) + self.sent_bytes.load(Ordering::Relaxed)
+    }
 
     /// Everything up to here is acknowledged, once it is in sync.
     pub(super) fn position(&self) -> Option<StreamPosition> {

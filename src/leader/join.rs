@@ -4,7 +4,7 @@
 //! read from disk, up to the lengths of a cut of the index, with no lock held. In order:
 //!
 //! 1. *Two rounds of full sync*, both listing one cut. One follower at a time reads or moves content ([`BulkSlot`]); it does
-//!    not hold the slot while the follower thinks.
+//!    not hold the slot while the follower thinks, nor while it takes nothing.
 //! 2. A *probe*, because protocol 1.0.0 acknowledges nothing of a full sync: its acknowledgement says that all before it is
 //!    dealt with.
 //! 3. *Catch-up rounds*: what changed since the last cut, as ordinary actions. In each the follower attaches to the stream
@@ -40,36 +40,62 @@ use crate::protocol::{
 };
 use crate::types::{RelPath, StreamPosition};
 
-/// One full sync reads or moves content at a time.
+/// Whose full sync reads or moves content: one at a time, as long as something moves.
+///
+/// A holder that hardly moves (it stopped reading, or its link is slow) loses the slot to the next that waits, and goes on without
+/// it: the slot spares the leader's disk, and such a holder costs it nothing.
 #[derive(Default)]
 pub(super) struct BulkSlot {
-    taken: Mutex<bool>,
+    holder: Mutex<Option<Arc<FollowerHandle>>>,
     given_back: Condvar,
 }
 
-struct InBulk<'a>(&'a BulkSlot);
+struct InBulk<'a> {
+    slot: &'a BulkSlot,
+    follower: &'a Arc<FollowerHandle>,
+}
+
+/// A holder keeps the slot if it moves this much ...
+const MOVED_BYTES_MIN: u64 = 512 << 10;
+/// ... in each such interval.
+const MOVED_INTERVAL: Duration = Duration::from_secs(2);
 
 impl BulkSlot {
     /// Waits for its turn; `None` if the follower ends first.
-    fn acquire(&self, follower: &FollowerHandle) -> Option<InBulk<'_>> {
+    fn acquire<'a>(&'a self, follower: &'a Arc<FollowerHandle>) -> Option<InBulk<'a>> {
         /// An end is not notified here: look now and then.
         const LOOK: Duration = Duration::from_millis(100);
-        let mut taken = self.taken.lock();
-        while *taken {
+        let mut watched: Option<(Arc<FollowerHandle>, u64, Instant)> = None;
+        let mut holder = self.holder.lock();
+        while let Some(current) = &*holder {
             if follower.has_ended() {
                 return None;
             }
-            self.given_back.wait_for(&mut taken, LOOK);
+            match &watched {
+                Some((whom, moved, since)) if Arc::ptr_eq(whom, current) => {
+                    if since.elapsed() >= MOVED_INTERVAL {
+                        if current.moved_bytes() < moved + MOVED_BYTES_MIN {
+                            break;
+                        }
+                        watched = None;
+                    }
+                }
+                _ => watched = Some((current.clone(), current.moved_bytes(), Instant::now())),
+            }
+            self.given_back.wait_for(&mut holder, LOOK);
         }
-        *taken = true;
-        Some(InBulk(self))
+        *holder = Some(follower.clone());
+        Some(InBulk { slot: self, follower })
     }
 }
 
 impl Drop for InBulk<'_> {
     fn drop(&mut self) {
-        *self.0.taken.lock() = false;
-        self.0.given_back.notify_one();
+        let mut holder = self.slot.holder.lock();
+        if holder.as_ref().is_some_and(|holder| Arc::ptr_eq(holder, self.follower)) {
+            *holder = None;
+            self.slot.given_back.notify_one();
+        }
     }
 }
 
@@ -167,7 +193,10 @@ impl<'a> Joiner<'a> {
 
     fn sum(&self, path: &RelPath, version: Version) -> Result<Option<Sha1Sum>, Error> {
         let follower = self.follower;
-        let mut go_on = || if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
+        let mut go_on = |bytes| {
+            follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
+            if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        };
         let root = self.core.dir.path();
         self.core
             .hashes

@@ -1,4 +1,5 @@
-//! The one order of all actions: the index and the open batch, and how batches reach the followers' queues.
+//! The one order of all actions: the index and the open batch, and how batches reach the followers' queues (invariants I1,
+//! I3 and I4).
 //!
 //! # Locks, in the order they are taken
 //!
@@ -7,8 +8,6 @@
 //!    in order. Within it only `try_send`, flags and socket shutdowns: nothing that waits.
 //! 3. `ordered` — index, position and open batch: the critical section of every append. Nothing is awaited within it, and
 //!    no memory is freed or file opened.
-//!
-//! No lock is held across a join, a socket read or write, or a log line.
 //!
 //! # When a batch is sealed
 //!
@@ -510,6 +509,9 @@ impl Ordered {
 
     /// A range is a batch of its own.
     fn encode_range(&mut self, range: FileRange) {
+        if range.len == 0 {
+            return;
+        }
         if self.queues > 0 {
             self.seal();
         }

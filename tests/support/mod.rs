@@ -12,6 +12,7 @@ use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, RelPath, Secret};
 use tempfile::TempDir;
 
 pub mod fake_follower;
+pub mod fake_leader;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
