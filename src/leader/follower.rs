@@ -41,6 +41,8 @@ pub(super) struct FollowerHandle {
     /// Everything up to here is acknowledged; [`NOWHERE`] until it has acknowledged all up to where it attached.
     position: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
+    /// While it joins: how long its socket has made us wait.
+    pub(super) socket_wait: SocketWait,
     pub(super) sync: SyncCounters,
 }
 
@@ -80,6 +82,42 @@ impl QueueDepth {
 
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The time spent in writes to a socket, the one that has not returned included. Written to by one thread.
+pub(super) struct SocketWait {
+    zero: Instant,
+    /// Nanoseconds, of all writes that have returned.
+    done: AtomicU64,
+    /// Nanoseconds from `zero` to the beginning of the write that has not; 0 if there is none.
+    since: AtomicU64,
+}
+
+impl SocketWait {
+    fn new() -> Self {
+        Self { zero: Instant::now(), done: AtomicU64::new(0), since: AtomicU64::new(0) }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Counts the time that `write` takes.
+    pub(super) fn during<T>(&self, write: impl FnOnce() -> T) -> T {
+        let since = self.now();
+        self.since.store(since, Ordering::Release);
+        let result = write();
+        self.done.fetch_add(self.now() - since, Ordering::Release);
+        self.since.store(0, Ordering::Release);
+        result
+    }
+
+    /// May be off by one write while that returns.
+    pub(super) fn total(&self) -> Duration {
+        let since = self.since.load(Ordering::Acquire);
+        let current = if since == 0 { 0 } else { self.now().saturating_sub(since) };
+        Duration::from_nanos(self.done.load(Ordering::Acquire) + current)
     }
 }
 
@@ -140,6 +178,7 @@ impl FollowerHandle {
             attached_at: AtomicU64::new(NOWHERE),
             position: AtomicU64::new(NOWHERE),
             sent_bytes: AtomicU64::new(0),
+            socket_wait: SocketWait::new(),
             sync: SyncCounters::default(),
         }
     }

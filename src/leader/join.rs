@@ -40,36 +40,79 @@ use crate::protocol::{
 };
 use crate::types::{RelPath, StreamPosition};
 
-/// One full sync reads or moves content at a time.
+/// One full sync reads or moves content at a time, for as long as the content moves: a follower that takes it off its
+/// socket at less than [`RATE_MIN`](Self::RATE_MIN) loses its turn to whoever waits for one, and goes on beside it.
 #[derive(Default)]
 pub(super) struct BulkSlot {
-    taken: Mutex<bool>,
+    turn: Mutex<Option<Turn>>,
     given_back: Condvar,
 }
 
-struct InBulk<'a>(&'a BulkSlot);
+/// Who has the slot, and what was measured when its rate was last looked at.
+struct Turn {
+    follower: Arc<FollowerHandle>,
+    sent_bytes: u64,
+    waited: Duration,
+}
+
+impl Turn {
+    fn new(follower: &Arc<FollowerHandle>) -> Self {
+        let sent_bytes = follower.sent_bytes.load(Ordering::Relaxed);
+        Self { follower: follower.clone(), sent_bytes, waited: follower.socket_wait.total() }
+    }
+
+    /// Looks at the rate once there was enough waiting for the socket; the time that our own disk and hashing take does not
+    /// count.
+    fn is_slow(&mut self) -> bool {
+        let now = Self::new(&self.follower);
+        let waited = now.waited.saturating_sub(self.waited);
+        if waited < BulkSlot::RATE_OVER {
+            return false;
+        }
+        let sent = now.sent_bytes - self.sent_bytes;
+        *self = now;
+        u128::from(sent) * 1000 < u128::from(BulkSlot::RATE_MIN) * waited.as_millis()
+    }
+}
+
+struct InBulk<'a> {
+    slot: &'a BulkSlot,
+    follower: Arc<FollowerHandle>,
+}
 
 impl BulkSlot {
+    /// Bytes a second, as compressed.
+    const RATE_MIN: u64 = 1 << 20;
+    /// The rate is taken over this much time spent in writes.
+    const RATE_OVER: Duration = Duration::from_secs(1);
+
     /// Waits for its turn; `None` if the follower ends first.
-    fn acquire(&self, follower: &FollowerHandle) -> Option<InBulk<'_>> {
-        /// An end is not notified here: look now and then.
+    fn acquire(&self, follower: &Arc<FollowerHandle>) -> Option<InBulk<'_>> {
+        /// Neither an end nor slowness is notified here: look now and then.
         const LOOK: Duration = Duration::from_millis(100);
-        let mut taken = self.taken.lock();
-        while *taken {
+        let mut turn = self.turn.lock();
+        while turn.as_mut().is_some_and(|turn| !turn.is_slow()) {
             if follower.has_ended() {
                 return None;
             }
-            self.given_back.wait_for(&mut taken, LOOK);
+            self.given_back.wait_for(&mut turn, LOOK);
         }
-        *taken = true;
-        Some(InBulk(self))
+        let lost = turn.replace(Turn::new(follower));
+        drop(turn);
+        if let Some(Turn { follower: slow, .. }) = lost {
+            log::info!("follower {} at {} reads slowly: {} joins beside it", slow.id, slow.address, follower.id);
+        }
+        Some(InBulk { slot: self, follower: follower.clone() })
     }
 }
 
 impl Drop for InBulk<'_> {
     fn drop(&mut self) {
-        *self.0.taken.lock() = false;
-        self.0.given_back.notify_one();
+        // Unless it was lost.
+        let given = self.slot.turn.lock().take_if(|turn| Arc::ptr_eq(&turn.follower, &self.follower));
+        if given.is_some() {
+            self.slot.given_back.notify_one();
+        }
     }
 }
 
