@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 pub mod fake_follower;
 pub mod fake_leader;
+pub mod processes;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
