@@ -75,6 +75,10 @@ mod thread;
 mod types;
 pub mod watch;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
+
 pub use config::{FollowerConfig, LeaderConfig};
 pub use error::{AppendError, Error};
 pub use follower::Follower;

@@ -40,7 +40,8 @@ fn incomplete(dir: &TempDir) -> bool {
 fn stops_promptly(follower: &Follower) {
     let began = Instant::now();
     follower.stop();
-    assert!(began.elapsed() < Duration::from_secs(3), "stopping took {:?}", began.elapsed());
+    // Of these seconds a busy machine may need some; a thread that hangs needs more.
+    assert!(began.elapsed() < Duration::from_secs(5), "stopping took {:?}", began.elapsed());
     assert!(matches!(follower.wait(Some(Duration::ZERO)), Some(Ok(()))));
     assert_eq!(follower.status().state, State::Stopped);
 }
@@ -234,9 +235,10 @@ fn the_mark_outlives_the_follower_and_goes_with_the_next_whole_sync() {
 #[test]
 fn a_leader_that_answers_each_request_as_it_arrives_is_not_blocked() {
     let (leader, dir, follower) = started();
-    // More bytes of requests than the sockets hold.
+    // More bytes of requests, and of answers, than the sockets hold.
+    leader.shrink_buffers();
     let folder = vec!["x".repeat(250); 4].join("/");
-    let listed: Files = (0..6000).map(|n| (format!("{folder}/{n:05}"), vec![b'c'; 1000])).collect();
+    let listed: Files = (0..1500).map(|n| (format!("{folder}/{n:05}"), vec![b'c'; 1000])).collect();
     let mut connection = leader.accept();
     connection.list(&listed);
     let mut answered = 0;

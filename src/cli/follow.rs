@@ -19,6 +19,8 @@ use super::{Failure, NodeOptions, bars, say, signals, start_logging};
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often a long sync is logged where there is no terminal.
 const LOG_EVERY: Duration = Duration::from_secs(5);
+/// How long a sync must have gone on before its rate is shown.
+const RATE_AFTER: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -171,13 +173,13 @@ fn progress(sync: &SyncProgress, elapsed: Duration) -> String {
     if sync.files_requested == 0 {
         return format!("{} of {} files compared", sync.files_hashed, sync.files_listed);
     }
-    let mut text = format!(
-        "{} of {} files, {}, {}",
-        sync.files_received,
-        sync.files_requested,
-        show_bytes(sync.bytes_received),
-        show_rate(sync.bytes_received, elapsed)
-    );
+    let (files, requested) = (sync.files_received, sync.files_requested);
+    let mut text = format!("{files} of {requested} files, {}", show_bytes(sync.bytes_received));
+    // What the socket held already says nothing of the rate.
+    if elapsed < RATE_AFTER && files < requested {
+        return text;
+    }
+    text += &format!(", {}", show_rate(sync.bytes_received, elapsed));
     if let Some(left) = time_left(sync, elapsed) {
         text += &format!(", ~{} s left", left.as_secs() + 1);
     }
@@ -202,8 +204,11 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::field_reassign_with_default)] // it is non-exhaustive
     fn progress_tells_files_bytes_rate_and_time_left() {
-        let mut sync = SyncProgress { files_listed: 20, files_hashed: 7, ..SyncProgress::default() };
+        let mut sync = SyncProgress::default();
+        sync.files_listed = 20;
+        sync.files_hashed = 7;
         let elapsed = Duration::from_secs(2);
         assert_eq!(progress(&sync, elapsed), "7 of 20 files compared");
         sync.files_requested = 10;

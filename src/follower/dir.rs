@@ -176,7 +176,7 @@ impl Dir {
     pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
         let failed = |error: io::Error| self.failed("write", self.mark.as_str(), error);
         self.open_made(&self.mark, OFlags::WRONLY | OFlags::CREATE)?.sync_all().map_err(failed)?;
-        self.flush_own_folder()
+        self.flush_folders([OWN_FOLDER].into_iter())
     }
 
     /// Takes the mark away; that is on disk when this returns.
@@ -187,18 +187,24 @@ impl Dir {
             Err(error) => return Err(self.failed("remove", self.mark.as_str(), error)),
         }
         drop(folder);
-        self.flush_own_folder()?;
+        self.flush_folders([OWN_FOLDER].into_iter())?;
         self.remove_own_folder();
         Ok(())
     }
 
-    fn flush_own_folder(&self) -> Result<(), Error> {
-        let (folder, _) = self.parent_made(&self.mark)?;
-        rustix::fs::fsync(folder).map_err(|error| self.failed("flush", OWN_FOLDER, error))?;
+    /// Makes durable what was put into, or taken out of, these folders and the directory itself.
+    pub(super) fn flush_folders<'a>(&self, folders: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        for path in folders {
+            let Some((above, name)) = self.parent_of(path, false)? else { continue };
+            // It may have gone meanwhile: then those above it say so.
+            if let Some(folder) = self.enter(&above, name, path, false)? {
+                rustix::fs::fsync(folder).map_err(|error| self.failed("flush", path, error))?;
+            }
+        }
         rustix::fs::fsync(&self.root).map_err(|error| Error::io("flush", &self.path, error))
     }
 
-    /// Makes all that was written durable. Blocks as long as the disk takes.
+    /// Makes all that was written durable, by whomever on this file system. Blocks as long as the disk takes.
     pub(super) fn flush(&self) -> Result<(), Error> {
         rustix::fs::syncfs(&self.root).map_err(|error| Error::io("flush", &self.path, error))
     }

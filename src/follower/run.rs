@@ -138,6 +138,11 @@ impl Writer {
 
     /// Ends the thread and the connection, and says why that was: a failed write is what the reader saw as a close.
     fn end(self, result: Result<(), Error>) -> Result<(), Error> {
+        if result.is_ok() {
+            // The end of the last requests may still have to be written: the leader is not to take this for a failure.
+            self.outbox.finish();
+            let _ = self.ended.recv();
+        }
         let failure = self.outbox.failure();
         self.outbox.close();
         let _ = self.socket.shutdown(Shutdown::Both);

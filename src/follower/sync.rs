@@ -9,10 +9,13 @@
 //! may differ from the listed one because the leader's file grew meanwhile: the second round tells.
 //!
 //! Before the first change the directory is claimed and, durably, marked as incomplete; the mark is taken away when both
-//! rounds are on disk. In between everything is flushed every [`UNFLUSHED_BYTES_MAX`], so that no flush keeps a leader
-//! waiting for long, neither in round 2 nor for the first acknowledgement.
+//! rounds are on disk. Content is flushed as it comes, [`UNFLUSHED_BYTES_MAX`] at a time, so that no flush keeps a leader
+//! waiting for long, neither in round 2 nor for the first acknowledgement. Large files, and all if they are few, are
+//! flushed one by one: flushing the whole file system waits for everybody else's writes too. Only for many files that is
+//! the faster way.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 
 use foldhash::fast::RandomState;
@@ -33,6 +36,12 @@ use crate::types::RelPath;
 /// Bytes received before they are made durable.
 const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
 
+/// A round that changes at most so many files makes them durable one by one.
+const FLUSHED_SINGLY_FILES_MAX: usize = 64;
+
+/// A file of at least so many bytes is always made durable by itself.
+const FLUSHED_SINGLY_BYTES_MIN: u64 = 1 << 20;
+
 /// Bytes of a local file read at once, to hash it.
 const HASH_BUFFER_BYTES: usize = 256 << 10;
 
@@ -45,12 +54,30 @@ pub(super) struct Sync<'a, R> {
     /// The SHA-1 of each file that is here.
     known: HashMap<RelPath, Sha1Sum, RandomState>,
     marked: bool,
+    /// Whether there may be anything on the file system that is not durable, from a sync that did not end.
+    flush_all: bool,
+    /// Whether this round's files are made durable one by one.
+    singly: bool,
+    /// The folders in which that was done, and those above them: they have to follow.
+    unflushed_folders: HashSet<String, RandomState>,
+    /// Bytes of files that are not made durable one by one.
     unflushed_bytes: u64,
 }
 
 impl<'a, R: BufRead> Sync<'a, R> {
     pub(super) fn new(reader: &'a mut R, dir: &'a Dir, outbox: &'a Outbox, shared: &'a Shared) -> Self {
-        Self { reader, dir, outbox, shared, known: HashMap::default(), marked: false, unflushed_bytes: 0 }
+        Self {
+            reader,
+            dir,
+            outbox,
+            shared,
+            known: HashMap::default(),
+            marked: false,
+            flush_all: false,
+            singly: false,
+            unflushed_folders: HashSet::default(),
+            unflushed_bytes: 0,
+        }
     }
 
     /// Both rounds. `claim` makes the directory this node's own, and `adopt` allows that for one with foreign files.
@@ -60,6 +87,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         let list = read_list(self.reader, self.shared, waiting)?;
         // From a sync that did not end: this one ends it.
         self.marked = datadir::is_incomplete(self.dir.path());
+        self.flush_all = self.marked;
         let (unlisted, folders) = self.compare_local(&list, data, adopt)?;
         self.round(list, &unlisted, folders)?;
 
@@ -107,9 +135,12 @@ impl<'a, R: BufRead> Sync<'a, R> {
     fn round(&mut self, list: Vec<ListEntry>, unlisted: &[RelPath], mut folders: Vec<RelPath>) -> Result<(), Error> {
         let differs = |entry: &ListEntry| self.known.get(&entry.path) != Some(&entry.sha1);
         let wanted: Vec<RelPath> = list.into_iter().filter(differs).map(|entry| entry.path).collect();
-        if !(unlisted.is_empty() && wanted.is_empty()) {
-            self.mark()?;
+        let changes = unlisted.len() + wanted.len();
+        if changes > 0 && !self.marked {
+            self.dir.mark_incomplete()?;
+            self.marked = true;
         }
+        self.singly = changes <= FLUSHED_SINGLY_FILES_MAX;
         self.delete(unlisted)?;
         // Empty folders are no content, and one may be in the place of a file. Those within others come first.
         folders.sort_unstable_by(|a, b| b.cmp(a));
@@ -121,7 +152,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         for path in wanted {
             self.receive(path)?;
         }
-        self.flush()
+        self.flush(changes)
     }
 
     fn delete(&mut self, unlisted: &[RelPath]) -> Result<(), Error> {
@@ -130,56 +161,91 @@ impl<'a, R: BufRead> Sync<'a, R> {
             self.known.remove(path);
             if self.dir.remove(path)? {
                 log::debug!("deleted {path}, which the leader does not have");
+                self.note_folders(path);
                 self.shared.update(|status| status.sync.files_deleted += 1);
             }
         }
         Ok(())
     }
 
-    fn mark(&mut self) -> Result<(), Error> {
-        if !self.marked {
-            self.dir.mark_incomplete()?;
-            self.marked = true;
-        }
-        Ok(())
-    }
-
     fn receive(&mut self, path: RelPath) -> Result<(), Error> {
-        let gone = |error| lost(format_args!("while receiving {path}"), error);
-        let mut remaining = read_file_size(self.reader).map_err(gone)?;
-        self.shared.update(|status| status.sync.bytes_remaining_in_file = remaining);
+        let length = read_file_size(self.reader).map_err(|error| gone(&path, error))?;
         let mut file = self.dir.create_temporary()?;
-        let mut sha1 = Sha1::new();
-        while remaining > 0 {
-            let block = self.reader.fill_buf().map_err(|error| gone(error.into()))?;
-            if block.is_empty() {
-                return Err(gone(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
-            }
-            let length = usize::try_from(remaining).unwrap_or(usize::MAX).min(block.len());
-            file.write_all(&block[..length]).map_err(|error| self.dir.failed("write", path.as_str(), error))?;
-            sha1.update(&block[..length]);
-            self.reader.consume(length);
-            let length = length as u64;
-            remaining -= length;
-            self.shared.update(|status| {
-                status.sync.bytes_received += length;
-                status.sync.bytes_remaining_in_file = remaining;
-            });
-            self.unflushed_bytes += length;
-            if self.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
-                self.flush()?;
-            }
-        }
+        let sha1 = self.receive_content(&path, &mut file, length)?;
         self.dir.place_temporary(&path)?;
-        self.known.insert(path, sha1.finalize().into());
+        self.note_folders(&path);
+        self.known.insert(path, sha1);
         self.shared.update(|status| status.sync.files_received += 1);
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), Error> {
-        self.unflushed_bytes = 0;
-        if self.marked { self.dir.flush() } else { Ok(()) }
+    fn receive_content(&mut self, path: &RelPath, file: &mut File, length: u64) -> Result<Sha1Sum, Error> {
+        let flush = |file: &File| file.sync_all().map_err(|error| self.dir.failed("flush", path.as_str(), error));
+        let singly = self.singly || length >= FLUSHED_SINGLY_BYTES_MIN;
+        let (mut remaining, mut unflushed) = (length, 0);
+        let mut sha1 = Sha1::new();
+        self.shared.update(|status| status.sync.bytes_remaining_in_file = length);
+        while remaining > 0 {
+            let block = self.reader.fill_buf().map_err(|error| gone(path, error.into()))?;
+            if block.is_empty() {
+                return Err(gone(path, io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+            }
+            let block = &block[..usize::try_from(remaining).unwrap_or(usize::MAX).min(block.len())];
+            file.write_all(block).map_err(|error| self.dir.failed("write", path.as_str(), error))?;
+            sha1.update(block);
+            let taken = block.len();
+            self.reader.consume(taken);
+            remaining -= taken as u64;
+            unflushed += taken as u64;
+            self.shared.update(|status| {
+                status.sync.bytes_received += taken as u64;
+                status.sync.bytes_remaining_in_file = remaining;
+            });
+            if singly && unflushed >= UNFLUSHED_BYTES_MAX {
+                flush(file)?;
+                unflushed = 0;
+            }
+        }
+        if singly {
+            flush(file)?;
+        } else {
+            self.unflushed_bytes += unflushed;
+            if self.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
+                self.dir.flush()?;
+                self.unflushed_bytes = 0;
+            }
+        }
+        Ok(sha1.finalize().into())
     }
+
+    /// A file was put into, or taken out of, its folder; folders may have been made, or removed, on the way.
+    fn note_folders(&mut self, path: &RelPath) {
+        let mut above = path.as_str();
+        while self.singly {
+            let Some((folder, _)) = above.rsplit_once('/') else { return };
+            above = folder;
+            if !self.unflushed_folders.contains(folder) {
+                self.unflushed_folders.insert(folder.to_owned());
+            }
+        }
+    }
+
+    /// Makes a round that changed so many files durable.
+    fn flush(&mut self, changes: usize) -> Result<(), Error> {
+        if self.flush_all || !self.singly {
+            self.dir.flush()?;
+        } else if changes > 0 {
+            self.dir.flush_folders(self.unflushed_folders.iter().map(String::as_str))?;
+        }
+        self.flush_all = false;
+        self.unflushed_folders.clear();
+        self.unflushed_bytes = 0;
+        Ok(())
+    }
+}
+
+fn gone(path: &RelPath, error: ProtocolError) -> Error {
+    lost(format_args!("while receiving {path}"), error)
 }
 
 /// Reads a list, and says in the status that the sync has begun.

@@ -11,13 +11,15 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::Core;
 use super::follower::FollowerHandle;
-use super::socket::{TICKS, send_queue_bytes, tick};
-use super::status::EvictionReason;
+use super::socket::{send_queue_bytes, tick};
+use super::status::{EvictionReason, FollowerState};
+use crate::config::LeaderConfig;
 use crate::index::Version;
 use crate::protocol::{ProtocolError, read_name};
 use crate::types::RelPath;
@@ -112,11 +114,10 @@ impl AckThread {
         Ok(())
     }
 
-    /// Reads acknowledgements, `partial` first. Once the follower is in sync, watches that they come.
+    /// Reads acknowledgements, `partial` first. Once the follower is attached, watches that they come.
     fn read_acks(&self, mut partial: Vec<u8>) -> Result<(), ProtocolError> {
-        let limit = self.core.config.ack_timeout;
-        self.socket.set_read_timeout(Some(tick(limit)))?;
-        let mut watch = Watch { stuck_ticks: 0, send_queue: None };
+        let mut watch = Watch::new(&self.core.config);
+        self.socket.set_read_timeout(Some(watch.tick))?;
         let mut buffer = [0; 4096];
         loop {
             let mut bytes = 0_u64;
@@ -139,13 +140,12 @@ impl AckThread {
                 Ok(0) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
                 Ok(length) => partial.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if watch.is_overdue(&self.follower, &self.socket) {
-                        self.follower.evict_at(EvictionReason::NoAckProgress, self.core.stream.position());
-                        return Ok(());
-                    }
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => watch.is_due = true,
                 Err(error) => return Err(error.into()),
+            }
+            if let Some(reason) = watch.overdue(&self.follower, &self.socket) {
+                self.follower.evict_at(reason, self.core.stream.position());
+                return Ok(());
             }
         }
     }
@@ -153,16 +153,48 @@ impl AckThread {
 
 /// Tells a follower that stands still from one behind a slow link.
 struct Watch {
+    tick: Duration,
+    /// Ticks until a follower in sync, and one not yet in sync, is overdue.
+    ack_ticks: u32,
+    sync_ticks: u32,
+    /// A tick has gone.
+    is_due: bool,
+    looked_at: Instant,
     stuck_ticks: u32,
     send_queue: Option<u64>,
 }
 
 impl Watch {
-    /// Called once a tick in which nothing was acknowledged.
-    fn is_overdue(&mut self, follower: &FollowerHandle, socket: &TcpStream) -> bool {
-        if !follower.is_stuck() || follower.position().is_none() {
-            *self = Self { stuck_ticks: 0, send_queue: None };
-            return false;
+    fn new(config: &LeaderConfig) -> Self {
+        let tick = tick(config.ack_timeout.min(config.sync_timeout));
+        let ticks = |limit: Duration| u32::try_from(limit.as_nanos().div_ceil(tick.as_nanos())).unwrap_or(u32::MAX);
+        Self {
+            tick,
+            ack_ticks: ticks(config.ack_timeout),
+            sync_ticks: ticks(config.sync_timeout),
+            is_due: false,
+            looked_at: Instant::now(),
+            stuck_ticks: 0,
+            send_queue: None,
+        }
+    }
+
+    /// Why the follower has to go, if it has. Looks once a tick, whatever was read meanwhile: bytes that acknowledge nothing
+    /// are no progress.
+    fn overdue(&mut self, follower: &FollowerHandle, socket: &TcpStream) -> Option<EvictionReason> {
+        if !std::mem::take(&mut self.is_due) && self.looked_at.elapsed() < self.tick {
+            return None;
+        }
+        self.looked_at = Instant::now();
+        let (limit, reason) = match follower.state() {
+            FollowerState::InSync => (self.ack_ticks, EvictionReason::NoAckProgress),
+            // It has something to catch up with that was sent and not waited for.
+            FollowerState::Attached => (self.sync_ticks, EvictionReason::NoSyncProgress),
+            // Who joins it waits for its acknowledgements, and has a deadline.
+            _ => return self.moves(),
+        };
+        if !follower.is_stuck() {
+            return self.moves();
         }
         let queued = send_queue_bytes(socket);
         if matches!((queued, self.send_queue), (Some(now), Some(before)) if now < before) {
@@ -170,6 +202,12 @@ impl Watch {
         }
         self.send_queue = queued;
         self.stuck_ticks += 1;
-        self.stuck_ticks >= TICKS
+        (self.stuck_ticks >= limit).then_some(reason)
+    }
+
+    fn moves(&mut self) -> Option<EvictionReason> {
+        self.stuck_ticks = 0;
+        self.send_queue = None;
+        None
     }
 }

@@ -1,5 +1,6 @@
 //! A follower made by hand, that can misbehave at any step.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use paceline::{NodeId, RelPath, Secret};
 use super::{PATIENCE, secret};
 
 pub struct FakeFollower {
+    /// The last it told.
+    pub id: Option<NodeId>,
     pub socket: TcpStream,
     /// Decodes what the leader says after the handshake.
     pub frame: FrameDecoder<BufReader<TcpStream>>,
@@ -19,11 +22,7 @@ pub struct FakeFollower {
 impl FakeFollower {
     /// Connects and does nothing else. Reads give up after [`PATIENCE`], so that a test fails rather than hangs.
     pub fn connect(leader: SocketAddr) -> Self {
-        let socket = TcpStream::connect(leader).unwrap();
-        socket.set_nodelay(true).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let frame = protocol::frame_reader(socket.try_clone().unwrap());
-        Self { socket, frame }
+        Self::on(TcpStream::connect(leader).unwrap())
     }
 
     /// Connects with a small receive buffer, so that a few hundred KiB make the leader's writes block.
@@ -31,11 +30,19 @@ impl FakeFollower {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         socket.connect(&leader.into()).unwrap();
-        let socket: TcpStream = socket.into();
+        Self::on(socket.into())
+    }
+
+    fn on(socket: TcpStream) -> Self {
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let frame = protocol::frame_reader(socket.try_clone().unwrap());
-        Self { socket, frame }
+        Self { id: None, socket, frame }
+    }
+
+    /// The id it told.
+    pub fn id(&self) -> NodeId {
+        self.id.expect("it told an id")
     }
 
     pub fn hello(&mut self, secret: &Secret) -> u8 {
@@ -48,6 +55,7 @@ impl FakeFollower {
     pub fn shake(mut self, id: NodeId) -> Self {
         assert_eq!(self.hello(&secret()), protocol::ACCEPTED);
         protocol::write_node_id(&mut self.socket, id).unwrap();
+        self.id = Some(id);
         self
     }
 
@@ -78,14 +86,29 @@ impl FakeFollower {
             self.list();
             self.request([]);
         }
-        let mut probe = vec![0; 4 + protocol::PROBE_NAME.len() + 8];
-        self.frame.read_exact(&mut probe).unwrap();
-        self.ack(probe.len() as u64);
+        self.pass_probe();
         self
     }
 
     pub fn ack(&mut self, bytes: u64) {
         self.socket.write_all(&i64::try_from(bytes).unwrap().to_le_bytes()).unwrap();
+    }
+
+    /// Two rounds in which it asks for everything; what it got, by name.
+    pub fn sync(&mut self) -> BTreeMap<RelPath, Vec<u8>> {
+        let names: Vec<_> = self.list().into_iter().map(|entry| entry.path).collect();
+        self.request(&names);
+        let files = names.iter().map(|name| (name.clone(), self.content())).collect();
+        self.list();
+        self.request([]);
+        files
+    }
+
+    /// Reads and acknowledges the probe.
+    pub fn pass_probe(&mut self) {
+        let mut probe = vec![0; 4 + protocol::PROBE_NAME.len() + 8];
+        self.frame.read_exact(&mut probe).unwrap();
+        self.ack(probe.len() as u64);
     }
 
     /// Reads and acknowledges everything until the leader closes.

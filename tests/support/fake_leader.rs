@@ -97,6 +97,13 @@ impl FakeLeader {
         self.listener.local_addr().unwrap().to_string()
     }
 
+    /// Makes the sockets of connections to come hold little.
+    pub(crate) fn shrink_buffers(&self) {
+        let socket = socket2::SockRef::from(&self.listener);
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        socket.set_send_buffer_size(4 << 10).unwrap();
+    }
+
     /// The next connection, of which nothing has been read.
     #[track_caller]
     pub(crate) fn accept_raw(&self) -> TcpStream {

@@ -8,11 +8,16 @@ use std::path::Path;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, RelPath, Secret};
+use paceline::leader::{Eviction, EvictionReason, FollowerState};
+use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, RelPath, Secret};
 use tempfile::TempDir;
+
+use self::fake_follower::FakeFollower;
 
 pub mod fake_follower;
 pub mod fake_leader;
+pub mod lavinmq;
+pub mod logs;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,11 +30,18 @@ pub fn path(name: &str) -> RelPath {
     RelPath::new(name).unwrap()
 }
 
+/// Bytes that do not compress.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    fastrand::Rng::with_seed(length as u64).fill(&mut bytes);
+    bytes
+}
+
 /// Call it first in a test: logs go to the test's output, and a deadlock among the crate's locks ends the process.
 pub fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let _ = env_logger::builder().is_test(true).filter_level(log::LevelFilter::Info).try_init();
+        logs::begin();
         #[cfg(feature = "deadlock-detection")]
         std::thread::spawn(|| {
             loop {
@@ -102,6 +114,16 @@ impl TestLeader {
         self.leader.delete(&path(name)).unwrap();
     }
 
+    /// A follower that is connected and has told its id, which is one that no other has.
+    pub fn fake(&self) -> FakeFollower {
+        FakeFollower::connect(self.address).shake(NodeId::random())
+    }
+
+    /// The same, with a small receive buffer.
+    pub fn narrow_fake(&self) -> FakeFollower {
+        FakeFollower::connect_narrow(self.address).shake(NodeId::random())
+    }
+
     pub fn follower(&self) -> TestFollower {
         TestFollower::on(self.address, tempfile::tempdir().unwrap())
     }
@@ -116,7 +138,48 @@ impl TestLeader {
         });
     }
 
-    /// Waits as above, then compares the copies byte for byte.
+    /// Waits until the follower with this id is in that state.
+    #[track_caller]
+    pub fn wait_state(&self, id: NodeId, state: FollowerState) {
+        wait_until(&format!("follower {id} is {state}"), || {
+            self.leader.followers().iter().any(|follower| follower.id == id && follower.state == state)
+        });
+    }
+
+    /// Waits until the follower with this id was evicted, and checks that this was logged as it should be, once.
+    #[track_caller]
+    pub fn wait_evicted(&self, id: NodeId) -> Eviction {
+        let mut evictions = Vec::new();
+        wait_until(&format!("follower {id} is evicted"), || {
+            evictions = self.leader.evictions();
+            evictions.retain(|eviction| eviction.id == id);
+            !evictions.is_empty()
+        });
+        assert_eq!(evictions.len(), 1, "{evictions:?}");
+        let eviction = evictions.remove(0);
+        let (named, address) = (format!("id {id},"), format!("address {},", eviction.address));
+        let lines = logs::lines(&["evicted follower", &named, &address]);
+        let [line] = &lines[..] else { panic!("logged not once but as {lines:?}") };
+        assert!(line.starts_with(&format!("WARN evicted follower: {};", eviction.reason)), "{line}");
+        assert!(line.contains(", lag ") && line.contains(", queue ") && !line.contains('\n'), "{line}");
+        eviction
+    }
+
+    #[track_caller]
+    pub fn wait_evicted_for(&self, id: NodeId, reason: &EvictionReason) -> Eviction {
+        let eviction = self.wait_evicted(id);
+        assert_eq!(eviction.reason, *reason);
+        eviction
+    }
+
+    /// Shuts down, which must leave no thread.
+    #[track_caller]
+    pub fn shut_down(&self) {
+        let report = self.leader.shutdown(Duration::ZERO);
+        assert_eq!(report.threads_left, 0, "{report:?}");
+    }
+
+    /// Waits until `followers`, and nobody else, are in sync, then compares the copies byte for byte.
     #[track_caller]
     pub fn assert_copies(&self, followers: &[&TestFollower]) {
         self.wait_in_sync(followers.len());

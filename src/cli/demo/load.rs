@@ -28,8 +28,10 @@ const RECORD_BYTES: u64 = 1024;
 /// With the number kept this bounds the directory to 192 MiB.
 const SEGMENT_BYTES: u64 = 8 << 20;
 const SEGMENTS_KEPT: u64 = 5;
-/// Half of the default queue: a follower that keeps up is never near eviction.
-const WINDOW_BYTES: u64 = 32 << 20;
+/// A quarter of the default queue, and a longer grace than the default: all processes share this machine's processors, and
+/// a healthy follower that gets none for a while must not be evicted. A stopped one holds the writers up once, that long.
+const WINDOW_BYTES: u64 = 16 << 20;
+const STALL_GRACE: Duration = Duration::from_millis(500);
 /// Records between two looks at the window.
 const RECORDS_PER_LOOK: u64 = 64;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -144,7 +146,8 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(leader: &'a Leader, load: &'a Load, writer: u64, dir: &'a std::path::Path) -> Self {
-        let window = Window::new(WINDOW_BYTES);
+        let mut window = Window::new(WINDOW_BYTES);
+        window.stall_grace = STALL_GRACE;
         Self { leader, load, writer, dir, window, records: 0 }
     }
 
