@@ -33,6 +33,7 @@ struct State {
     /// Bytes applied and not acknowledged.
     applied: u64,
     closed: bool,
+    finishing: bool,
     failure: Option<io::Error>,
 }
 
@@ -60,6 +61,12 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// Ends the thread when all that is here has been written.
+    pub(super) fn finish(&self) {
+        self.state.lock().finishing = true;
+        self.changed.notify_one();
+    }
+
     /// Why writing failed, if that was what ended the connection.
     pub(super) fn failure(&self) -> Option<io::Error> {
         self.state.lock().failure.take()
@@ -76,6 +83,9 @@ impl Outbox {
             }
             if state.applied > 0 {
                 return Some(Work::Acknowledge(std::mem::take(&mut state.applied)));
+            }
+            if state.finishing {
+                return None;
             }
             self.changed.wait(&mut state);
         }
@@ -143,6 +153,16 @@ mod tests {
         run(&outbox, &mut socket, &shared);
         assert_eq!(socket.1, 6_i64.to_le_bytes());
         assert_eq!(shared.status().acknowledged_bytes, 6);
+    }
+
+    #[test]
+    fn finishing_writes_what_is_there() {
+        let (outbox, shared, mut socket) = (Outbox::default(), Shared::default(), Vec::new());
+        outbox.request(Vec::new());
+        outbox.applied(1);
+        outbox.finish();
+        run(&outbox, &mut socket, &shared);
+        assert_eq!(socket, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

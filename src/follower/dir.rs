@@ -70,24 +70,32 @@ impl Dir {
         self.open_made(path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)
     }
 
-    /// The SHA-1 of a file's content; `None` if it is not there. `go_on` is asked before each piece: false ends it.
+    /// The SHA-1 of a file's content; `None` if it is not there. With `flush` it is made durable as well. `go_on` is asked
+    /// before each piece: false ends it.
     pub(super) fn hash(
         &self,
         path: &RelPath,
         buffer: &mut [u8],
+        flush: bool,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Option<Sha1Sum>, Error> {
         let Some(mut file) = self.open_file(path, OFlags::RDONLY)? else { return Ok(None) };
         let mut sha1 = Sha1::new();
-        while go_on() {
+        loop {
+            if !go_on() {
+                return Err(Error::ShuttingDown);
+            }
             match file.read(buffer) {
-                Ok(0) => return Ok(Some(sha1.finalize().into())),
+                Ok(0) => break,
                 Ok(length) => sha1.update(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.failed("read", path.as_str(), error)),
             }
         }
-        Err(Error::ShuttingDown)
+        if flush {
+            file.sync_all().map_err(|error| self.failed("flush", path.as_str(), error))?;
+        }
+        Ok(Some(sha1.finalize().into()))
     }
 
     /// Removes a file, and the folders it leaves empty. Returns whether it was there.
@@ -176,7 +184,7 @@ impl Dir {
     pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
         let failed = |error: io::Error| self.failed("write", self.mark.as_str(), error);
         self.open_made(&self.mark, OFlags::WRONLY | OFlags::CREATE)?.sync_all().map_err(failed)?;
-        self.flush_own_folder()
+        self.flush_folders([OWN_FOLDER].into_iter())
     }
 
     /// Takes the mark away; that is on disk when this returns.
@@ -187,18 +195,24 @@ impl Dir {
             Err(error) => return Err(self.failed("remove", self.mark.as_str(), error)),
         }
         drop(folder);
-        self.flush_own_folder()?;
+        self.flush_folders([OWN_FOLDER].into_iter())?;
         self.remove_own_folder();
         Ok(())
     }
 
-    fn flush_own_folder(&self) -> Result<(), Error> {
-        let (folder, _) = self.parent_made(&self.mark)?;
-        rustix::fs::fsync(folder).map_err(|error| self.failed("flush", OWN_FOLDER, error))?;
+    /// Makes durable what was put into, or taken out of, these folders and the directory itself.
+    pub(super) fn flush_folders<'a>(&self, folders: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        for path in folders {
+            let Some((above, name)) = self.parent_of(path, false)? else { continue };
+            // It may have gone meanwhile: then those above it say so.
+            if let Some(folder) = self.enter(&above, name, path, false)? {
+                rustix::fs::fsync(folder).map_err(|error| self.failed("flush", path, error))?;
+            }
+        }
         rustix::fs::fsync(&self.root).map_err(|error| Error::io("flush", &self.path, error))
     }
 
-    /// Makes all that was written durable. Blocks as long as the disk takes.
+    /// Makes all that was written durable, by whomever on this file system. Blocks as long as the disk takes.
     pub(super) fn flush(&self) -> Result<(), Error> {
         rustix::fs::syncfs(&self.root).map_err(|error| Error::io("flush", &self.path, error))
     }
@@ -351,7 +365,7 @@ mod tests {
             for error in [
                 dir.open_append(&name).err(),
                 dir.remove(&name).err(),
-                dir.hash(&name, &mut [0; 10], &|| true).err(),
+                dir.hash(&name, &mut [0; 10], true, &|| true).err(),
                 place(&dir, name.as_str(), "evil").err(),
             ] {
                 let said = error.unwrap_or_else(|| panic!("{name} was taken")).to_string();
@@ -369,7 +383,7 @@ mod tests {
         fs::create_dir_all(root.path().join("folder/full")).unwrap();
         fs::write(root.path().join("plain"), "").unwrap();
         assert!(dir.open_append(&path("fifo")).is_err() && dir.remove(&path("fifo")).is_err());
-        assert!(dir.hash(&path("fifo"), &mut [0; 10], &|| true).is_err());
+        assert!(dir.hash(&path("fifo"), &mut [0; 10], true, &|| true).is_err());
         assert!(place(&dir, "fifo", "").is_err() && place(&dir, "folder", "").is_err());
         assert!(dir.open_append(&path("folder")).is_err() && dir.open_append(&path("plain/x")).is_err());
         assert!(!dir.remove(&path("folder")).unwrap() && !dir.remove(&path("plain/x")).unwrap());

@@ -9,10 +9,13 @@
 //! may differ from the listed one because the leader's file grew meanwhile: the second round tells.
 //!
 //! Before the first change the directory is claimed and, durably, marked as incomplete; the mark is taken away when both
-//! rounds are on disk. In between everything is flushed every [`UNFLUSHED_BYTES_MAX`], so that no flush keeps a leader
-//! waiting for long, neither in round 2 nor for the first acknowledgement.
+//! rounds are on disk. Content is flushed as it comes, [`UNFLUSHED_BYTES_MAX`] at a time, so that no flush keeps a leader
+//! waiting for long, neither in round 2 nor for the first acknowledgement. Large files, and all if they are few, are
+//! flushed one by one: flushing the whole file system waits for everybody else's writes too. Only for many files that is
+//! the faster way. That goes for what is hashed as well: the stream's appends need not be on disk yet.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 
 use foldhash::fast::RandomState;
@@ -33,6 +36,12 @@ use crate::types::RelPath;
 /// Bytes received before they are made durable.
 const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
 
+/// At most so many hashed files, and files that a round changes, are made durable one by one.
+const FLUSHED_SINGLY_FILES_MAX: usize = 256;
+
+/// A file of at least so many bytes is always made durable by itself.
+const FLUSHED_SINGLY_BYTES_MIN: u64 = 1 << 20;
+
 /// Bytes of a local file read at once, to hash it.
 const HASH_BUFFER_BYTES: usize = 256 << 10;
 
@@ -45,21 +54,41 @@ pub(super) struct Sync<'a, R> {
     /// The SHA-1 of each file that is here.
     known: HashMap<RelPath, Sha1Sum, RandomState>,
     marked: bool,
+    /// Whether files are here that may not be durable and were not made so one by one.
+    flush_all: bool,
+    /// Whether the files at hand are made durable one by one.
+    singly: bool,
+    /// The folders in which that was done, and those above them: they have to follow.
+    unflushed_folders: HashSet<String, RandomState>,
+    /// Bytes of files that are not made durable one by one.
     unflushed_bytes: u64,
 }
 
 impl<'a, R: BufRead> Sync<'a, R> {
     pub(super) fn new(reader: &'a mut R, dir: &'a Dir, outbox: &'a Outbox, shared: &'a Shared) -> Self {
-        Self { reader, dir, outbox, shared, known: HashMap::default(), marked: false, unflushed_bytes: 0 }
+        Self {
+            reader,
+            dir,
+            outbox,
+            shared,
+            known: HashMap::default(),
+            marked: false,
+            flush_all: false,
+            singly: false,
+            unflushed_folders: HashSet::default(),
+            unflushed_bytes: 0,
+        }
     }
 
-    /// Both rounds. `claim` makes the directory this node's own, and `adopt` allows that for one with foreign files.
+    /// Both rounds. `data` is claimed, and `adopt` allows that also if it holds foreign files. Blocks as long as the leader
+    /// is silent.
     pub(super) fn run(mut self, data: &mut DataDir, adopt: bool) -> Result<(), Error> {
         self.shared.update(|status| status.state = State::Waiting);
         let waiting = "while waiting for the leader's list (if each time: does the leader have the same id?)";
         let list = read_list(self.reader, self.shared, waiting)?;
         // From a sync that did not end: this one ends it.
         self.marked = datadir::is_incomplete(self.dir.path());
+        self.flush_all = self.marked;
         let (unlisted, folders) = self.compare_local(&list, data, adopt)?;
         self.round(list, &unlisted, folders)?;
 
@@ -94,9 +123,12 @@ impl<'a, R: BufRead> Sync<'a, R> {
             return Err(Error::ForeignDirectory { dir, count: unlisted.len(), example: example.clone() });
         }
         data.claim()?;
+        self.singly = listed.len() <= FLUSHED_SINGLY_FILES_MAX;
+        self.flush_all |= !self.singly;
         let mut buffer = vec![0; HASH_BUFFER_BYTES];
         for path in listed {
-            let sha1 = self.dir.hash(&path, &mut buffer, &|| !self.shared.stopping())?;
+            let sha1 = self.dir.hash(&path, &mut buffer, self.singly, &|| !self.shared.stopping())?;
+            self.note_folders(&path);
             self.known.extend(sha1.map(|sha1| (path, sha1)));
             self.shared.update(|status| status.sync.files_hashed += 1);
         }
@@ -107,9 +139,12 @@ impl<'a, R: BufRead> Sync<'a, R> {
     fn round(&mut self, list: Vec<ListEntry>, unlisted: &[RelPath], mut folders: Vec<RelPath>) -> Result<(), Error> {
         let differs = |entry: &ListEntry| self.known.get(&entry.path) != Some(&entry.sha1);
         let wanted: Vec<RelPath> = list.into_iter().filter(differs).map(|entry| entry.path).collect();
-        if !(unlisted.is_empty() && wanted.is_empty()) {
-            self.mark()?;
+        let changes = unlisted.len() + wanted.len();
+        if changes > 0 && !self.marked {
+            self.dir.mark_incomplete()?;
+            self.marked = true;
         }
+        self.singly = changes <= FLUSHED_SINGLY_FILES_MAX;
         self.delete(unlisted)?;
         // Empty folders are no content, and one may be in the place of a file. Those within others come first.
         folders.sort_unstable_by(|a, b| b.cmp(a));
@@ -130,82 +165,99 @@ impl<'a, R: BufRead> Sync<'a, R> {
             self.known.remove(path);
             if self.dir.remove(path)? {
                 log::debug!("deleted {path}, which the leader does not have");
+                self.note_folders(path);
                 self.shared.update(|status| status.sync.files_deleted += 1);
             }
         }
         Ok(())
     }
 
-    fn mark(&mut self) -> Result<(), Error> {
-        if !self.marked {
-            self.dir.mark_incomplete()?;
-            self.marked = true;
-        }
-        Ok(())
-    }
-
     fn receive(&mut self, path: RelPath) -> Result<(), Error> {
-        let gone = |error| lost(format_args!("while receiving {path}"), error);
-        let mut remaining = read_file_size(self.reader).map_err(gone)?;
-        self.shared.update(|status| status.sync.bytes_remaining_in_file = remaining);
+        let length = read_file_size(self.reader).map_err(|error| gone(&path, error))?;
         let mut file = self.dir.create_temporary()?;
-        let mut sha1 = Sha1::new();
-        while remaining > 0 {
-            let block = self.reader.fill_buf().map_err(|error| gone(error.into()))?;
-            if block.is_empty() {
-                return Err(gone(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
-            }
-            let length = usize::try_from(remaining).unwrap_or(usize::MAX).min(block.len());
-            file.write_all(&block[..length]).map_err(|error| self.dir.failed("write", path.as_str(), error))?;
-            sha1.update(&block[..length]);
-            self.reader.consume(length);
-            let length = length as u64;
-            remaining -= length;
-            self.shared.update(|status| {
-                status.sync.bytes_received += length;
-                status.sync.bytes_remaining_in_file = remaining;
-            });
-            self.unflushed_bytes += length;
-            if self.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
-                self.flush()?;
-            }
-        }
+        let sha1 = self.receive_content(&path, &mut file, length)?;
         self.dir.place_temporary(&path)?;
-        self.known.insert(path, sha1.finalize().into());
+        self.note_folders(&path);
+        self.known.insert(path, sha1);
         self.shared.update(|status| status.sync.files_received += 1);
         Ok(())
     }
 
+    fn receive_content(&mut self, path: &RelPath, file: &mut File, length: u64) -> Result<Sha1Sum, Error> {
+        let flush = |file: &File| file.sync_all().map_err(|error| self.dir.failed("flush", path.as_str(), error));
+        let singly = self.singly || length >= FLUSHED_SINGLY_BYTES_MIN;
+        let (mut remaining, mut unflushed) = (length, 0);
+        let mut sha1 = Sha1::new();
+        self.shared.update(|status| status.sync.bytes_remaining_in_file = length);
+        while remaining > 0 {
+            let block = self.reader.fill_buf().map_err(|error| gone(path, error.into()))?;
+            if block.is_empty() {
+                return Err(gone(path, io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+            }
+            let block = &block[..usize::try_from(remaining).unwrap_or(usize::MAX).min(block.len())];
+            file.write_all(block).map_err(|error| self.dir.failed("write", path.as_str(), error))?;
+            sha1.update(block);
+            let taken = block.len();
+            self.reader.consume(taken);
+            remaining -= taken as u64;
+            unflushed += taken as u64;
+            self.shared.update(|status| {
+                status.sync.bytes_received += taken as u64;
+                status.sync.bytes_remaining_in_file = remaining;
+            });
+            if singly && unflushed >= UNFLUSHED_BYTES_MAX {
+                flush(file)?;
+                unflushed = 0;
+            }
+        }
+        if singly {
+            flush(file)?;
+        } else {
+            self.unflushed_bytes += unflushed;
+            if self.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
+                self.dir.flush()?;
+                self.unflushed_bytes = 0;
+            }
+        }
+        Ok(sha1.finalize().into())
+    }
+
+    /// A file was put into, or taken out of, its folder; folders may have been made, or removed, on the way.
+    fn note_folders(&mut self, path: &RelPath) {
+        let mut above = path.as_str();
+        while self.singly {
+            let Some((folder, _)) = above.rsplit_once('/') else { return };
+            above = folder;
+            if !self.unflushed_folders.contains(folder) {
+                self.unflushed_folders.insert(folder.to_owned());
+            }
+        }
+    }
+
+    /// Makes a round durable, and what was here before it, unless nothing has changed so far.
     fn flush(&mut self) -> Result<(), Error> {
+        if !self.marked {
+            return Ok(());
+        }
+        if self.flush_all || !self.singly {
+            self.dir.flush()?;
+        } else {
+            self.dir.flush_folders(self.unflushed_folders.iter().map(String::as_str))?;
+        }
+        self.flush_all = false;
+        self.unflushed_folders.clear();
         self.unflushed_bytes = 0;
-        if self.marked { self.dir.flush() } else { Ok(()) }
+        Ok(())
     }
 }
 
-/// Reads a list; reserved names are left out: they are neither asked for nor deleted.
-fn read_list(reader: &mut impl Read, shared: &Shared, doing: &'static str) -> Result<Vec<ListEntry>, Error> {
-    let mut list = Vec::new();
-    let mut listed: HashSet<RelPath, RandomState> = HashSet::default();
-    let mut name_bytes = 0;
-    let mut doing = doing;
-    while let Some(entry) = read_list_entry(reader).map_err(|error| lost(doing, error))? {
-        doing = "while reading the leader's list";
-        name_bytes += entry.path.as_str().len() as u64;
-        if name_bytes > LIST_NAME_BYTES_MAX {
-            return Err(ProtocolError::ListNamesTooLong.into());
-        }
-        if entry.path.is_reserved() {
-            log::debug!("the leader lists {}, which is never replicated: ignored", entry.path);
-            continue;
-        }
-        if list.len() == LIST_FILES_MAX {
-            return Err(ProtocolError::ListTooLong.into());
-        }
-        if !listed.insert(entry.path.clone()) {
-            return Err(ProtocolError::ListedTwice(entry.path.to_string()).into());
-        }
-        list.push(entry);
-    }
+fn gone(path: &RelPath, error: ProtocolError) -> Error {
+    lost(format_args!("while receiving {path}"), error)
+}
+
+/// Reads a list, and says in the status that the sync has begun.
+fn read_list(reader: &mut impl Read, shared: &Shared, waiting: &'static str) -> Result<Vec<ListEntry>, Error> {
+    let list = read_list_within(reader, waiting, LIST_FILES_MAX, LIST_NAME_BYTES_MAX)?;
     shared.update(|status| {
         if status.state == State::Waiting {
             status.state = State::Syncing;
@@ -214,4 +266,63 @@ fn read_list(reader: &mut impl Read, shared: &Shared, doing: &'static str) -> Re
         status.sync.files_listed = list.len() as u64;
     });
     Ok(list)
+}
+
+/// Reads a list; reserved names are left out: they are neither asked for nor deleted. They count like all others, so that
+/// no leader keeps us reading for ever.
+fn read_list_within(
+    reader: &mut impl Read,
+    waiting: &'static str,
+    files_max: usize,
+    name_bytes_max: u64,
+) -> Result<Vec<ListEntry>, Error> {
+    let (mut list, mut listed) = (Vec::new(), HashSet::<RelPath, RandomState>::default());
+    let (mut files, mut name_bytes) = (0, 0);
+    let mut when = waiting;
+    while let Some(entry) = read_list_entry(reader).map_err(|error| lost(when, error))? {
+        when = "while reading the leader's list";
+        files += 1;
+        if files > files_max {
+            return Err(ProtocolError::ListTooLong.into());
+        }
+        name_bytes += entry.path.as_str().len() as u64;
+        if name_bytes > name_bytes_max {
+            return Err(ProtocolError::ListNamesTooLong.into());
+        }
+        if entry.path.is_reserved() {
+            log::debug!("the leader lists {}, which is never replicated: ignored", entry.path);
+            continue;
+        }
+        if !listed.insert(entry.path.clone()) {
+            return Err(ProtocolError::ListedTwice(entry.path.to_string()).into());
+        }
+        list.push(entry);
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{write_end, write_list_entry};
+
+    #[test]
+    fn a_list_has_bounds_and_names_a_file_once() {
+        let read = |names: &[&str], files_max, name_bytes_max| {
+            let mut wire = Vec::new();
+            for name in names {
+                write_list_entry(&mut wire, &RelPath::new(name).unwrap(), &[0; 20]).unwrap();
+            }
+            write_end(&mut wire).unwrap();
+            read_list_within(&mut &wire[..], "", files_max, name_bytes_max)
+        };
+        let protocol = |list: Result<_, _>| match list {
+            Err(Error::Protocol(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(&["a", "bb", ".lock"], 3, 8).unwrap().len(), 2);
+        assert!(matches!(protocol(read(&["a", "b", ".lock"], 2, 9)), ProtocolError::ListTooLong));
+        assert!(matches!(protocol(read(&["a", "bb"], 3, 2)), ProtocolError::ListNamesTooLong));
+        assert!(matches!(protocol(read(&["a", "b", "a"], 9, 9)), ProtocolError::ListedTwice(_)));
+    }
 }

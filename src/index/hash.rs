@@ -30,14 +30,14 @@ struct Hashed {
 impl HashCache {
     /// The SHA-1 of the first `version.len` bytes of `path`; `None` if that is no file, or a shorter one.
     ///
-    /// Blocks for as long as it takes to read what was not hashed before; `go_on` is asked between portions, and its error
-    /// ends it.
+    /// Blocks for as long as it takes to read what was not hashed before; `go_on` is told the bytes of each portion, and its
+    /// error ends it.
     pub(crate) fn sum(
         &self,
         root: &Path,
         path: &RelPath,
         version: Version,
-        go_on: &mut dyn FnMut() -> io::Result<()>,
+        go_on: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> io::Result<Option<Sha1Sum>> {
         let known = self.known.lock().get(path).cloned();
         let mut hashed = known
@@ -70,18 +70,18 @@ fn hash_up_to(
     hashed: &mut Hashed,
     path: &Path,
     len: u64,
-    go_on: &mut dyn FnMut() -> io::Result<()>,
+    go_on: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<bool> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(hashed.version.len))?;
     let mut file = file.take(len - hashed.version.len);
     let mut buffer = vec![0; 256 << 10];
     while hashed.version.len < len {
-        go_on()?;
         let length = file.read(&mut buffer)?;
         if length == 0 {
             return Ok(false);
         }
+        go_on(length as u64)?;
         hashed.state.update(&buffer[..length]);
         hashed.version.len += length as u64;
     }
@@ -97,7 +97,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = RelPath::new("f").unwrap();
         let cache = HashCache::default();
-        let sum = |generation, len| cache.sum(dir.path(), &path, Version { generation, len }, &mut || Ok(())).unwrap();
+        let sum = |generation, len| cache.sum(dir.path(), &path, Version { generation, len }, &mut |_| Ok(())).unwrap();
         let expected = |bytes: &[u8]| -> Option<Sha1Sum> { Some(Sha1::digest(bytes).into()) };
         std::fs::write(dir.path().join("f"), "hello world").unwrap();
         assert_eq!(sum(1, 5), expected(b"hello"));

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 
 use parking_lot::Mutex;
 
@@ -32,37 +32,47 @@ impl FileLocks {
 
 /// Appends to a local file and replicates what it writes; see [`Leader::file`].
 ///
-/// Any number of them may be open on one file, in any number of threads: each write is appended whole. A write that fails
-/// half-way is taken back, so that the file ends where its announced length does; should that fail too, every later write
-/// fails.
+/// Any number of them may be open on one file, in any number of threads: each write is appended whole. Bytes go where the
+/// announced length says, so what a failed write may have left behind is overwritten by the next.
 pub struct ReplicatedFile<'a> {
     leader: &'a Leader,
     path: RelPath,
     file: File,
+    /// The incarnation of the name that `file` is.
+    generation: u64,
     position: StreamPosition,
-    torn: bool,
 }
 
 impl Leader {
-    /// Opens a local file to append to, made with mode 0600 if absent (its folders with 0700). What is written is on disk's
-    /// way and announced when [`write`](Write::write) returns.
+    /// Opens a local file to append to, made with mode 0600 if absent (its folders with 0700). What is written to it is in
+    /// the local file and announced when [`write`](Write::write) returns. Should the file not be as long as announced, it is
+    /// announced anew as it is.
     ///
     /// # Errors
     ///
-    /// If the name is never replicated, or the file cannot be opened.
+    /// If the name is never replicated, the file cannot be opened, or the leader is shut down.
     pub fn file(&self, path: &RelPath) -> Result<ReplicatedFile<'_>, AppendError> {
         if !self.replicates(path) {
             return Err(AppendError::NotReplicated(path.clone()));
         }
-        let full = path.below(self.core.dir.path());
+        let core = &self.core;
+        let full = path.below(core.dir.path());
+        let _one_at_a_time = core.file_locks.of(path).lock();
         let open = || {
             if let Some(folder) = full.parent() {
                 DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             }
-            private(File::options().append(true).create(true)).open(&full)
+            let file = private(File::options().write(true).create(true).truncate(false)).open(&full)?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
         };
-        let file = open().map_err(|source| AppendError::Io { doing: "open", path: path.clone(), source })?;
-        Ok(ReplicatedFile { leader: self, path: path.clone(), file, position: self.position(), torn: false })
+        let (file, length) = open().map_err(|source| AppendError::Io { doing: "open", path: path.clone(), source })?;
+        let announced = core.stream.version(path);
+        if !announced.exists() || announced.len != length {
+            core.announce_locked(path, None)?;
+        }
+        let generation = core.stream.version(path).generation;
+        Ok(ReplicatedFile { leader: self, path: path.clone(), file, generation, position: self.position() })
     }
 }
 
@@ -83,20 +93,21 @@ impl ReplicatedFile<'_> {
     ///
     /// # Errors
     ///
-    /// If the local write fails, or the file has bytes that were not announced.
+    /// If the local write fails, or the file was replaced or deleted since this was opened: open it again.
     pub fn append(&mut self, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
-        let io_error = |doing, source| AppendError::Io { doing, path: self.path.clone(), source };
+        let failed = |source| AppendError::Io { doing: "write", path: self.path.clone(), source };
         let core = &self.leader.core;
         let _one_at_a_time = core.file_locks.of(&self.path).lock();
-        let offset = core.stream.version(&self.path).len;
-        if self.torn {
-            return Err(io_error("write", io::Error::other("an earlier write failed and could not be taken back")));
+        let announced = core.stream.version(&self.path);
+        if announced.generation != self.generation {
+            return Err(failed(io::Error::other("it was replaced or deleted since it was opened: open it again")));
         }
-        if let Err(error) = (&self.file).write_all(bytes) {
-            self.torn = self.file.set_len(offset).is_err();
-            return Err(io_error("write", error));
+        if let Err(error) = self.file.write_all_at(bytes, announced.len) {
+            // A leader that starts here later takes the file as long as it is.
+            let _ = self.file.set_len(announced.len);
+            return Err(failed(error));
         }
-        self.position = self.leader.append(&self.path, offset, bytes)?;
+        self.position = self.leader.append(&self.path, announced.len, bytes)?;
         Ok(self.position)
     }
 }

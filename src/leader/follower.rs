@@ -1,6 +1,6 @@
 //! A connected follower as the leader knows it: shared by its own two threads and by whoever pushes or evicts.
 //!
-//! Letting a follower go is one step that never waits: the first caller sets [`end`](FollowerHandle::end) and shuts the
+//! Letting a follower go is one step that never waits (I5): the first caller sets [`end`](FollowerHandle::end) and shuts the
 //! socket down. The follower's own threads notice, clean up, log why and leave; nobody joins them while holding a lock.
 //!
 //! # Positions
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::socket::{TICKS, tick};
 use super::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 use crate::protocol::ProtocolError;
 use crate::types::{NodeId, StreamPosition};
@@ -41,8 +42,6 @@ pub(super) struct FollowerHandle {
     /// Everything up to here is acknowledged; [`NOWHERE`] until it has acknowledged all up to where it attached.
     position: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
-    /// While it joins: how long its socket has made us wait.
-    pub(super) socket_wait: SocketWait,
     pub(super) sync: SyncCounters,
 }
 
@@ -85,45 +84,10 @@ impl QueueDepth {
     }
 }
 
-/// The time spent in writes to a socket, the one that has not returned included. Written to by one thread.
-pub(super) struct SocketWait {
-    zero: Instant,
-    /// Nanoseconds, of all writes that have returned.
-    done: AtomicU64,
-    /// Nanoseconds from `zero` to the beginning of the write that has not; 0 if there is none.
-    since: AtomicU64,
-}
-
-impl SocketWait {
-    fn new() -> Self {
-        Self { zero: Instant::now(), done: AtomicU64::new(0), since: AtomicU64::new(0) }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
-    }
-
-    /// Counts the time that `write` takes.
-    pub(super) fn during<T>(&self, write: impl FnOnce() -> T) -> T {
-        let since = self.now();
-        self.since.store(since, Ordering::Release);
-        let result = write();
-        self.done.fetch_add(self.now() - since, Ordering::Release);
-        self.since.store(0, Ordering::Release);
-        result
-    }
-
-    /// May be off by one write while that returns.
-    pub(super) fn total(&self) -> Duration {
-        let since = self.since.load(Ordering::Acquire);
-        let current = if since == 0 { 0 } else { self.now().saturating_sub(since) };
-        Duration::from_nanos(self.done.load(Ordering::Acquire) + current)
-    }
-}
-
 /// Counters behind [`SyncSent`].
 #[derive(Default)]
 pub(super) struct SyncCounters {
+    pub(super) bytes_hashed: AtomicU64,
     pub(super) files_requested: AtomicU64,
     pub(super) files_sent: AtomicU64,
     pub(super) bytes_sent: AtomicU64,
@@ -178,7 +142,6 @@ impl FollowerHandle {
             attached_at: AtomicU64::new(NOWHERE),
             position: AtomicU64::new(NOWHERE),
             sent_bytes: AtomicU64::new(0),
-            socket_wait: SocketWait::new(),
             sync: SyncCounters::default(),
         }
     }
@@ -251,8 +214,8 @@ impl FollowerHandle {
             self.ended.store(true, Ordering::Release);
             // Fails only if the peer was faster.
             let _ = self.socket.shutdown(Shutdown::Both);
-            // With the lock, or it could come between a waiter's look and its sleep.
-            let _in_flight = self.in_flight.lock();
+            // With the lock taken once, a waiter has either seen the flag or sleeps, and is woken.
+            drop(self.in_flight.lock());
             self.acknowledged.notify_all();
         }
     }
@@ -317,32 +280,17 @@ impl FollowerHandle {
         }
     }
 
-    /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout`.
+    /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which a
+    /// leader that was itself stopped for longer finds one tick gone, not all).
     pub(super) fn wait_acknowledged(&self, timeout: Duration) -> bool {
         let mut in_flight = self.in_flight.lock();
-        while in_flight.acknowledged < in_flight.sent {
-            if self.has_ended() {
-                return false;
-            }
+        let mut ticks_left = TICKS;
+        while in_flight.acknowledged < in_flight.sent && !self.has_ended() && ticks_left > 0 {
             in_flight.progress = false;
-            let waited = self.wait_up_to(&mut in_flight, timeout);
-            if !waited {
-                return false;
-            }
+            self.acknowledged.wait_for(&mut in_flight, tick(timeout));
+            ticks_left = if in_flight.progress { TICKS } else { ticks_left - 1 };
         }
-        !self.has_ended()
-    }
-
-    /// Waits for `timeout` at most, in slices; `true` as soon as there was progress.
-    fn wait_up_to(&self, in_flight: &mut parking_lot::MutexGuard<'_, InFlight>, timeout: Duration) -> bool {
-        const SLICES: u32 = 50;
-        for _ in 0..SLICES {
-            self.acknowledged.wait_for(in_flight, timeout / SLICES);
-            if in_flight.progress || self.has_ended() {
-                return true;
-            }
-        }
-        false
+        in_flight.acknowledged == in_flight.sent && !self.has_ended()
     }
 
     /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
@@ -356,6 +304,11 @@ impl FollowerHandle {
     }
 
     // ---- looking ----
+
+    /// Bytes read from disk or written to its socket for its sake so far: says whether a full sync moves.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        self.sync.bytes_hashed.load(Ordering::Relaxed) + self.sent_bytes.load(Ordering::Relaxed)
+    }
 
     /// Everything up to here is acknowledged, once it is in sync.
     pub(super) fn position(&self) -> Option<StreamPosition> {

@@ -4,7 +4,7 @@
 //! read from disk, up to the lengths of a cut of the index, with no lock held. In order:
 //!
 //! 1. *Two rounds of full sync*, both listing one cut. One follower at a time reads or moves content ([`BulkSlot`]); it does
-//!    not hold the slot while the follower thinks.
+//!    not hold the slot while the follower thinks, nor while it takes nothing.
 //! 2. A *probe*, because protocol 1.0.0 acknowledges nothing of a full sync: its acknowledgement says that all before it is
 //!    dealt with.
 //! 3. *Catch-up rounds*: what changed since the last cut, as ordinary actions. In each the follower attaches to the stream
@@ -41,77 +41,60 @@ use crate::protocol::{
 };
 use crate::types::{RelPath, StreamPosition};
 
-/// One full sync reads or moves content at a time, for as long as the content moves: a follower that takes it off its
-/// socket at less than [`RATE_MIN`](Self::RATE_MIN) loses its turn to whoever waits for one, and goes on beside it.
+/// Whose full sync reads or moves content: one at a time, as long as something moves.
+///
+/// A holder that hardly moves (it stopped reading, or its link is slow) loses the slot to the next that waits, and goes on without
+/// it: the slot spares the leader's disk, and such a holder costs it nothing.
 #[derive(Default)]
 pub(super) struct BulkSlot {
-    turn: Mutex<Option<Turn>>,
+    holder: Mutex<Option<Arc<FollowerHandle>>>,
     given_back: Condvar,
-}
-
-/// Who has the slot, and what was measured when its rate was last looked at.
-struct Turn {
-    follower: Arc<FollowerHandle>,
-    sent_bytes: u64,
-    waited: Duration,
-}
-
-impl Turn {
-    fn new(follower: &Arc<FollowerHandle>) -> Self {
-        let sent_bytes = follower.sent_bytes.load(Ordering::Relaxed);
-        Self { follower: follower.clone(), sent_bytes, waited: follower.socket_wait.total() }
-    }
-
-    /// Looks at the rate once there was enough waiting for the socket; the time that our own disk and hashing take does not
-    /// count.
-    fn is_slow(&mut self) -> bool {
-        let now = Self::new(&self.follower);
-        let waited = now.waited.saturating_sub(self.waited);
-        if waited < BulkSlot::RATE_OVER {
-            return false;
-        }
-        let sent = now.sent_bytes - self.sent_bytes;
-        *self = now;
-        u128::from(sent) * 1000 < u128::from(BulkSlot::RATE_MIN) * waited.as_millis()
-    }
 }
 
 struct InBulk<'a> {
     slot: &'a BulkSlot,
-    follower: Arc<FollowerHandle>,
+    follower: &'a Arc<FollowerHandle>,
 }
 
-impl BulkSlot {
-    /// Bytes a second, as compressed.
-    const RATE_MIN: u64 = 1 << 20;
-    /// The rate is taken over this much time spent in writes.
-    const RATE_OVER: Duration = Duration::from_secs(1);
+/// A holder keeps the slot if it moves this much ...
+const MOVED_BYTES_MIN: u64 = 512 << 10;
+/// ... in each such interval.
+const MOVED_INTERVAL: Duration = Duration::from_secs(2);
 
+impl BulkSlot {
     /// Waits for its turn; `None` if the follower ends first.
-    fn acquire(&self, follower: &Arc<FollowerHandle>) -> Option<InBulk<'_>> {
-        /// Neither an end nor slowness is notified here: look now and then.
+    fn acquire<'a>(&'a self, follower: &'a Arc<FollowerHandle>) -> Option<InBulk<'a>> {
+        /// An end is not notified here: look now and then.
         const LOOK: Duration = Duration::from_millis(100);
-        let mut turn = self.turn.lock();
-        while turn.as_mut().is_some_and(|turn| !turn.is_slow()) {
+        let mut watched: Option<(Arc<FollowerHandle>, u64, Instant)> = None;
+        let mut holder = self.holder.lock();
+        while let Some(current) = &*holder {
             if follower.has_ended() {
                 return None;
             }
-            self.given_back.wait_for(&mut turn, LOOK);
+            match &watched {
+                Some((whom, moved, since)) if Arc::ptr_eq(whom, current) => {
+                    if since.elapsed() >= MOVED_INTERVAL {
+                        if current.moved_bytes() < moved + MOVED_BYTES_MIN {
+                            break;
+                        }
+                        watched = None;
+                    }
+                }
+                _ => watched = Some((current.clone(), current.moved_bytes(), Instant::now())),
+            }
+            self.given_back.wait_for(&mut holder, LOOK);
         }
-        let lost = turn.replace(Turn::new(follower));
-        drop(turn);
-        if let Some(Turn { follower: slow, .. }) = lost {
-            log::info!("follower {} at {} reads slowly: {} joins beside it", slow.id, slow.address, follower.id);
-        }
-        Some(InBulk { slot: self, follower: follower.clone() })
+        *holder = Some(follower.clone());
+        Some(InBulk { slot: self, follower })
     }
 }
 
 impl Drop for InBulk<'_> {
     fn drop(&mut self) {
-        // Unless it was lost.
-        let given = self.slot.turn.lock().take_if(|turn| Arc::ptr_eq(&turn.follower, &self.follower));
-        if given.is_some() {
+        let mut holder = self.slot.holder.lock();
+        if holder.as_ref().is_some_and(|holder| Arc::ptr_eq(holder, self.follower)) {
+            *holder = None;
             self.slot.given_back.notify_one();
         }
     }
@@ -211,7 +194,10 @@ impl<'a> Joiner<'a> {
 
     fn sum(&self, path: &RelPath, version: Version) -> Result<Option<Sha1Sum>, Error> {
         let follower = self.follower;
-        let mut go_on = || if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) };
+        let mut go_on = |bytes| {
+            follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
+            if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        };
         let root = self.core.dir.path();
         self.core
             .hashes
@@ -378,6 +364,7 @@ impl CatchUp<'_> {
                     self.send(steps, Some(attachment.position))?;
                     self.follower.sending(0, Some(attachment.position), Instant::now());
                     self.core.progress.changed();
+                    log::info!("follower {} at {} follows the stream", self.follower.id, self.follower.address);
                     return Ok(attachment.batches);
                 }
                 self.core.stream.detach(self.follower);

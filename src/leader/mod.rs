@@ -21,8 +21,8 @@
 //!
 //! In the order they are taken: a file's lock (`file.rs`) or a waiter's (`progress.rs`), then those of the stream: `cut`,
 //! `attached`, `ordered` (`stream.rs`).
-//! All others are leaves: nothing is locked while one of them is held. No lock is held while a thread is joined, a socket read or
-//! written, or a line logged.
+//! All others are leaves: nothing is locked while one of them is held. Of I6, no lock is held while a thread is joined, a
+//! socket read or written, or a line logged.
 
 mod accept;
 mod acks;
@@ -336,8 +336,13 @@ impl Core {
     ///
     /// Reading and announcing are one step under the file's lock: whoever reads last announces last.
     fn announce_from_disk(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
-        let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
         let _one_at_a_time = self.file_locks.of(path).lock();
+        self.announce_locked(path, generation)
+    }
+
+    /// The same, for who holds the file's lock.
+    fn announce_locked(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
+        let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
         let file = File::open(path.below(self.dir.path())).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
         if meta.is_dir() {

@@ -13,8 +13,10 @@ use super::stream::Stream;
 /// Writes to the socket; evicts the follower when it takes nothing for the limit.
 ///
 /// The kernel's send timeout is a fraction of the limit, and ticks without progress are counted: a leader that was itself
-/// stopped for longer than the limit finds one tick gone, not all of them. Ticks also let a slow peer show that it moves:
-/// a blocked write goes on only once a third of the kernel's buffer is free, a new one with any free part.
+/// stopped for longer than the limit finds one tick gone, not all of them.
+///
+/// The kernel lets a blocked write go on only once a third of its buffer is free, which takes a slow peer many seconds where
+/// the buffer has grown to megabytes: a send queue that has become shorter is progress, too.
 pub(super) struct SocketWriter {
     socket: TcpStream,
     follower: Arc<FollowerHandle>,
@@ -53,22 +55,23 @@ pub(super) fn tick(limit: Duration) -> Duration {
 impl Write for SocketWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut stalled = 0;
+        let mut send_queue = None;
         loop {
             if self.follower.has_ended() {
                 return Err(ErrorKind::ConnectionAborted.into());
             }
-            let written = match self.reason {
-                EvictionReason::WriteTimeout => self.socket.write(bytes),
-                // Whoever else wants to join looks at how long this takes.
-                _ => self.follower.socket_wait.during(|| self.socket.write(bytes)),
-            };
-            match written {
+            match self.socket.write(bytes) {
                 Ok(written) => {
                     self.follower.sent_bytes.fetch_add(written as u64, Ordering::Relaxed);
                     return Ok(written);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     stalled += 1;
+                    let queued = send_queue_bytes(&self.socket);
+                    if matches!((queued, send_queue), (Some(now), Some(before)) if now < before) {
+                        stalled = 1;
+                    }
+                    send_queue = queued;
                     if stalled == TICKS {
                         self.follower.evict_at(self.reason.clone(), self.stream.position());
                     }

@@ -1,4 +1,5 @@
-//! The one order of all actions: the index and the open batch, and how batches reach the followers' queues.
+//! The one order of all actions: the index and the open batch, and how batches reach the followers' queues (invariants I1,
+//! I3 and I4).
 //!
 //! # Locks, in the order they are taken
 //!
@@ -8,15 +9,18 @@
 //! 3. `ordered` — index, position and open batch: the critical section of every append. Nothing is awaited within it, and
 //!    no memory is freed or file opened.
 //!
-//! No lock is held across a join, a socket read or write, or a log line.
-//!
 //! # When a batch is sealed
 //!
 //! The *leader thread* seals and pushes: when a batch is full, when a writer has nothing left to write (`hungry`), or when
-//! asked to. So batches grow only while all writers are busy, and nothing lingers. An append wakes the leader thread at
-//! most once per seal, whatever the number of followers: waking a thread costs microseconds, the append itself
-//! some tens of nanoseconds. What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes
-//! itself, which again is only `try_send`.
+//! asked to. After each push it naps for [`NAP`] before it looks again. Waking a thread costs whoever does it
+//! microseconds, and preempts it at worst, while the append itself takes some tens of nanoseconds: so an append that comes
+//! while the leader thread naps wakes nobody, and under load none does. The first append after a pause wakes it and goes
+//! out at once; those that follow wait for the end of the nap, in a batch that is the larger for it, which saves every
+//! writer and follower system calls. Hunger wakes the leader thread only where it waits for that, with something in the open
+//! batch.
+//!
+//! What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes itself, which again is only
+//! `try_send`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -26,7 +30,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::batch::{Batch, FileRange, RangeKind};
+use super::batch::{BATCH_BYTES_MAX, Batch, Buffers, FileRange, RangeKind};
 use super::follower::FollowerHandle;
 use super::status::EvictionReason;
 use crate::error::AppendError;
@@ -34,8 +38,8 @@ use crate::index::{Cut, Index, TrackerId, Version};
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::{RelPath, StreamPosition};
 
-/// A batch of this many raw bytes is full: one LZ4 block, more or less.
-const BATCH_BYTES: usize = 64 << 10;
+/// Empty buffers at hand for what is appended until the leader thread comes again: enough for 10 GB/s.
+const SPARES: usize = 16;
 
 /// What may be sealed and not yet pushed before the appender pushes itself.
 const SEALED_BYTES_MAX: u64 = 4 << 20;
@@ -45,6 +49,10 @@ pub(super) const INLINE_BYTES_MAX: u64 = 256 << 10;
 
 /// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
 const CUT_ENTRIES: usize = 256;
+
+/// How long the leader thread rests after a push, and so how long an append may linger; Linux adds about as much again.
+/// An append at a time is announced at once, unless it follows another within this time.
+const NAP: Duration = Duration::from_micros(50);
 
 /// How long the leader thread sleeps when nothing wakes it. Nothing depends on it: every wake-up is explicit.
 const TICK: Duration = Duration::from_secs(1);
@@ -56,8 +64,11 @@ pub(super) struct Stream {
     ordered: Mutex<Ordered>,
     /// A writer has nothing left to write.
     hungry: AtomicBool,
+    /// The leader thread sleeps until that is so.
+    awaits_hunger: AtomicBool,
     leader_thread: OnceLock<Thread>,
     stopped: AtomicBool,
+    pub(super) buffers: Buffers,
     queue_bytes: u64,
     queue_batches: usize,
 }
@@ -79,8 +90,8 @@ struct Ordered {
     position: u64,
     /// Actions not sealed yet.
     open: Vec<u8>,
-    /// An empty buffer for the next open batch.
-    spare: Vec<u8>,
+    /// Empty buffers for the next open batches: [`SPARES`] of [`BATCH_BYTES_MAX`], unless they were used up.
+    spares: Vec<Vec<u8>>,
     sealed: Vec<Arc<Batch>>,
     sealed_bytes: u64,
     /// Queues there are. While there is none, actions are only counted.
@@ -113,8 +124,8 @@ impl Stream {
             ordered: Mutex::new(Ordered {
                 index,
                 position: 0,
-                open: Vec::with_capacity(BATCH_BYTES),
-                spare: Vec::with_capacity(BATCH_BYTES),
+                open: Vec::new(),
+                spares: Vec::with_capacity(SPARES),
                 sealed: Vec::new(),
                 sealed_bytes: 0,
                 queues: 0,
@@ -122,8 +133,10 @@ impl Stream {
                 sleep: Sleep::Awake,
             }),
             hungry: AtomicBool::new(false),
+            awaits_hunger: AtomicBool::new(false),
             leader_thread: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            buffers: Buffers::default(),
             queue_bytes,
             queue_batches,
         }
@@ -262,22 +275,32 @@ impl Stream {
         while !self.stopped.load(Ordering::Acquire) {
             if self.something_to_push() {
                 self.push();
+                // Still `Awake`: nobody wakes it now but who stops it.
+                std::thread::park_timeout(NAP);
             } else {
                 // A wake-up between the look and here makes this return at once.
                 std::thread::park_timeout(TICK);
+                self.awaits_hunger.store(false, Ordering::Relaxed);
             }
         }
     }
 
     fn something_to_push(&self) -> bool {
+        // Before the look at `hungry`, which a writer sets before it looks at this: one of the two sees the other.
+        self.awaits_hunger.store(true, Ordering::SeqCst);
         let hungry = self.hungry.load(Ordering::SeqCst);
         let mut ordered = self.ordered.lock();
-        if !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty()) {
-            ordered.sleep = Sleep::Awake;
-            return true;
+        let something = !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty());
+        ordered.sleep = match (something, hungry) {
+            (true, _) => Sleep::Awake,
+            (false, true) => Sleep::UntilAppend,
+            (false, false) => Sleep::UntilSealed,
+        };
+        drop(ordered);
+        if something || hungry {
+            self.awaits_hunger.store(false, Ordering::Relaxed);
         }
-        ordered.sleep = if hungry { Sleep::UntilAppend } else { Sleep::UntilSealed };
-        false
+        something
     }
 
     fn wake_leader(&self) {
@@ -293,7 +316,7 @@ impl Stream {
 
     /// A writer has nothing left to write: what is in the open batch should come.
     pub(super) fn now_hungry(&self) {
-        if !self.hungry.swap(true, Ordering::SeqCst) {
+        if !self.hungry.swap(true, Ordering::SeqCst) && self.awaits_hunger.load(Ordering::SeqCst) {
             self.wake_leader();
         }
     }
@@ -312,7 +335,7 @@ impl Stream {
     /// Pushes what comes before the moment at which `at_cut` is called with everything locked.
     fn push_locked(&self, attached: &mut Attached, at_cut: impl FnOnce(&mut Ordered)) -> Vec<Queue> {
         let Attached { followers, taken } = attached;
-        let (open, end) = {
+        let (open, end, missing) = {
             let mut ordered = self.ordered.lock();
             let open = ordered.take_open();
             if !open.is_empty() || !ordered.sealed.is_empty() {
@@ -322,15 +345,15 @@ impl Stream {
             std::mem::swap(&mut ordered.sealed, taken);
             ordered.sealed_bytes = 0;
             at_cut(&mut ordered);
-            (open, ordered.position)
+            let missing = if ordered.queues > 0 { SPARES - ordered.spares.len() } else { 0 };
+            (open, ordered.position, missing)
         };
-        let mut spare = Vec::new();
+        let mut spare = None;
         if !open.is_empty() {
             let raw = if open.len() * 2 < open.capacity() {
                 // A small batch may wait in a queue for long, next to many others: it holds what it needs.
                 let small = open.as_slice().to_vec();
-                spare = open;
-                spare.clear();
+                spare = Some(open);
                 small
             } else {
                 open
@@ -344,7 +367,9 @@ impl Stream {
         if !gone.is_empty() {
             self.ordered.lock().queues -= gone.len();
         }
-        self.refill_spare(spare);
+        if missing > 0 {
+            self.refill_spares(missing, spare);
+        }
         gone
     }
 
@@ -369,13 +394,15 @@ impl Stream {
         }
     }
 
-    /// Provides the next buffer where no append waits for its allocation.
-    fn refill_spare(&self, mut spare: Vec<u8>) {
-        if self.ordered.lock().spare.capacity() > 0 {
-            return;
-        }
-        spare.reserve(BATCH_BYTES);
-        self.ordered.lock().spare = spare;
+    /// Provides buffers where no append waits for their allocation.
+    fn refill_spares(&self, missing: usize, returned: Option<Vec<u8>>) {
+        let returned = returned.map(|mut returned| {
+            returned.clear();
+            returned
+        });
+        let spares: Vec<_> =
+            returned.into_iter().chain(std::iter::repeat_with(|| self.buffers.take())).take(missing).collect();
+        self.ordered.lock().spares.extend(spares);
     }
 
     /// Takes a follower that has ended off the list, so that its writer sees the channel's end.
@@ -501,19 +528,36 @@ pub(super) struct Attachment {
 
 impl Ordered {
     fn encode(&mut self, path: &RelPath, kind: ActionKind, payload: &[u8]) {
-        self.position += framing_bytes(path) + payload.len() as u64;
+        let length = framing_bytes(path) + payload.len() as u64;
         if self.queues == 0 {
+            self.position += length;
             return;
+        }
+        let room = BATCH_BYTES_MAX - self.open.len();
+        if length > room as u64 {
+            // Rather than let the buffer grow: moving it costs as much as all the appends in it.
+            self.seal();
+        }
+        self.position += length;
+        if length > BATCH_BYTES_MAX as u64 {
+            let mut raw = Vec::with_capacity(payload.len() + 4096);
+            encode_action_header(&mut raw, path, kind);
+            raw.extend_from_slice(payload);
+            self.push_sealed(raw);
+            return;
+        }
+        if self.open.capacity() == 0 {
+            self.open = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(BATCH_BYTES_MAX));
         }
         encode_action_header(&mut self.open, path, kind);
         self.open.extend_from_slice(payload);
-        if self.open.len() >= BATCH_BYTES {
-            self.seal();
-        }
     }
 
     /// A range is a batch of its own.
     fn encode_range(&mut self, range: FileRange) {
+        if range.len == 0 {
+            return;
+        }
         if self.queues > 0 {
             self.seal();
         }
@@ -547,16 +591,20 @@ impl Ordered {
         if self.open.is_empty() {
             return Vec::new();
         }
-        std::mem::replace(&mut self.open, std::mem::take(&mut self.spare))
+        std::mem::take(&mut self.open)
     }
 
     fn seal(&mut self) {
         let raw = self.take_open();
         if !raw.is_empty() {
-            let batch = Batch::actions(self.position, raw);
-            self.sealed_bytes += batch.cost();
-            self.sealed.push(Arc::new(batch));
+            self.push_sealed(raw);
         }
+    }
+
+    fn push_sealed(&mut self, raw: Vec<u8>) {
+        let batch = Batch::actions(self.position, raw);
+        self.sealed_bytes += batch.cost();
+        self.sealed.push(Arc::new(batch));
     }
 
     /// To be called last in the critical section.

@@ -1,4 +1,5 @@
-//! Replication protocol 1.0.0, as LavinMQ 2.x nodes speak it: bytes in, values out. No sockets, clocks or logging here.
+//! Replication protocol 1.0.0, as LavinMQ 2.x nodes speak it, and Paceline's own [`extension`]: bytes in, values out. No
+//! sockets, clocks or logging here.
 //!
 //! The facts were read from LavinMQ's sources (`src/lavinmq/clustering/`, v2.0.0 to v2.9.1). Every integer is
 //! little-endian.
@@ -23,6 +24,7 @@
 //! names become [`RelPath`](crate::RelPath)s, which can name nothing outside the data directory.
 
 mod action;
+pub mod extension;
 mod handshake;
 mod lz4;
 mod sync;
@@ -35,7 +37,7 @@ pub use action::{ActionDecoder, ActionKind, Event, encode_action_header, framing
 pub use handshake::{
     ACCEPTED, REFUSED, START_HEADER, read_node_id, read_secret, read_start_header, write_hello, write_node_id,
 };
-pub use lz4::{BLOCK_BYTES_MAX, FRAME_HEADER, FrameWriter, encode_blocks, frame_reader};
+pub use lz4::{BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, FrameWriter, frame_reader};
 pub use sync::{
     ListEntry, Sha1Sum, read_file_size, read_list_entry, read_name, write_end, write_list_entry, write_name,
 };
@@ -111,6 +113,9 @@ pub enum ProtocolError {
         /// Sum of all action bytes sent.
         sent: u64,
     },
+    /// A message, field or control of the extension whose content does not fit its kind.
+    #[error("malformed {0}")]
+    Malformed(&'static str),
     /// The stream names a file that is never replicated.
     #[error("action on {0:?}, which is a reserved name")]
     Reserved(String),

@@ -15,8 +15,10 @@ use tempfile::TempDir;
 use self::fake_follower::FakeFollower;
 
 pub mod fake_follower;
+pub mod fake_leader;
 pub mod lavinmq;
 pub mod logs;
+pub mod processes;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,260 @@
+//! Followers, and what a baseline writes to, in processes of their own: so the leader's CPU time is the leader's, and
+//! nobody shares an allocator or a lock with it. The bench's own executable is run again, with hidden arguments.
+//!
+//! A child ends when its standard input does, which is when its parent drops it, or dies.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use paceline::protocol::{ACCEPTED, PROBE_NAME, frame_reader, read_list_entry, write_end, write_hello, write_node_id};
+use paceline::{Follower, FollowerConfig, NodeId};
+use tempfile::TempDir;
+
+use super::{PlainFile, secret};
+
+const HIDDEN: &str = "--as-child";
+
+/// The first thing in `main`: does not return if this process is a child.
+pub fn run_if_child() {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() != Some(HIDDEN) {
+        return;
+    }
+    let mut next = || args.next().expect("an argument more");
+    let (role, address, id, dir) = (next(), next(), next(), next());
+    let address: SocketAddr = address.parse().expect("an address");
+    let id = NodeId::new(id.parse().expect("a number")).expect("positive");
+    std::thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(0);
+    });
+    match role.as_str() {
+        "follower" => {
+            let mut config = FollowerConfig::new(address.to_string(), dir, secret());
+            config.id = Some(id);
+            let follower = Follower::start(config).expect("a follower");
+            let ended = follower.wait(None);
+            eprintln!("follower {id} ended: {ended:?}");
+        }
+        "sink" => {
+            let ended = RawFollower::join(address, id).and_then(|raw| raw.read_at(None, &AtomicBool::new(false)));
+            eprintln!("sink {id} ended: {ended:?}");
+        }
+        "reader" => read_plain(address, PathBuf::from(dir)).expect("the baseline's socket"),
+        role => panic!("no such role: {role}"),
+    }
+    std::process::exit(0);
+}
+
+/// A child process and its directory.
+pub struct ChildProcess {
+    pub id: NodeId,
+    child: Child,
+    _dir: TempDir,
+}
+
+impl ChildProcess {
+    fn spawn(role: &str, address: SocketAddr, number: usize) -> Self {
+        let id = id(number);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let executable = std::env::current_exe().expect("a path to this executable");
+        let child = Command::new(executable)
+            .args([HIDDEN, role, &address.to_string(), &id.get().to_string()])
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a process");
+        Self { id, child, _dir: dir }
+    }
+
+    /// A [`Follower`] of the leader at `address`; with `sink` one that writes nothing.
+    pub fn follower(address: SocketAddr, number: usize, sink: bool) -> Self {
+        Self::spawn(if sink { "sink" } else { "follower" }, address, number)
+    }
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The id of a bench's follower; the leader is 1.
+pub fn id(number: usize) -> NodeId {
+    NodeId::new(i32::try_from(number + 2).expect("a few followers")).expect("positive")
+}
+
+// ---- the baseline ----
+
+/// Sockets to children that write what they read to files.
+pub struct PlainReaders {
+    sockets: Vec<TcpStream>,
+    _children: Vec<ChildProcess>,
+}
+
+impl PlainReaders {
+    pub fn start(count: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let children = (0..count).map(|number| ChildProcess::spawn("reader", address, number)).collect();
+        let accept = |_| {
+            let (socket, _) = listener.accept().expect("a child");
+            socket.set_nodelay(true).expect("a TCP socket");
+            socket
+        };
+        Self { sockets: (0..count).map(accept).collect(), _children: children }
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) {
+        for socket in &mut self.sockets {
+            socket.write_all(bytes).expect("a child that reads");
+        }
+    }
+
+    /// Waits until everything is in the children's files.
+    pub fn finish(&mut self) {
+        for socket in &self.sockets {
+            socket.shutdown(std::net::Shutdown::Write).expect("an open socket");
+        }
+        for socket in &mut self.sockets {
+            let mut answer = Vec::new();
+            socket.read_to_end(&mut answer).expect("an answer");
+            assert_eq!(answer, b".");
+        }
+    }
+}
+
+fn read_plain(address: SocketAddr, dir: PathBuf) -> io::Result<()> {
+    let mut socket = TcpStream::connect(address)?;
+    let mut file = PlainFile::new(dir.join("copy"));
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        let length = socket.read(&mut buffer)?;
+        if length == 0 {
+            return socket.write_all(b".");
+        }
+        file.write(&buffer[..length]);
+    }
+}
+
+// ---- followers made by hand ----
+
+/// A follower made by hand, which writes nothing and may misbehave.
+pub struct RawFollower {
+    socket: TcpStream,
+    frame: lz4_flex::frame::FrameDecoder<io::BufReader<TcpStream>>,
+}
+
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}
+
+impl RawFollower {
+    /// Connects and joins, properly: both rounds, asking for nothing, and the acknowledgement of the probe.
+    pub fn join(address: SocketAddr, id: NodeId) -> io::Result<Self> {
+        let mut socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        write_hello(&mut socket, &secret())?;
+        let mut answer = [0];
+        socket.read_exact(&mut answer)?;
+        assert_eq!(answer[0], ACCEPTED);
+        write_node_id(&mut socket, id)?;
+        let mut raw = Self { frame: frame_reader(socket.try_clone()?), socket };
+        for _ in 0..2 {
+            while read_list_entry(&mut raw.frame).map_err(other)?.is_some() {}
+            write_end(&mut raw.socket)?;
+        }
+        let mut probe = vec![0; 4 + PROBE_NAME.len() + 8];
+        raw.frame.read_exact(&mut probe)?;
+        raw.acknowledge(probe.len())?;
+        Ok(raw)
+    }
+
+    fn acknowledge(&mut self, bytes: usize) -> io::Result<()> {
+        let bytes = i64::try_from(bytes).map_err(other)?;
+        self.socket.write_all(&bytes.to_le_bytes())
+    }
+
+    /// Reads and acknowledges, this many bytes a second at most, until the leader closes or `stop`.
+    pub fn read_at(mut self, bytes_per_second: Option<usize>, stop: &AtomicBool) -> io::Result<()> {
+        /// A slow reader's steps.
+        const STEPS_PER_SECOND: usize = 100;
+        let mut buffer = vec![0; bytes_per_second.map_or(128 << 10, |bytes| bytes / STEPS_PER_SECOND)];
+        let began = Instant::now();
+        for step in 1.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let length = self.frame.read(&mut buffer)?;
+            if length == 0 {
+                break;
+            }
+            self.acknowledge(length)?;
+            if bytes_per_second.is_some() {
+                let next = Duration::from_secs(1) * step / u32::try_from(STEPS_PER_SECOND).expect("small");
+                std::thread::sleep(next.saturating_sub(began.elapsed()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Illness {
+    /// It reads nothing any more.
+    Stopped,
+    /// It reads this many bytes a second, and acknowledges them.
+    Slow(usize),
+}
+
+/// An ill follower, in a thread of its own.
+pub struct IllFollower {
+    stop: Arc<AtomicBool>,
+    socket: TcpStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl IllFollower {
+    /// Joins, then falls ill. Returns when it has joined.
+    pub fn join(address: SocketAddr, number: usize, illness: Illness) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (joined, has_joined) = mpsc::channel();
+        let stopping = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let raw = RawFollower::join(address, id(number)).expect("it joins");
+            joined.send(raw.socket.try_clone().expect("a socket")).expect("somebody waits");
+            match illness {
+                Illness::Stopped => {
+                    while !stopping.load(Ordering::Relaxed) {
+                        std::thread::park();
+                    }
+                }
+                // Being evicted is what it is there for.
+                Illness::Slow(rate) => drop(raw.read_at(Some(rate), &stopping)),
+            }
+        });
+        let socket = has_joined.recv().expect("it joined");
+        Self { stop, socket, thread: Some(thread) }
+    }
+}
+
+impl Drop for IllFollower {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // It may be gone already.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}

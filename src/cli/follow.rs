@@ -1,0 +1,221 @@
+//! `paceline follow`: a follower, until a signal, a failure that trying again would not mend, or with `--once` until it
+//! has synced.
+//!
+//! The follower's own threads do the work; the main thread looks at its status a few times a second and shows the
+//! progress of a full sync: as a bar on a terminal, as a log line every few seconds elsewhere.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use paceline::follower::{State, Status, SyncProgress};
+use paceline::{Follower, FollowerConfig};
+
+use super::units::{parse_address, show_bytes, show_rate};
+use super::{Failure, NodeOptions, bars, say, signals, start_logging};
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often a long sync is logged where there is no terminal.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+/// How long a sync must have gone on before its rate is shown.
+const RATE_AFTER: Duration = Duration::from_millis(500);
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Address of the leader
+    #[arg(value_name = "HOST:PORT", env = "PACELINE_LEADER", value_parser = parse_address)]
+    leader: String,
+    /// Directory that becomes a copy of the leader's; made if it does not exist
+    #[arg(long, value_name = "DIR", env = "PACELINE_DATA_DIR")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    node: NodeOptions,
+    /// Sync, print what was done, and end
+    #[arg(long)]
+    once: bool,
+    /// Take over a directory that holds other files and was never a follower's; they are deleted
+    #[arg(long)]
+    adopt: bool,
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    end_with_parent: bool,
+}
+
+impl Options {
+    fn config(&self) -> Result<FollowerConfig, Failure> {
+        let mut config = FollowerConfig::new(&self.leader, &self.data_dir, self.node.secret()?);
+        config.id = self.node.id;
+        config.adopt = self.adopt;
+        config.once = self.once;
+        config.check().map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(config)
+    }
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    let config = options.config()?;
+    start_logging();
+    let signals = signals()?;
+    if options.end_with_parent {
+        super::demo::end_with_parent()?;
+    }
+    let started = Instant::now();
+    let follower = Follower::start(config)?;
+    log::info!("follower {} follows {} into {}", follower.id(), options.leader, options.data_dir.display());
+    let mut show = Show::new();
+    loop {
+        let ended = follower.wait(Some(LOOK_EVERY));
+        show.update(&follower.status());
+        match ended {
+            Some(Ok(())) => break,
+            Some(Err(error)) => {
+                show.clear();
+                return Err(error.into());
+            }
+            None if signals.try_recv().is_ok() => {
+                show.clear();
+                log::info!("shutting down");
+                follower.stop();
+                return Ok(());
+            }
+            None => {}
+        }
+    }
+    show.clear();
+    if options.once {
+        say(&summary(&options.leader, &follower.status().sync, started.elapsed()));
+    }
+    follower.stop();
+    Ok(())
+}
+
+/// What `--once` did, on one line.
+fn summary(leader: &str, sync: &SyncProgress, time: Duration) -> String {
+    format!(
+        "synced from {leader} in {:.1} s: {} files received ({}), {} unchanged, {} deleted",
+        time.as_secs_f64(),
+        sync.files_received,
+        show_bytes(sync.bytes_received),
+        sync.files_listed.saturating_sub(sync.files_received),
+        sync.files_deleted,
+    )
+}
+
+/// Shows the full sync under way.
+struct Show {
+    on_terminal: bool,
+    bar: Option<ProgressBar>,
+    began: Option<Instant>,
+    logged: Instant,
+    connections: u64,
+}
+
+impl Show {
+    fn new() -> Self {
+        let on_terminal = std::io::stderr().is_terminal();
+        Self { on_terminal, bar: None, began: None, logged: Instant::now(), connections: 0 }
+    }
+
+    fn update(&mut self, status: &Status) {
+        let syncing = status.state == State::Syncing;
+        if !syncing || status.connections != self.connections {
+            self.end(status);
+            self.connections = status.connections;
+        }
+        if !syncing {
+            return;
+        }
+        let began = *self.began.get_or_insert_with(Instant::now);
+        if self.on_terminal {
+            self.bar.get_or_insert_with(new_bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(status.sync.files_requested.max(1));
+            bar.set_position(status.sync.files_received);
+            bar.set_message(progress(&status.sync, began.elapsed()));
+        } else if self.logged.elapsed() >= LOG_EVERY {
+            self.logged = Instant::now();
+            log::info!("full sync: {}", progress(&status.sync, began.elapsed()));
+        }
+    }
+
+    /// Of a sync, if one was under way.
+    fn end(&mut self, status: &Status) {
+        self.clear();
+        self.logged = Instant::now();
+        if let Some(began) = self.began.take()
+            && status.state == State::Streaming
+        {
+            log::info!("full sync done: {}", progress(&status.sync, began.elapsed()));
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn new_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} full sync [{bar:24}] {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    let bar = bars().add(ProgressBar::new(1).with_style(style));
+    bar.enable_steady_tick(LOOK_EVERY);
+    bar
+}
+
+/// Files, bytes, rate, and the time left if it can be told.
+fn progress(sync: &SyncProgress, elapsed: Duration) -> String {
+    if sync.files_requested == 0 {
+        return format!("{} of {} files compared", sync.files_hashed, sync.files_listed);
+    }
+    let (files, requested) = (sync.files_received, sync.files_requested);
+    let mut text = format!("{files} of {requested} files, {}", show_bytes(sync.bytes_received));
+    // What the socket held already says nothing of the rate.
+    if elapsed < RATE_AFTER && files < requested {
+        return text;
+    }
+    text += &format!(", {}", show_rate(sync.bytes_received, elapsed));
+    if let Some(left) = time_left(sync, elapsed) {
+        text += &format!(", ~{} s left", left.as_secs() + 1);
+    }
+    text
+}
+
+/// An estimate: the leader's list has no sizes, so files to come are taken for as large as those that came.
+fn time_left(sync: &SyncProgress, elapsed: Duration) -> Option<Duration> {
+    let to_come = sync.files_requested.saturating_sub(sync.files_received);
+    if to_come == 0 || sync.bytes_received == 0 {
+        return None;
+    }
+    // The one being received has told its size.
+    let in_file = u64::from(sync.bytes_remaining_in_file > 0);
+    let mean = sync.bytes_received as f64 / (sync.files_received + in_file).max(1) as f64;
+    let bytes_left = sync.bytes_remaining_in_file as f64 + mean * to_come.saturating_sub(in_file) as f64;
+    Duration::try_from_secs_f64(elapsed.as_secs_f64() * bytes_left / sync.bytes_received as f64).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::field_reassign_with_default)] // it is non-exhaustive
+    fn progress_tells_files_bytes_rate_and_time_left() {
+        let mut sync = SyncProgress::default();
+        sync.files_listed = 20;
+        sync.files_hashed = 7;
+        let elapsed = Duration::from_secs(2);
+        assert_eq!(progress(&sync, elapsed), "7 of 20 files compared");
+        sync.files_requested = 10;
+        sync.files_received = 4;
+        sync.bytes_received = 40_000_000;
+        assert_eq!(progress(&sync, elapsed), "4 of 10 files, 38.1 MiB, 20.0 MB/s, ~4 s left");
+        sync.files_received = 10;
+        assert_eq!(progress(&sync, elapsed), "10 of 10 files, 38.1 MiB, 20.0 MB/s");
+    }
+}

@@ -1,0 +1,97 @@
+//! `paceline leader`: a leader and a watcher on one directory, until a signal.
+//!
+//! The directory is scanned before anybody can connect. The end is in the opposite order: the watcher announces what is
+//! pending, then followers get time to acknowledge it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use crossbeam_channel::RecvTimeoutError;
+use paceline::leader::Window;
+use paceline::watch::Watcher;
+use paceline::{Leader, LeaderConfig};
+
+use super::units::{parse_address, parse_duration, parse_size};
+use super::{Failure, NodeOptions, require_folder, say, signals, start_logging};
+
+/// How often the watcher is asked whether it still watches.
+const CHECK_EVERY: Duration = Duration::from_millis(200);
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Directory to replicate; it must exist
+    #[arg(long, value_name = "DIR", env = "PACELINE_DATA_DIR")]
+    data_dir: PathBuf,
+    /// Address to accept followers on; port 0 takes a free one, and the one in use is printed
+    #[arg(long, value_name = "HOST:PORT", env = "PACELINE_LISTEN", value_parser = parse_address)]
+    listen: String,
+    #[command(flatten)]
+    node: NodeOptions,
+    /// Files not to replicate, such as '*.tmp' or 'cache/**'; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Bytes held for a follower that cannot keep up, before it is evicted [default: 64MiB]
+    #[arg(long, value_name = "SIZE", env = "PACELINE_QUEUE_BYTES", value_parser = parse_size, help_heading = "Limits")]
+    queue_bytes: Option<u64>,
+    /// How long a follower may take nothing off its connection [default: 5s]
+    #[arg(long, value_name = "DUR", env = "PACELINE_WRITE_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
+    write_timeout: Option<Duration>,
+    /// How long a follower may acknowledge nothing of what it was sent [default: 10s]
+    #[arg(long, value_name = "DUR", env = "PACELINE_ACK_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
+    ack_timeout: Option<Duration>,
+    /// How long a joining follower may make no progress, such as while it hashes its files [default: 10m]
+    #[arg(long, value_name = "DUR", env = "PACELINE_SYNC_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
+    sync_timeout: Option<Duration>,
+    /// How long followers get at the end to acknowledge everything
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_duration, help_heading = "Limits")]
+    drain_timeout: Duration,
+}
+
+impl Options {
+    fn config(&self) -> Result<LeaderConfig, Failure> {
+        let mut config = LeaderConfig::new(&self.data_dir, self.node.secret()?);
+        config.id = self.node.id;
+        config.exclude.clone_from(&self.exclude);
+        config.queue_bytes = self.queue_bytes.unwrap_or(config.queue_bytes);
+        config.write_timeout = self.write_timeout.unwrap_or(config.write_timeout);
+        config.ack_timeout = self.ack_timeout.unwrap_or(config.ack_timeout);
+        config.sync_timeout = self.sync_timeout.unwrap_or(config.sync_timeout);
+        config.check().map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(config)
+    }
+}
+
+pub(crate) fn run(options: Options) -> Result<(), Failure> {
+    let config = options.config()?;
+    require_folder(&options.data_dir)?;
+    start_logging();
+    let signals = signals()?;
+    // Half of the queue: the watcher pauses before a follower that keeps up is anywhere near eviction.
+    let window = Window::new(config.queue_bytes / 2);
+    let leader = Arc::new(Leader::open(config)?);
+    let watcher = Watcher::start(leader.clone(), &options.data_dir, Some(window))?;
+    let address = leader.listen(options.listen.as_str())?;
+    log::info!("leader {} replicates {}, {} files", leader.id(), options.data_dir.display(), leader.files().len());
+    say(&format!("listening on {address}"));
+
+    let failure = loop {
+        match signals.recv_timeout(CHECK_EVERY) {
+            Err(RecvTimeoutError::Timeout) => {}
+            _ => break None,
+        }
+        if let Some(failure) = watcher.take_failure() {
+            break Some(failure);
+        }
+    };
+    log::info!("shutting down; followers have {:?} to acknowledge what is left", options.drain_timeout);
+    watcher.stop();
+    let report = leader.shutdown(options.drain_timeout);
+    for (id, bytes) in &report.undrained {
+        let lack = bytes.map_or("was still joining".to_owned(), |bytes| format!("had not acknowledged {bytes} bytes"));
+        log::warn!("follower {id} {lack}; it gets what it lacks when it reconnects");
+    }
+    log::info!("ended; {} followers have everything", report.drained.len());
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
+}

@@ -1,0 +1,256 @@
+//! The command line: flags, secrets, logging, signals, exit codes. What the commands do is in a module each.
+//!
+//! The main thread runs the command; a thread named `signals` turns the first SIGTERM or SIGINT into a message and ends
+//! the process at the second.
+
+mod demo;
+mod follow;
+mod leader;
+mod units;
+
+use std::io::{IsTerminal, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use crossbeam_channel::{Receiver, bounded};
+use indicatif::MultiProgress;
+use paceline::{Error, NodeId, Secret};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// The environment variable that may hold the secret. Not a flag: other users see those in the list of processes.
+const SECRET_VARIABLE: &str = "PACELINE_SECRET";
+
+const AFTER_HELP: &str = "\
+Examples:
+  paceline demo
+      See it work: a leader, three followers, one of them stopped and resumed. Needs nothing.
+  paceline leader --data-dir /var/lib/app --listen 0.0.0.0:5679 --secret-file /etc/paceline.secret
+      Replicate a directory that other programs write.
+  paceline follow db1:5679 --data-dir /var/lib/app-copy --secret-file /etc/paceline.secret
+      Keep a copy of it.
+  paceline follow db1:5679 --data-dir backup --secret-file secret --once
+      Bring a copy up to date, and end.
+
+Environment:
+  PACELINE_SECRET  the secret, instead of --secret-file
+  RUST_LOG         what is logged to stderr (error, warn, info, debug); info by default
+
+Exit codes:
+  0  done, or ended by SIGTERM or SIGINT
+  1  it failed while starting or running; one line on stderr says why
+  2  the command line, a setting or the secret is wrong; nothing was started
+  130, 143  a second SIGINT or SIGTERM came before the end was clean";
+
+/// Replicates a data directory from one leader to many followers over TCP; a slow follower never slows the leader.
+#[derive(Parser)]
+#[command(name = "paceline", version, after_help = AFTER_HELP, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Replicate a directory that other programs write, to any number of followers
+    Leader(leader::Options),
+    /// Keep a copy of a leader's directory
+    Follow(follow::Options),
+    /// Show replication live, in temporary directories: a follower is stopped, evicted, resumed and rejoins (20 s)
+    Demo(demo::Options),
+    /// The leader process of the demo
+    #[command(hide = true)]
+    DemoLeader(demo::LeaderOptions),
+}
+
+/// What both kinds of node are given.
+#[derive(Args)]
+pub(crate) struct NodeOptions {
+    /// File with the secret that leader and followers share; one newline at its end is not part of it
+    /// [or: the secret itself in PACELINE_SECRET]
+    #[arg(long, value_name = "FILE", env = "PACELINE_SECRET_FILE", hide_env_values = true)]
+    secret_file: Option<PathBuf>,
+    /// This node's id, 1 to zik0zj in base 36 [default: the one kept in .clustering_id, made at the first start]
+    #[arg(long, value_name = "BASE36", env = "PACELINE_ID")]
+    pub(crate) id: Option<NodeId>,
+}
+
+impl NodeOptions {
+    pub(crate) fn secret(&self) -> Result<Secret, Failure> {
+        if let Some(file) = &self.secret_file {
+            let bytes = std::fs::read(file).map_err(|error| {
+                Failure::usage(format!("read secret file {}: {error}; give a readable --secret-file", file.display()))
+            })?;
+            return Secret::from_file_bytes(&bytes)
+                .map_err(|error| Failure::usage(format!("secret file {}: {error}", file.display())));
+        }
+        let Some(value) = std::env::var_os(SECRET_VARIABLE) else {
+            let cause = "no secret was given";
+            return Err(Failure::usage(format!("{cause}; give --secret-file FILE, or set {SECRET_VARIABLE}")));
+        };
+        Secret::new(value.into_vec()).map_err(|error| Failure::usage(format!("{SECRET_VARIABLE}: {error}")))
+    }
+}
+
+/// Why the process ends with another code than 0.
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
+    pub(crate) fn runtime(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::runtime(error.to_string())
+    }
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn main() -> ExitCode {
+    let done = match Cli::try_parse() {
+        Ok(cli) => match cli.command {
+            Command::Leader(options) => leader::run(options),
+            Command::Follow(options) => follow::run(options),
+            Command::Demo(options) => demo::run(&options),
+            Command::DemoLeader(options) => demo::run_leader(&options),
+        },
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                let _ = error.print();
+                return ExitCode::from(2);
+            }
+            _ => Err(Failure::usage(one_line(&error))),
+        },
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, message }) => {
+            // A peer or a file name may have put line breaks into it.
+            let message = message.replace(['\n', '\r'], " ");
+            let _ = writeln!(std::io::stderr(), "paceline: error: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// clap's message without its layout: what is wrong; what would be right.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let message = text.strip_prefix("error: ").unwrap_or(&text);
+    let message = message.split("\n\nUsage:").next().unwrap_or_default();
+    let message = message.split("\n\nFor more information").next().unwrap_or_default();
+    let parts: Vec<_> =
+        message.split("\n\n").map(|part| part.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let remedy = if message.contains("; ") || parts.len() > 1 { "" } else { "; see paceline --help" };
+    parts.join("; ") + remedy
+}
+
+/// Fails with a clear message unless `dir` is a folder.
+pub(crate) fn require_folder(dir: &Path) -> Result<(), Failure> {
+    match std::fs::metadata(dir) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::runtime(format!("{} is not a directory; give one with --data-dir", dir.display()))),
+        Err(error) => {
+            let remedy = "create it, or give another --data-dir";
+            Err(Failure::runtime(format!("data directory {}: {error}; {remedy}", dir.display())))
+        }
+    }
+}
+
+/// Writes a line to stdout at once; nobody reading it is no reason to stop.
+pub(crate) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// The progress bars on stderr; log lines go above them.
+pub(crate) fn bars() -> &'static MultiProgress {
+    static BARS: OnceLock<MultiProgress> = OnceLock::new();
+    BARS.get_or_init(MultiProgress::new)
+}
+
+struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        bars().suspend(|| std::io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// Logs to stderr, from `info` up unless RUST_LOG says otherwise.
+pub(crate) fn start_logging() {
+    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
+    builder.format_timestamp_millis();
+    if std::io::stderr().is_terminal() {
+        builder.target(env_logger::Target::Pipe(Box::new(AboveBars)));
+    }
+    builder.init();
+}
+
+/// Receives the first SIGTERM or SIGINT; the second ends the process.
+pub(crate) fn signals() -> Result<Receiver<i32>, Failure> {
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(|error| Failure::runtime(format!("cannot handle signals: {error}")))?;
+    let (tx, rx) = bounded(1);
+    let wait = move || {
+        for signal in signals.forever() {
+            if tx.try_send(signal).is_err() {
+                std::process::exit(128 + signal);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .map_err(|error| Failure::runtime(format!("cannot start a thread: {error}")))?;
+    Ok(rx)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_are_told_on_one_line() {
+        for arguments in [
+            &["leader"][..],
+            &["leader", "--data-dri", "x"],
+            &["follow", "nowhere", "--data-dir", "x"],
+            &["follow", "a:1", "--data-dir", "x", "--id", "?"],
+            &["leader", "--data-dir", "x", "--listen", "a:1", "--queue-bytes", "many"],
+            &["leed"],
+        ] {
+            let error = Cli::try_parse_from([&["paceline"], arguments].concat()).err().expect("was taken");
+            let line = one_line(&error);
+            assert!(!line.contains('\n') && !line.contains("Usage") && line.contains(';'), "{arguments:?}: {line}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What is remembered of a file, and what a look at it says about what happened since. No lock, no thread, no clock but
+//! the one passed in.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant, SystemTime};
+
+use sha1::{Digest, Sha1};
+
+/// Bytes before the announced length that are compared before growth is taken for an append.
+pub(super) const TAIL_BYTES_MAX: u64 = 4096;
+
+/// How long after a file's last change another change still could carry the same time: clock ticks of file systems last
+/// up to 10 ms.
+const TICK_MAX: Duration = Duration::from_millis(12);
+
+/// How long a file may look changed without having grown before that is believed. A write sets the time first, then copies,
+/// then sets the length: between, an append looks just like a change in place.
+pub(super) const SUSPICION: Duration = Duration::from_millis(5);
+
+/// Which file it is: inode numbers come back at once, with their birth time they do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    dev: u64,
+    ino: u64,
+    born: Option<SystemTime>,
+}
+
+/// A file as one `fstat` saw it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    id: Identity,
+    pub(super) len: u64,
+    modified: (i64, i64),
+    /// Whether a change after this look is sure to carry another time.
+    settled: bool,
+}
+
+impl Seen {
+    pub(super) fn of(meta: &Metadata) -> Self {
+        let settled = meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > TICK_MAX));
+        Self {
+            id: Identity { dev: meta.dev(), ino: meta.ino(), born: meta.created().ok() },
+            len: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            settled,
+        }
+    }
+}
+
+/// A hash of the last bytes before `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tail {
+    end: u64,
+    hash: [u8; 20],
+}
+
+impl Tail {
+    /// Of content that ends at `end`, of which `bytes` are the last (at least what a tail needs).
+    pub(super) fn of(end: u64, bytes: &[u8]) -> Self {
+        let from = bytes.len().saturating_sub(usize::try_from(TAIL_BYTES_MAX).unwrap_or(usize::MAX));
+        Self { end, hash: Sha1::digest(&bytes[from..]).into() }
+    }
+
+    /// Where the bytes begin that a tail before `end` covers.
+    pub(super) fn start(end: u64) -> u64 {
+        end.saturating_sub(TAIL_BYTES_MAX)
+    }
+
+    pub(super) fn read(file: &File, end: u64) -> io::Result<Self> {
+        Ok(Self::of(end, &read_range(file, Self::start(end), end)?))
+    }
+
+    fn still_there(&self, file: &File) -> io::Result<bool> {
+        Ok(Self::read(file, self.end)? == *self)
+    }
+
+    /// Whether it covers all of a file of this length.
+    fn covers(&self, len: u64) -> bool {
+        self.end == len && len <= TAIL_BYTES_MAX
+    }
+}
+
+/// Reads exactly `from..to`; `UnexpectedEof` if the file has become shorter.
+pub(super) fn read_range(file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, from)?;
+    Ok(bytes)
+}
+
+/// How the announced content came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    Append,
+    Replace,
+}
+
+/// A file as it was announced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    seen: Seen,
+    pub(super) announced: u64,
+    /// `None`: not known, so that any change is a replace.
+    tail: Option<Tail>,
+    by: By,
+    /// When it first looked changed without having grown.
+    suspected: Option<Instant>,
+    /// Not replaced again before, so that a big file that changes all the time leaves room for others.
+    pub(super) replace_after: Instant,
+}
+
+/// What happened to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Unchanged,
+    /// It grew, and what was announced is still there.
+    Grown,
+    /// Its content is another one; why.
+    Changed(&'static str),
+    /// It may have changed: look again then.
+    LookAgain(Instant),
+}
+
+impl Known {
+    /// `seen` must come from before the content was read for the announcement: a change after that shows later.
+    pub(super) fn new(seen: Seen, announced: u64, tail: Option<Tail>, by: By, replace_after: Instant) -> Self {
+        Self { seen, announced, tail, by, suspected: None, replace_after }
+    }
+
+    /// Whether `seen` shows for sure that nothing happened.
+    pub(super) fn is_unchanged(&self, seen: &Seen) -> bool {
+        self.seen.settled && self.looks_unchanged(seen)
+    }
+
+    fn looks_unchanged(&self, seen: &Seen) -> bool {
+        self.seen.id == seen.id && self.announced == seen.len && self.seen.modified == seen.modified
+    }
+
+    /// Compares with a look at the open file; `at_once` leaves no time to look again.
+    pub(super) fn judge(&mut self, seen: &Seen, file: &File, now: Instant, at_once: bool) -> io::Result<Verdict> {
+        if self.seen.id != seen.id {
+            return Ok(Verdict::Changed("another file has its name"));
+        }
+        if seen.len < self.announced {
+            return Ok(Verdict::Changed("shorter"));
+        }
+        if seen.len > self.announced {
+            let kept = match &self.tail {
+                Some(tail) => tail.still_there(file)?,
+                None => false,
+            };
+            return Ok(if kept { Verdict::Grown } else { Verdict::Changed("changed before its old end") });
+        }
+        self.judge_same_length(seen, file, now, at_once)
+    }
+
+    fn judge_same_length(&mut self, seen: &Seen, file: &File, now: Instant, at_once: bool) -> io::Result<Verdict> {
+        let same_time = self.seen.modified == seen.modified;
+        if same_time && self.seen.settled {
+            return Ok(Verdict::Unchanged);
+        }
+        let tail_kept = match &self.tail {
+            Some(tail) => tail.still_there(file)?,
+            None => false,
+        };
+        if !tail_kept {
+            return Ok(Verdict::Changed("changed near its end"));
+        }
+        let all_covered = self.tail.is_some_and(|tail| tail.covers(seen.len));
+        // In one clock tick with an append, a change in place is not told from that append's own event.
+        if all_covered || same_time && self.by == By::Append {
+            self.seen = *seen;
+            self.suspected = None;
+            return Ok(Verdict::Unchanged);
+        }
+        if same_time {
+            return Ok(Verdict::Changed("perhaps changed in the clock tick of its last replacement"));
+        }
+        let suspected = *self.suspected.get_or_insert(now);
+        if at_once || now.saturating_duration_since(suspected) >= SUSPICION {
+            return Ok(Verdict::Changed("changed without growing"));
+        }
+        Ok(Verdict::LookAgain(suspected + SUSPICION))
+    }
+}

@@ -1,0 +1,159 @@
+//! Feeds a leader from a directory that other programs write.
+//!
+//! [`Watcher::start`] announces what the leader does not know yet, then one thread, `watch`, waits for inotify events, reads
+//! all that are pending, and looks once at each path they name:
+//!
+//! | a file that | is announced as |
+//! |---|---|
+//! | grew, its last 4 KiB before the old length as they were | append of what is new |
+//! | shrank, is another inode, changed before its end or without growing | replace |
+//! | is gone, or is no longer a regular file | delete |
+//!
+//! A folder that appears is watched first and listed after, so that nothing created meanwhile is lost; one that goes takes
+//! all its files along. After a queue overflow everything is looked at. A file that changed several times before it was
+//! looked at is announced once; one that is replaced all the time is announced at 100 MB/s at most. With a
+//! [`Window`] the watcher waits, briefly, for followers that keep up; the programs that write never wait for it.
+//!
+//! The watcher is a client of the leader's public API and nothing more. It takes no lock of its own that another thread
+//! takes while waiting: only its failure is behind one. [`Watcher::stop`] wakes the thread, which takes a last look and ends.
+//!
+//! # What it cannot see
+//!
+//! - Writes through `mmap`: they raise no event.
+//! - Changes in place that keep both length and modification time.
+//! - A change in place more than 4 KiB before the end that comes together with growth (between the same two looks, or
+//!   within one clock tick of the file system).
+//! - Writes to a file under a hard link that is outside the directory, or under another name in it.
+//! - Writes that other machines make on a network file system.
+//! - A file that is replaced continuously is seen as often as it can be read, not in each of its versions.
+//!
+//! What it cannot read it says once, and tries again every 5 s. Symbolic links are never followed, nor replicated.
+
+mod announce;
+mod file;
+mod notify;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+
+use crate::error::Error;
+use crate::leader::{Leader, Window};
+use crate::thread::{DROP_JOIN_MAX, Group};
+use announce::{Announce, Paced};
+use tree::{Tree, Trouble};
+
+/// How long the last look, at what was pending when the watcher was told to stop, may take.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(10);
+
+/// A directory being watched. Dropping it stops it.
+pub struct Watcher {
+    shared: Arc<Shared>,
+    threads: Group,
+}
+
+struct Shared {
+    stopping: AtomicBool,
+    /// Wakes the thread's `poll`.
+    wake: OwnedFd,
+    failure: Mutex<Option<Error>>,
+}
+
+impl Watcher {
+    /// Announces to `leader` what is in its directory `data_dir` and not known to it yet, then keeps announcing what changes.
+    ///
+    /// Blocks until the first scan is announced: begin to listen after it. With `window` the watcher waits a little, again
+    /// and again, while followers that keep up have more than that to acknowledge.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be read or watched; [`Error::Setting`] names the limit when the system has no watch left.
+    pub fn start(leader: Arc<Leader>, data_dir: impl AsRef<Path>, window: Option<Window>) -> Result<Self, Error> {
+        Self::start_with(Paced { leader, window }, data_dir.as_ref())
+    }
+
+    fn start_with(announce: impl Announce, data_dir: &Path) -> Result<Self, Error> {
+        let mut tree = Tree::open(data_dir, announce)?;
+        match tree.announce_dirty(false, &|| true) {
+            Ok(()) => {}
+            Err(Trouble::Fatal(error)) => return Err(error),
+            Err(_) => return Err(Error::ShuttingDown),
+        }
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Error::io("watch", data_dir, errno))?;
+        let shared = Arc::new(Shared { stopping: AtomicBool::new(false), wake, failure: Mutex::new(None) });
+        let threads = Group::default();
+        let of_thread = shared.clone();
+        threads
+            .spawn("watch", move || {
+                if let Err(error) = of_thread.run(&mut tree) {
+                    log::error!("the directory is no longer watched: {error}");
+                    *of_thread.failure.lock() = Some(error);
+                }
+            })
+            .map_err(|error| Error::io("watch", data_dir, error))?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Takes the reason why watching ended by itself, if it has; never blocks.
+    pub fn take_failure(&self) -> Option<Error> {
+        self.shared.failure.lock().take()
+    }
+
+    /// Announces what is pending, then ends. Blocks up to 15 s for that (usually milliseconds). Idempotent.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
+        self.threads.join(Instant::now() + LAST_LOOK_MAX + DROP_JOIN_MAX);
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn run<A: Announce>(&self, tree: &mut Tree<A>) -> Result<(), Error> {
+        loop {
+            self.wait(tree)?;
+            let stopping = self.stopping.load(Ordering::Acquire);
+            tree.collect()?;
+            let deadline = Instant::now() + LAST_LOOK_MAX;
+            let go_on = || match stopping {
+                true => Instant::now() < deadline,
+                false => !self.stopping.load(Ordering::Acquire),
+            };
+            match tree.announce_dirty(stopping, &go_on) {
+                Ok(()) if stopping => return Ok(()),
+                Ok(()) => {}
+                Err(Trouble::Fatal(error)) => return Err(error),
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Blocks until there is an event, a path wants another look, or the watcher is to stop.
+    fn wait<A: Announce>(&self, tree: &Tree<A>) -> Result<(), Error> {
+        let timeout = tree.next_look().map(|at| {
+            let wait = at.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX), tv_nsec: wait.subsec_nanos().into() }
+        });
+        let (events, wake) = (tree.inotify(), self.wake.as_fd());
+        let mut fds = [PollFd::new(&events, PollFlags::IN), PollFd::new(&wake, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(Error::io("poll", "inotify", errno)),
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The watcher against a model of a follower: what is announced is applied to it, and it must come to equal the directory.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Error as IoError, Write};
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Watcher;
+use super::announce::Announce;
+use super::tree::{BY_REFERENCE_BYTES_MIN, Tree, Trouble};
+use crate::error::AppendError;
+use crate::types::RelPath;
+
+type Model = BTreeMap<String, Vec<u8>>;
+
+/// A leader that applies what it is told to a model at once.
+#[derive(Clone)]
+struct Fake {
+    root: PathBuf,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    files: Model,
+    /// What was announced, as words.
+    log: Vec<String>,
+}
+
+impl Fake {
+    fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), state: Arc::default() }
+    }
+
+    fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().log)
+    }
+
+    fn append_to_model(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        let file = state.files.entry(path.to_string()).or_default();
+        let length = file.len() as u64;
+        if length != offset {
+            return Err(AppendError::Offset { path: path.clone(), offset, length });
+        }
+        file.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Announce for Fake {
+    fn append(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), AppendError> {
+        self.state.lock().log.push(format!("append {path} {offset}+{}", bytes.len()));
+        self.append_to_model(path, offset, bytes)
+    }
+
+    fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<(), AppendError> {
+        self.state.lock().log.push(format!("reference {path} {offset}+{length}"));
+        // Padded where the file has become shorter, as a leader does.
+        let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        if let Ok(file) = File::open(path.below(&self.root)) {
+            let mut done = 0;
+            while let Ok(n @ 1..) = file.read_at(&mut bytes[done..], offset + done as u64) {
+                done += n;
+            }
+        }
+        self.append_to_model(path, offset, &bytes)
+    }
+
+    fn replace(&self, path: &RelPath) -> Result<(), AppendError> {
+        let content = fs::read(path.below(&self.root)).map_err(|source: IoError| AppendError::Io {
+            doing: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let mut state = self.state.lock();
+        state.log.push(format!("replace {path} {}", content.len()));
+        state.files.insert(path.to_string(), content);
+        Ok(())
+    }
+
+    fn delete(&self, path: &RelPath) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        state.log.push(format!("delete {path}"));
+        assert!(state.files.remove(path.as_str()).is_some(), "{path} was deleted but is not known");
+        Ok(())
+    }
+
+    fn file_len(&self, path: &RelPath) -> Option<u64> {
+        self.state.lock().files.get(path.as_str()).map(|file| file.len() as u64)
+    }
+
+    fn files(&self) -> Vec<(RelPath, u64)> {
+        let state = self.state.lock();
+        state.files.iter().map(|(path, file)| (RelPath::new(path).unwrap(), file.len() as u64)).collect()
+    }
+
+    fn replicates(&self, path: &RelPath) -> bool {
+        !path.is_reserved() && !path.as_str().ends_with(".excluded")
+    }
+
+    fn pace(&self) {}
+}
+
+fn contents(root: &Path) -> Model {
+    let mut files = Model::new();
+    crate::datadir::walk(root, None, &mut |_| {}, &mut |found| {
+        files.insert(found.path.to_string(), fs::read(found.path.below(root)).unwrap());
+    })
+    .unwrap();
+    files
+}
+
+/// Blocks until the model equals the directory, or says in what they differ.
+fn wait_until_equal(fake: &Fake, what: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let expected = contents(&fake.root);
+    while fake.state.lock().files != expected {
+        if Instant::now() > deadline {
+            let state = fake.state.lock();
+            let differing: Vec<_> = expected
+                .keys()
+                .chain(state.files.keys())
+                .filter(|path| expected.get(*path) != state.files.get(*path))
+                .map(|path| (path, expected.get(path).map(Vec::len), state.files.get(path).map(Vec::len)))
+                .collect();
+            let tail = &state.log[state.log.len().saturating_sub(30)..];
+            panic!("{what}: (path, on disk, announced) {differing:?}; last announced: {tail:#?}");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A watcher's rules without its thread, for tests that say what was announced.
+struct Stepped {
+    dir: tempfile::TempDir,
+    fake: Fake,
+    tree: Tree<Fake>,
+}
+
+impl Stepped {
+    fn new(prepare: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        prepare(dir.path());
+        let fake = Fake::new(dir.path());
+        let tree = Tree::open(dir.path(), fake.clone()).unwrap();
+        let mut stepped = Self { dir, fake, tree };
+        stepped.step();
+        stepped
+    }
+
+    fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Announces all that happened; returns it as words.
+    fn step(&mut self) -> Vec<String> {
+        loop {
+            self.tree.collect().unwrap();
+            match self.tree.announce_dirty(false, &|| true) {
+                Ok(()) => {}
+                Err(Trouble::Fatal(error)) => panic!("{error}"),
+                Err(_) => panic!("stopped"),
+            }
+            match self.tree.next_look() {
+                Some(at) => std::thread::sleep(at.saturating_duration_since(Instant::now())),
+                None => return self.fake.take_log(),
+            }
+        }
+    }
+}
+
+fn append(path: PathBuf, bytes: &[u8]) {
+    OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(bytes).unwrap();
+}
+
+#[test]
+fn growth_is_announced_as_appends_and_by_reference_when_large() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), "there before").unwrap());
+    append(watch.root().join("a"), b", more");
+    assert_eq!(watch.step(), ["append a 12+6"]);
+    let large = vec![7; usize::try_from(BY_REFERENCE_BYTES_MIN).unwrap()];
+    append(watch.root().join("a"), &large);
+    assert_eq!(watch.step(), [format!("reference a 18+{}", large.len())]);
+    append(watch.root().join("a"), b"x");
+    assert_eq!(watch.step(), [format!("append a {}+1", 18 + large.len())]);
+    assert_eq!(watch.step(), [""; 0]);
+}
+
+#[test]
+fn every_other_change_is_announced_as_a_replace() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 10_000]).unwrap());
+    let file = watch.root().join("a");
+    fs::write(&file, vec![2; 9_000]).unwrap();
+    assert_eq!(watch.step(), ["replace a 9000"], "truncated and written anew");
+    fs::write(&file, vec![3; 12_000]).unwrap();
+    assert_eq!(watch.step(), ["replace a 12000"], "truncated and grown beyond its old length");
+    std::thread::sleep(Duration::from_millis(15)); // past the clock tick of the last look
+    OpenOptions::new().write(true).open(&file).unwrap().write_all_at(b"x", 5).unwrap();
+    assert_eq!(watch.step(), ["replace a 12000"], "changed in place");
+    fs::write(watch.root().join("b.excluded"), vec![4; 12_001]).unwrap();
+    fs::rename(watch.root().join("b.excluded"), &file).unwrap();
+    assert_eq!(watch.step(), ["replace a 12001"], "renamed over");
+    File::create(&file).unwrap();
+    assert_eq!(watch.step(), ["replace a 0"], "emptied");
+    fs::remove_file(&file).unwrap();
+    assert_eq!(watch.step(), ["delete a"]);
+    assert_eq!(contents(watch.root()), watch.fake.state.lock().files);
+}
+
+#[test]
+fn small_files_whose_time_alone_changed_are_not_announced() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), "same").unwrap());
+    fs::write(watch.root().join("a"), "same").unwrap();
+    let announced = watch.step();
+    assert!(announced.is_empty() || announced == ["replace a 0", "append a 0+4"], "{announced:?}");
+    File::open(watch.root().join("a")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(watch.step(), [""; 0]);
+}
+
+#[test]
+fn a_file_deleted_and_made_again_is_replaced_even_with_its_old_inode_and_beginning() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 5000]).unwrap());
+    fs::remove_file(watch.root().join("a")).unwrap();
+    fs::write(watch.root().join("a"), vec![1; 6000]).unwrap();
+    assert_eq!(watch.step(), ["replace a 6000"]);
+}
+
+#[test]
+fn folders_are_found_with_what_is_in_them_and_go_with_it() {
+    let mut watch = Stepped::new(|_| {});
+    fs::create_dir_all(watch.root().join("x/y/z")).unwrap();
+    fs::write(watch.root().join("x/y/z/deep"), "1").unwrap();
+    assert_eq!(watch.step(), ["append x/y/z/deep 0+1"]);
+    append(watch.root().join("x/y/z/deep"), b"2");
+    assert_eq!(watch.step(), ["append x/y/z/deep 1+1"]);
+    fs::rename(watch.root().join("x/y"), watch.root().join("w")).unwrap();
+    assert_eq!(watch.step(), ["append w/z/deep 0+2", "delete x/y/z/deep"]);
+    append(watch.root().join("w/z/deep"), b"3");
+    assert_eq!(watch.step(), ["append w/z/deep 2+1"], "the watch went with the folder");
+    let outside = tempfile::tempdir().unwrap();
+    fs::rename(watch.root().join("w"), outside.path().join("w")).unwrap();
+    assert_eq!(watch.step(), ["delete w/z/deep"]);
+    append(outside.path().join("w/z/deep"), b"4");
+    assert_eq!(watch.step(), [""; 0], "what left the directory is not watched");
+    fs::rename(outside.path().join("w"), watch.root().join("w")).unwrap();
+    assert_eq!(watch.step(), ["append w/z/deep 0+4"]);
+    fs::remove_dir_all(watch.root().join("w")).unwrap();
+    assert_eq!(watch.step(), ["delete w/z/deep"]);
+}
+
+#[test]
+fn a_file_that_becomes_a_folder_or_a_link_is_deleted() {
+    let mut watch = Stepped::new(|root| {
+        fs::write(root.join("a"), "1").unwrap();
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("d/x"), "1").unwrap();
+    });
+    fs::remove_file(watch.root().join("a")).unwrap();
+    fs::create_dir(watch.root().join("a")).unwrap();
+    fs::write(watch.root().join("a/x"), "2").unwrap();
+    fs::rename(watch.root().join("d"), watch.root().join("backups")).unwrap();
+    symlink("/etc", watch.root().join("d")).unwrap();
+    symlink("/etc/passwd", watch.root().join("link")).unwrap();
+    assert_eq!(watch.step(), ["delete a", "append a/x 0+1", "delete d/x"]);
+}
+
+#[test]
+fn after_lost_events_everything_is_looked_at() {
+    let mut watch = Stepped::new(|root| {
+        fs::create_dir_all(root.join("d/e")).unwrap();
+        for name in ["grown", "gone", "d/e/changed", "d/gone"] {
+            fs::write(root.join(name), "before").unwrap();
+        }
+    });
+    append(watch.root().join("grown"), b"+");
+    fs::remove_file(watch.root().join("gone")).unwrap();
+    fs::rename(watch.root().join("d"), watch.root().join("f")).unwrap();
+    fs::write(watch.root().join("f/e/changed"), "after!!").unwrap();
+    fs::remove_file(watch.root().join("f/gone")).unwrap();
+    watch.tree.lose_pending_events();
+    assert_eq!(watch.step(), [""; 0], "the events were not lost");
+    watch.tree.rescan().unwrap();
+    let mut announced = watch.step();
+    announced.sort();
+    let expected = ["append f/e/changed 0+7", "append grown 6+1", "delete d/e/changed", "delete d/gone", "delete gone"];
+    assert_eq!(announced, expected);
+    append(watch.root().join("f/e/changed"), b"+");
+    assert_eq!(watch.step(), ["append f/e/changed 7+1"], "the moved folder is still watched");
+}
+
+#[test]
+fn a_leader_with_another_length_is_brought_back_in_step() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), "12345").unwrap());
+    watch.fake.state.lock().files.insert("a".into(), b"12".to_vec());
+    append(watch.root().join("a"), b"6");
+    assert_eq!(watch.step(), ["replace a 6"]);
+}
+
+#[test]
+fn what_the_leader_knows_already_is_not_announced_again() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("same"), "12345").unwrap();
+    fs::write(dir.path().join("grown"), "12345").unwrap();
+    let fake = Fake::new(dir.path());
+    for (name, content) in [("same", "12345"), ("grown", "123"), ("gone", "1")] {
+        fake.state.lock().files.insert(name.into(), content.into());
+    }
+    let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+    assert_eq!(fake.take_log(), ["delete gone", "append grown 3+2"], "start returned before the first scan");
+    append(dir.path().join("same"), b"6");
+    watcher.stop();
+    assert_eq!(fake.take_log(), ["append same 5+1"], "the last look came before the end");
+}
+
+#[test]
+fn a_directory_that_vanishes_ends_the_watching_and_deletes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("data");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("a"), "1").unwrap();
+    let fake = Fake::new(&root);
+    let watcher = Watcher::start_with(fake.clone(), &root).unwrap();
+    fs::rename(&root, dir.path().join("elsewhere")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let failure = loop {
+        match watcher.take_failure() {
+            Some(failure) => break failure.to_string(),
+            None => assert!(Instant::now() < deadline, "no failure"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert!(failure.contains("moved"), "{failure}");
+    assert_eq!(fake.take_log(), ["append a 0+1"]);
+}
+
+/// Operations at random, as fast as they go, from a seed.
+struct Storm {
+    root: PathBuf,
+    random: fastrand::Rng,
+}
+
+impl Storm {
+    fn name(&mut self, folders: u8) -> PathBuf {
+        let mut path = self.root.clone();
+        for _ in 0..self.random.u8(..=folders) {
+            path.push(["d", "e", "f"][self.random.usize(..3)]);
+        }
+        path.push(["a", "b", "c", "d"][self.random.usize(..4)]);
+        path
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let most = [10, 5_000, 40_000, 300_000][self.random.usize(..4)];
+        let mut bytes = vec![0; self.random.usize(1..most)];
+        self.random.fill(&mut bytes);
+        bytes
+    }
+
+    /// Whatever fails (the name is a folder, the folder is not there) is passed over.
+    fn operation(&mut self) {
+        let (name, other, bytes) = (self.name(2), self.name(2), self.bytes());
+        match self.random.u8(..16) {
+            0..=5 => {
+                let _ =
+                    OpenOptions::new().append(true).create(true).open(name).and_then(|mut file| {
+                        bytes.chunks(bytes.len() / 3 + 1).try_for_each(|chunk| file.write_all(chunk))
+                    });
+            }
+            6 => drop(fs::write(name, bytes)),
+            7 => {
+                if let Ok(file) = OpenOptions::new().write(true).open(name) {
+                    let len = file.metadata().unwrap().len();
+                    file.set_len(self.random.u64(..=len)).unwrap();
+                }
+            }
+            8 => {
+                let _ = fs::write(&other, bytes).and_then(|()| fs::rename(&other, name));
+            }
+            9 => drop(fs::rename(name, other)),
+            10 => drop(fs::remove_file(name)),
+            11 => drop(fs::remove_dir_all(name)),
+            12 | 13 => {
+                let _ = fs::create_dir_all(&name);
+                let _ = fs::write(name.join("immediate"), bytes);
+            }
+            14 => drop(File::create(name)),
+            _ => {
+                let _ = symlink(other, name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_storm_of_operations_leaves_an_equal_copy() {
+    for seed in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Fake::new(dir.path());
+        let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+        let mut storm = Storm { root: dir.path().to_owned(), random: fastrand::Rng::with_seed(seed) };
+        for round in 0..6 {
+            for _ in 0..storm.random.usize(1..120) {
+                storm.operation();
+                if storm.random.u8(..8) == 0 {
+                    std::thread::sleep(Duration::from_micros(storm.random.u64(..2000)));
+                }
+            }
+            wait_until_equal(&fake, &format!("seed {seed}, round {round}"));
+        }
+        watcher.stop();
+    }
+}
+
+#[test]
+fn an_appender_that_is_never_idle_causes_no_replace() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new(dir.path());
+    let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+    let mut file = File::create(dir.path().join("log")).unwrap();
+    for _ in 0..2_000 {
+        file.write_all(&[9; 20_000]).unwrap();
+    }
+    wait_until_equal(&fake, "after appending");
+    watcher.stop();
+    let replaces = fake.take_log().into_iter().filter(|line| line.starts_with("replace")).collect::<Vec<_>>();
+    assert!(replaces.len() <= 1, "{replaces:?}"); // one, if it was still empty when it was found
+}

@@ -1,0 +1,306 @@
+//! The follower against a leader that is broken, or an enemy: nothing outside its directory changes, it survives, says
+//! why, and comes back.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use paceline::follower::State;
+use paceline::protocol::{self, FRAME_HEADER, read_node_id, read_secret, read_start_header};
+use paceline::{Follower, FollowerConfig, Secret};
+use support::fake_leader::{Connection, FakeLeader, Files, append, delete, eventually, files, files_in, replace};
+use tempfile::TempDir;
+
+/// A follower whose directory lies beside files that are not its business.
+struct Scene {
+    leader: FakeLeader,
+    outside: TempDir,
+    follower: Follower,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::prepared(|_, _| {})
+    }
+
+    /// `prepare` is given the data directory and the folder beside it.
+    fn prepared(prepare: impl FnOnce(&Path, &Path)) -> Self {
+        let (leader, outside) = (FakeLeader::new(), TempDir::new().unwrap());
+        let data = outside.path().join("data");
+        let beside = outside.path().join("beside");
+        fs::create_dir(&data).unwrap();
+        fs::create_dir(&beside).unwrap();
+        fs::write(beside.join("victim"), "intact").unwrap();
+        prepare(&data, &beside);
+        let mut config = FollowerConfig::new(leader.address(), &data, Secret::new("s3cret").unwrap());
+        config.retry_delay_min = Duration::from_millis(1);
+        config.retry_delay_max = Duration::from_millis(10);
+        Self { follower: Follower::start(config).unwrap(), leader, outside }
+    }
+
+    fn in_stream(&self) -> Connection {
+        let mut connection = self.leader.accept();
+        connection.sync(&Files::new());
+        connection
+    }
+
+    /// The follower closes, says `why`, and has touched nothing outside.
+    #[track_caller]
+    fn refused(&self, mut connection: Connection, why: &str) {
+        assert!(connection.is_closed_silently(), "the follower went on: {why}");
+        let mut said = String::new();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !said.contains(why) {
+            said = self.follower.status().last_disconnect.unwrap_or_default();
+            assert!(std::time::Instant::now() < deadline, "it said {said:?} and not {why:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.nothing_outside_changed();
+    }
+
+    #[track_caller]
+    fn nothing_outside_changed(&self) {
+        let names = |path: &Path| {
+            let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(self.outside.path()), ["beside", "data"]);
+        assert_eq!(names(&self.outside.path().join("beside")), ["victim"]);
+        assert_eq!(fs::read_to_string(self.outside.path().join("beside/victim")).unwrap(), "intact");
+    }
+
+    /// It comes back, and works.
+    #[track_caller]
+    fn comes_back(&self) {
+        let listed = files(&[("good", b"content")]);
+        let mut connection = self.leader.accept();
+        connection.sync(&listed);
+        eventually("good again", || self.follower.status().state == State::Streaming);
+        connection.stream(&append("good", b"!"));
+        assert_eq!(fs::read(self.outside.path().join("data/good")).unwrap(), b"content!");
+    }
+}
+
+#[test]
+fn hostile_names_in_a_list_are_refused() {
+    let scene = Scene::new();
+    for (name, why) in [
+        (&b"../beside/victim"[..], "`..`"),
+        (b"a/../../beside/new", "`..`"),
+        (b"..", "`..`"),
+        (b"./a", "`.`"),
+        (b"a//b", "empty"),
+        (b"/etc/paceline-was-here", "absolute"),
+        (b"a\0b", "NUL"),
+        (b"\xff\xfe", "not UTF-8"),
+        (&[b'x'; 300], "longer than 255 bytes"),
+    ] {
+        let mut connection = scene.leader.accept();
+        connection.raw_list(&[b"fine", name]);
+        scene.refused(connection, why);
+    }
+    let mut connection = scene.leader.accept();
+    connection.raw_list(&[b"twice", b"twice"]);
+    scene.refused(connection, "listed twice");
+    scene.comes_back();
+}
+
+#[test]
+fn hostile_lengths_are_refused() {
+    let scene = Scene::new();
+    for length in [-1, 4097, i32::MAX, i32::MIN] {
+        let mut connection = scene.leader.accept();
+        connection.send(&length.to_le_bytes());
+        scene.refused(connection, "name length");
+    }
+    for size in [-1, i64::MAX, i64::MIN] {
+        let mut connection = scene.leader.accept();
+        connection.list(&files(&[("a", b"1")]));
+        connection.requests();
+        connection.send(&size.to_le_bytes());
+        scene.refused(connection, "file size");
+    }
+    for (length, payload, why) in
+        [(-1, 0, "name length"), (5000, 0, "name length"), (1, i64::MIN, "payload"), (1, i64::MAX, "payload")]
+    {
+        let mut connection = scene.in_stream();
+        connection.send(&[&i32::to_le_bytes(length)[..], b"a", &i64::to_le_bytes(payload)].concat());
+        scene.refused(connection, why);
+    }
+    // A size that is allowed and never comes takes no room.
+    let mut connection = scene.leader.accept();
+    connection.list(&files(&[("a", b"1")]));
+    connection.requests();
+    connection.send(&(1_u64 << 55).to_le_bytes());
+    connection.send(b"only this");
+    eventually("waiting for the rest", || scene.follower.status().sync.bytes_received == 9);
+    connection.close();
+    scene.comes_back();
+}
+
+#[test]
+fn no_symbolic_link_is_followed_from_a_list() {
+    let scene = Scene::prepared(|data, beside| {
+        symlink(beside, data.join("folder")).unwrap();
+        symlink(beside.join("victim"), data.join("file")).unwrap();
+        symlink(beside.join("new"), data.join("dangling")).unwrap();
+        symlink("/", data.join("root")).unwrap();
+    });
+    for name in ["folder/victim", "folder/new", "folder/new/er", "file", "dangling", "root/etc/passwd"] {
+        let mut connection = scene.leader.accept();
+        connection.list(&files(&[(name, b"evil")]));
+        assert_eq!(connection.requests(), [name]);
+        connection.content(b"evil");
+        scene.refused(connection, "symbolic link");
+    }
+    scene.comes_back();
+    assert!(scene.outside.path().join("data/file").is_symlink());
+}
+
+#[test]
+fn no_symbolic_link_is_followed_from_the_stream() {
+    let scene = Scene::prepared(|data, beside| {
+        symlink(beside, data.join("folder")).unwrap();
+        symlink(beside.join("victim"), data.join("file")).unwrap();
+    });
+    for name in ["folder/victim", "folder/new", "file"] {
+        for action in [append(name, b"evil"), replace(name, b"evil"), delete(name)] {
+            let mut connection = scene.in_stream();
+            connection.send(&action);
+            scene.refused(connection, "symbolic link");
+        }
+    }
+    scene.comes_back();
+}
+
+#[test]
+fn an_own_folder_that_leads_outside_is_refused() {
+    let scene = Scene::prepared(|data, beside| symlink(beside, data.join(".paceline")).unwrap());
+    eventually("said", || scene.follower.status().last_disconnect.is_some_and(|why| why.contains("symbolic link")));
+    scene.nothing_outside_changed();
+    fs::remove_file(scene.outside.path().join("data/.paceline")).unwrap();
+    scene.comes_back();
+}
+
+#[test]
+fn hostile_names_in_the_stream_are_refused() {
+    let scene = Scene::new();
+    for name in [".lock", ".clustering_id", ".paceline/incomplete", "checksums.sha1", "backups/a", "$x"] {
+        let mut connection = scene.in_stream();
+        connection.send(&append(name, b"x"));
+        scene.refused(connection, "reserved name");
+    }
+    for name in ["../beside/victim", "/etc/passwd", "a/../../x"] {
+        let mut connection = scene.in_stream();
+        let length = i32::try_from(name.len()).unwrap();
+        connection.send(&[&length.to_le_bytes()[..], name.as_bytes(), &0_i64.to_le_bytes()].concat());
+        scene.refused(connection, "invalid file name");
+    }
+    scene.comes_back();
+}
+
+#[test]
+fn bytes_that_are_no_frame_are_a_disconnect() {
+    let scene = Scene::new();
+    for garbage in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &[0xff; 100], &[0x50, 0x2A, 0x4D, 0x18, 0, 0, 0, 0]] {
+        let mut connection = scene.leader.accept_without_frame();
+        connection.socket.write_all(garbage).unwrap();
+        scene.refused(connection, "LZ4");
+    }
+    // A block larger than the frame allows; one whose bytes are no LZ4; one with nothing in it.
+    for block in [&0x0100_0000_u32.to_le_bytes()[..], b"\x04\0\0\0\xff\xff\xff\xff", b"\0\0\0\x80"] {
+        let mut connection = scene.in_stream();
+        connection.socket.write_all(block).unwrap();
+        scene.refused(connection, "connection lost");
+    }
+    scene.comes_back();
+}
+
+#[test]
+fn a_frame_torn_anywhere_is_a_disconnect() {
+    let scene = Scene::new();
+    let listed = files(&[("a", b"0123456789")]);
+    for stage in 0..6 {
+        let mut connection = scene.leader.accept_without_frame();
+        match stage {
+            0 => {}
+            1 => connection.socket.write_all(&FRAME_HEADER[..5]).unwrap(),
+            _ => {
+                connection.socket.write_all(&FRAME_HEADER).unwrap();
+                match stage {
+                    2 => connection.send(&[5, 0, 0]),
+                    // Within a block's header, and within a block.
+                    3 => connection.socket.write_all(&[9, 0]).unwrap(),
+                    4 => connection.socket.write_all(&[9, 0, 0, 0, 1, 2]).unwrap(),
+                    _ => {
+                        connection.list(&listed);
+                        connection.requests();
+                        connection.content(b"0123456789");
+                        connection.list(&listed);
+                    }
+                }
+            }
+        }
+        eventually("accepted", || scene.follower.status().connections == stage + 1);
+        connection.close();
+    }
+    scene.comes_back();
+    assert!(scene.follower.status().last_disconnect.unwrap().contains("the leader closed it"));
+}
+
+#[test]
+fn an_old_leaders_end_mark_in_place_of_an_answer_is_a_disconnect() {
+    let scene = Scene::new();
+    let mut socket = scene.leader.accept_raw();
+    read_start_header(&mut socket).unwrap();
+    socket.write_all(&[0; 4]).unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    eventually("said", || scene.follower.status().last_disconnect.is_some_and(|why| why.contains("closed")));
+    scene.comes_back();
+}
+
+#[test]
+fn what_is_no_leader_is_told_apart() {
+    let scene = Scene::new();
+    for (answer, why) in [(&b"REPLI\x02\0\0"[..], "[52, 45, 50, 4c, 49, 02, 00, 00]"), (b"HTTP/1.1", "[48]")] {
+        let mut socket = scene.leader.accept_raw();
+        read_start_header(&mut socket).unwrap();
+        read_secret(&mut socket).unwrap();
+        socket.write_all(answer).unwrap();
+        eventually("said", || scene.follower.status().last_disconnect.is_some_and(|said| said.contains(why)));
+        assert!(scene.follower.status().last_disconnect.unwrap().contains("does not speak"));
+    }
+    scene.comes_back();
+}
+
+#[test]
+fn any_damage_to_a_capture_is_survived() {
+    let scene = Scene::new();
+    let said = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/lavinmq-2.9.1-leader.bin")).unwrap();
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..150 {
+        let mut bytes = said[1..].to_vec();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..bytes.len());
+            bytes[at] = random.u8(..);
+        }
+        bytes.truncate(random.usize(bytes.len() / 2..=bytes.len()));
+        let mut socket = scene.leader.accept_raw();
+        read_start_header(&mut socket).unwrap();
+        read_secret(&mut socket).unwrap();
+        socket.write_all(&[protocol::ACCEPTED]).unwrap();
+        read_node_id(&mut socket).unwrap();
+        // It may close as soon as it sees the damage.
+        let _ = socket.write_all(&bytes);
+        let _ = socket.shutdown(Shutdown::Write);
+    }
+    scene.nothing_outside_changed();
+    scene.comes_back();
+    assert_eq!(files_in(&scene.outside.path().join("data")).len(), 1);
+}
