@@ -261,7 +261,8 @@ impl Index {
         }
     }
 
-    /// What stood in `slot` at the cut; absent files of a cut of changes are those deleted since.
+    /// What stood in `slot` at the cut. Absent files of a cut of changes are those deleted since; in a cut of everything they
+    /// mean nothing, and may bear the name of a file that is there.
     pub(crate) fn at(&self, cut: &Cut, slot: Slot) -> (&RelPath, Version) {
         debug_assert_eq!(cut.epoch, self.epoch, "one cut is read at a time");
         let entry = &self.entries[slot as usize];
@@ -353,7 +354,8 @@ mod tests {
                             let (path, version) = index.at(&cut, slot);
                             if version.exists() {
                                 view.insert(path.clone(), version);
-                            } else {
+                            } else if !first {
+                                // In a cut of everything, absent ones are free slots too, whatever they were last.
                                 view.remove(path);
                             }
                         }
