@@ -363,6 +363,7 @@ impl CatchUp<'_> {
                     self.send(steps, Some(attachment.position))?;
                     self.follower.sending(0, Some(attachment.position), Instant::now());
                     self.core.progress.changed();
+                    log::info!("follower {} at {} follows the stream", self.follower.id, self.follower.address);
                     return Ok(attachment.batches);
                 }
                 self.core.stream.detach(self.follower);
