@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accepted ─▶ handshake ─▶ registered ─▶ full sync ─▶ catch-up ─▶ attached: writes batches as they come
-//!   (within one deadline)      │             (join.rs)                       │
+//!   (within one deadline)      │             (full_sync.rs, catch_up.rs)                       │
 //!                              └─ starts the ack thread (acks.rs)            │
 //!                                         any of them may end it ────────────┴─▶ cleaned up here
 //! ```
@@ -24,7 +24,8 @@ use super::Core;
 use super::acks::AckThread;
 use super::batch::{Batch, Body};
 use super::follower::{End, FollowerHandle};
-use super::join::{Joiner, Ranges};
+use super::full_sync::Joiner;
+use super::ranges::Ranges;
 use super::socket::SocketWriter;
 use super::status::EvictionReason;
 use crate::error::Error;

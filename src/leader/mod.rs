@@ -8,7 +8,7 @@
 //!                        ▼                    ▼                    ▼
 //!                  bounded channel      bounded channel      bounded channel
 //!                        ▼                    ▼                    ▼
-//!                  writer thread        writer thread        writer thread    connection.rs, join.rs, socket.rs
+//!                  writer thread        writer thread        writer thread    connection.rs, socket.rs
 //!                  ack thread           ack thread           ack thread       acks.rs
 //! ```
 //!
@@ -26,15 +26,19 @@
 
 mod accept;
 mod acks;
+mod admission;
 mod batch;
+mod catch_up;
 mod connection;
 mod file;
 mod follower;
-mod join;
+mod full_sync;
 mod progress;
+mod ranges;
 mod socket;
 mod status;
 mod stream;
+mod view;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -48,9 +52,9 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
+use self::admission::BulkSlot;
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
-use self::join::BulkSlot;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
 use crate::config::LeaderConfig;

@@ -1,0 +1,146 @@
+//! Ranges of files, read from disk for one follower.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Core;
+use super::batch::{Batch, FileRange, RangeKind};
+use super::connection::Frame;
+use super::follower::FollowerHandle;
+use crate::error::{AppendError, Error};
+use crate::index::Version;
+use crate::protocol::{ActionKind, encode_action_header, framing_bytes};
+use crate::types::{RelPath, StreamPosition};
+
+pub(super) fn broken(error: io::Error) -> Error {
+    Error::connection("while a follower joins", error)
+}
+
+/// The connection ended while we waited for something; why is noted already, or follows from here.
+pub(super) fn gone() -> Error {
+    broken(ErrorKind::ConnectionAborted.into())
+}
+/// Sends ranges of files: those of catch-up rounds, and those that stand in batches.
+pub(super) struct Ranges<'a> {
+    core: &'a Arc<Core>,
+    follower: &'a FollowerHandle,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Ranges<'a> {
+    pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self { core, follower, buffer: Vec::new() }
+    }
+
+    /// Sends a range that stands in the stream.
+    pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
+        let begin = batch.end - range.action_bytes();
+        self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))?;
+        frame.flush().map_err(broken)?;
+        self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Writes the range as actions; `at` tells the position after so many of its action bytes. `false`: it is void, and
+    /// was not sent or ends in zeros.
+    pub(super) fn send(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
+    ) -> Result<bool, Error> {
+        let version = Version { generation: range.generation, len: range.offset + range.len };
+        let Some(mut file) = self.open(&range.path, version, version.len)? else {
+            self.mend(&range.path, version)?;
+            return Ok(false);
+        };
+        file.seek(SeekFrom::Start(range.offset)).map_err(|error| self.unreadable(&range.path, error))?;
+        let framing = framing_bytes(&range.path);
+        let mut done = 0;
+        let mut header = Vec::new();
+        let mut intact = true;
+        for len in range.pieces() {
+            let kind = match range.kind {
+                RangeKind::Append => ActionKind::Append(len),
+                RangeKind::Replace => ActionKind::Replace(len),
+            };
+            header.clear();
+            encode_action_header(&mut header, &range.path, kind);
+            done += framing + len;
+            let (position, since) = at(done).unzip();
+            self.follower.sending(framing + len, position, since.unwrap_or_else(Instant::now));
+            frame.write_all(&header).map_err(broken)?;
+            intact &= self.copy(frame, &range.path, &mut file, len)?;
+        }
+        if !intact {
+            self.mend(&range.path, version)?;
+        }
+        Ok(intact)
+    }
+
+    /// Opens the file if it is still what `version` says, with at least `len` bytes.
+    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<File>, Error> {
+        // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
+        // is newer, and then the index will say so.
+        if self.core.stream.version(path).generation != version.generation {
+            return Ok(None);
+        }
+        let opened = File::open(path.below(self.core.dir.path()))
+            .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
+        match opened {
+            Ok(file) => Ok(file),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(self.unreadable(path, error)),
+        }
+    }
+
+    /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
+    pub(super) fn copy(&mut self, frame: &mut Frame, path: &RelPath, file: &mut File, len: u64) -> Result<bool, Error> {
+        const BUFFER_BYTES: usize = 256 << 10;
+        self.buffer.resize(BUFFER_BYTES, 0);
+        let mut left = len;
+        let mut intact = true;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+            let mut length = 0;
+            if intact {
+                length = file.read(&mut self.buffer[..want]).map_err(|error| self.unreadable(path, error))?;
+            }
+            if length == 0 {
+                self.buffer.fill(0);
+                intact = false;
+                length = want;
+            }
+            frame.write_all(&self.buffer[..length]).map_err(broken)?;
+            self.follower.sync.bytes_sent.fetch_add(length as u64, Ordering::Relaxed);
+            left -= length as u64;
+        }
+        Ok(intact)
+    }
+
+    /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now.
+    pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
+        if self.core.stream.version(path).generation != believed.generation {
+            return Ok(());
+        }
+        log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
+        match self.core.announce_from_disk(path, Some(believed.generation)) {
+            Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
+            Err(AppendError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                // Refused only when shutting down.
+                let _ = self.core.stream.delete(path, Some(believed.generation));
+                Ok(())
+            }
+            Err(AppendError::Io { source, .. }) => Err(self.unreadable(path, source)),
+            Err(error) => Err(self.unreadable(path, io::Error::other(error))),
+        }
+    }
+
+    fn unreadable(&self, path: &RelPath, error: io::Error) -> Error {
+        Error::io("read", path.below(self.core.dir.path()), error)
+    }
+}
