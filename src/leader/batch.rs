@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::protocol::{APPEND_BYTES_MAX, encode_blocks, framing_bytes};
+use crate::protocol::extension::Control;
+use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, encode_blocks, framing_bytes};
 use crate::types::RelPath;
 
 /// A whole number of actions: nobody attaches to the stream, or is cut off it, within one.
@@ -21,6 +22,42 @@ pub(super) struct Batch {
 pub(super) enum Body {
     Actions(Actions),
     File(FileRange),
+    Control(ControlAction),
+}
+
+/// An action that protocol 1.0.0 has no words for; alone in its batch, which counts as many bytes as the control has.
+#[derive(Debug)]
+pub(super) struct ControlAction {
+    pub(super) control: Control,
+    /// What a 1.0.0 follower gets instead, to the same effect (an empty file is none to it).
+    pub(super) instead: Vec<Step>,
+}
+
+/// A step that changes one file of a follower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Delete(RelPath),
+    Send(FileRange),
+    /// Only for followers that know the extension.
+    Control(Control),
+}
+
+impl Step {
+    /// Action bytes it goes as.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Delete(path) => framing_bytes(path),
+            Self::Send(range) => range.action_bytes(),
+            Self::Control(control) => control_bytes(control),
+        }
+    }
+}
+
+/// Action bytes a control goes as.
+pub(super) fn control_bytes(control: &Control) -> u64 {
+    let mut encoded = Vec::new();
+    control.encode(&mut encoded);
+    encoded.len() as u64
 }
 
 /// Actions in memory: as encoded for the stream until the first writer needs them, compressed from then on.
@@ -50,11 +87,15 @@ impl Batch {
         Self { end, sealed_at: Instant::now(), body: Body::File(range) }
     }
 
+    pub(super) fn control(end: u64, action: ControlAction) -> Self {
+        Self { end, sealed_at: Instant::now(), body: Body::Control(action) }
+    }
+
     /// Bytes of memory it counts for in a queue.
     pub(super) fn cost(&self) -> u64 {
         match &self.body {
             Body::Actions(actions) => actions.held,
-            Body::File(_) => OVERHEAD_BYTES,
+            Body::File(_) | Body::Control(_) => OVERHEAD_BYTES,
         }
     }
 }
@@ -92,26 +133,39 @@ pub(super) enum RangeKind {
     Append,
     /// Goes as one replace, which protocol 1.0.0 cannot cut; the offset is 0.
     Replace,
+    /// Goes as patches of at most [`APPEND_BYTES_MAX`], in place; only to followers that know the extension.
+    Patch,
 }
 
 impl FileRange {
-    /// The lengths of the actions it goes as.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = u64> {
+    /// Offsets and lengths of the actions it goes as.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
         let most = match self.kind {
-            RangeKind::Append => APPEND_BYTES_MAX as u64,
+            RangeKind::Append | RangeKind::Patch => APPEND_BYTES_MAX as u64,
             RangeKind::Replace => u64::MAX,
         };
-        let len = self.len;
-        (0..len.div_ceil(most)).map(move |piece| (len - piece * most).min(most))
+        let (offset, len) = (self.offset, self.len);
+        (0..len.div_ceil(most)).map(move |piece| (offset + piece * most, (len - piece * most).min(most)))
+    }
+
+    /// Writes what goes before a piece's bytes to the end of `out`.
+    pub(super) fn encode_header(&self, out: &mut Vec<u8>, (offset, len): (u64, u64)) {
+        let kind = match self.kind {
+            RangeKind::Append | RangeKind::Patch => ActionKind::Append(len),
+            RangeKind::Replace => ActionKind::Replace(len),
+        };
+        if self.kind == RangeKind::Patch {
+            Control::PatchAt { path: self.path.clone(), offset }.encode(out);
+        }
+        encode_action_header(out, &self.path, kind);
     }
 
     /// Action bytes, framing included.
     pub(super) fn action_bytes(&self) -> u64 {
-        let pieces = match self.kind {
-            RangeKind::Append => self.len.div_ceil(APPEND_BYTES_MAX as u64),
-            RangeKind::Replace => 1,
-        };
-        pieces * framing_bytes(&self.path) + self.len
+        let mut header = Vec::new();
+        // All headers are of one size: numbers in them are.
+        self.pieces().take(1).for_each(|piece| self.encode_header(&mut header, piece));
+        self.pieces().count() as u64 * header.len() as u64 + self.len
     }
 }
 
@@ -129,7 +183,7 @@ mod tests {
             (RangeKind::Replace, 2 * MIB + 1, vec![2 * MIB + 1]),
         ] {
             let range = FileRange { path: RelPath::new("abc").unwrap(), generation: 1, kind, offset: 0, len };
-            assert_eq!(range.pieces().collect::<Vec<_>>(), pieces);
+            assert_eq!(range.pieces().map(|(_, len)| len).collect::<Vec<_>>(), pieces);
             assert_eq!(range.action_bytes(), len + pieces.len() as u64 * (4 + 3 + 8));
         }
     }

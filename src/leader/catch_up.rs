@@ -7,15 +7,14 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 
 use super::Core;
-use super::batch::Batch;
+use super::batch::{Batch, Step};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::status::{EvictionReason, FollowerState};
 use super::stream::Tracker;
-use super::view::{Step, View};
+use super::view::View;
 use crate::error::Error;
-use crate::protocol::{ActionKind, encode_action_header};
 use crate::types::StreamPosition;
 
 pub(super) struct CatchUp<'a> {
@@ -71,21 +70,12 @@ impl CatchUp<'_> {
     }
 
     fn send(&mut self, steps: Vec<Step>, attached: Option<StreamPosition>) -> Result<(), Error> {
-        let mut header = Vec::new();
         for step in steps {
-            match step {
-                Step::Delete(path) => {
-                    header.clear();
-                    encode_action_header(&mut header, &path, ActionKind::Delete);
-                    self.follower.sending(header.len() as u64, None, Instant::now());
-                    self.frame.write_all(&header).map_err(broken)?;
-                }
-                Step::Send(range) => {
-                    // Once attached, what mends it is in the queue already.
-                    if !self.ranges.send(self.frame, &range, |_| None)? && attached.is_none() {
-                        self.view.void(&range.path);
-                    }
-                }
+            // Once attached, what mends a void file is in the queue already.
+            if let Err(path) = self.ranges.send_step(self.frame, &step)?
+                && attached.is_none()
+            {
+                self.view.void(&path);
             }
         }
         self.frame.flush().map_err(broken)?;

@@ -50,7 +50,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
         }
     };
     let follower = match socket.try_clone() {
-        Ok(clone) => Arc::new(FollowerHandle::new(id, address, clone)),
+        Ok(clone) => Arc::new(FollowerHandle::new(id, address, clone, false)),
         Err(error) => {
             log::error!("follower {id} at {address}: cannot clone its socket: {error}");
             return;
@@ -212,6 +212,7 @@ fn write_batches(
                 follower.written();
             }
             Body::File(range) => ranges.send_queued(frame, range, &batch)?,
+            Body::Control(action) => ranges.send_control(frame, action, &batch)?,
         }
         follower.queue.remove(batch.cost());
     }

@@ -27,6 +27,8 @@ use crate::types::{NodeId, StreamPosition};
 pub(super) struct FollowerHandle {
     pub(super) id: NodeId,
     pub(super) address: SocketAddr,
+    /// Whether it speaks the extension, or 1.0.0.
+    pub(super) extension: bool,
     connected_at: Instant,
     /// For shutting it down; its own threads have clones to read and write.
     socket: TcpStream,
@@ -119,11 +121,12 @@ struct Piece {
 const PIECES_MAX: usize = 65_536;
 
 impl FollowerHandle {
-    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream) -> Self {
+    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream, extension: bool) -> Self {
         let now = Instant::now();
         Self {
             id,
             address,
+            extension,
             connected_at: now,
             socket,
             state: AtomicU8::new(FollowerState::Waiting as u8),

@@ -98,7 +98,7 @@ impl<'a> Joiner<'a> {
             }
             self.frame.flush().map_err(broken)?;
         }
-        Ok(View::new(offer, &void))
+        Ok(View::new(offer, &void, false))
     }
 
     /// Lists all that is not void. A follower deletes what is not listed.

@@ -252,6 +252,34 @@ impl Leader {
         self.core.stream.delete(path, None)
     }
 
+    /// Announces that a file was renamed, over whatever the new name was, and returns the stream position after it. Never blocks
+    /// on a follower. Followers that know the extension rename theirs; others get it whole under the new name.
+    ///
+    /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace.
+    ///
+    /// # Errors
+    ///
+    /// If the file was not announced and cannot be read under its new name, or the leader is shut down.
+    pub fn rename(&self, from: &RelPath, to: &RelPath) -> Result<StreamPosition, AppendError> {
+        if !self.replicates(to) {
+            return self.delete(from);
+        }
+        match self.core.stream.rename(from, to)? {
+            Some(position) => Ok(position),
+            None => self.replace(to),
+        }
+    }
+
+    /// Announces that the file ends at `len` from now on, and returns the stream position after it. Never blocks on a follower.
+    /// Followers that know the extension cut theirs off; others get it whole.
+    ///
+    /// # Errors
+    ///
+    /// If `len` is beyond the announced length, or the leader is shut down.
+    pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        self.core.stream.truncate(path, len)
+    }
+
     /// The announced length of a file; `None` if it was not announced.
     #[must_use]
     pub fn file_len(&self, path: &RelPath) -> Option<u64> {

@@ -30,11 +30,12 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::batch::{Batch, FileRange, RangeKind};
+use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use super::follower::FollowerHandle;
 use super::status::EvictionReason;
 use crate::error::AppendError;
 use crate::index::{Cut, Index, TrackerId, Version};
+use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::{RelPath, StreamPosition};
 
@@ -206,10 +207,9 @@ impl Stream {
         }
         let version = ordered.index.put(path, content.len());
         if version.len == 0 {
-            // Protocol 1.0.0 cannot say "empty". A follower may hold an empty file already, or none: both stand for it.
-            if was.len > 0 {
-                ordered.encode(path, ActionKind::Delete, &[]);
-            }
+            // To a 1.0.0 follower an empty file and none are the same: it may hold either.
+            let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
+            ordered.encode_control(Control::Empty(path.clone()), instead);
         } else {
             ordered.replace_around_temporary(path, version, content);
         }
@@ -233,6 +233,52 @@ impl Stream {
         Ok(self.finish(ordered, after))
     }
 
+    /// Announces that `from` was renamed to `to`, over whatever that was. `false`: `from` is unknown, nothing was announced.
+    pub(super) fn rename(&self, from: &RelPath, to: &RelPath) -> Result<Option<StreamPosition>, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        if !ordered.index.get(from.as_str()).exists() {
+            return Ok(None);
+        }
+        if from != to {
+            let was = ordered.index.get(to.as_str());
+            let version = ordered.index.rename(from, to);
+            let mut instead = vec![Step::Delete(from.clone())];
+            if version.len > 0 {
+                instead.extend(ordered.replace_steps(to, version));
+            } else if was.len > 0 {
+                instead.push(Step::Delete(to.clone()));
+            }
+            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
+        }
+        let after = ordered.after();
+        Ok(Some(self.finish(ordered, after)))
+    }
+
+    /// Announces that `path` ends at `len` from now on, which is less than its announced length.
+    pub(super) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        let was = ordered.index.get(path.as_str());
+        if was.len < len {
+            return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len });
+        }
+        if was.len > len {
+            let version = ordered.index.truncate(path, len);
+            let instead = match len {
+                0 => vec![Step::Delete(path.clone())],
+                _ => ordered.replace_steps(path, version),
+            };
+            ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
+        }
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
+    }
+
     fn finish(&self, ordered: MutexGuard<'_, Ordered>, after: After) -> StreamPosition {
         drop(ordered);
         if after.wake {
@@ -246,6 +292,11 @@ impl Stream {
 
     pub(super) fn position(&self) -> StreamPosition {
         StreamPosition(self.ordered.lock().position)
+    }
+
+    /// Where the file of this generation is now that was under `path`; `None` if there is none any more.
+    pub(super) fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath> {
+        self.ordered.lock().index.find(path, generation)
     }
 
     /// What `path` is now.
@@ -541,6 +592,33 @@ impl Ordered {
         if self.queues > 0 {
             self.sealed.push(Arc::new(Batch::file(self.position, range)));
         }
+    }
+
+    /// What 1.0.0 has no words for is a batch of its own.
+    fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
+        if self.queues > 0 {
+            self.seal();
+        }
+        self.position += control_bytes(&control);
+        if self.queues > 0 {
+            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
+        }
+    }
+
+    /// A replace by reference for 1.0.0 followers; with a replicated temporary as in
+    /// [`replace_around_temporary`](Self::replace_around_temporary).
+    fn replace_steps(&self, path: &RelPath, version: Version) -> Vec<Step> {
+        let temporary = temporary_of(path)
+            .map(|temporary| (self.index.get(temporary.as_str()), temporary))
+            .filter(|(version, _)| version.exists());
+        let mut steps = vec![Step::Send(whole(path, version))];
+        if let Some((version, temporary)) = temporary {
+            steps.insert(0, Step::Delete(temporary.clone()));
+            if version.len > 0 {
+                steps.push(Step::Send(whole(&temporary, version)));
+            }
+        }
+        steps
     }
 
     /// A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a replicated file of that name: that one goes
