@@ -294,8 +294,8 @@ impl Index {
         }
     }
 
-    /// What stood in `slot` at the cut. What is absent in a cut of changes was deleted since the last one; in a cut of
-    /// everything it means nothing: a free slot has some name, too.
+    /// What stood in `slot` at the cut. Absent files of a cut of changes are those deleted since; in a cut of everything they
+    /// mean nothing, and may bear the name of a file that is there.
     pub(crate) fn at(&self, cut: &Cut, slot: Slot) -> (&RelPath, Version) {
         debug_assert_eq!(cut.epoch, self.epoch, "one cut is read at a time");
         let entry = &self.entries[slot as usize];
@@ -399,6 +399,7 @@ mod tests {
                             if version.exists() {
                                 view.insert(path.clone(), version);
                             } else if !first {
+                                // In a cut of everything, absent ones are free slots too, whatever they were last.
                                 view.remove(path);
                             }
                         }

@@ -6,8 +6,13 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::protocol::extension::Control;
-use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, encode_blocks, framing_bytes};
+use crate::protocol::{
+    APPEND_BYTES_MAX, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, encode_action_header, framing_bytes,
+};
 use crate::types::RelPath;
+
+/// The most raw bytes in a batch, but for one that holds a single longer action: one LZ4 block.
+pub(super) const BATCH_BYTES_MAX: usize = BLOCK_BYTES_MAX;
 
 /// A whole number of actions: nobody attaches to the stream, or is cut off it, within one.
 #[derive(Debug)]
@@ -105,14 +110,45 @@ impl Actions {
         self.len
     }
 
-    /// The LZ4 blocks. The first caller compresses, with `scratch`; others wait for it.
-    pub(super) fn blocks(&self, scratch: &mut Vec<u8>) -> &[u8] {
+    /// The LZ4 blocks. The first caller compresses, with `encoder`, and gives back the buffer; others wait for it.
+    pub(super) fn blocks(&self, encoder: &mut BlockEncoder, buffers: &Buffers) -> &[u8] {
         self.blocks.get_or_init(|| {
             let raw = std::mem::take(&mut *self.raw.lock());
-            scratch.clear();
-            encode_blocks(&raw, scratch);
-            Box::from(&scratch[..])
+            let blocks = encoder.encode(&raw);
+            buffers.give(raw);
+            blocks
         })
+    }
+}
+
+/// Buffers of [`BATCH_BYTES_MAX`], on their way from batches that were compressed to batches to come. Memory that was just
+/// given back to the system costs an append a page fault for every 4 KiB. The lock is a leaf.
+#[derive(Debug, Default)]
+pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// Kept while not in use: 2 MiB.
+    const KEPT_MAX: usize = 32;
+
+    /// An empty buffer, whose memory the system has already provided.
+    pub(super) fn take(&self) -> Vec<u8> {
+        let kept = self.0.lock().pop();
+        kept.unwrap_or_else(|| {
+            let mut buffer = vec![0; BATCH_BYTES_MAX];
+            buffer.clear();
+            buffer
+        })
+    }
+
+    fn give(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() != BATCH_BYTES_MAX {
+            return;
+        }
+        buffer.clear();
+        let mut kept = self.0.lock();
+        if kept.len() < Self::KEPT_MAX {
+            kept.push(buffer);
+        }
     }
 }
 

@@ -192,7 +192,6 @@ fn write_batches(
     batches: &Receiver<Arc<Batch>>,
 ) -> Result<(), Error> {
     let broken = |error: io::Error| Error::connection("writing to a follower", error);
-    let mut scratch = Vec::new();
     let mut ranges = Ranges::new(core, follower);
     loop {
         let batch = match batches.try_recv() {
@@ -208,7 +207,8 @@ fn write_batches(
             Body::Actions(actions) => {
                 let end = crate::types::StreamPosition(batch.end);
                 follower.sending(actions.len(), Some(end), batch.sealed_at);
-                frame.get_mut().write_all(actions.blocks(&mut scratch)).map_err(broken)?;
+                let blocks = actions.blocks(frame.encoder(), &core.stream.buffers);
+                frame.get_mut().write_all(blocks).map_err(broken)?;
                 follower.written();
             }
             Body::File(range) => ranges.send_queued(frame, range, &batch)?,

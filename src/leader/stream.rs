@@ -30,7 +30,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
+use super::batch::{BATCH_BYTES_MAX, Batch, Buffers, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use super::follower::FollowerHandle;
 use super::status::EvictionReason;
 use crate::error::AppendError;
@@ -39,8 +39,8 @@ use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::{RelPath, StreamPosition};
 
-/// A batch of this many raw bytes is full: one LZ4 block, more or less.
-const BATCH_BYTES: usize = 64 << 10;
+/// Empty buffers at hand for what is appended until the leader thread comes again: enough for 10 GB/s.
+const SPARES: usize = 16;
 
 /// What may be sealed and not yet pushed before the appender pushes itself.
 const SEALED_BYTES_MAX: u64 = 4 << 20;
@@ -69,6 +69,7 @@ pub(super) struct Stream {
     awaits_hunger: AtomicBool,
     leader_thread: OnceLock<Thread>,
     stopped: AtomicBool,
+    pub(super) buffers: Buffers,
     queue_bytes: u64,
     queue_batches: usize,
 }
@@ -90,8 +91,8 @@ struct Ordered {
     position: u64,
     /// Actions not sealed yet.
     open: Vec<u8>,
-    /// An empty buffer for the next open batch.
-    spare: Vec<u8>,
+    /// Empty buffers for the next open batches: [`SPARES`] of [`BATCH_BYTES_MAX`], unless they were used up.
+    spares: Vec<Vec<u8>>,
     sealed: Vec<Arc<Batch>>,
     sealed_bytes: u64,
     /// Queues there are. While there is none, actions are only counted.
@@ -124,8 +125,8 @@ impl Stream {
             ordered: Mutex::new(Ordered {
                 index,
                 position: 0,
-                open: Vec::with_capacity(BATCH_BYTES),
-                spare: Vec::with_capacity(BATCH_BYTES),
+                open: Vec::new(),
+                spares: Vec::with_capacity(SPARES),
                 sealed: Vec::new(),
                 sealed_bytes: 0,
                 queues: 0,
@@ -136,6 +137,7 @@ impl Stream {
             awaits_hunger: AtomicBool::new(false),
             leader_thread: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            buffers: Buffers::default(),
             queue_bytes,
             queue_batches,
         }
@@ -384,7 +386,7 @@ impl Stream {
     /// Pushes what comes before the moment at which `at_cut` is called with everything locked.
     fn push_locked(&self, attached: &mut Attached, at_cut: impl FnOnce(&mut Ordered)) -> Vec<Queue> {
         let Attached { followers, taken } = attached;
-        let (open, end) = {
+        let (open, end, missing) = {
             let mut ordered = self.ordered.lock();
             let open = ordered.take_open();
             if !open.is_empty() || !ordered.sealed.is_empty() {
@@ -394,15 +396,15 @@ impl Stream {
             std::mem::swap(&mut ordered.sealed, taken);
             ordered.sealed_bytes = 0;
             at_cut(&mut ordered);
-            (open, ordered.position)
+            let missing = if ordered.queues > 0 { SPARES - ordered.spares.len() } else { 0 };
+            (open, ordered.position, missing)
         };
-        let mut spare = Vec::new();
+        let mut spare = None;
         if !open.is_empty() {
             let raw = if open.len() * 2 < open.capacity() {
                 // A small batch may wait in a queue for long, next to many others: it holds what it needs.
                 let small = open.as_slice().to_vec();
-                spare = open;
-                spare.clear();
+                spare = Some(open);
                 small
             } else {
                 open
@@ -416,7 +418,9 @@ impl Stream {
         if !gone.is_empty() {
             self.ordered.lock().queues -= gone.len();
         }
-        self.refill_spare(spare);
+        if missing > 0 {
+            self.refill_spares(missing, spare);
+        }
         gone
     }
 
@@ -441,13 +445,15 @@ impl Stream {
         }
     }
 
-    /// Provides the next buffer where no append waits for its allocation.
-    fn refill_spare(&self, mut spare: Vec<u8>) {
-        if self.ordered.lock().spare.capacity() > 0 {
-            return;
-        }
-        spare.reserve(BATCH_BYTES);
-        self.ordered.lock().spare = spare;
+    /// Provides buffers where no append waits for their allocation.
+    fn refill_spares(&self, missing: usize, returned: Option<Vec<u8>>) {
+        let returned = returned.map(|mut returned| {
+            returned.clear();
+            returned
+        });
+        let spares: Vec<_> =
+            returned.into_iter().chain(std::iter::repeat_with(|| self.buffers.take())).take(missing).collect();
+        self.ordered.lock().spares.extend(spares);
     }
 
     /// Takes a follower that has ended off the list, so that its writer sees the channel's end.
@@ -547,6 +553,10 @@ impl Tracker {
         attached.followers.push(Queue { follower: follower.clone(), sender });
         drop(attached);
         drop(gone);
+        // Who ended it meanwhile has found nothing to detach, and without that its writer would wait for ever.
+        if follower.has_ended() {
+            stream.detach(follower);
+        }
         Attachment { changes: stream.read_cut(&cut), position, batches }
     }
 }
@@ -569,15 +579,29 @@ pub(super) struct Attachment {
 
 impl Ordered {
     fn encode(&mut self, path: &RelPath, kind: ActionKind, payload: &[u8]) {
-        self.position += framing_bytes(path) + payload.len() as u64;
+        let length = framing_bytes(path) + payload.len() as u64;
         if self.queues == 0 {
+            self.position += length;
             return;
+        }
+        let room = BATCH_BYTES_MAX - self.open.len();
+        if length > room as u64 {
+            // Rather than let the buffer grow: moving it costs as much as all the appends in it.
+            self.seal();
+        }
+        self.position += length;
+        if length > BATCH_BYTES_MAX as u64 {
+            let mut raw = Vec::with_capacity(payload.len() + 4096);
+            encode_action_header(&mut raw, path, kind);
+            raw.extend_from_slice(payload);
+            self.push_sealed(raw);
+            return;
+        }
+        if self.open.capacity() == 0 {
+            self.open = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(BATCH_BYTES_MAX));
         }
         encode_action_header(&mut self.open, path, kind);
         self.open.extend_from_slice(payload);
-        if self.open.len() >= BATCH_BYTES {
-            self.seal();
-        }
     }
 
     /// A range is a batch of its own.
@@ -644,16 +668,20 @@ impl Ordered {
         if self.open.is_empty() {
             return Vec::new();
         }
-        std::mem::replace(&mut self.open, std::mem::take(&mut self.spare))
+        std::mem::take(&mut self.open)
     }
 
     fn seal(&mut self) {
         let raw = self.take_open();
         if !raw.is_empty() {
-            let batch = Batch::actions(self.position, raw);
-            self.sealed_bytes += batch.cost();
-            self.sealed.push(Arc::new(batch));
+            self.push_sealed(raw);
         }
+    }
+
+    fn push_sealed(&mut self, raw: Vec<u8>) {
+        let batch = Batch::actions(self.position, raw);
+        self.sealed_bytes += batch.cost();
+        self.sealed.push(Arc::new(batch));
     }
 
     /// To be called last in the critical section.
