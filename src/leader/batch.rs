@@ -1,11 +1,12 @@
 //! A sealed part of the stream, shared by the queues of all followers and compressed once.
 
+use std::io::Read;
 use std::sync::OnceLock;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::protocol::{APPEND_BYTES_MAX, encode_blocks, framing_bytes};
+use crate::protocol::{APPEND_BYTES_MAX, FRAME_HEADER, encode_blocks, frame_reader, framing_bytes};
 use crate::types::RelPath;
 
 /// A whole number of actions: nobody attaches to the stream, or is cut off it, within one.
@@ -62,6 +63,21 @@ impl Batch {
 impl Actions {
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Calls `read` with the actions as encoded, whichever form they are held in.
+    pub(super) fn with_raw<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+        let raw = self.raw.lock();
+        if !raw.is_empty() {
+            return read(&raw);
+        }
+        drop(raw);
+        // A writer needed the blocks first: they are here, or about to be.
+        let blocks = self.blocks(&mut Vec::new());
+        let mut raw = Vec::new();
+        let frame = FRAME_HEADER.chain(blocks).chain(&[0; 4][..]);
+        frame_reader(frame).read_to_end(&mut raw).expect("our own blocks");
+        read(&raw)
     }
 
     /// The LZ4 blocks. The first caller compresses, with `scratch`; others wait for it.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::acks::Offer;
 use super::batch::{FileRange, RangeKind};
+use super::demotion::{Discarded, Missing};
 use super::stream::{temporary_of, whole};
 use crate::index::Version;
 use crate::protocol::framing_bytes;
@@ -33,6 +34,28 @@ impl View {
             (file.0.clone(), if *void { Held::Void } else { Held::Exact(file.1) })
         };
         Self(offer.files.iter().zip(void).map(held).collect())
+    }
+
+    /// Of `files` the follower has those that are not among the discarded ones. Returns these too, as of the same cut.
+    pub(super) fn behind(files: &[(RelPath, Version)], discarded: Discarded) -> (Self, Vec<(RelPath, Version)>) {
+        let mut held: HashMap<_, _, _> =
+            files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version))).collect();
+        let mut changes = Vec::new();
+        for (path, missing) in discarded.into_files() {
+            let at_cut = match held.get(&path) {
+                Some(Held::Exact(version)) => *version,
+                _ => Version::ABSENT,
+            };
+            let had = match missing {
+                Missing::Tail(bytes) if at_cut.exists() && bytes <= at_cut.len => {
+                    Held::Exact(Version { len: at_cut.len - bytes, ..at_cut })
+                }
+                _ => Held::Void,
+            };
+            changes.push((path.clone(), at_cut));
+            held.insert(path, had);
+        }
+        (Self(held), changes)
     }
 
     /// What it takes to bring the follower to `changes`, and the view there. Deletes come first: a folder may come where a
