@@ -4,8 +4,9 @@
 //!
 //! The announcement alone. A burst of 64 KiB is written to the file first, then announced piece by piece in a tight loop,
 //! and only [`Leader::append`] is between two looks at the clock, whose own cost is printed and not taken off. Between
-//! bursts, outside of what is timed, the writer waits until healthy followers lack less than a window; beyond that it runs as
-//! fast as it can, so the leader's threads and the followers have more to do than the machine has cores.
+//! bursts, outside of what is timed, the writer waits until its rate allows the next and healthy followers lack less than a
+//! window. All cases are offered the same rate (`--rate`, in MiB/s): as fast as each case goes (`--rate 0`) would compare a writer
+//! that mostly waits for the window with one that, for want of healthy followers, never does.
 //!
 //! Healthy followers are [`Follower`](paceline::Follower)s on temporary directories, in processes of their own, on this same machine: its
 //! scheduler's time slices are in p99.9 and the maximum, in *all* cases. With `--sinks` they decode and acknowledge but write
@@ -93,11 +94,15 @@ const PERCENTILES: [(&str, f64); 4] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.
 
 fn main() {
     run_if_child();
-    let options = Options::parse(7);
+    let options = Options::parse(9, 64);
     println!("append_latency: the time of Leader::append, JSON lines, window {} MiB", WINDOW_BYTES >> 20);
     println!("{}", machine());
     let kind = if options.sinks { "sinks (nothing written)" } else { "followers writing to files" };
     println!("followers: processes on this machine, {kind}; {} rounds", options.rounds);
+    match options.rate {
+        0 => println!("offered: as much as goes"),
+        rate => println!("offered: {rate} MiB/s in bursts of {} KiB", BURST_BYTES >> 10),
+    }
     println!("a look at the clock costs {} ns, which is in every figure\n", timer_cost_ns());
 
     let pool = Kind::Json.pool();
@@ -139,8 +144,8 @@ fn measure(cell: Cell, pool: &[u8], options: &Options) -> Result<Figures, String
     // As many samples as p99.9 needs, and more bytes than a queue and the system's buffers hold.
     let total = match (options.quick, cell.size) {
         (true, _) => 2 << 20,
-        (false, 256) => 40 << 20,
-        (false, _) => 96 << 20,
+        (false, 256) => 32 << 20,
+        (false, _) => 64 << 20,
     };
     let leader = BenchLeader::start(|config| config.queue_bytes = QUEUE_BYTES);
     let ill = cell.case.illness();
@@ -151,12 +156,15 @@ fn measure(cell: Cell, pool: &[u8], options: &Options) -> Result<Figures, String
     let ill = ill.map(|illness| IllFollower::join(leader.address, healthy, illness));
     wait_joined(&leader, cell.followers);
 
+    let rate = options.rate * (1 << 20) / cell.threads;
     let healthy: Vec<NodeId> = children.iter().map(|child| child.id).collect();
     let histogram = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..cell.threads)
             .map(|thread| {
                 let (leader, healthy) = (&leader, &healthy[..]);
-                scope.spawn(move || write(leader, healthy, thread, cell.size, total / cell.threads, pool))
+                scope.spawn(move || {
+                    Writer { leader, healthy, thread, cell, bytes: total / cell.threads, pool, rate }.run()
+                })
             })
             .collect();
         let mut all = new_histogram();
@@ -178,38 +186,49 @@ fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("good bounds")
 }
 
-/// A writer thread.
-fn write(
-    leader: &BenchLeader,
-    healthy: &[NodeId],
+/// A thread that writes and announces.
+struct Writer<'a> {
+    leader: &'a BenchLeader,
+    healthy: &'a [NodeId],
     thread: usize,
-    size: usize,
+    cell: Cell,
     bytes: usize,
-    pool: &[u8],
-) -> Result<Histogram<u64>, String> {
-    /// What is announced before anything is timed: caches, buffers and socket buffers grow meanwhile.
-    const WARM_UP_PARTS: usize = 16;
-    let mut log = Log::new(leader, &format!("thread-{thread}"));
-    let mut bursts = Pieces::new(pool, BURST_BYTES, thread << 20);
-    let mut histogram = new_histogram();
-    let mut done = 0;
-    while done < bytes {
-        within_window(&leader.leader, healthy)?;
-        let burst = bursts.next_piece();
-        log.write(burst);
-        let timed = done > bytes / WARM_UP_PARTS;
-        for piece in burst.chunks(size) {
-            let began = Instant::now();
-            log.announce(piece);
-            let nanos = began.elapsed().as_nanos() as u64;
-            if timed {
-                histogram.saturating_record(nanos);
+    pool: &'a [u8],
+    /// Bytes a second; 0: as fast as it can.
+    rate: usize,
+}
+
+impl Writer<'_> {
+    fn run(self) -> Result<Histogram<u64>, String> {
+        /// What is announced before anything is timed: caches, buffers and socket buffers grow meanwhile.
+        const WARM_UP_PARTS: usize = 16;
+        let mut log = Log::new(self.leader, &format!("thread-{}", self.thread));
+        let mut bursts = Pieces::new(self.pool, BURST_BYTES, self.thread << 20);
+        let mut histogram = new_histogram();
+        let mut done = 0;
+        let started = Instant::now();
+        while done < self.bytes {
+            if self.rate > 0 {
+                let due = Duration::from_secs_f64(done as f64 / self.rate as f64);
+                std::thread::sleep(due.saturating_sub(started.elapsed()));
             }
+            within_window(&self.leader.leader, self.healthy)?;
+            let burst = bursts.next_piece();
+            log.write(burst);
+            let timed = done > self.bytes / WARM_UP_PARTS;
+            for piece in burst.chunks(self.cell.size) {
+                let began = Instant::now();
+                log.announce(piece);
+                let nanos = began.elapsed().as_nanos() as u64;
+                if timed {
+                    histogram.saturating_record(nanos);
+                }
+            }
+            log.rotate();
+            done += burst.len();
         }
-        log.rotate();
-        done += burst.len();
+        Ok(histogram)
     }
-    Ok(histogram)
 }
 
 /// Waits while a healthy follower lacks more than the window; then until half of it is free.

@@ -89,7 +89,7 @@ type Results = HashMap<(usize, Way), Vec<Figures>>;
 
 fn main() {
     run_if_child();
-    let options = Options::parse(5);
+    let options = Options::parse(5, 0);
     println!(
         "throughput: written at the leader until acknowledged by every follower, window {} MiB",
         WINDOW_BYTES >> 20
@@ -106,7 +106,7 @@ fn main() {
         for (number, cell) in cells.iter().enumerate() {
             let pool = &pools.iter().find(|(kind, _)| *kind == cell.kind).expect("of each kind").1;
             let mut ways = vec![Way::Paceline];
-            if cell.followers <= 3 {
+            if cell.followers <= 3 && options.baseline {
                 ways.insert(round % 2, Way::Baseline);
             }
             for way in ways {

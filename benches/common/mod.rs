@@ -37,18 +37,23 @@ pub struct Options {
     pub quick: bool,
     /// Followers that decode and acknowledge, and write nothing.
     pub sinks: bool,
+    /// Whether there is a baseline; a profile is easier to read without.
+    pub baseline: bool,
     pub rounds: usize,
+    /// MiB/s that writers offer, all threads together; 0: as fast as they can.
+    pub rate: usize,
     sizes: Option<Vec<usize>>,
     followers: Option<Vec<usize>>,
     threads: Option<Vec<usize>>,
 }
 
-const USAGE: &str = "options: [--quick] [--sinks] [--rounds N] [--sizes BYTES,..] [--followers N,..] [--threads N,..]
+const USAGE: &str = "options: [--quick] [--sinks] [--no-baseline] [--rounds N] [--rate MIB_PER_S]
+         [--sizes BYTES,..] [--followers N,..] [--threads N,..]
 Without `--bench`, which `cargo bench` passes, it is quick: so it is when run as a test.";
 
 impl Options {
     /// Reads the command line; the process ends if it makes no sense.
-    pub fn parse(rounds: usize) -> Self {
+    pub fn parse(rounds: usize, rate: usize) -> Self {
         let mut args: Vec<String> = std::env::args().skip(1).collect();
         let mut flag = |name: &str| {
             let before = args.len();
@@ -57,14 +62,24 @@ impl Options {
         };
         let quick = flag("--quick") | !flag("--bench");
         let sinks = flag("--sinks");
-        let mut options =
-            Self { quick, sinks, rounds: if quick { 1 } else { rounds }, sizes: None, followers: None, threads: None };
+        let baseline = !flag("--no-baseline");
+        let mut options = Self {
+            quick,
+            sinks,
+            baseline,
+            rounds: if quick { 1 } else { rounds },
+            rate,
+            sizes: None,
+            followers: None,
+            threads: None,
+        };
         let mut args = args.into_iter();
         while let Some(name) = args.next() {
             let numbers: Option<Vec<usize>> =
                 args.next().and_then(|list| list.split(',').map(|number| number.parse().ok()).collect());
             match (name.as_str(), numbers) {
                 ("--rounds", Some(numbers)) if numbers.len() == 1 && numbers[0] > 0 => options.rounds = numbers[0],
+                ("--rate", Some(numbers)) if numbers.len() == 1 => options.rate = numbers[0],
                 ("--sizes", numbers @ Some(_)) => options.sizes = numbers,
                 ("--followers", numbers @ Some(_)) => options.followers = numbers,
                 ("--threads", numbers @ Some(_)) => options.threads = numbers,

@@ -70,24 +70,32 @@ impl Dir {
         self.open_made(path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)
     }
 
-    /// The SHA-1 of a file's content; `None` if it is not there. `go_on` is asked before each piece: false ends it.
+    /// The SHA-1 of a file's content; `None` if it is not there. With `flush` it is made durable as well. `go_on` is asked
+    /// before each piece: false ends it.
     pub(super) fn hash(
         &self,
         path: &RelPath,
         buffer: &mut [u8],
+        flush: bool,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Option<Sha1Sum>, Error> {
         let Some(mut file) = self.open_file(path, OFlags::RDONLY)? else { return Ok(None) };
         let mut sha1 = Sha1::new();
-        while go_on() {
+        loop {
+            if !go_on() {
+                return Err(Error::ShuttingDown);
+            }
             match file.read(buffer) {
-                Ok(0) => return Ok(Some(sha1.finalize().into())),
+                Ok(0) => break,
                 Ok(length) => sha1.update(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.failed("read", path.as_str(), error)),
             }
         }
-        Err(Error::ShuttingDown)
+        if flush {
+            file.sync_all().map_err(|error| self.failed("flush", path.as_str(), error))?;
+        }
+        Ok(Some(sha1.finalize().into()))
     }
 
     /// Removes a file, and the folders it leaves empty. Returns whether it was there.
@@ -357,7 +365,7 @@ mod tests {
             for error in [
                 dir.open_append(&name).err(),
                 dir.remove(&name).err(),
-                dir.hash(&name, &mut [0; 10], &|| true).err(),
+                dir.hash(&name, &mut [0; 10], true, &|| true).err(),
                 place(&dir, name.as_str(), "evil").err(),
             ] {
                 let said = error.unwrap_or_else(|| panic!("{name} was taken")).to_string();
@@ -375,7 +383,7 @@ mod tests {
         fs::create_dir_all(root.path().join("folder/full")).unwrap();
         fs::write(root.path().join("plain"), "").unwrap();
         assert!(dir.open_append(&path("fifo")).is_err() && dir.remove(&path("fifo")).is_err());
-        assert!(dir.hash(&path("fifo"), &mut [0; 10], &|| true).is_err());
+        assert!(dir.hash(&path("fifo"), &mut [0; 10], true, &|| true).is_err());
         assert!(place(&dir, "fifo", "").is_err() && place(&dir, "folder", "").is_err());
         assert!(dir.open_append(&path("folder")).is_err() && dir.open_append(&path("plain/x")).is_err());
         assert!(!dir.remove(&path("folder")).unwrap() && !dir.remove(&path("plain/x")).unwrap());

@@ -8,12 +8,12 @@
 //!
 //! Two threads. `paceline-follow` connects, reads and changes the directory, all of it in order. `paceline-ack` lives for
 //! one connection and writes: requests and acknowledgements. The locks are leaves, described where they are
-//! ([`shared`], [`ack`]), and nothing is waited for under one.
+//! (`shared`, `ack`), and nothing is waited for under one.
 //!
 //! Stopping sets a flag, shuts the socket down, which ends every read, write and connecting, and wakes the delay. Both
-//! threads belong to one [`Group`], joined by [`Follower::stop`] and by dropping the follower.
+//! threads belong to one `Group`, joined by [`Follower::stop`] and by dropping the follower.
 //!
-//! A leader is not trusted: whatever it sends, nothing outside the directory is touched ([`dir`]), memory stays bounded,
+//! A leader is not trusted: whatever it sends, nothing outside the directory is touched (`dir`), memory stays bounded,
 //! and the worst it can do is what a leader may do, which is to change and delete replicated files.
 //!
 //! While a full sync is changing the directory, and if it did not end, `.paceline/incomplete` is there: such a directory

@@ -1,6 +1,6 @@
 //! The reader thread: connects, syncs, applies, and starts over when the connection ends.
 //!
-//! For each connection it starts the thread that writes (see [`ack`](super::ack)), and outlives it. It ends when it is
+//! For each connection it starts the thread that writes (see `ack`), and outlives it. It ends when it is
 //! told to stop, after one sync if that was asked for, or when trying again would not mend what failed.
 
 use std::net::{Shutdown, TcpStream};
@@ -144,13 +144,21 @@ impl Writer {
             let _ = self.ended.recv();
         }
         let failure = self.outbox.failure();
-        self.outbox.close();
-        let _ = self.socket.shutdown(Shutdown::Both);
-        let _ = self.ended.recv();
+        drop(self);
         match (result, failure) {
             (Err(Error::Connection { .. }), Some(failure)) => Err(Error::connection("lost while writing", failure)),
             (result, _) => result,
         }
+    }
+}
+
+/// The thread ends also when the reader's panicked.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.outbox.close();
+        let _ = self.socket.shutdown(Shutdown::Both);
+        // Disconnected: its end is all there is to wait for.
+        let _ = self.ended.recv();
     }
 }
 

@@ -12,7 +12,7 @@
 //! rounds are on disk. Content is flushed as it comes, [`UNFLUSHED_BYTES_MAX`] at a time, so that no flush keeps a leader
 //! waiting for long, neither in round 2 nor for the first acknowledgement. Large files, and all if they are few, are
 //! flushed one by one: flushing the whole file system waits for everybody else's writes too. Only for many files that is
-//! the faster way.
+//! the faster way. That goes for what is hashed as well: the stream's appends need not be on disk yet.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -36,8 +36,8 @@ use crate::types::RelPath;
 /// Bytes received before they are made durable.
 const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
 
-/// A round that changes at most so many files makes them durable one by one.
-const FLUSHED_SINGLY_FILES_MAX: usize = 64;
+/// At most so many hashed files, and files that a round changes, are made durable one by one.
+const FLUSHED_SINGLY_FILES_MAX: usize = 256;
 
 /// A file of at least so many bytes is always made durable by itself.
 const FLUSHED_SINGLY_BYTES_MIN: u64 = 1 << 20;
@@ -54,9 +54,9 @@ pub(super) struct Sync<'a, R> {
     /// The SHA-1 of each file that is here.
     known: HashMap<RelPath, Sha1Sum, RandomState>,
     marked: bool,
-    /// Whether there may be anything on the file system that is not durable, from a sync that did not end.
+    /// Whether files are here that may not be durable and were not made so one by one.
     flush_all: bool,
-    /// Whether this round's files are made durable one by one.
+    /// Whether the files at hand are made durable one by one.
     singly: bool,
     /// The folders in which that was done, and those above them: they have to follow.
     unflushed_folders: HashSet<String, RandomState>,
@@ -80,7 +80,8 @@ impl<'a, R: BufRead> Sync<'a, R> {
         }
     }
 
-    /// Both rounds. `claim` makes the directory this node's own, and `adopt` allows that for one with foreign files.
+    /// Both rounds. `data` is claimed, and `adopt` allows that also if it holds foreign files. Blocks as long as the leader
+    /// is silent.
     pub(super) fn run(mut self, data: &mut DataDir, adopt: bool) -> Result<(), Error> {
         self.shared.update(|status| status.state = State::Waiting);
         let waiting = "while waiting for the leader's list (if each time: does the leader have the same id?)";
@@ -122,9 +123,12 @@ impl<'a, R: BufRead> Sync<'a, R> {
             return Err(Error::ForeignDirectory { dir, count: unlisted.len(), example: example.clone() });
         }
         data.claim()?;
+        self.singly = listed.len() <= FLUSHED_SINGLY_FILES_MAX;
+        self.flush_all |= !self.singly;
         let mut buffer = vec![0; HASH_BUFFER_BYTES];
         for path in listed {
-            let sha1 = self.dir.hash(&path, &mut buffer, &|| !self.shared.stopping())?;
+            let sha1 = self.dir.hash(&path, &mut buffer, self.singly, &|| !self.shared.stopping())?;
+            self.note_folders(&path);
             self.known.extend(sha1.map(|sha1| (path, sha1)));
             self.shared.update(|status| status.sync.files_hashed += 1);
         }
@@ -152,7 +156,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         for path in wanted {
             self.receive(path)?;
         }
-        self.flush(changes)
+        self.flush()
     }
 
     fn delete(&mut self, unlisted: &[RelPath]) -> Result<(), Error> {
@@ -230,11 +234,14 @@ impl<'a, R: BufRead> Sync<'a, R> {
         }
     }
 
-    /// Makes a round that changed so many files durable.
-    fn flush(&mut self, changes: usize) -> Result<(), Error> {
+    /// Makes a round durable, and what was here before it, unless nothing has changed so far.
+    fn flush(&mut self) -> Result<(), Error> {
+        if !self.marked {
+            return Ok(());
+        }
         if self.flush_all || !self.singly {
             self.dir.flush()?;
-        } else if changes > 0 {
+        } else {
             self.dir.flush_folders(self.unflushed_folders.iter().map(String::as_str))?;
         }
         self.flush_all = false;

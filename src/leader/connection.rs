@@ -93,6 +93,8 @@ enum Refusal {
     OwnId(NodeId),
     #[error("did not authenticate within {0:?}")]
     Deadline(Duration),
+    #[error("the connection ended before it had authenticated")]
+    Ended,
     #[error(transparent)]
     Protocol(ProtocolError),
     #[error("{0}")]
@@ -107,6 +109,7 @@ fn handshake(core: &Core, socket: &TcpStream) -> Result<NodeId, Refusal> {
         ProtocolError::Io(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             Refusal::Deadline(limit)
         }
+        ProtocolError::Io(error) if error.kind() == ErrorKind::UnexpectedEof => Refusal::Ended,
         error => Refusal::Protocol(error),
     };
     socket.set_write_timeout(Some(limit))?;
@@ -119,10 +122,15 @@ fn handshake(core: &Core, socket: &TcpStream) -> Result<NodeId, Refusal> {
         }
         Err(error) => return Err(timed_out(error)),
     }
-    let secret = read_secret(&mut peer).map_err(timed_out)?;
-    if !core.config.secret.matches(&secret) {
+    let refusal = match read_secret(&mut peer) {
+        Ok(secret) if core.config.secret.matches(&secret) => None,
+        Ok(_) => Some(Refusal::Secret),
+        Err(error @ ProtocolError::EmptySecret) => Some(Refusal::Protocol(error)),
+        Err(error) => return Err(timed_out(error)),
+    };
+    if let Some(refusal) = refusal {
         answer_and_close(&mut peer, &[REFUSED]);
-        return Err(Refusal::Secret);
+        return Err(refusal);
     }
     peer.socket.write_all(&[ACCEPTED])?;
     let id = read_node_id(&mut peer).map_err(timed_out)?;
@@ -132,9 +140,12 @@ fn handshake(core: &Core, socket: &TcpStream) -> Result<NodeId, Refusal> {
     Ok(id)
 }
 
-/// Closing with bytes unread would reset the connection, and the peer might never see the answer: reads them first.
+/// Closing with bytes unread would reset the connection, and the peer might never see the answer: reads them first, for
+/// a moment, if the peer does not close itself.
 fn answer_and_close(peer: &mut WithDeadline<'_>, answer: &[u8]) {
     const UNREAD_BYTES_MAX: u64 = 4096;
+    const UNREAD_FOR_MAX: Duration = Duration::from_millis(500);
+    peer.deadline = peer.deadline.min(Instant::now() + UNREAD_FOR_MAX);
     if peer.socket.write_all(answer).and_then(|()| peer.socket.shutdown(Shutdown::Write)).is_ok() {
         let _ = io::copy(&mut peer.take(UNREAD_BYTES_MAX), &mut io::sink());
     }

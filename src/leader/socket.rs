@@ -14,6 +14,9 @@ use super::stream::Stream;
 ///
 /// The kernel's send timeout is a fraction of the limit, and ticks without progress are counted: a leader that was itself
 /// stopped for longer than the limit finds one tick gone, not all of them.
+///
+/// The kernel lets a blocked write go on only once a third of its buffer is free, which takes a slow peer many seconds where
+/// the buffer has grown to megabytes: a send queue that has become shorter is progress, too.
 pub(super) struct SocketWriter {
     socket: TcpStream,
     follower: Arc<FollowerHandle>,
@@ -52,6 +55,7 @@ pub(super) fn tick(limit: Duration) -> Duration {
 impl Write for SocketWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut stalled = 0;
+        let mut send_queue = None;
         loop {
             if self.follower.has_ended() {
                 return Err(ErrorKind::ConnectionAborted.into());
@@ -63,6 +67,11 @@ impl Write for SocketWriter {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     stalled += 1;
+                    let queued = send_queue_bytes(&self.socket);
+                    if matches!((queued, send_queue), (Some(now), Some(before)) if now < before) {
+                        stalled = 1;
+                    }
+                    send_queue = queued;
                     if stalled == TICKS {
                         self.follower.evict_at(self.reason.clone(), self.stream.position());
                     }

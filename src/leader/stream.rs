@@ -13,10 +13,15 @@
 //! # When a batch is sealed
 //!
 //! The *leader thread* seals and pushes: when a batch is full, when a writer has nothing left to write (`hungry`), or when
-//! asked to. So batches grow only while all writers are busy, and nothing lingers. An append wakes the leader thread at
-//! most once per seal, whatever the number of followers: waking a thread costs microseconds, the append itself
-//! some tens of nanoseconds. What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes
-//! itself, which again is only `try_send`.
+//! asked to. After each push it naps for [`NAP`] before it looks again. Waking a thread costs whoever does it
+//! microseconds, and preempts it at worst, while the append itself takes some tens of nanoseconds: so an append that comes
+//! while the leader thread naps wakes nobody, and under load none does. The first append after a pause wakes it and goes
+//! out at once; those that follow wait for the end of the nap, in a batch that is the larger for it, which saves every
+//! writer and follower system calls. Hunger wakes the leader thread only where it waits for that, with something in the open
+//! batch.
+//!
+//! What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes itself, which again is only
+//! `try_send`.
 
 mod cuts;
 
@@ -48,6 +53,10 @@ const SEALED_BYTES_MAX: u64 = 4 << 20;
 /// Content up to this size goes through memory; beyond it by reference to the file.
 pub(super) const INLINE_BYTES_MAX: u64 = 256 << 10;
 
+/// How long the leader thread rests after a push, and so how long an append may linger; Linux adds about as much again.
+/// An append at a time is announced at once, unless it follows another within this time.
+const NAP: Duration = Duration::from_micros(50);
+
 /// How long the leader thread sleeps when nothing wakes it. Nothing depends on it: every wake-up is explicit.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -58,6 +67,8 @@ pub(super) struct Stream {
     ordered: Mutex<Ordered>,
     /// A writer has nothing left to write.
     hungry: AtomicBool,
+    /// The leader thread sleeps until that is so.
+    awaits_hunger: AtomicBool,
     leader_thread: OnceLock<Thread>,
     stopped: AtomicBool,
     queue_bytes: u64,
@@ -147,6 +158,7 @@ impl Stream {
                 sleep: Sleep::Awake,
             }),
             hungry: AtomicBool::new(false),
+            awaits_hunger: AtomicBool::new(false),
             leader_thread: OnceLock::new(),
             stopped: AtomicBool::new(false),
             queue_bytes,
@@ -290,22 +302,32 @@ impl Stream {
         while !self.stopped.load(Ordering::Acquire) {
             if self.something_to_push() {
                 self.push();
+                // Still `Awake`: nobody wakes it now but who stops it.
+                std::thread::park_timeout(NAP);
             } else {
                 // A wake-up between the look and here makes this return at once.
                 std::thread::park_timeout(TICK);
+                self.awaits_hunger.store(false, Ordering::Relaxed);
             }
         }
     }
 
     fn something_to_push(&self) -> bool {
+        // Before the look at `hungry`, which a writer sets before it looks at this: one of the two sees the other.
+        self.awaits_hunger.store(true, Ordering::SeqCst);
         let hungry = self.hungry.load(Ordering::SeqCst);
         let mut ordered = self.ordered.lock();
-        if !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty()) {
-            ordered.sleep = Sleep::Awake;
-            return true;
+        let something = !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty());
+        ordered.sleep = match (something, hungry) {
+            (true, _) => Sleep::Awake,
+            (false, true) => Sleep::UntilAppend,
+            (false, false) => Sleep::UntilSealed,
+        };
+        drop(ordered);
+        if something || hungry {
+            self.awaits_hunger.store(false, Ordering::Relaxed);
         }
-        ordered.sleep = if hungry { Sleep::UntilAppend } else { Sleep::UntilSealed };
-        false
+        something
     }
 
     fn wake_leader(&self) {
@@ -322,7 +344,7 @@ impl Stream {
 
     /// A writer has nothing left to write: what is in the open batch should come.
     pub(super) fn now_hungry(&self) {
-        if !self.hungry.swap(true, Ordering::SeqCst) {
+        if !self.hungry.swap(true, Ordering::SeqCst) && self.awaits_hunger.load(Ordering::SeqCst) {
             self.wake_leader();
         }
     }

@@ -1,4 +1,5 @@
-//! Replication protocol 1.0.0, as LavinMQ 2.x nodes speak it: bytes in, values out. No sockets, clocks or logging here.
+//! Replication protocol 1.0.0, as LavinMQ 2.x nodes speak it, and Paceline's own [`extension`]: bytes in, values out. No
+//! sockets, clocks or logging here.
 //!
 //! The facts were read from LavinMQ's sources (`src/lavinmq/clustering/`, v2.0.0 to v2.9.1). Every integer is
 //! little-endian.
@@ -23,6 +24,7 @@
 //! names become [`RelPath`](crate::RelPath)s, which can name nothing outside the data directory.
 
 mod action;
+pub mod extension;
 mod handshake;
 mod lz4;
 mod sync;
@@ -111,6 +113,9 @@ pub enum ProtocolError {
         /// Sum of all action bytes sent.
         sent: u64,
     },
+    /// A message, field or control of the extension whose content does not fit its kind.
+    #[error("malformed {0}")]
+    Malformed(&'static str),
     /// The stream names a file that is never replicated.
     #[error("action on {0:?}, which is a reserved name")]
     Reserved(String),

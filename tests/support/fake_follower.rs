@@ -27,8 +27,13 @@ impl FakeFollower {
 
     /// Connects with a small receive buffer, so that a few hundred KiB make the leader's writes block.
     pub fn connect_narrow(leader: SocketAddr) -> Self {
+        Self::connect_with(leader, 4096)
+    }
+
+    /// Connects with a receive buffer of this size.
+    pub fn connect_with(leader: SocketAddr, receive_bytes: usize) -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
+        socket.set_recv_buffer_size(receive_bytes).unwrap();
         socket.connect(&leader.into()).unwrap();
         Self::on(socket.into())
     }

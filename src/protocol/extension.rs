@@ -1,0 +1,684 @@
+//! The Paceline extension of the replication protocol, version 1: what two Paceline nodes speak, and how they find out.
+//!
+//! # Finding out
+//!
+//! A follower asks with a start header of its own, [`Start`], and sends nothing more until it is answered. A 1.0.0 leader
+//! answers its own header and closes, as it does with any header it does not know: the follower connects again and speaks
+//! 1.0.0. A leader that knows the extension answers a `Start` with the version to use: the lower of both sides' highest. A
+//! follower that does not speak that version closes. So a later version needs no new trick, and neither does a later field:
+//! what both sides say about themselves is a [`Fields`] record, whose unknown fields are skipped.
+//!
+//! ```text
+//! follower                                            leader
+//!   "PACELN", u16 highest version ─────────────────────▶         plain
+//!              ◀───────────────────── "PACELN", u16 version
+//!   u8 secret length, secret ──────────────────────────▶
+//!              ◀───────────────────────── 0 accepted | 1 refused
+//!   fields: id, … ─────────────────────────────────────▶
+//!              ◀──────── fields: id, heartbeat interval, …
+//!              ◀────────────── frame: control "want", …          LZ4 frame
+//!   messages: inventory, inventory's end ──────────────▶         plain
+//!              ◀──── control "sync begins", actions, "sync ends", actions …
+//!   messages: marks, heartbeats ───────────────────────▶
+//! ```
+//!
+//! # The leader's side: one stream of actions
+//!
+//! From the fields on, all the leader says is one LZ4 frame, as in 1.0.0, and in it one stream of actions in 1.0.0's form. There
+//! are no rounds of a full sync. What 1.0.0 has no words for is said by *controls*: appends to reserved names that
+//! begin with `$`, whose payload is the control's content. So one decoder serves both protocols, and a batch without controls
+//! is the same bytes to every follower.
+//!
+//! Some controls are *actions* on files, part of the one order of all followers, and count in stream positions: rename, truncate,
+//! empty, patch. The others concern this connection only, and do not. Every byte of every action, control or not, counts
+//! in the marks below.
+//!
+//! # The follower's side: messages
+//!
+//! A message is `u8` kind, `u32` length (at most [`MESSAGE_BYTES_MAX`]) and as many bytes. *Marks* take the place of 1.0.0's
+//! acknowledgements: totals, not increments, of action bytes received, written and durable since the connection began. A mark
+//! never goes back, and received ≥ written ≥ durable.
+//!
+//! # Resuming
+//!
+//! The leader *wants* an inventory. The follower answers with all its files: name, length, and the digest of each chunk of
+//! [`CHUNK_BYTES`], the last one of what there is of it. So a prefix is verified wherever it ends, and the leader sends only what is
+//! missing or differs: appends from where the follower's file ends, patches for chunks that differ, truncations, deletes, and
+//! whole files where nothing helps. The leader sends nothing that the digests do not call for, so nothing that survived
+//! a crash is believed unseen. It needs no generations from the follower: digests tell what they would, and more.
+
+use std::io::{self, Read, Write};
+
+use super::action::{ActionKind, encode_action_header};
+use super::{NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, ProtocolError, START_HEADER, checked_length};
+use crate::types::{NodeId, RelPath};
+
+/// The highest version we speak.
+pub const VERSION: u16 = 1;
+
+const MAGIC: [u8; 6] = *b"PACELN";
+
+/// A chunk of a file with a digest of its own, in bytes.
+pub const CHUNK_BYTES: u64 = 256 << 10;
+
+/// The SHA-1 of a chunk.
+pub type ChunkDigest = [u8; 20];
+
+/// The longest message of a follower, in bytes. An inventory goes in as many messages as it needs.
+pub const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+
+/// The longest record of fields, in bytes.
+pub const FIELDS_BYTES_MAX: u64 = 16 << 10;
+
+/// The longest content of a control that is held in memory, in bytes.
+pub const CONTROL_BYTES_MAX: u64 = 16 << 10;
+
+/// How a peer that connects begins, or how a leader answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// 1.0.0's header.
+    V1,
+    /// The extension, in this version.
+    Extension(u16),
+}
+
+impl Start {
+    /// The header's bytes.
+    #[must_use]
+    pub fn header(self) -> [u8; 8] {
+        match self {
+            Self::V1 => START_HEADER,
+            Self::Extension(version) => {
+                let mut header = [0; 8];
+                header[..6].copy_from_slice(&MAGIC);
+                header[6..].copy_from_slice(&version.to_le_bytes());
+                header
+            }
+        }
+    }
+
+    /// Reads a header. Blocks as long as `peer` does.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolError::StartHeader`] if it is neither, or version 0.
+    pub fn read(peer: &mut impl Read) -> Result<Self, ProtocolError> {
+        let mut header = [0; 8];
+        peer.read_exact(&mut header)?;
+        match header.split_first_chunk::<6>() {
+            _ if header == START_HEADER => Ok(Self::V1),
+            Some((&MAGIC, version)) if version != [0, 0] => {
+                Ok(Self::Extension(u16::from_le_bytes([version[0], version[1]])))
+            }
+            _ => Err(ProtocolError::StartHeader(header)),
+        }
+    }
+}
+
+/// What a node says of itself: `u32` length, then fields of `u16` tag, `u16` length and content. Unknown tags are skipped; the
+/// first field of a tag counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields(Vec<(u16, Vec<u8>)>);
+
+/// The tags of [`Fields`].
+pub mod field {
+    /// `i32`: the node's id.
+    pub const ID: u16 = 1;
+    /// `u64`, leader: chosen at random when it started. Another one is another leader, or the same started anew.
+    pub const EPOCH: u16 = 2;
+    /// `u32`, leader: milliseconds between two heartbeats, of either side.
+    pub const HEARTBEAT_MS: u16 = 3;
+    /// Text, leader: why this follower was last let go.
+    pub const LAST_EVICTION: u16 = 4;
+    /// `u32`, leader: milliseconds until it will be admitted to a sync.
+    pub const ADMITTED_IN_MS: u16 = 5;
+}
+
+impl Fields {
+    /// Adds a field.
+    ///
+    /// # Panics
+    ///
+    /// If `content` has more than 65,535 bytes.
+    #[must_use]
+    pub fn with(mut self, tag: u16, content: &[u8]) -> Self {
+        assert!(u16::try_from(content.len()).is_ok(), "a field has at most 65,535 bytes");
+        self.0.push((tag, content.to_vec()));
+        self
+    }
+
+    /// The content of a field; `None` if there is none.
+    #[must_use]
+    pub fn get(&self, tag: u16) -> Option<&[u8]> {
+        self.0.iter().find(|(found, _)| *found == tag).map(|(_, content)| &content[..])
+    }
+
+    /// A field of `u32`; `None` if there is none, or of another size.
+    #[must_use]
+    pub fn u32(&self, tag: u16) -> Option<u32> {
+        self.get(tag)?.try_into().ok().map(u32::from_le_bytes)
+    }
+
+    /// A field of `u64`; `None` if there is none, or of another size.
+    #[must_use]
+    pub fn u64(&self, tag: u16) -> Option<u64> {
+        self.get(tag)?.try_into().ok().map(u64::from_le_bytes)
+    }
+
+    /// A field of text, with what is not UTF-8 or not printable replaced; `None` if there is none.
+    #[must_use]
+    pub fn text(&self, tag: u16) -> Option<String> {
+        Some(printable(self.get(tag)?))
+    }
+
+    /// The node's id.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolError::NodeId`] if it is missing or not 1 or above.
+    pub fn id(&self) -> Result<NodeId, ProtocolError> {
+        let id = self.get(field::ID).and_then(|id| id.try_into().ok()).map_or(0, i32::from_le_bytes);
+        NodeId::new(id).map_err(|_| ProtocolError::NodeId(id))
+    }
+
+    /// Writes the record, in one write.
+    ///
+    /// # Errors
+    ///
+    /// Those of `peer`.
+    pub fn write(&self, peer: &mut impl Write) -> io::Result<()> {
+        let mut body = Vec::new();
+        for (tag, content) in &self.0 {
+            body.extend_from_slice(&tag.to_le_bytes());
+            body.extend_from_slice(&u16::try_from(content.len()).map_err(io::Error::other)?.to_le_bytes());
+            body.extend_from_slice(content);
+        }
+        let mut record = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes().to_vec();
+        record.extend_from_slice(&body);
+        peer.write_all(&record)
+    }
+
+    /// Reads a record. Blocks as long as `peer` does.
+    ///
+    /// # Errors
+    ///
+    /// A length beyond [`FIELDS_BYTES_MAX`], or a field that reaches beyond its record.
+    pub fn read(peer: &mut impl Read) -> Result<Self, ProtocolError> {
+        let body = read_sized(peer, "length of fields", FIELDS_BYTES_MAX)?;
+        let mut rest = &body[..];
+        let mut fields = Vec::new();
+        while !rest.is_empty() {
+            let tag = u16::from_le_bytes(*take(&mut rest, "field")?);
+            let length = u16::from_le_bytes(*take(&mut rest, "field")?);
+            fields.push((tag, take_slice(&mut rest, usize::from(length), "field")?.to_vec()));
+        }
+        Ok(Self(fields))
+    }
+}
+
+/// What a follower says once the fields were exchanged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Files it has.
+    Inventory(Vec<Held>),
+    /// There are no more.
+    InventoryEnd,
+    /// How far it has come.
+    Marks(Marks),
+    /// It is alive: sent when nothing else was for a heartbeat's interval.
+    Heartbeat,
+}
+
+/// Totals of action bytes since the connection began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Read off the connection.
+    pub received: u64,
+    /// Written to files; with the leader's 1.0.0 word, acknowledged.
+    pub written: u64,
+    /// Known to survive a loss of power.
+    pub durable: u64,
+}
+
+/// A file that a follower has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its name.
+    pub path: RelPath,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The digests of its chunks, in order; as many as the length has chunks.
+    pub digests: Vec<ChunkDigest>,
+}
+
+impl Held {
+    fn encoded_bytes(&self) -> usize {
+        2 + self.path.as_str().len() + 8 + self.digests.len() * size_of::<ChunkDigest>()
+    }
+}
+
+/// The most chunks of one file in an inventory: what fits a message with its name. A longer file is told up to there, which says
+/// that no more of it is worth keeping.
+#[must_use]
+pub fn chunks_max() -> usize {
+    const OTHERS: usize = 2 + NAME_BYTES_MAX + 8;
+    (usize::try_from(MESSAGE_BYTES_MAX).unwrap_or(usize::MAX) - OTHERS) / size_of::<ChunkDigest>()
+}
+
+impl Message {
+    const INVENTORY: u8 = 1;
+    const INVENTORY_END: u8 = 2;
+    const MARKS: u8 = 3;
+    const HEARTBEAT: u8 = 4;
+
+    /// Adds the message to the end of `out`.
+    ///
+    /// # Panics
+    ///
+    /// If an inventory does not fit a message: see [`split_inventory`].
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut body = Vec::new();
+        let kind = match self {
+            Self::Inventory(files) => {
+                for file in files {
+                    let name = file.path.as_str().as_bytes();
+                    let length = u16::try_from(name.len()).expect("names have at most 4096 bytes");
+                    body.extend_from_slice(&length.to_le_bytes());
+                    body.extend_from_slice(name);
+                    body.extend_from_slice(&file.len.to_le_bytes());
+                    file.digests.iter().for_each(|digest| body.extend_from_slice(digest));
+                }
+                Self::INVENTORY
+            }
+            Self::InventoryEnd => Self::INVENTORY_END,
+            Self::Marks(marks) => {
+                for mark in [marks.received, marks.written, marks.durable] {
+                    body.extend_from_slice(&mark.to_le_bytes());
+                }
+                Self::MARKS
+            }
+            Self::Heartbeat => Self::HEARTBEAT,
+        };
+        assert!(body.len() as u64 <= MESSAGE_BYTES_MAX, "a message has at most 1 MiB");
+        out.push(kind);
+        out.extend_from_slice(&u32::try_from(body.len()).expect("checked above").to_le_bytes());
+        out.extend_from_slice(&body);
+    }
+
+    /// Reads a message; `None` is one of a kind that this version does not know, to be passed over. Blocks as long as `peer`
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// A message that is too long, or whose content does not fit its kind.
+    pub fn read(peer: &mut impl Read) -> Result<Option<Self>, ProtocolError> {
+        let mut kind = [0];
+        peer.read_exact(&mut kind)?;
+        let body = read_sized(peer, "message length", MESSAGE_BYTES_MAX)?;
+        let mut rest = &body[..];
+        let message = match kind[0] {
+            Self::INVENTORY => {
+                let mut files = Vec::new();
+                while !rest.is_empty() {
+                    files.push(take_held(&mut rest)?);
+                }
+                Self::Inventory(files)
+            }
+            Self::INVENTORY_END => Self::InventoryEnd,
+            Self::MARKS => {
+                let mut mark = || take(&mut rest, "marks").copied().map(u64::from_le_bytes);
+                Self::Marks(Marks { received: mark()?, written: mark()?, durable: mark()? })
+            }
+            Self::HEARTBEAT => Self::Heartbeat,
+            _ => return Ok(None),
+        };
+        if !rest.is_empty() {
+            return Err(ProtocolError::Malformed("message"));
+        }
+        Ok(Some(message))
+    }
+}
+
+fn take_held(rest: &mut &[u8]) -> Result<Held, ProtocolError> {
+    let length = usize::from(u16::from_le_bytes(*take(rest, "inventory")?));
+    let path = RelPath::from_bytes(take_slice(rest, length, "inventory")?)?;
+    let len = u64::from_le_bytes(*take(rest, "inventory")?);
+    if len > PAYLOAD_BYTES_MAX {
+        return Err(ProtocolError::Malformed("inventory"));
+    }
+    // What is not there cannot be allocated for: the digests are taken off the message.
+    let mut digests = Vec::new();
+    for _ in 0..len.div_ceil(CHUNK_BYTES) {
+        digests.push(*take(rest, "inventory")?);
+    }
+    Ok(Held { path, len, digests })
+}
+
+/// Splits an inventory into messages that fit.
+pub fn split_inventory(files: impl IntoIterator<Item = Held>) -> impl Iterator<Item = Message> {
+    const MOST: usize = 512 << 10;
+    let mut files = files.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let mut some = Vec::new();
+        while let Some(file) = files.next_if(|file| some_fits(bytes, file, MOST)) {
+            bytes += file.encoded_bytes();
+            some.push(file);
+        }
+        (!some.is_empty()).then_some(Message::Inventory(some))
+    })
+}
+
+fn some_fits(bytes: usize, file: &Held, most: usize) -> bool {
+    bytes == 0 || bytes + file.encoded_bytes() <= most
+}
+
+/// What 1.0.0 has no words for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    // ---- actions on files: they count in positions ----
+    /// The file has another name from now on; a file that had it is gone.
+    Rename {
+        /// Its name before.
+        from: RelPath,
+        /// Its name after.
+        to: RelPath,
+    },
+    /// The file ends here from now on.
+    Truncate {
+        /// The file.
+        path: RelPath,
+        /// Its length in bytes; less than it was.
+        len: u64,
+    },
+    /// The file is there, and empty.
+    Empty(RelPath),
+
+    // ---- of this connection only ----
+    /// The next append to this file is not to be added at the end but written at this offset: the patch of a chunk.
+    PatchAt {
+        /// The file, which is there.
+        path: RelPath,
+        /// Where the bytes go.
+        offset: u64,
+    },
+    /// Send an inventory.
+    Want,
+    /// A sync begins: the copy is incomplete until it ends.
+    SyncBegins {
+        /// Files that will be sent, or parts of them.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// All of the sync was sent before this.
+    SyncEnds,
+    /// The position in the stream of what follows: what counts in positions adds up from here.
+    Position(u64),
+    /// The leader is alive.
+    Heartbeat {
+        /// Its stream position now.
+        position: u64,
+        /// Its clock: microseconds since 1970.
+        clock_us: u64,
+    },
+    /// Make durable what came before this, and say so by a mark.
+    MakeDurable,
+    /// The leader lets the follower go.
+    Goodbye {
+        /// When to come back, in milliseconds.
+        back_in_ms: u32,
+        /// Why.
+        reason: String,
+    },
+}
+
+const CONTROL_PREFIX: &str = "$paceline/";
+
+impl Control {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Rename { .. } => "$paceline/rename",
+            Self::Truncate { .. } => "$paceline/truncate",
+            Self::Empty(_) => "$paceline/empty",
+            Self::PatchAt { .. } => "$paceline/patch",
+            Self::Want => "$paceline/want",
+            Self::SyncBegins { .. } => "$paceline/sync-begins",
+            Self::SyncEnds => "$paceline/sync-ends",
+            Self::Position(_) => "$paceline/position",
+            Self::Heartbeat { .. } => "$paceline/heartbeat",
+            Self::MakeDurable => "$paceline/make-durable",
+            Self::Goodbye { .. } => "$paceline/goodbye",
+        }
+    }
+
+    /// Whether a name is that of a control, known or not.
+    #[must_use]
+    pub fn is_control(path: &RelPath) -> bool {
+        path.as_str().starts_with(CONTROL_PREFIX)
+    }
+
+    /// Whether it is part of the one order of all followers, and counts in positions.
+    #[must_use]
+    pub fn counts_in_positions(&self) -> bool {
+        matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_))
+    }
+
+    /// Adds the control to the end of `out`, as an action.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut content = Vec::new();
+        let mut name = |path: &RelPath| {
+            let length = u16::try_from(path.as_str().len()).expect("names have at most 4096 bytes");
+            content.extend_from_slice(&length.to_le_bytes());
+            content.extend_from_slice(path.as_str().as_bytes());
+        };
+        match self {
+            Self::Rename { from, to } => {
+                name(from);
+                name(to);
+            }
+            Self::Truncate { path, len: number } | Self::PatchAt { path, offset: number } => {
+                name(path);
+                content.extend_from_slice(&number.to_le_bytes());
+            }
+            Self::Empty(path) => name(path),
+            // An append of nothing would be a delete.
+            Self::Want | Self::SyncEnds | Self::MakeDurable => content.push(0),
+            Self::SyncBegins { files: one, bytes: other } | Self::Heartbeat { position: one, clock_us: other } => {
+                content.extend_from_slice(&one.to_le_bytes());
+                content.extend_from_slice(&other.to_le_bytes());
+            }
+            Self::Position(position) => content.extend_from_slice(&position.to_le_bytes()),
+            Self::Goodbye { back_in_ms, reason } => {
+                content.extend_from_slice(&back_in_ms.to_le_bytes());
+                content.extend_from_slice(reason.as_bytes());
+            }
+        }
+        let path = RelPath::new(self.name()).expect("a control's name is a name");
+        encode_action_header(out, &path, ActionKind::Append(content.len() as u64));
+        out.extend_from_slice(&content);
+    }
+
+    /// The control of this name and content; `None` if this version does not know the name: it is to be passed over.
+    ///
+    /// # Errors
+    ///
+    /// If the content does not fit the name.
+    pub fn decode(path: &RelPath, content: &[u8]) -> Result<Option<Self>, ProtocolError> {
+        const WHAT: &str = "control";
+        let mut rest = content;
+        let rest = &mut rest;
+        let name = |rest: &mut &[u8]| {
+            let length = usize::from(u16::from_le_bytes(*take(rest, WHAT)?));
+            Ok::<_, ProtocolError>(RelPath::from_bytes(take_slice(rest, length, WHAT)?)?)
+        };
+        let u64 = |rest: &mut &[u8]| Ok::<_, ProtocolError>(u64::from_le_bytes(*take(rest, WHAT)?));
+        let control = match path.as_str() {
+            "$paceline/rename" => Self::Rename { from: name(rest)?, to: name(rest)? },
+            "$paceline/truncate" => Self::Truncate { path: name(rest)?, len: u64(rest)? },
+            "$paceline/empty" => Self::Empty(name(rest)?),
+            "$paceline/patch" => Self::PatchAt { path: name(rest)?, offset: u64(rest)? },
+            "$paceline/want" => Self::Want,
+            "$paceline/sync-begins" => Self::SyncBegins { files: u64(rest)?, bytes: u64(rest)? },
+            "$paceline/sync-ends" => Self::SyncEnds,
+            "$paceline/position" => Self::Position(u64(rest)?),
+            "$paceline/heartbeat" => Self::Heartbeat { position: u64(rest)?, clock_us: u64(rest)? },
+            "$paceline/make-durable" => Self::MakeDurable,
+            "$paceline/goodbye" => {
+                let back_in_ms = u32::from_le_bytes(*take(rest, WHAT)?);
+                Self::Goodbye { back_in_ms, reason: printable(std::mem::take(rest)) }
+            }
+            _ => return Ok(None),
+        };
+        // What a later version adds behind is passed over.
+        if let Self::Truncate { len: number, .. } | Self::PatchAt { offset: number, .. } = control
+            && number > PAYLOAD_BYTES_MAX
+        {
+            return Err(ProtocolError::Malformed(WHAT));
+        }
+        Ok(Some(control))
+    }
+}
+
+/// A peer's text, for a log line.
+fn printable(text: &[u8]) -> String {
+    const CHARS_MAX: usize = 300;
+    let replaced = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    String::from_utf8_lossy(text).chars().take(CHARS_MAX).map(replaced).collect()
+}
+
+/// Reads `u32` length and as many bytes.
+fn read_sized(peer: &mut impl Read, what: &'static str, max: u64) -> Result<Vec<u8>, ProtocolError> {
+    let mut length = [0; 4];
+    peer.read_exact(&mut length)?;
+    let length = checked_length(what, i64::from(u32::from_le_bytes(length)), max)?;
+    let mut body = Vec::new();
+    peer.take(length).read_to_end(&mut body)?;
+    if body.len() as u64 != length {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    Ok(body)
+}
+
+fn take<'a, const N: usize>(rest: &mut &'a [u8], what: &'static str) -> Result<&'a [u8; N], ProtocolError> {
+    let (taken, after) = rest.split_first_chunk().ok_or(ProtocolError::Malformed(what))?;
+    *rest = after;
+    Ok(taken)
+}
+
+fn take_slice<'a>(rest: &mut &'a [u8], length: usize, what: &'static str) -> Result<&'a [u8], ProtocolError> {
+    let (taken, after) = rest.split_at_checked(length).ok_or(ProtocolError::Malformed(what))?;
+    *rest = after;
+    Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{ActionDecoder, Event};
+    use proptest::prelude::*;
+
+    fn any_path() -> impl Strategy<Value = RelPath> {
+        "[a-z]{1,9}(/[a-z]{1,9}){0,2}".prop_map(|name| RelPath::new(&name).unwrap())
+    }
+
+    fn any_control() -> impl Strategy<Value = Control> {
+        let number = 0..PAYLOAD_BYTES_MAX;
+        prop_oneof![
+            (any_path(), any_path()).prop_map(|(from, to)| Control::Rename { from, to }),
+            (any_path(), number.clone()).prop_map(|(path, len)| Control::Truncate { path, len }),
+            any_path().prop_map(Control::Empty),
+            (any_path(), number.clone()).prop_map(|(path, offset)| Control::PatchAt { path, offset }),
+            Just(Control::Want),
+            (number.clone(), number.clone()).prop_map(|(files, bytes)| Control::SyncBegins { files, bytes }),
+            Just(Control::SyncEnds),
+            number.clone().prop_map(Control::Position),
+            (number.clone(), number).prop_map(|(position, clock_us)| Control::Heartbeat { position, clock_us }),
+            Just(Control::MakeDurable),
+            (any::<u32>(), "[a-z ]{0,40}").prop_map(|(back_in_ms, reason)| Control::Goodbye { back_in_ms, reason }),
+        ]
+    }
+
+    fn any_held() -> impl Strategy<Value = Held> {
+        (any_path(), 0_u64..CHUNK_BYTES * 5, any::<u8>()).prop_map(|(path, len, byte)| {
+            let chunks = usize::try_from(len.div_ceil(CHUNK_BYTES)).unwrap();
+            Held { path, len, digests: vec![[byte; 20]; chunks] }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn controls_come_back_as_encoded(control in any_control()) {
+            let mut wire = Vec::new();
+            control.encode(&mut wire);
+            let (mut decoder, mut input) = (ActionDecoder::new(), &wire[..]);
+            let Some(Event::Action { path, kind }) = decoder.next(&mut input).unwrap() else { panic!() };
+            prop_assert!(Control::is_control(&path) && path.is_reserved());
+            prop_assert_eq!(kind, ActionKind::Append(input.len() as u64));
+            prop_assert_eq!(Control::decode(&path, input).unwrap(), Some(control));
+        }
+
+        #[test]
+        fn messages_come_back_as_encoded(files in prop::collection::vec(any_held(), 0..200), marks in any::<[u64; 3]>()) {
+            let marks = Marks { received: marks[0], written: marks[1], durable: marks[2] };
+            let others = [Message::InventoryEnd, Message::Marks(marks), Message::Heartbeat];
+            let messages: Vec<_> = split_inventory(files.clone()).chain(others).collect();
+            let mut wire = Vec::new();
+            messages.iter().for_each(|message| message.encode(&mut wire));
+            let mut input = &wire[..];
+            let mut read = Vec::new();
+            while !input.is_empty() {
+                read.push(Message::read(&mut input).unwrap().unwrap());
+            }
+            prop_assert_eq!(&read, &messages);
+            let told: Vec<_> = read.into_iter().filter_map(|message| match message {
+                Message::Inventory(files) => Some(files),
+                _ => None,
+            }).flatten().collect();
+            prop_assert_eq!(told, files);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Message::read(&mut &bytes[..]);
+            let _ = Fields::read(&mut &bytes[..]);
+            let _ = Start::read(&mut &bytes[..]);
+            for name in ["rename", "truncate", "patch", "sync-begins", "position", "heartbeat", "goodbye"] {
+                let _ = Control::decode(&RelPath::new(&format!("$paceline/{name}")).unwrap(), &bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn fields_are_found_and_unknown_ones_skipped() {
+        let id = NodeId::new(77).unwrap();
+        let fields = Fields::default().with(999, b"later").with(field::ID, &id.get().to_le_bytes());
+        let mut wire = Vec::new();
+        fields.write(&mut wire).unwrap();
+        let read = Fields::read(&mut &wire[..]).unwrap();
+        assert_eq!(read.id().unwrap(), id);
+        assert_eq!(read.u64(field::EPOCH), None);
+        assert!(Fields::default().id().is_err());
+    }
+
+    #[test]
+    fn starts_are_told_apart() {
+        for start in [Start::V1, Start::Extension(1), Start::Extension(0x0203)] {
+            assert_eq!(Start::read(&mut &start.header()[..]).unwrap(), start);
+        }
+        assert!(Start::read(&mut &Start::Extension(0).header()[..]).is_err());
+        assert!(Start::read(&mut &b"GET / HT"[..]).is_err());
+    }
+
+    #[test]
+    fn an_inventory_claims_no_more_than_it_brings() {
+        // One file, said to have 2^50 bytes, with one digest.
+        let mut body = vec![1, 0, b'a'];
+        body.extend_from_slice(&(1_u64 << 50).to_le_bytes());
+        body.extend_from_slice(&[0; 20]);
+        let mut wire = vec![Message::INVENTORY];
+        wire.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+        wire.extend_from_slice(&body);
+        assert!(Message::read(&mut &wire[..]).is_err());
+    }
+}
