@@ -1,5 +1,6 @@
 //! A sealed part of the stream, shared by the queues of all followers and compressed once.
 
+use std::io::Read;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -7,7 +8,8 @@ use parking_lot::Mutex;
 
 use crate::protocol::extension::Control;
 use crate::protocol::{
-    APPEND_BYTES_MAX, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, encode_action_header, framing_bytes,
+    APPEND_BYTES_MAX, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, encode_action_header, frame_reader,
+    framing_bytes,
 };
 use crate::types::RelPath;
 
@@ -108,6 +110,21 @@ impl Batch {
 impl Actions {
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Calls `read` with the actions as encoded, whichever form they are held in.
+    pub(super) fn with_raw<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+        let raw = self.raw.lock();
+        if !raw.is_empty() {
+            return read(&raw);
+        }
+        drop(raw);
+        // A writer needed the blocks first: they are here, or about to be.
+        let blocks = self.blocks(&mut BlockEncoder::default(), &Buffers::default());
+        let mut raw = Vec::new();
+        let frame = FRAME_HEADER.chain(blocks).chain(&[0; 4][..]);
+        frame_reader(frame).read_to_end(&mut raw).expect("our own blocks");
+        read(&raw)
     }
 
     /// The LZ4 blocks. The first caller compresses, with `encoder`, and gives back the buffer; others wait for it.

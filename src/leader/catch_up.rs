@@ -1,21 +1,25 @@
-//! Catching up.
+//! Catching up: from a view of what a follower has to the stream, for who has just synced and for who was demoted.
+//!
+//! In *rounds*: what changed since the last cut is read from disk and sent, as ordinary actions. In each the follower attaches to
+//! the stream at the very moment of the cut; if what is then left to catch up with is more than a quarter of its queue could
+//! hold up for, it is detached again, and the next round is shorter. A round ends when it is acknowledged.
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Instant;
-
-use crossbeam_channel::Receiver;
+use std::time::{Duration, Instant};
 
 use super::Core;
-use super::batch::{Batch, Step};
+use super::batch::Step;
 use super::connection::Frame;
+use super::demotion::Demotion;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::status::{EvictionReason, FollowerState};
-use super::stream::Tracker;
+use super::stream::{AttachedQueue, Tracker};
 use super::view::View;
 use crate::error::Error;
-use crate::types::StreamPosition;
+use crate::index::Version;
+use crate::types::{RelPath, StreamPosition};
 
 pub(super) struct CatchUp<'a> {
     pub(super) core: &'a Arc<Core>,
@@ -23,14 +27,37 @@ pub(super) struct CatchUp<'a> {
     pub(super) frame: &'a mut Frame,
     pub(super) ranges: Ranges<'a>,
     pub(super) view: View,
+    /// How long it may acknowledge nothing of a round; `None` if the ack thread watches that.
+    pub(super) ack_timeout: Option<Duration>,
 }
 
-impl CatchUp<'_> {
-    pub(super) fn run(mut self, tracker: &Tracker) -> Result<Receiver<Arc<Batch>>, Error> {
+impl<'a> CatchUp<'a> {
+    /// Brings a demoted follower back to the stream. Once it was in sync, its ack thread watches it as it does in the stream.
+    pub(super) fn after_demotion(
+        core: &'a Arc<Core>,
+        follower: &'a Arc<FollowerHandle>,
+        frame: &'a mut Frame,
+        demotion: Demotion,
+    ) -> Result<AttachedQueue, Error> {
+        let Demotion { files, tracker, discarded } = demotion;
+        let (view, changes) = View::behind(&files, discarded, follower.extension);
+        drop(files);
+        let ranges = Ranges::new(core, follower);
+        let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
+        Self { core, follower, frame, ranges, view, ack_timeout }.run(&tracker, changes)
+    }
+
+    /// Blocks until the follower is attached and was sent all that came before; returns what comes after. What it lacks of
+    /// `changes`, as of the tracker's last cut, comes first.
+    pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<AttachedQueue, Error> {
         let quarter = self.core.config.queue_bytes / 4;
         self.follower.set_state(FollowerState::CatchingUp);
         self.wait_acknowledged()?;
         let mut last_bytes = 0;
+        if !changes.is_empty() {
+            let steps = self.view.plan(changes);
+            self.round(steps, &mut last_bytes)?;
+        }
         loop {
             // What changed during a round is some part of what the round moved, if the follower is faster than the writers.
             if last_bytes <= quarter {
@@ -41,11 +68,14 @@ impl CatchUp<'_> {
                     self.send(steps, Some(attachment.position))?;
                     self.follower.sending(0, Some(attachment.position), Instant::now());
                     self.core.progress.changed();
-                    return Ok(attachment.batches);
+                    log::info!("follower {} at {} follows the stream", self.follower.id, self.follower.address);
+                    return Ok(attachment.queue);
                 }
                 self.core.stream.detach(self.follower);
+                drop(attachment.queue.batches);
+                // If it was full already, the demotion thread is at it: nobody may be when it is used again.
+                let _ = attachment.queue.demotions.recv();
                 self.follower.detached();
-                drop(attachment.batches);
                 self.round(steps, &mut last_bytes)?;
             } else {
                 let steps = self.view.plan(tracker.changes());
@@ -84,7 +114,7 @@ impl CatchUp<'_> {
     }
 
     fn wait_acknowledged(&mut self) -> Result<(), Error> {
-        if self.follower.wait_acknowledged(self.core.config.sync_timeout) {
+        if self.follower.wait_acknowledged(self.ack_timeout) {
             return Ok(());
         }
         self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());

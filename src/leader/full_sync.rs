@@ -19,17 +19,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crossbeam_channel::Receiver;
-
 use super::Core;
 use super::acks::{Offer, Rounds};
 use super::admission::InBulk;
-use super::batch::Batch;
 use super::catch_up::CatchUp;
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::status::{EvictionReason, FollowerState};
+use super::stream::AttachedQueue;
 use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
@@ -54,7 +52,7 @@ impl<'a> Joiner<'a> {
     }
 
     /// Blocks until the follower is attached and was sent all that came before; returns what comes after.
-    pub(super) fn join(mut self) -> Result<Receiver<Arc<Batch>>, Error> {
+    pub(super) fn join(mut self) -> Result<AttachedQueue, Error> {
         let begun = Instant::now();
         let slot = self.core.bulk.acquire(self.follower).ok_or_else(gone)?;
         self.follower.set_state(FollowerState::Syncing);
@@ -76,7 +74,8 @@ impl<'a> Joiner<'a> {
             synced.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view }.run(&tracker)
+        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout) }
+            .run(&tracker, Vec::new())
     }
 
     fn full_sync(&mut self, slot: InBulk<'a>, offer: &Arc<Offer>) -> Result<View, Error> {

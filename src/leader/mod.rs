@@ -14,7 +14,7 @@
 //!
 //! # Threads
 //!
-//! `leader` seals and pushes batches; `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
+//! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
 //! each connection. All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
@@ -30,6 +30,7 @@ mod admission;
 mod batch;
 mod catch_up;
 mod connection;
+mod demotion;
 mod file;
 mod follower;
 mod full_sync;
@@ -57,7 +58,7 @@ use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
-use crate::config::LeaderConfig;
+use crate::config::{LeaderConfig, OnFull};
 use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::Index;
@@ -147,7 +148,7 @@ impl Leader {
             }
         })?;
         let core = Arc::new(Core {
-            stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches)),
+            stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches, config.on_full)),
             exclude,
             dir,
             config,
@@ -162,11 +163,19 @@ impl Leader {
             threads: Group::default(),
             stopping: AtomicBool::new(false),
         });
-        let stream = core.stream.clone();
-        core.threads
-            .spawn("leader", move || stream.run_leader())
-            .map_err(|error| Error::io("start a thread for", core.dir.path(), error))?;
-        Ok(Self { core })
+        let leader = Self { core };
+        leader.start_threads().map_err(|error| Error::io("start a thread for", leader.core.dir.path(), error))?;
+        Ok(leader)
+    }
+
+    fn start_threads(&self) -> io::Result<()> {
+        let stream = self.core.stream.clone();
+        self.core.threads.spawn("leader", move || stream.run_leader())?;
+        if self.core.config.on_full == OnFull::CatchUp {
+            let core = self.core.clone();
+            self.core.threads.spawn("demotion", move || demotion::run(&core))?;
+        }
+        Ok(())
     }
 
     /// Accepts followers on `address` from now on; may be called for several. Returns the address in use, of interest for

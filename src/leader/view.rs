@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::acks::Offer;
 use super::batch::{FileRange, RangeKind, Step};
+use super::demotion::{Discarded, Missing};
 use super::stream::{temporary_of, whole};
 use crate::index::Version;
 use crate::protocol::extension::Control;
@@ -32,6 +33,31 @@ impl View {
             (file.0.clone(), if *void { Held::Void } else { Held::Exact(file.1) })
         };
         Self { held: offer.files.iter().zip(void).map(held).collect(), extension }
+    }
+
+    /// Of `files` the follower has those that are not among the discarded ones. Returns these too, as of the same cut.
+    pub(super) fn behind(
+        files: &[(RelPath, Version)],
+        discarded: Discarded,
+        extension: bool,
+    ) -> (Self, Vec<(RelPath, Version)>) {
+        let mut held: Files<Held> = files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version))).collect();
+        let mut changes = Vec::new();
+        for (path, missing) in discarded.into_files() {
+            let at_cut = match held.get(&path) {
+                Some(Held::Exact(version)) => *version,
+                _ => Version::ABSENT,
+            };
+            let had = match missing {
+                Missing::Tail(bytes) if at_cut.exists() && bytes <= at_cut.len => {
+                    Held::Exact(Version { len: at_cut.len - bytes, ..at_cut })
+                }
+                _ => Held::Void,
+            };
+            changes.push((path.clone(), at_cut));
+            held.insert(path, had);
+        }
+        (Self { held, extension }, changes)
     }
 
     /// What it takes to bring the follower to `changes`, and the view there. Renames come first, then deletes: a folder may
