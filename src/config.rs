@@ -19,12 +19,14 @@ pub struct LeaderConfig {
     /// Bytes held for one follower before it is evicted for a full queue; batches are shared, so this bounds the sum of
     /// all followers too. Defaults to 64 MiB: at 500 MB/s an eighth of a second of a follower standing still.
     pub queue_bytes: u64,
+    /// What becomes of a follower whose queue is full. Defaults to [`OnFull::Evict`].
+    pub on_full: OnFull,
     /// Batches held for one follower. Defaults to 65,536, wide enough that bytes decide: a follower that stands still
     /// while another is idle makes batches tiny.
     pub queue_batches: usize,
     /// How long a follower in the stream may take no byte at all off its socket. Defaults to 5 s.
     pub write_timeout: Duration,
-    /// How long a follower in sync may leave what it was sent without any acknowledgement. Defaults to 10 s.
+    /// How long a follower that is or was in sync may leave what it was sent without any acknowledgement. Defaults to 10 s.
     pub ack_timeout: Duration,
     /// How long a joining follower may make no progress between two steps of a full sync or of catching up. Defaults to
     /// 10 min: a follower may hash its files for minutes between the list and its first request.
@@ -38,6 +40,22 @@ pub struct LeaderConfig {
     pub exclude: Vec<String>,
 }
 
+/// What becomes of a follower whose queue is full, in bytes or in batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnFull {
+    /// It is evicted. When it comes back it syncs anew.
+    #[default]
+    Evict,
+    /// It is *demoted*: its connection stays, its queue is thrown away, and it catches up from disk until it can be attached to
+    /// the stream again. It counts as in sync only then. A follower whose connection makes no progress at all is evicted
+    /// nevertheless, after the write or the ack timeout.
+    ///
+    /// Until the leader gets to it, within milliseconds mostly, up to another `queue_bytes` (at least 16 MiB) may be held for
+    /// the follower; should that not do, it is evicted.
+    CatchUp,
+}
+
 impl LeaderConfig {
     /// The defaults, for this directory and secret.
     pub fn new(data_dir: impl Into<PathBuf>, secret: Secret) -> Self {
@@ -46,6 +64,7 @@ impl LeaderConfig {
             secret,
             id: None,
             queue_bytes: 64 << 20,
+            on_full: OnFull::Evict,
             queue_batches: 65_536,
             write_timeout: Duration::from_secs(5),
             ack_timeout: Duration::from_secs(10),

@@ -188,6 +188,10 @@ impl Watch {
         self.looked_at = Instant::now();
         let (limit, reason) = match follower.state() {
             FollowerState::InSync => (self.ack_ticks, EvictionReason::NoAckProgress),
+            // It catches up again, with what was sent.
+            FollowerState::CatchingUp | FollowerState::Attached if follower.was_in_sync() => {
+                (self.ack_ticks, EvictionReason::NoAckProgress)
+            }
             // It has something to catch up with that was sent and not waited for.
             FollowerState::Attached => (self.sync_ticks, EvictionReason::NoSyncProgress),
             // Who joins it waits for its acknowledgements, and has a deadline.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accepted ─▶ handshake ─▶ registered ─▶ full sync ─▶ catch-up ─▶ attached: writes batches as they come
-//!   (within one deadline)      │             (join.rs)                       │
+//!   (within one deadline)      │             (full_sync.rs, catch_up.rs)                       │
 //!                              └─ starts the ack thread (acks.rs)            │
 //!                                         any of them may end it ────────────┴─▶ cleaned up here
 //! ```
@@ -17,16 +17,20 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::TryRecvError;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::Core;
 use super::acks::AckThread;
-use super::batch::{Batch, Body};
+use super::batch::Body;
+use super::catch_up::CatchUp;
+use super::demotion::{Demotion, Discarded};
 use super::follower::{End, FollowerHandle};
-use super::join::{Joiner, Ranges};
+use super::full_sync::Joiner;
+use super::ranges::Ranges;
 use super::socket::SocketWriter;
 use super::status::EvictionReason;
+use super::stream::AttachedQueue;
 use crate::error::Error;
 use crate::protocol::{
     ACCEPTED, FRAME_HEADER, FrameWriter, ProtocolError, REFUSED, START_HEADER, read_node_id, read_secret,
@@ -49,7 +53,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
         }
     };
     let follower = match socket.try_clone() {
-        Ok(clone) => Arc::new(FollowerHandle::new(id, address, clone)),
+        Ok(clone) => Arc::new(FollowerHandle::new(id, address, clone, false)),
         Err(error) => {
             log::error!("follower {id} at {address}: cannot clone its socket: {error}");
             return;
@@ -183,30 +187,41 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     let mut writer = SocketWriter::new(socket, follower.clone(), core.stream.clone(), limit, reason).map_err(broken)?;
     writer.write_all(&FRAME_HEADER).map_err(broken)?;
     let mut frame = Frame::new(writer);
-    let batches = Joiner::new(core, follower, &mut frame, requests).join()?;
+    let mut queue = Joiner::new(core, follower, &mut frame, requests).join()?;
     frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
-    write_batches(core, follower, &mut frame, &batches)
+    while let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? {
+        queue = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+    }
+    Ok(())
 }
 
-/// Writes batches until the channel ends, which is when the follower is detached.
+/// Writes batches until the channel ends, which is when the follower is detached. Returns how it goes on, if it was only
+/// demoted.
 fn write_batches(
     core: &Arc<Core>,
     follower: &FollowerHandle,
     frame: &mut Frame,
-    batches: &Receiver<Arc<Batch>>,
-) -> Result<(), Error> {
+    queue: &AttachedQueue,
+) -> Result<Option<Demotion>, Error> {
     let broken = |error: io::Error| Error::connection("writing to a follower", error);
     let mut ranges = Ranges::new(core, follower);
+    let mut discarded = Discarded::default();
     loop {
-        let batch = match batches.try_recv() {
+        let batch = match queue.batches.try_recv() {
             Ok(batch) => batch,
-            Err(TryRecvError::Disconnected) => return Ok(()),
+            Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 core.stream.now_hungry();
-                let Ok(batch) = batches.recv() else { return Ok(()) };
+                let Ok(batch) = queue.batches.recv() else { break };
                 batch
             }
         };
+        // Not before the batch is taken: see `demotion.rs`.
+        if follower.is_demoted() {
+            discarded.add(&batch);
+            follower.queue.remove(batch.cost());
+            continue;
+        }
         match &batch.body {
             Body::Actions(actions) => {
                 let end = crate::types::StreamPosition(batch.end);
@@ -216,7 +231,12 @@ fn write_batches(
                 follower.written();
             }
             Body::File(range) => ranges.send_queued(frame, range, &batch)?,
+            Body::Control(action) => ranges.send_control(frame, action, &batch)?,
         }
         follower.queue.remove(batch.cost());
     }
+    Ok(queue.demotions.recv().ok().map(|mut demotion| {
+        demotion.discarded.merge(discarded);
+        demotion
+    }))
 }

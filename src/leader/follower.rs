@@ -27,6 +27,8 @@ use crate::types::{NodeId, StreamPosition};
 pub(super) struct FollowerHandle {
     pub(super) id: NodeId,
     pub(super) address: SocketAddr,
+    /// Whether it speaks the extension, or 1.0.0.
+    pub(super) extension: bool,
     connected_at: Instant,
     /// For shutting it down; its own threads have clones to read and write.
     socket: TcpStream,
@@ -43,6 +45,10 @@ pub(super) struct FollowerHandle {
     position: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
     pub(super) sync: SyncCounters,
+    /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
+    demoted: AtomicBool,
+    demotions: AtomicU64,
+    was_in_sync: AtomicBool,
 }
 
 const NOWHERE: u64 = u64::MAX;
@@ -97,6 +103,9 @@ struct InFlight {
     pieces: VecDeque<Piece>,
     /// Action bytes that were or are about to be written.
     sent: u64,
+    /// Whether pieces stand for positions. Not while it is detached: what was on its way when it was demoted must not bring it
+    /// in sync when it is acknowledged.
+    attached: bool,
     /// Action bytes of pieces that are wholly written.
     written: u64,
     acknowledged: u64,
@@ -119,11 +128,12 @@ struct Piece {
 const PIECES_MAX: usize = 65_536;
 
 impl FollowerHandle {
-    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream) -> Self {
+    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream, extension: bool) -> Self {
         let now = Instant::now();
         Self {
             id,
             address,
+            extension,
             connected_at: now,
             socket,
             state: AtomicU8::new(FollowerState::Waiting as u8),
@@ -132,6 +142,7 @@ impl FollowerHandle {
             queue: QueueDepth::default(),
             in_flight: Mutex::new(InFlight {
                 pieces: VecDeque::new(),
+                attached: false,
                 sent: 0,
                 written: 0,
                 acknowledged: 0,
@@ -143,6 +154,9 @@ impl FollowerHandle {
             position: AtomicU64::new(NOWHERE),
             sent_bytes: AtomicU64::new(0),
             sync: SyncCounters::default(),
+            demoted: AtomicBool::new(false),
+            demotions: AtomicU64::new(0),
+            was_in_sync: AtomicBool::new(false),
         }
     }
 
@@ -165,15 +179,48 @@ impl FollowerHandle {
 
     /// It gets all batches from `position` on. Called with the stream locked.
     pub(super) fn attached_at(&self, position: StreamPosition) {
+        let mut in_flight = self.in_flight.lock();
+        in_flight.attached = true;
+        self.demoted.store(false, Ordering::Release);
         self.attached_at.store(position.0, Ordering::Release);
         self.set_state(FollowerState::Attached);
     }
 
-    /// It does not after all: what is left to catch up with is too much.
+    /// It does not after all: what is left to catch up with is too much. Nobody pushes to its queue any more.
     pub(super) fn detached(&self) {
-        self.attached_at.store(NOWHERE, Ordering::Release);
+        self.leave_stream();
         self.queue.clear();
+    }
+
+    /// It does not any more, and catches up from disk again: its queue was full. Called with the stream locked, before
+    /// anything is taken out of the queue but by its writer.
+    pub(super) fn demoted(&self) {
+        self.demoted.store(true, Ordering::Release);
+        self.demotions.fetch_add(1, Ordering::Relaxed);
+        self.leave_stream();
+    }
+
+    fn leave_stream(&self) {
+        let mut in_flight = self.in_flight.lock();
+        in_flight.attached = false;
+        self.attached_at.store(NOWHERE, Ordering::Release);
+        self.position.store(NOWHERE, Ordering::Release);
         self.set_state(FollowerState::CatchingUp);
+    }
+
+    /// Whether what is in its queue is to be discarded.
+    pub(super) fn is_demoted(&self) -> bool {
+        self.demoted.load(Ordering::Acquire)
+    }
+
+    /// Whether it ever was: then the first, and longest, flush of what it was sent is behind it.
+    pub(super) fn was_in_sync(&self) -> bool {
+        self.was_in_sync.load(Ordering::Acquire)
+    }
+
+    /// How often it was demoted.
+    pub(super) fn demotions(&self) -> u64 {
+        self.demotions.load(Ordering::Relaxed)
     }
 
     // ---- the end ----
@@ -231,13 +278,14 @@ impl FollowerHandle {
         }
         in_flight.sent += bytes;
         let (sent_after, position) = (in_flight.sent, position.map(|position| position.0));
+        let attached = in_flight.attached;
         let full = in_flight.pieces.len() >= PIECES_MAX;
         match in_flight.pieces.back_mut() {
             Some(last) if full || bytes == 0 => {
                 last.sent_after = sent_after;
                 last.position = position.or(last.position);
             }
-            None if bytes == 0 => self.passed(position),
+            None if bytes == 0 => self.passed(position.filter(|_| attached)),
             _ => in_flight.pieces.push_back(Piece { sent_after, position, since }),
         }
     }
@@ -268,24 +316,31 @@ impl FollowerHandle {
         if in_flight.pieces.is_empty() {
             self.acknowledged.notify_all();
         }
+        let position = position.filter(|_| in_flight.attached);
         self.passed(position);
         Ok(position.map(StreamPosition))
     }
 
+    /// Called with `in_flight` locked.
     fn passed(&self, position: Option<u64>) {
         let Some(position) = position else { return };
         self.position.store(position, Ordering::Release);
         if self.state() == FollowerState::Attached {
             self.set_state(FollowerState::InSync);
+            self.was_in_sync.store(true, Ordering::Release);
         }
     }
 
     /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which a
-    /// leader that was itself stopped for longer finds one tick gone, not all).
-    pub(super) fn wait_acknowledged(&self, timeout: Duration) -> bool {
+    /// leader that was itself stopped for longer finds one tick gone, not all). Without one somebody else watches it.
+    pub(super) fn wait_acknowledged(&self, timeout: Option<Duration>) -> bool {
         let mut in_flight = self.in_flight.lock();
         let mut ticks_left = TICKS;
         while in_flight.acknowledged < in_flight.sent && !self.has_ended() && ticks_left > 0 {
+            let Some(timeout) = timeout else {
+                self.acknowledged.wait(&mut in_flight);
+                continue;
+            };
             in_flight.progress = false;
             self.acknowledged.wait_for(&mut in_flight, tick(timeout));
             ticks_left = if in_flight.progress { TICKS } else { ticks_left - 1 };
@@ -345,6 +400,7 @@ impl FollowerHandle {
             acknowledged,
             lag_bytes,
             lag,
+            demotions: self.demotions(),
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),

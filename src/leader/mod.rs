@@ -8,13 +8,13 @@
 //!                        ▼                    ▼                    ▼
 //!                  bounded channel      bounded channel      bounded channel
 //!                        ▼                    ▼                    ▼
-//!                  writer thread        writer thread        writer thread    connection.rs, join.rs, socket.rs
+//!                  writer thread        writer thread        writer thread    connection.rs, socket.rs
 //!                  ack thread           ack thread           ack thread       acks.rs
 //! ```
 //!
 //! # Threads
 //!
-//! `leader` seals and pushes batches; `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
+//! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
 //! each connection. All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
@@ -26,15 +26,20 @@
 
 mod accept;
 mod acks;
+mod admission;
 mod batch;
+mod catch_up;
 mod connection;
+mod demotion;
 mod file;
 mod follower;
-mod join;
+mod full_sync;
 mod progress;
+mod ranges;
 mod socket;
 mod status;
 mod stream;
+mod view;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -48,12 +53,12 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
+use self::admission::BulkSlot;
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
-use self::join::BulkSlot;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
-use crate::config::LeaderConfig;
+use crate::config::{LeaderConfig, OnFull};
 use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::Index;
@@ -143,7 +148,7 @@ impl Leader {
             }
         })?;
         let core = Arc::new(Core {
-            stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches)),
+            stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches, config.on_full)),
             exclude,
             dir,
             config,
@@ -158,11 +163,19 @@ impl Leader {
             threads: Group::default(),
             stopping: AtomicBool::new(false),
         });
-        let stream = core.stream.clone();
-        core.threads
-            .spawn("leader", move || stream.run_leader())
-            .map_err(|error| Error::io("start a thread for", core.dir.path(), error))?;
-        Ok(Self { core })
+        let leader = Self { core };
+        leader.start_threads().map_err(|error| Error::io("start a thread for", leader.core.dir.path(), error))?;
+        Ok(leader)
+    }
+
+    fn start_threads(&self) -> io::Result<()> {
+        let stream = self.core.stream.clone();
+        self.core.threads.spawn("leader", move || stream.run_leader())?;
+        if self.core.config.on_full == OnFull::CatchUp {
+            let core = self.core.clone();
+            self.core.threads.spawn("demotion", move || demotion::run(&core))?;
+        }
+        Ok(())
     }
 
     /// Accepts followers on `address` from now on; may be called for several. Returns the address in use, of interest for
@@ -246,6 +259,34 @@ impl Leader {
     pub fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
         let _one_at_a_time = self.core.file_locks.of(path).lock();
         self.core.stream.delete(path, None)
+    }
+
+    /// Announces that a file was renamed, over whatever the new name was, and returns the stream position after it. Never blocks
+    /// on a follower. Followers that know the extension rename theirs; others get it whole under the new name.
+    ///
+    /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace.
+    ///
+    /// # Errors
+    ///
+    /// If the file was not announced and cannot be read under its new name, or the leader is shut down.
+    pub fn rename(&self, from: &RelPath, to: &RelPath) -> Result<StreamPosition, AppendError> {
+        if !self.replicates(to) {
+            return self.delete(from);
+        }
+        match self.core.stream.rename(from, to)? {
+            Some(position) => Ok(position),
+            None => self.replace(to),
+        }
+    }
+
+    /// Announces that the file ends at `len` from now on, and returns the stream position after it. Never blocks on a follower.
+    /// Followers that know the extension cut theirs off; others get it whole.
+    ///
+    /// # Errors
+    ///
+    /// If `len` is beyond the announced length, or the leader is shut down.
+    pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        self.core.stream.truncate(path, len)
     }
 
     /// The announced length of a file; `None` if it was not announced.

@@ -24,6 +24,9 @@ pub struct FollowerStatus {
     pub lag_bytes: Option<u64>,
     /// For how long the oldest of them have been on their way; zero if there are none, `None` until it is attached.
     pub lag: Option<Duration>,
+    /// How often its queue was full since it connected, and it went back to catching up from disk; always 0 with
+    /// [`OnFull::Evict`](crate::config::OnFull::Evict).
+    pub demotions: u64,
     /// Batches waiting in its queue.
     pub queued_batches: usize,
     /// Bytes they hold.

@@ -3,7 +3,8 @@
 //!
 //! # Locks, in the order they are taken
 //!
-//! 1. `cut` — held by a joining follower's thread while it reads a cut of the index. Appenders never take it.
+//! 1. `cut` — held by a joining follower's thread, or by the demotion thread, while it reads a cut of the index. Appenders
+//!    never take it.
 //! 2. `attached` — who gets batches. Held while batches are taken from the stream and pushed, so that every queue has them
 //!    in order. Within it only `try_send`, flags and socket shutdowns: nothing that waits.
 //! 3. `ordered` — index, position and open batch: the critical section of every append. Nothing is awaited within it, and
@@ -22,6 +23,8 @@
 //! What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes itself, which again is only
 //! `try_send`.
 
+mod cuts;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -30,11 +33,15 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::batch::{BATCH_BYTES_MAX, Batch, Buffers, FileRange, RangeKind};
+pub(super) use self::cuts::{AttachedQueue, Tracker, Unqueued};
+use super::batch::{BATCH_BYTES_MAX, Batch, Buffers, ControlAction, FileRange, RangeKind, Step, control_bytes};
+use super::demotion::Demotion;
 use super::follower::FollowerHandle;
-use super::status::EvictionReason;
+use super::status::{EvictionReason, FollowerStatus};
+use crate::config::OnFull;
 use crate::error::AppendError;
-use crate::index::{Cut, Index, TrackerId, Version};
+use crate::index::{Index, Version};
+use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::{RelPath, StreamPosition};
 
@@ -46,9 +53,6 @@ const SEALED_BYTES_MAX: u64 = 4 << 20;
 
 /// Content up to this size goes through memory; beyond it by reference to the file.
 pub(super) const INLINE_BYTES_MAX: u64 = 256 << 10;
-
-/// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
-const CUT_ENTRIES: usize = 256;
 
 /// How long the leader thread rests after a push, and so how long an append may linger; Linux adds about as much again.
 /// An append at a time is announced at once, unless it follows another within this time.
@@ -71,6 +75,10 @@ pub(super) struct Stream {
     pub(super) buffers: Buffers,
     queue_bytes: u64,
     queue_batches: usize,
+    on_full: OnFull,
+    /// Parked until `to_demote`; there is one with [`OnFull::CatchUp`].
+    demotion_thread: OnceLock<Thread>,
+    to_demote: AtomicBool,
 }
 
 struct Attached {
@@ -82,6 +90,25 @@ struct Attached {
 struct Queue {
     follower: Arc<FollowerHandle>,
     sender: Sender<Arc<Batch>>,
+    /// With [`OnFull::CatchUp`].
+    demotable: Option<Demotable>,
+    /// Once it was full, and until the demotion thread takes it off the list.
+    lost: Option<Lost>,
+}
+
+/// What it takes to demote a follower without waiting for its writer.
+struct Demotable {
+    /// The other end of `sender`: a queue is emptied at once, whatever its writer is at.
+    batches: Receiver<Arc<Batch>>,
+    demotion: Sender<Demotion>,
+}
+
+/// What was not queued any more: bounded by [`Stream::lost_bytes_max`].
+struct Lost {
+    /// As it was when the queue was full.
+    status: FollowerStatus,
+    batches: Vec<Arc<Batch>>,
+    bytes: u64,
 }
 
 struct Ordered {
@@ -117,7 +144,7 @@ struct After {
 }
 
 impl Stream {
-    pub(super) fn new(index: Index, queue_bytes: u64, queue_batches: usize) -> Self {
+    pub(super) fn new(index: Index, queue_bytes: u64, queue_batches: usize, on_full: OnFull) -> Self {
         Self {
             cut: Mutex::new(()),
             attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
@@ -139,6 +166,9 @@ impl Stream {
             buffers: Buffers::default(),
             queue_bytes,
             queue_batches,
+            on_full,
+            demotion_thread: OnceLock::new(),
+            to_demote: AtomicBool::new(false),
         }
     }
 
@@ -208,10 +238,9 @@ impl Stream {
         }
         let version = ordered.index.put(path, content.len());
         if version.len == 0 {
-            // Protocol 1.0.0 cannot say "empty". A follower may hold an empty file already, or none: both stand for it.
-            if was.len > 0 {
-                ordered.encode(path, ActionKind::Delete, &[]);
-            }
+            // To a 1.0.0 follower an empty file and none are the same: it may hold either.
+            let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
+            ordered.encode_control(Control::Empty(path.clone()), instead);
         } else {
             ordered.replace_around_temporary(path, version, content);
         }
@@ -235,6 +264,52 @@ impl Stream {
         Ok(self.finish(ordered, after))
     }
 
+    /// Announces that `from` was renamed to `to`, over whatever that was. `false`: `from` is unknown, nothing was announced.
+    pub(super) fn rename(&self, from: &RelPath, to: &RelPath) -> Result<Option<StreamPosition>, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        if !ordered.index.get(from.as_str()).exists() {
+            return Ok(None);
+        }
+        if from != to {
+            let was = ordered.index.get(to.as_str());
+            let version = ordered.index.rename(from, to);
+            let mut instead = vec![Step::Delete(from.clone())];
+            if version.len > 0 {
+                instead.extend(ordered.replace_steps(to, version));
+            } else if was.len > 0 {
+                instead.push(Step::Delete(to.clone()));
+            }
+            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
+        }
+        let after = ordered.after();
+        Ok(Some(self.finish(ordered, after)))
+    }
+
+    /// Announces that `path` ends at `len` from now on, which is less than its announced length.
+    pub(super) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        let was = ordered.index.get(path.as_str());
+        if was.len < len {
+            return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len });
+        }
+        if was.len > len {
+            let version = ordered.index.truncate(path, len);
+            let instead = match len {
+                0 => vec![Step::Delete(path.clone())],
+                _ => ordered.replace_steps(path, version),
+            };
+            ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
+        }
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
+    }
+
     fn finish(&self, ordered: MutexGuard<'_, Ordered>, after: After) -> StreamPosition {
         drop(ordered);
         if after.wake {
@@ -248,6 +323,11 @@ impl Stream {
 
     pub(super) fn position(&self) -> StreamPosition {
         StreamPosition(self.ordered.lock().position)
+    }
+
+    /// Where the file of this generation is now that was under `path`; `None` if there is none any more.
+    pub(super) fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath> {
+        self.ordered.lock().index.find(path, generation)
     }
 
     /// What `path` is now.
@@ -312,6 +392,7 @@ impl Stream {
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.wake_leader();
+        self.wake_demotion();
     }
 
     /// A writer has nothing left to write: what is in the open batch should come.
@@ -323,7 +404,8 @@ impl Stream {
 
     // ---- pushing ----
 
-    /// Seals the open batch and pushes all that is sealed. Whose queue is full is evicted, and gone from the list.
+    /// Seals the open batch and pushes all that is sealed. Whose queue is full is evicted, and gone from the list; or it is
+    /// demoted, which the demotion thread completes.
     pub(super) fn push(&self) {
         let mut attached = self.attached.lock();
         let gone = self.push_locked(&mut attached, |_| ());
@@ -374,24 +456,49 @@ impl Stream {
     }
 
     /// Whether the follower stays.
-    fn push_to(&self, queue: &Queue, batch: &Arc<Batch>) -> bool {
+    fn push_to(&self, queue: &mut Queue, batch: &Arc<Batch>) -> bool {
         let follower = &queue.follower;
         if follower.has_ended() {
             return false;
         }
         let cost = batch.cost();
+        if let Some(lost) = &mut queue.lost {
+            lost.bytes += cost;
+            lost.batches.push(batch.clone());
+            if lost.bytes > self.lost_bytes_max() {
+                follower.evict_at(EvictionReason::QueueFull, StreamPosition(batch.end));
+            }
+            return lost.bytes <= self.lost_bytes_max();
+        }
         // One batch larger than the whole budget passes alone.
         let held = follower.queue.bytes();
         let fits = held == 0 || held + cost <= self.queue_bytes;
         follower.queue.add(cost);
         match if fits { queue.sender.try_send(batch.clone()) } else { Err(TrySendError::Full(batch.clone())) } {
             Ok(()) => true,
+            Err(TrySendError::Full(batch)) if self.on_full == OnFull::CatchUp => {
+                let status = follower.status(StreamPosition(batch.end));
+                follower.queue.remove(cost);
+                follower.demoted();
+                queue.lost = Some(Lost { status, batches: vec![batch], bytes: cost });
+                self.to_demote.store(true, Ordering::Release);
+                self.wake_demotion();
+                true
+            }
             Err(TrySendError::Full(_)) => {
                 follower.evict_at(EvictionReason::QueueFull, StreamPosition(batch.end));
                 false
             }
             Err(TrySendError::Disconnected(_)) => false,
         }
+    }
+
+    /// How much a full queue may lose while the demotion thread waits for its turn to make a cut; beyond it the follower is
+    /// evicted after all. As much as a queue holds, so that what is held for a follower at most doubles, for as long as that
+    /// takes; queues that are small only for a test are not held to it.
+    fn lost_bytes_max(&self) -> u64 {
+        const SMALLEST: u64 = 16 << 20;
+        self.queue_bytes.max(SMALLEST)
     }
 
     /// Provides buffers where no append waits for their allocation.
@@ -403,6 +510,27 @@ impl Stream {
         let spares: Vec<_> =
             returned.into_iter().chain(std::iter::repeat_with(|| self.buffers.take())).take(missing).collect();
         self.ordered.lock().spares.extend(spares);
+    }
+
+    // ---- the demotion thread ----
+
+    /// Waits until a follower is to be demoted. `false`: [`stop`](Self::stop) was called.
+    pub(super) fn wait_to_demote(&self) -> bool {
+        self.demotion_thread.get_or_init(std::thread::current);
+        while !self.stopped.load(Ordering::Acquire) {
+            if self.to_demote.swap(false, Ordering::AcqRel) {
+                return true;
+            }
+            // As for the leader thread.
+            std::thread::park_timeout(TICK);
+        }
+        false
+    }
+
+    fn wake_demotion(&self) {
+        if let Some(thread) = self.demotion_thread.get() {
+            thread.unpark();
+        }
     }
 
     /// Takes a follower that has ended off the list, so that its writer sees the channel's end.
@@ -421,27 +549,6 @@ impl Stream {
     pub(super) fn any_attached(&self, mut is_so: impl FnMut(&FollowerHandle) -> bool) -> bool {
         self.attached.lock().followers.iter().any(|queue| is_so(&queue.follower))
     }
-
-    // ---- cuts ----
-
-    /// Begins to track changes for a joining follower.
-    pub(super) fn track(self: &Arc<Self>) -> Tracker {
-        let id = self.ordered.lock().index.track();
-        Tracker { stream: self.clone(), id }
-    }
-
-    fn read_cut(&self, cut: &Cut) -> Vec<(RelPath, Version)> {
-        let slots = cut.slots();
-        let mut files = Vec::with_capacity(slots.len());
-        for slots in slots.chunks(CUT_ENTRIES) {
-            let ordered = self.ordered.lock();
-            files.extend(slots.iter().map(|&slot| {
-                let (path, version) = ordered.index.at(cut, slot);
-                (path.clone(), version)
-            }));
-        }
-        files
-    }
 }
 
 /// Bytes announced.
@@ -459,71 +566,6 @@ impl Content<'_> {
             Self::OnDisk(len) => len,
         }
     }
-}
-
-/// A joining follower's interest in what changes.
-pub(super) struct Tracker {
-    stream: Arc<Stream>,
-    id: TrackerId,
-}
-
-impl Tracker {
-    /// All files, as of one moment.
-    pub(super) fn all(&self) -> Vec<(RelPath, Version)> {
-        let stream = &self.stream;
-        let _reading = stream.cut.lock();
-        let cut = stream.ordered.lock().index.cut_all(self.id);
-        let mut files = stream.read_cut(&cut);
-        files.retain(|(_, version)| version.exists());
-        files
-    }
-
-    /// The files that changed since the last cut, as of one moment; those that were deleted are absent.
-    pub(super) fn changes(&self) -> Vec<(RelPath, Version)> {
-        let stream = &self.stream;
-        let _reading = stream.cut.lock();
-        let cut = stream.ordered.lock().index.cut_changed(self.id);
-        stream.read_cut(&cut)
-    }
-
-    /// Like [`changes`](Self::changes), and from that very moment on the follower gets all batches.
-    pub(super) fn attach(&self, follower: &Arc<FollowerHandle>) -> Attachment {
-        let stream = &self.stream;
-        let (sender, batches) = crossbeam_channel::bounded(stream.queue_batches);
-        let _reading = stream.cut.lock();
-        let mut attached = stream.attached.lock();
-        let mut at = None;
-        let gone = stream.push_locked(&mut attached, |ordered| {
-            at = Some((ordered.index.cut_changed(self.id), StreamPosition(ordered.position)));
-            ordered.queues += 1;
-        });
-        let (cut, position) = at.expect("push_locked calls it");
-        follower.attached_at(position);
-        attached.followers.push(Queue { follower: follower.clone(), sender });
-        drop(attached);
-        drop(gone);
-        // Who ended it meanwhile has found nothing to detach, and without that its writer would wait for ever.
-        if follower.has_ended() {
-            stream.detach(follower);
-        }
-        Attachment { changes: stream.read_cut(&cut), position, batches }
-    }
-}
-
-impl Drop for Tracker {
-    fn drop(&mut self) {
-        self.stream.ordered.lock().index.untrack(self.id);
-        while self.stream.ordered.lock().index.sweep(CUT_ENTRIES) {}
-    }
-}
-
-/// What [`Tracker::attach`] gives.
-pub(super) struct Attachment {
-    pub(super) changes: Vec<(RelPath, Version)>,
-    /// The moment.
-    pub(super) position: StreamPosition,
-    /// All batches from there on.
-    pub(super) batches: Receiver<Arc<Batch>>,
 }
 
 impl Ordered {
@@ -565,6 +607,33 @@ impl Ordered {
         if self.queues > 0 {
             self.sealed.push(Arc::new(Batch::file(self.position, range)));
         }
+    }
+
+    /// What 1.0.0 has no words for is a batch of its own.
+    fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
+        if self.queues > 0 {
+            self.seal();
+        }
+        self.position += control_bytes(&control);
+        if self.queues > 0 {
+            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
+        }
+    }
+
+    /// A replace by reference for 1.0.0 followers; with a replicated temporary as in
+    /// [`replace_around_temporary`](Self::replace_around_temporary).
+    fn replace_steps(&self, path: &RelPath, version: Version) -> Vec<Step> {
+        let temporary = temporary_of(path)
+            .map(|temporary| (self.index.get(temporary.as_str()), temporary))
+            .filter(|(version, _)| version.exists());
+        let mut steps = vec![Step::Send(whole(path, version))];
+        if let Some((version, temporary)) = temporary {
+            steps.insert(0, Step::Delete(temporary.clone()));
+            if version.len > 0 {
+                steps.push(Step::Send(whole(&temporary, version)));
+            }
+        }
+        steps
     }
 
     /// A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a replicated file of that name: that one goes

@@ -19,6 +19,7 @@ pub mod fake_leader;
 pub mod lavinmq;
 pub mod logs;
 pub mod processes;
+pub mod relay;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);

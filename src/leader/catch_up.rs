@@ -1,0 +1,123 @@
+//! Catching up: from a view of what a follower has to the stream, for who has just synced and for who was demoted.
+//!
+//! In *rounds*: what changed since the last cut is read from disk and sent, as ordinary actions. In each the follower attaches to
+//! the stream at the very moment of the cut; if what is then left to catch up with is more than a quarter of its queue could
+//! hold up for, it is detached again, and the next round is shorter. A round ends when it is acknowledged.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Core;
+use super::batch::Step;
+use super::connection::Frame;
+use super::demotion::Demotion;
+use super::follower::FollowerHandle;
+use super::ranges::{Ranges, broken, gone};
+use super::status::{EvictionReason, FollowerState};
+use super::stream::{AttachedQueue, Tracker};
+use super::view::View;
+use crate::error::Error;
+use crate::index::Version;
+use crate::types::{RelPath, StreamPosition};
+
+pub(super) struct CatchUp<'a> {
+    pub(super) core: &'a Arc<Core>,
+    pub(super) follower: &'a Arc<FollowerHandle>,
+    pub(super) frame: &'a mut Frame,
+    pub(super) ranges: Ranges<'a>,
+    pub(super) view: View,
+    /// How long it may acknowledge nothing of a round; `None` if the ack thread watches that.
+    pub(super) ack_timeout: Option<Duration>,
+}
+
+impl<'a> CatchUp<'a> {
+    /// Brings a demoted follower back to the stream. Once it was in sync, its ack thread watches it as it does in the stream.
+    pub(super) fn after_demotion(
+        core: &'a Arc<Core>,
+        follower: &'a Arc<FollowerHandle>,
+        frame: &'a mut Frame,
+        demotion: Demotion,
+    ) -> Result<AttachedQueue, Error> {
+        let Demotion { files, tracker, discarded } = demotion;
+        let (view, changes) = View::behind(&files, discarded, follower.extension);
+        drop(files);
+        let ranges = Ranges::new(core, follower);
+        let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
+        Self { core, follower, frame, ranges, view, ack_timeout }.run(&tracker, changes)
+    }
+
+    /// Blocks until the follower is attached and was sent all that came before; returns what comes after. What it lacks of
+    /// `changes`, as of the tracker's last cut, comes first.
+    pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<AttachedQueue, Error> {
+        let quarter = self.core.config.queue_bytes / 4;
+        self.follower.set_state(FollowerState::CatchingUp);
+        self.wait_acknowledged()?;
+        let mut last_bytes = 0;
+        if !changes.is_empty() {
+            let steps = self.view.plan(changes);
+            self.round(steps, &mut last_bytes)?;
+        }
+        loop {
+            // What changed during a round is some part of what the round moved, if the follower is faster than the writers.
+            if last_bytes <= quarter {
+                let attachment = tracker.attach(self.follower);
+                let steps = self.view.plan(attachment.changes);
+                let bytes = steps.iter().map(Step::bytes).sum::<u64>();
+                if bytes <= quarter {
+                    self.send(steps, Some(attachment.position))?;
+                    self.follower.sending(0, Some(attachment.position), Instant::now());
+                    self.core.progress.changed();
+                    log::info!("follower {} at {} follows the stream", self.follower.id, self.follower.address);
+                    return Ok(attachment.queue);
+                }
+                self.core.stream.detach(self.follower);
+                drop(attachment.queue.batches);
+                // If it was full already, the demotion thread is at it: nobody may be when it is used again.
+                let _ = attachment.queue.demotions.recv();
+                self.follower.detached();
+                self.round(steps, &mut last_bytes)?;
+            } else {
+                let steps = self.view.plan(tracker.changes());
+                self.round(steps, &mut last_bytes)?;
+            }
+        }
+    }
+
+    fn round(&mut self, steps: Vec<Step>, last_bytes: &mut u64) -> Result<(), Error> {
+        let bytes = steps.iter().map(Step::bytes).sum::<u64>();
+        let FollowerHandle { id, address, .. } = &**self.follower;
+        if *last_bytes > 0 && bytes >= *last_bytes {
+            log::warn!(
+                "follower {id} at {address} catches up no faster than writers append: {bytes} bytes are missing"
+            );
+        } else {
+            log::info!("follower {id} at {address} catches up: {bytes} bytes are missing");
+        }
+        *last_bytes = bytes;
+        self.send(steps, None)?;
+        self.wait_acknowledged()
+    }
+
+    fn send(&mut self, steps: Vec<Step>, attached: Option<StreamPosition>) -> Result<(), Error> {
+        for step in steps {
+            // Once attached, what mends a void file is in the queue already.
+            if let Err(path) = self.ranges.send_step(self.frame, &step)?
+                && attached.is_none()
+            {
+                self.view.void(&path);
+            }
+        }
+        self.frame.flush().map_err(broken)?;
+        self.follower.written();
+        Ok(())
+    }
+
+    fn wait_acknowledged(&mut self) -> Result<(), Error> {
+        if self.follower.wait_acknowledged(self.ack_timeout) {
+            return Ok(());
+        }
+        self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());
+        Err(gone())
+    }
+}

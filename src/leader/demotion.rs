@@ -1,0 +1,325 @@
+//! Demoting a follower: from a full queue back to catching up from disk, on the same connection
+//! ([`OnFull::CatchUp`](crate::config::OnFull::CatchUp)).
+//!
+//! 1. Whoever pushes finds the queue full. The follower leaves the stream at once (`FollowerHandle::demoted`), and what would
+//!    have come next is kept aside (`Lost` in `stream.rs`), so that nothing is missing up to the cut:
+//! 2. The *demotion thread* (`demotion`, one a leader, only with this setting) makes a cut of the index, takes the queue off the
+//!    list at that very moment, and empties it, whatever the writer is blocked in: memory is given back now and not
+//!    when the follower moves. Of the discarded batches only [`Discarded`] is left: how much of which file.
+//! 3. The writer thread finishes the batch it is at, discards what it takes out of the queue after that, and at the queue's
+//!    end finds the [`Demotion`]. The files as of the cut, less what was discarded, are what the follower has: from there it
+//!    goes on as after a full sync (`catch_up.rs`).
+//!
+//! What is discarded is folded without regard to order: the bytes of appends add up, and anything else makes the file
+//! void. So it does not matter who took which batch out of the queue. A batch is either written or discarded as a whole, because
+//! the writer looks at the flag *after* it took a batch: if it is not set by then, all batches taken out so far were the writer's.
+//!
+//! Followers whose queues are full at the same time share one cut. The thread takes the stream's locks (`cut`, `attached`,
+//! `ordered`), none while it folds, logs or hands over; it ends with the leader thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::Core;
+use super::batch::{Batch, Body, RangeKind};
+use super::status::FollowerStatus;
+use super::stream::{Tracker, Unqueued};
+use crate::index::Version;
+use crate::protocol::extension::Control;
+use crate::protocol::{ActionDecoder, ActionKind, Event};
+use crate::types::RelPath;
+
+/// What a writer needs to go on from disk.
+pub(super) struct Demotion {
+    /// All files as of the cut.
+    pub(super) files: Arc<Vec<(RelPath, Version)>>,
+    /// What changes from the cut on.
+    pub(super) tracker: Tracker,
+    /// What the follower was not sent up to the cut.
+    pub(super) discarded: Discarded,
+}
+
+/// The demotion thread's life: ends when the stream is stopped.
+pub(super) fn run(core: &Core) {
+    let stream = &core.stream;
+    while stream.wait_to_demote() {
+        let (unqueued, files) = stream.unqueue_lost();
+        let files = Arc::new(files);
+        for unqueued in unqueued {
+            demote(unqueued, files.clone());
+        }
+        // Who waits for followers does not wait for these.
+        core.progress.changed();
+    }
+}
+
+fn demote(unqueued: Unqueued, files: Arc<Vec<(RelPath, Version)>>) {
+    let Unqueued { follower, status, tracker, batches, lost, demotion, sender } = unqueued;
+    let mut discarded = Discarded::default();
+    for batch in batches.try_iter() {
+        discarded.add(&batch);
+        follower.queue.remove(batch.cost());
+    }
+    for batch in lost {
+        discarded.add(&batch);
+    }
+    log::warn!("{}", line(&status, discarded.0.len()));
+    // Fails if the connection has ended meanwhile.
+    let _ = demotion.send(Demotion { files, tracker, discarded });
+    drop(sender);
+}
+
+/// Like an eviction's.
+fn line(status: &FollowerStatus, files: usize) -> String {
+    let lag = match (status.lag_bytes, status.lag) {
+        (Some(bytes), Some(time)) => format!("{bytes} bytes / {:.3} s", time.as_secs_f64()),
+        _ => "unknown".to_owned(),
+    };
+    format!(
+        "demoted follower: queue full; address {}, id {}, {}, lag {lag}, queue {} batches / {} bytes; it catches up from disk, with \
+         {files} files to begin with",
+        status.address, status.id, status.state, status.queued_batches, status.queued_bytes
+    )
+}
+
+/// What discarded batches would have changed.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Discarded(HashMap<RelPath, Missing, foldhash::fast::RandomState>);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Missing {
+    /// This many bytes were appended, and nothing else happened to the file.
+    Tail(u64),
+    /// It was replaced or deleted.
+    Void,
+}
+
+impl Discarded {
+    pub(super) fn add(&mut self, batch: &Batch) {
+        match &batch.body {
+            Body::Actions(actions) => actions.with_raw(|raw| self.add_actions(raw)),
+            Body::File(range) => self.note(
+                &range.path,
+                match range.kind {
+                    RangeKind::Append => Missing::Tail(range.len),
+                    RangeKind::Replace | RangeKind::Patch => Missing::Void,
+                },
+            ),
+            Body::Control(action) => match &action.control {
+                Control::Rename { from, to } => {
+                    self.note(from, Missing::Void);
+                    self.note(to, Missing::Void);
+                }
+                Control::Truncate { path, .. } | Control::Empty(path) => self.note(path, Missing::Void),
+                // The others change no file.
+                _ => {}
+            },
+        }
+    }
+
+    fn add_actions(&mut self, mut raw: &[u8]) {
+        let mut decoder = ActionDecoder::new();
+        while let Some(event) = decoder.next(&mut raw).expect("our own actions") {
+            if let Event::Action { path, kind } = event {
+                let missing = match kind {
+                    ActionKind::Append(bytes) => Missing::Tail(bytes),
+                    ActionKind::Replace(_) | ActionKind::Delete => Missing::Void,
+                };
+                self.note(&path, missing);
+            }
+        }
+    }
+
+    /// Adds what the writer discarded itself.
+    pub(super) fn merge(&mut self, other: Self) {
+        for (path, missing) in other.0 {
+            self.note(&path, missing);
+        }
+    }
+
+    fn note(&mut self, path: &RelPath, missing: Missing) {
+        match (self.0.get_mut(path), missing) {
+            (Some(Missing::Tail(bytes)), Missing::Tail(more)) => *bytes += more,
+            (Some(noted), _) => *noted = Missing::Void,
+            (None, _) => {
+                self.0.insert(path.clone(), missing);
+            }
+        }
+    }
+
+    pub(super) fn into_files(self) -> impl Iterator<Item = (RelPath, Missing)> {
+        self.0.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::leader::batch::Step;
+    use crate::leader::batch::{Buffers, FileRange};
+    use crate::leader::view::View;
+    use crate::protocol::{BlockEncoder, encode_action_header};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Append(u8, u8),
+        /// By reference.
+        AppendRange(u8, u8),
+        Replace(u8, u8),
+        ReplaceRange(u8, u8),
+        Delete(u8),
+        /// Makes an empty file of it, where there is none or one that is empty: nothing of that is in the stream.
+        Empty(u8),
+    }
+
+    /// Files by name: generation, content. What is empty stands for what is not there.
+    type Files = BTreeMap<RelPath, (u64, Vec<u8>)>;
+
+    fn name(name: u8) -> RelPath {
+        RelPath::new(&format!("f{name}")).unwrap()
+    }
+
+    /// Does it to the leader's files, and returns the batch that says so.
+    fn change(files: &mut Files, change: &Change, at: u64) -> Option<Batch> {
+        let (Change::Append(file, len)
+        | Change::AppendRange(file, len)
+        | Change::Replace(file, len)
+        | Change::ReplaceRange(file, len)) = change
+        else {
+            return without_content(files, change, at);
+        };
+        let path = name(*file);
+        let bytes: Vec<u8> = (0..=*len).map(|byte| byte ^ u8::try_from(at % 251).unwrap()).collect();
+        let bytes_len = bytes.len() as u64;
+        let append = matches!(change, Change::Append(..) | Change::AppendRange(..));
+        let entry = files.entry(path.clone()).or_insert((at, Vec::new()));
+        let offset = if append { entry.1.len() as u64 } else { 0 };
+        if append {
+            entry.1.extend_from_slice(&bytes);
+        } else {
+            *entry = (at, bytes.clone());
+        }
+        let generation = entry.0;
+        let kind = if append { RangeKind::Append } else { RangeKind::Replace };
+        Some(match change {
+            Change::AppendRange(..) | Change::ReplaceRange(..) => {
+                Batch::file(at, FileRange { path, generation, kind, offset, len: bytes_len })
+            }
+            _ => {
+                let kind = if append { ActionKind::Append(bytes_len) } else { ActionKind::Replace(bytes_len) };
+                let mut raw = Vec::new();
+                encode_action_header(&mut raw, &path, kind);
+                raw.extend_from_slice(&bytes);
+                Batch::actions(at, raw)
+            }
+        })
+    }
+
+    fn without_content(files: &mut Files, change: &Change, at: u64) -> Option<Batch> {
+        match change {
+            Change::Empty(file) => {
+                let path = name(*file);
+                if files.get(&path).is_none_or(|file| file.1.is_empty()) {
+                    files.insert(path, (at, Vec::new()));
+                }
+                None
+            }
+            Change::Delete(file) => {
+                let path = name(*file);
+                files.remove(&path)?;
+                let mut raw = Vec::new();
+                encode_action_header(&mut raw, &path, ActionKind::Delete);
+                Some(Batch::actions(at, raw))
+            }
+            _ => unreachable!("it has content"),
+        }
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        let file = || 0..5_u8;
+        prop_oneof![
+            4 => (file(), any::<u8>()).prop_map(|(file, len)| Change::Append(file, len)),
+            2 => (file(), any::<u8>()).prop_map(|(file, len)| Change::AppendRange(file, len)),
+            1 => (file(), any::<u8>()).prop_map(|(file, len)| Change::Replace(file, len)),
+            1 => (file(), any::<u8>()).prop_map(|(file, len)| Change::ReplaceRange(file, len)),
+            2 => file().prop_map(Change::Delete),
+            1 => file().prop_map(Change::Empty),
+        ]
+    }
+
+    fn not_empty(files: &Files) -> BTreeMap<&RelPath, &[u8]> {
+        files.iter().filter(|(_, file)| !file.1.is_empty()).map(|(path, file)| (path, &file.1[..])).collect()
+    }
+
+    proptest! {
+        /// Whatever was delivered and whatever discarded, whoever discarded it and in whichever form: the steps planned from
+        /// the view bring the follower to the cut.
+        #[test]
+        fn what_is_discarded_is_made_up_for(
+            changes in prop::collection::vec(any_change(), 0..60),
+            delivered in 0..60_usize,
+            by_writer in any::<u64>(),
+        ) {
+            let mut leader = Files::new();
+            let mut follower = Files::new();
+            let (mut discarded, mut by_the_writer) = (Discarded::default(), Discarded::default());
+            for (at, one) in changes.iter().enumerate() {
+                let batch = change(&mut leader, one, at as u64 + 1);
+                if at < delivered {
+                    follower = leader.clone();
+                } else if let Some(batch) = batch {
+                    if let (true, Body::Actions(actions)) = (at % 2 == 0, &batch.body) {
+                        actions.blocks(&mut BlockEncoder::default(), &Buffers::default());
+                    }
+                    let writers = by_writer >> (at % 64) & 1 == 1;
+                    (if writers { &mut by_the_writer } else { &mut discarded }).add(&batch);
+                }
+            }
+            discarded.merge(by_the_writer);
+            let version = |file: &(u64, Vec<u8>)| Version { generation: file.0, len: file.1.len() as u64 };
+            let at_cut: Vec<_> = leader.iter().map(|(path, file)| (path.clone(), version(file))).collect();
+            let (mut view, changes) = View::behind(&at_cut, discarded, false);
+            for step in view.plan(changes) {
+                match step {
+                    Step::Delete(path) => drop(follower.remove(&path)),
+                    Step::Control(control) => panic!("{control:?}"),
+                    Step::Send(range) => {
+                        let content = &leader[&range.path].1;
+                        let offset = usize::try_from(range.offset).unwrap();
+                        prop_assert_eq!(range.offset + range.len, content.len() as u64);
+                        let file = follower.entry(range.path.clone()).or_default();
+                        match range.kind {
+                            RangeKind::Append => prop_assert_eq!(file.1.len(), offset, "{}", range.path),
+                            RangeKind::Replace => file.1.clear(),
+                            RangeKind::Patch => panic!("nothing to patch"),
+                        }
+                        file.1.extend_from_slice(&content[offset..]);
+                    }
+                }
+            }
+            prop_assert_eq!(not_empty(&follower), not_empty(&leader));
+            prop_assert!(view.plan(at_cut).is_empty(), "the view is at the cut");
+        }
+    }
+
+    #[test]
+    fn only_appends_leave_something_to_build_on() {
+        let mut raw = Vec::new();
+        for (file, kind) in [
+            (0, ActionKind::Append(3)),
+            (1, ActionKind::Append(4)),
+            (1, ActionKind::Delete),
+            (0, ActionKind::Append(5)),
+            (1, ActionKind::Append(6)),
+        ] {
+            encode_action_header(&mut raw, &name(file), kind);
+            raw.resize(raw.len() + usize::try_from(kind.payload_bytes()).unwrap(), b'x');
+        }
+        let mut discarded = Discarded::default();
+        discarded.add(&Batch::actions(1, raw));
+        assert_eq!(discarded.0.get(&name(0)), Some(&Missing::Tail(8)));
+        assert_eq!(discarded.0.get(&name(1)), Some(&Missing::Void));
+    }
+}

@@ -1,0 +1,186 @@
+//! Ranges of files, read from disk for one follower.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Core;
+use super::batch::{Batch, ControlAction, FileRange, Step};
+use super::connection::Frame;
+use super::follower::FollowerHandle;
+use crate::error::{AppendError, Error};
+use crate::index::Version;
+use crate::index::hash::is_no_file;
+use crate::protocol::extension::Control;
+use crate::protocol::{ActionKind, encode_action_header};
+use crate::types::{RelPath, StreamPosition};
+
+pub(super) fn broken(error: io::Error) -> Error {
+    Error::connection("while a follower joins", error)
+}
+
+/// The connection ended while we waited for something; why is noted already, or follows from here.
+pub(super) fn gone() -> Error {
+    broken(ErrorKind::ConnectionAborted.into())
+}
+/// Sends ranges of files: those of catch-up rounds, and those that stand in batches.
+pub(super) struct Ranges<'a> {
+    core: &'a Arc<Core>,
+    follower: &'a FollowerHandle,
+    buffer: Vec<u8>,
+    /// Files of which a range in the stream was void, and perhaps mended since.
+    spoiled: HashSet<RelPath>,
+}
+
+impl<'a> Ranges<'a> {
+    pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new() }
+    }
+
+    /// Sends a range that stands in the stream.
+    pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
+        let begin = batch.end - range.action_bytes();
+        if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
+            self.spoiled.insert(range.path.clone());
+        }
+        frame.flush().map_err(broken)?;
+        self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Sends a control that stands in the stream, or to a 1.0.0 follower what it gets instead.
+    pub(super) fn send_control(
+        &mut self,
+        frame: &mut Frame,
+        action: &ControlAction,
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        // A rename or truncation of what a void range left incomplete would not make it whole.
+        let spoiled = match &action.control {
+            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => self.spoiled.remove(path),
+            _ => false,
+        };
+        if self.follower.extension && !spoiled {
+            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
+        } else {
+            for step in &action.instead {
+                let _ = self.send_step(frame, step)?;
+            }
+        }
+        frame.flush().map_err(broken)?;
+        self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Sends a step that stands outside the stream; `Err` within is the file that is void after it.
+    pub(super) fn send_step(&mut self, frame: &mut Frame, step: &Step) -> Result<Result<(), RelPath>, Error> {
+        let mut action = Vec::new();
+        match step {
+            Step::Delete(path) => encode_action_header(&mut action, path, ActionKind::Delete),
+            Step::Control(control) => control.encode(&mut action),
+            Step::Send(range) => {
+                let intact = self.send(frame, range, |_| None)?;
+                return Ok(if intact { Ok(()) } else { Err(range.path.clone()) });
+            }
+        }
+        self.follower.sending(action.len() as u64, None, Instant::now());
+        frame.write_all(&action).map_err(broken)?;
+        Ok(Ok(()))
+    }
+
+    /// Writes the range as actions; `at` tells the position after so many of its action bytes. `false`: it is void, and
+    /// was not sent or ends in zeros.
+    pub(super) fn send(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
+    ) -> Result<bool, Error> {
+        let version = Version { generation: range.generation, len: range.offset + range.len };
+        let Some(mut file) = self.open(&range.path, version, version.len)? else {
+            self.mend(&range.path, version)?;
+            return Ok(false);
+        };
+        file.seek(SeekFrom::Start(range.offset)).map_err(|error| self.unreadable(&range.path, error))?;
+        let mut done = 0;
+        let mut header = Vec::new();
+        let mut intact = true;
+        for piece in range.pieces() {
+            header.clear();
+            range.encode_header(&mut header, piece);
+            let bytes = header.len() as u64 + piece.1;
+            done += bytes;
+            let (position, since) = at(done).unzip();
+            self.follower.sending(bytes, position, since.unwrap_or_else(Instant::now));
+            frame.write_all(&header).map_err(broken)?;
+            intact &= self.copy(frame, &range.path, &mut file, piece.1)?;
+        }
+        if !intact {
+            self.mend(&range.path, version)?;
+        }
+        Ok(intact)
+    }
+
+    /// Opens the file if it is still what `version` says, with at least `len` bytes.
+    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<File>, Error> {
+        // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
+        // is newer, and then the index will say so.
+        let Some(path) = &self.core.stream.find(path, version.generation) else { return Ok(None) };
+        let opened = File::open(path.below(self.core.dir.path()))
+            .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
+        match opened {
+            Ok(file) => Ok(file),
+            Err(error) if is_no_file(&error) => Ok(None),
+            Err(error) => Err(self.unreadable(path, error)),
+        }
+    }
+
+    /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
+    pub(super) fn copy(&mut self, frame: &mut Frame, path: &RelPath, file: &mut File, len: u64) -> Result<bool, Error> {
+        const BUFFER_BYTES: usize = 256 << 10;
+        self.buffer.resize(BUFFER_BYTES, 0);
+        let mut left = len;
+        let mut intact = true;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+            let mut length = 0;
+            if intact {
+                length = file.read(&mut self.buffer[..want]).map_err(|error| self.unreadable(path, error))?;
+            }
+            if length == 0 {
+                self.buffer.fill(0);
+                intact = false;
+                length = want;
+            }
+            frame.write_all(&self.buffer[..length]).map_err(broken)?;
+            self.follower.sync.bytes_sent.fetch_add(length as u64, Ordering::Relaxed);
+            left -= length as u64;
+        }
+        Ok(intact)
+    }
+
+    /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now.
+    pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
+        let Some(path) = &self.core.stream.find(path, believed.generation) else { return Ok(()) };
+        log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
+        match self.core.announce_from_disk(path, Some(believed.generation)) {
+            Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
+            Err(AppendError::Io { source, .. }) if is_no_file(&source) => {
+                // Refused only when shutting down.
+                let _ = self.core.stream.delete(path, Some(believed.generation));
+                Ok(())
+            }
+            Err(AppendError::Io { source, .. }) => Err(self.unreadable(path, source)),
+            Err(error) => Err(self.unreadable(path, io::Error::other(error))),
+        }
+    }
+
+    fn unreadable(&self, path: &RelPath, error: io::Error) -> Error {
+        Error::io("read", path.below(self.core.dir.path()), error)
+    }
+}

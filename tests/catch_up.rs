@@ -1,0 +1,195 @@
+//! Followers that fall behind and are demoted to catching up from disk instead of evicted: they end with exact copies, on the
+//! same connection.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use paceline::leader::{EvictionReason, FollowerState, FollowerStatus};
+use paceline::{LeaderConfig, NodeId, OnFull};
+use support::relay::Relay;
+use support::{PATIENCE, TestFollower, TestLeader, logs, noise, wait_until};
+
+/// No deadline is near but that of the queue, which is short.
+fn demoting(config: &mut LeaderConfig) {
+    config.on_full = OnFull::CatchUp;
+    config.queue_bytes = 1 << 20;
+    config.write_timeout = PATIENCE;
+    config.ack_timeout = PATIENCE;
+}
+
+/// A leader and a follower in sync, over a link that can be held up.
+fn scene(change: impl FnOnce(&mut LeaderConfig)) -> (TestLeader, Relay, TestFollower) {
+    let leader = TestLeader::with(|config| {
+        demoting(config);
+        change(config);
+    });
+    let relay = Relay::start(leader.address);
+    leader.append("log", b"from before ");
+    leader.append("untouched", b"and never again");
+    let follower = TestFollower::on(relay.address, tempfile::tempdir().unwrap());
+    leader.wait_state(follower.follower.id(), FollowerState::InSync);
+    (leader, relay, follower)
+}
+
+fn status(leader: &TestLeader, id: NodeId) -> FollowerStatus {
+    leader.leader.followers().into_iter().find(|follower| follower.id == id).expect("it is connected")
+}
+
+/// Appends until the follower's queue was full `times` times.
+fn append_until_demoted(leader: &TestLeader, id: NodeId, times: u64) {
+    let bytes = noise(50_000);
+    wait_until("the follower is demoted", || {
+        leader.append("log", &bytes);
+        status(leader, id).demotions >= times
+    });
+}
+
+/// It stayed connected all along, and its copy is exact.
+fn assert_unbroken(leader: &TestLeader, follower: &TestFollower, connected_from: std::net::SocketAddr) {
+    leader.assert_copies(&[follower]);
+    assert_eq!(status(leader, follower.follower.id()).address, connected_from, "it connected again");
+    assert!(leader.leader.evictions().is_empty(), "{:?}", leader.leader.evictions());
+    leader.shut_down();
+}
+
+#[test]
+fn a_follower_whose_queue_is_full_catches_up_on_its_connection() {
+    let (leader, relay, follower) = scene(|_| ());
+    let id = follower.follower.id();
+    let address = status(&leader, id).address;
+    relay.hold();
+    append_until_demoted(&leader, id, 1);
+    let demoted = status(&leader, id);
+    assert_eq!(demoted.state, FollowerState::CatchingUp);
+    assert_eq!((demoted.acknowledged, demoted.lag_bytes), (None, None), "it is not in sync");
+    wait_until("its queue is given back, although it reads nothing", || status(&leader, id).queued_batches <= 1);
+    relay.release();
+    leader.wait_in_sync(1);
+    let named = format!("id {id},");
+    let lines = logs::lines(&["WARN demoted follower: queue full; address", &named, "in sync, lag", "queue"]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_unbroken(&leader, &follower, address);
+}
+
+#[test]
+fn what_is_discarded_may_be_of_any_kind() {
+    let (leader, relay, follower) = scene(|_| ());
+    let id = follower.follower.id();
+    let address = status(&leader, id).address;
+    for name in ["replaced", "deleted", "made-again", "by-reference", "emptied", "tmp-twin", "tmp-twin.tmp"] {
+        leader.append(name, name.as_bytes());
+    }
+    leader.wait_in_sync(1);
+    relay.hold();
+    // Behind this its writer waits; all that follows is discarded.
+    leader.append("log", &noise(4 << 20));
+    leader.replace("replaced", b"something else");
+    leader.append("replaced", b", and more");
+    leader.replace("tmp-twin", b"by way of its twin");
+    leader.delete("deleted");
+    leader.delete("made-again");
+    leader.append("made-again", b"new");
+    leader.append("by-reference", &noise(700_000));
+    leader.append("by-reference", b"and a little");
+    leader.replace("by-reference-too", &noise(300_000));
+    leader.replace("emptied", b"");
+    leader.append("short-lived", b"x");
+    leader.delete("short-lived");
+    append_until_demoted(&leader, id, 1);
+    // After the cut, and before it goes on.
+    leader.append("replaced", b", and yet more");
+    leader.append("made-again", b"er");
+    leader.delete("by-reference-too");
+    relay.release();
+    assert_unbroken(&leader, &follower, address);
+}
+
+#[test]
+fn a_follower_may_be_demoted_again_and_again() {
+    let (leader, relay, follower) = scene(|_| ());
+    let id = follower.follower.id();
+    let address = status(&leader, id).address;
+    for times in 1..=3 {
+        relay.hold();
+        append_until_demoted(&leader, id, times);
+        relay.release();
+        leader.wait_in_sync(1);
+    }
+    assert_eq!(status(&leader, id).demotions, 3);
+    assert_unbroken(&leader, &follower, address);
+}
+
+/// Ends the writers of a test, also of one that fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_follower_slower_than_the_writers_is_kept_and_ends_exact() {
+    let (leader, relay, follower) = scene(|_| ());
+    let id = follower.follower.id();
+    let address = status(&leader, id).address;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (leader, stop) = (&leader, &stop);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(thread);
+                while !stop.load(Ordering::Relaxed) {
+                    let name = format!("dir{}/file{}", thread % 2, thread * 10 + random.u64(..10));
+                    match random.u8(..100) {
+                        0 => leader.replace(&name, &vec![random.u8(..); random.usize(1..300_000)]),
+                        1 => leader.append(&name, &vec![random.u8(..); 400_000]),
+                        2 if leader.leader.file_len(&support::path(&name)).is_some() => leader.delete(&name),
+                        _ => leader.append(&name, &vec![random.u8(..); random.usize(1..2_000)]),
+                    }
+                }
+            });
+        }
+        let _stop = StopOnDrop(&stop);
+        relay.hold();
+        wait_until("it is demoted", || status(&leader, id).demotions > 0);
+        relay.release();
+        // It catches up, and is demoted again perhaps, for as long as the writers go on.
+        let begun = leader.leader.position();
+        wait_until("as much again was appended", || leader.leader.position().since(begun) > 16 << 20);
+    });
+    assert_unbroken(&leader, &follower, address);
+}
+
+#[test]
+fn a_follower_that_takes_nothing_is_evicted_in_this_mode_too() {
+    let (leader, relay, follower) = scene(|config| config.write_timeout = Duration::from_millis(400));
+    let id = follower.follower.id();
+    relay.hold();
+    append_until_demoted(&leader, id, 1);
+    let eviction = leader.wait_evicted_for(id, &EvictionReason::WriteTimeout);
+    assert_eq!(eviction.state, FollowerState::CatchingUp);
+    relay.release();
+    // It comes back by itself.
+    leader.assert_copies(&[&follower]);
+}
+
+#[test]
+fn a_follower_that_takes_what_it_missed_and_acknowledges_nothing_is_evicted() {
+    let leader = TestLeader::with(|config| {
+        demoting(config);
+        config.ack_timeout = Duration::from_millis(400);
+    });
+    leader.append("log", b"from before ");
+    let mut silent = leader.narrow_fake().join();
+    let id = silent.id();
+    leader.wait_state(id, FollowerState::InSync);
+    append_until_demoted(&leader, id, 1);
+    let reader = std::thread::spawn(move || std::io::copy(&mut silent.frame, &mut std::io::sink()).unwrap());
+    let eviction = leader.wait_evicted_for(id, &EvictionReason::NoAckProgress);
+    assert_eq!(eviction.state, FollowerState::CatchingUp);
+    assert!(reader.join().unwrap() > 0);
+}
