@@ -33,6 +33,9 @@ pub struct LeaderConfig {
     pub sync_timeout: Duration,
     /// The deadline of the whole handshake. Defaults to 5 s, LavinMQ's own.
     pub handshake_timeout: Duration,
+    /// How often the leader says that it is alive, and followers do, where both know the extension of the protocol; a follower
+    /// that says nothing for three of these and 2 s more is let go. Defaults to 1 s.
+    pub heartbeat_interval: Duration,
     /// How many connections may be unauthenticated at once; beyond it the oldest is closed. Defaults to 64.
     pub unauthenticated_max: usize,
     /// Files not to replicate, as globs on names relative to the data directory (`*.tmp`, `cache/**`; `*` does not cross a
@@ -70,6 +73,7 @@ impl LeaderConfig {
             ack_timeout: Duration::from_secs(10),
             sync_timeout: Duration::from_secs(600),
             handshake_timeout: Duration::from_secs(5),
+            heartbeat_interval: Duration::from_secs(1),
             unauthenticated_max: 64,
             exclude: Vec::new(),
         }
@@ -87,6 +91,7 @@ impl LeaderConfig {
         positive("write_timeout", self.write_timeout)?;
         positive("ack_timeout", self.ack_timeout)?;
         positive("sync_timeout", self.sync_timeout)?;
+        positive("heartbeat_interval", self.heartbeat_interval)?;
         positive("handshake_timeout", self.handshake_timeout)
     }
 }

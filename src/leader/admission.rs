@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::follower::FollowerHandle;
+use super::ranges::gone;
+use crate::error::Error;
 
 /// Whose full sync reads or moves content: one at a time, as long as something moves.
 ///
@@ -28,15 +30,19 @@ const MOVED_BYTES_MIN: u64 = 512 << 10;
 const MOVED_INTERVAL: Duration = Duration::from_secs(2);
 
 impl BulkSlot {
-    /// Waits for its turn; `None` if the follower ends first.
-    pub(super) fn acquire<'a>(&'a self, follower: &'a Arc<FollowerHandle>) -> Option<InBulk<'a>> {
+    /// Waits for its turn; fails if the follower ends first, or with `idle`, which is called now and then meanwhile.
+    pub(super) fn acquire<'a>(
+        &'a self,
+        follower: &'a Arc<FollowerHandle>,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<InBulk<'a>, Error> {
         /// An end is not notified here: look now and then.
         const LOOK: Duration = Duration::from_millis(100);
         let mut watched: Option<(Arc<FollowerHandle>, u64, Instant)> = None;
         let mut holder = self.holder.lock();
         while let Some(current) = &*holder {
             if follower.has_ended() {
-                return None;
+                return Err(gone());
             }
             match &watched {
                 Some((whom, moved, since)) if Arc::ptr_eq(whom, current) => {
@@ -50,9 +56,10 @@ impl BulkSlot {
                 _ => watched = Some((current.clone(), current.moved_bytes(), Instant::now())),
             }
             self.given_back.wait_for(&mut holder, LOOK);
+            parking_lot::MutexGuard::unlocked(&mut holder, &mut *idle)?;
         }
         *holder = Some(follower.clone());
-        Some(InBulk { slot: self, follower })
+        Ok(InBulk { slot: self, follower })
     }
 }
 

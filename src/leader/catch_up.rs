@@ -19,6 +19,7 @@ use super::stream::{AttachedQueue, Tracker};
 use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
+use crate::protocol::extension::Control;
 use crate::types::{RelPath, StreamPosition};
 
 pub(super) struct CatchUp<'a> {
@@ -66,6 +67,7 @@ impl<'a> CatchUp<'a> {
                 let bytes = steps.iter().map(Step::bytes).sum::<u64>();
                 if bytes <= quarter {
                     self.send(steps, Some(attachment.position))?;
+                    self.tell_position(attachment.position)?;
                     self.follower.sending(0, Some(attachment.position), Instant::now());
                     self.core.progress.changed();
                     log::info!("follower {} at {} follows the stream", self.follower.id, self.follower.address);
@@ -99,6 +101,16 @@ impl<'a> CatchUp<'a> {
         self.wait_acknowledged()
     }
 
+    /// What follows are the batches from `position` on.
+    fn tell_position(&mut self, position: StreamPosition) -> Result<(), Error> {
+        if self.follower.extension {
+            let _ = self.ranges.send_step(self.frame, &Step::Control(Control::Position(position.0)))?;
+            self.frame.flush().map_err(broken)?;
+            self.follower.written();
+        }
+        Ok(())
+    }
+
     fn send(&mut self, steps: Vec<Step>, attached: Option<StreamPosition>) -> Result<(), Error> {
         for step in steps {
             // Once attached, what mends a void file is in the queue already.
@@ -114,7 +126,9 @@ impl<'a> CatchUp<'a> {
     }
 
     fn wait_acknowledged(&mut self) -> Result<(), Error> {
-        if self.follower.wait_acknowledged(self.ack_timeout) {
+        let every = self.core.config.heartbeat_interval;
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        if self.follower.wait_acknowledged(self.ack_timeout, every, &mut || ranges.beat(frame))? {
             return Ok(());
         }
         self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());

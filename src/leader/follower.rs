@@ -16,11 +16,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::socket::{TICKS, tick};
+use super::socket::tick;
 use super::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use crate::error::Error;
 use crate::protocol::ProtocolError;
+use crate::protocol::extension::Marks;
 use crate::types::{NodeId, StreamPosition};
 
 /// See the module's documentation.
@@ -45,6 +47,8 @@ pub(super) struct FollowerHandle {
     position: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
     pub(super) sync: SyncCounters,
+    /// Of a follower that knows the extension.
+    marks: Mutex<Marks>,
     /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
     demoted: AtomicBool,
     demotions: AtomicU64,
@@ -154,6 +158,7 @@ impl FollowerHandle {
             position: AtomicU64::new(NOWHERE),
             sent_bytes: AtomicU64::new(0),
             sync: SyncCounters::default(),
+            marks: Mutex::default(),
             demoted: AtomicBool::new(false),
             demotions: AtomicU64::new(0),
             was_in_sync: AtomicBool::new(false),
@@ -322,6 +327,24 @@ impl FollowerHandle {
     }
 
     /// Called with `in_flight` locked.
+    /// Takes the marks of a follower that knows the extension, as [`acknowledge`](Self::acknowledge) does.
+    pub(super) fn mark(&self, marks: Marks) -> Result<Option<StreamPosition>, ProtocolError> {
+        let before = std::mem::replace(&mut *self.marks.lock(), marks);
+        let in_order = marks.durable <= marks.written && marks.written <= marks.received;
+        let forward = marks.durable >= before.durable && marks.received >= before.received;
+        if !in_order || !forward || marks.written < before.written {
+            return Err(ProtocolError::Malformed("marks"));
+        }
+        let sent = self.in_flight.lock().sent;
+        if marks.received > sent {
+            return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent });
+        }
+        match marks.written - before.written {
+            0 => Ok(None),
+            bytes => self.acknowledge(bytes),
+        }
+    }
+
     fn passed(&self, position: Option<u64>) {
         let Some(position) = position else { return };
         self.position.store(position, Ordering::Release);
@@ -331,21 +354,26 @@ impl FollowerHandle {
         }
     }
 
-    /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which a
-    /// leader that was itself stopped for longer finds one tick gone, not all). Without one somebody else watches it.
-    pub(super) fn wait_acknowledged(&self, timeout: Option<Duration>) -> bool {
+    /// Waits until everything sent so far is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which
+    /// a leader that was itself stopped for longer finds one tick gone, not all). Without one somebody else watches it.
+    /// Calls `idle` at least `every` so often, and fails with it.
+    pub(super) fn wait_acknowledged(
+        &self,
+        timeout: Option<Duration>,
+        every: Duration,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let slice = timeout.map_or(every, |timeout| tick(timeout).min(every));
+        let mut left = timeout;
         let mut in_flight = self.in_flight.lock();
-        let mut ticks_left = TICKS;
-        while in_flight.acknowledged < in_flight.sent && !self.has_ended() && ticks_left > 0 {
-            let Some(timeout) = timeout else {
-                self.acknowledged.wait(&mut in_flight);
-                continue;
-            };
+        let wanted = in_flight.sent;
+        while in_flight.acknowledged < wanted && !self.has_ended() && left != Some(Duration::ZERO) {
             in_flight.progress = false;
-            self.acknowledged.wait_for(&mut in_flight, tick(timeout));
-            ticks_left = if in_flight.progress { TICKS } else { ticks_left - 1 };
+            self.acknowledged.wait_for(&mut in_flight, slice);
+            left = if in_flight.progress { timeout } else { left.map(|left| left.saturating_sub(slice)) };
+            MutexGuard::unlocked(&mut in_flight, &mut *idle)?;
         }
-        in_flight.acknowledged == in_flight.sent && !self.has_ended()
+        Ok(in_flight.acknowledged >= wanted && !self.has_ended())
     }
 
     /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
@@ -404,6 +432,7 @@ impl FollowerHandle {
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            marks: self.extension.then(|| *self.marks.lock()),
             sync: SyncSent {
                 files_requested: self.sync.files_requested.load(Ordering::Relaxed),
                 files_sent: self.sync.files_sent.load(Ordering::Relaxed),

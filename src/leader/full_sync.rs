@@ -54,7 +54,7 @@ impl<'a> Joiner<'a> {
     /// Blocks until the follower is attached and was sent all that came before; returns what comes after.
     pub(super) fn join(mut self) -> Result<AttachedQueue, Error> {
         let begun = Instant::now();
-        let slot = self.core.bulk.acquire(self.follower).ok_or_else(gone)?;
+        let slot = self.core.bulk.acquire(self.follower, &mut || Ok(()))?;
         self.follower.set_state(FollowerState::Syncing);
         let tracker = self.core.stream.track();
         let offer = Arc::new(Offer::new(tracker.all()));
@@ -82,7 +82,10 @@ impl<'a> Joiner<'a> {
         let mut slot = Some(slot);
         let mut void = vec![false; offer.files.len()];
         for _round in 0..2 {
-            let turn = slot.take().or_else(|| self.core.bulk.acquire(self.follower)).ok_or_else(gone)?;
+            let turn = match slot.take() {
+                Some(turn) => turn,
+                None => self.core.bulk.acquire(self.follower, &mut || Ok(()))?,
+            };
             self.rounds.offers.send(offer.clone()).map_err(|_| gone())?;
             self.list(offer, &mut void)?;
             drop(turn);
@@ -90,7 +93,7 @@ impl<'a> Joiner<'a> {
             if requests.is_empty() {
                 continue;
             }
-            let _turn = self.core.bulk.acquire(self.follower).ok_or_else(gone)?;
+            let _turn = self.core.bulk.acquire(self.follower, &mut || Ok(()))?;
             for at in requests {
                 let (path, version) = &offer.files[at];
                 void[at] |= !self.content(path, *version)?;

@@ -34,8 +34,11 @@ mod demotion;
 mod file;
 mod follower;
 mod full_sync;
+mod handshake;
+mod messages;
 mod progress;
 mod ranges;
+mod resume;
 mod socket;
 mod status;
 mod stream;
@@ -62,6 +65,7 @@ use crate::config::{LeaderConfig, OnFull};
 use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::Index;
+use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
@@ -85,6 +89,9 @@ struct Core {
     stream: Arc<Stream>,
     file_locks: FileLocks,
     hashes: HashCache,
+    chunks: ChunkCache,
+    /// Chosen at random at the start: tells followers that know the extension one start from the next.
+    epoch: u64,
     bulk: BulkSlot,
     /// All that have authenticated, in the order they came.
     followers: Mutex<Vec<Arc<FollowerHandle>>>,
@@ -154,6 +161,8 @@ impl Leader {
             config,
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
+            chunks: ChunkCache::default(),
+            epoch: fastrand::u64(1..),
             bulk: BulkSlot::default(),
             followers: Mutex::default(),
             history: History::default(),
@@ -437,20 +446,39 @@ impl Core {
         self.unauthenticated.close_all();
     }
 
+    /// Lets all go. Who has everything and knows the extension is told so first, for up to [`GOODBYE_MAX`].
     fn evict_all(&self, end: StreamPosition) -> ShutdownReport {
         let mut report = ShutdownReport::default();
         let followers = self.followers.lock().clone();
-        for follower in followers.into_iter().filter(|follower| !follower.has_ended()) {
-            match follower.status(end).lag_bytes {
-                Some(0) if follower.position().is_some() => report.drained.push(follower.id),
-                lag => report.undrained.push((follower.id, lag)),
+        for follower in followers.iter().filter(|follower| !follower.has_ended()) {
+            let drained = match follower.status(end).lag_bytes {
+                Some(0) if follower.position().is_some() => {
+                    report.drained.push(follower.id);
+                    true
+                }
+                lag => {
+                    report.undrained.push((follower.id, lag));
+                    false
+                }
+            };
+            if !(drained && follower.extension) {
+                follower.evict_at(EvictionReason::Shutdown, end);
             }
+            // Its writer finds the queue's end, and says goodbye if there is no other end yet.
+            self.stream.detach(follower);
+        }
+        self.progress.wait(Instant::now() + GOODBYE_MAX, Duration::from_millis(10), || {
+            followers.iter().any(|follower| !follower.has_ended()).then_some(StreamPosition(u64::MAX))
+        });
+        for follower in followers {
             follower.evict_at(EvictionReason::Shutdown, end);
-            self.stream.detach(&follower);
         }
         report
     }
 }
+
+/// How long a shutdown waits until followers are told of it.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 /// How many evictions [`Leader::evictions`] remembers.
 pub const EVICTIONS_KEPT: usize = 256;

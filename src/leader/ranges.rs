@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::Core;
 use super::batch::{Batch, ControlAction, FileRange, Step};
@@ -33,11 +33,38 @@ pub(super) struct Ranges<'a> {
     buffer: Vec<u8>,
     /// Files of which a range in the stream was void, and perhaps mended since.
     spoiled: HashSet<RelPath>,
+    last_beat: Instant,
 }
+
+/// When a follower may come back after a shutdown: a leader that is started anew is there by then.
+const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new() }
+        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new(), last_beat: Instant::now() }
+    }
+
+    /// Tells a follower that knows the extension that we are alive, once a heartbeat's interval; to be called wherever it may
+    /// take long until something is sent.
+    pub(super) fn beat(&mut self, frame: &mut Frame) -> Result<(), Error> {
+        if !self.follower.extension || self.last_beat.elapsed() < self.core.config.heartbeat_interval {
+            return Ok(());
+        }
+        self.last_beat = Instant::now();
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let clock_us = u64::try_from(clock.as_micros()).unwrap_or(u64::MAX);
+        let beat = Control::Heartbeat { position: self.core.stream.position().0, clock_us };
+        let _ = self.send_step(frame, &Step::Control(beat))?;
+        frame.flush().map_err(broken)?;
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Tells a follower that knows the extension that it is let go.
+    pub(super) fn goodbye(&mut self, frame: &mut Frame, reason: &str) -> Result<(), Error> {
+        let goodbye = Control::Goodbye { back_in_ms: BACK_IN_MS, reason: reason.to_owned() };
+        let _ = self.send_step(frame, &Step::Control(goodbye))?;
+        frame.flush().map_err(broken)
     }
 
     /// Sends a range that stands in the stream.
@@ -111,6 +138,7 @@ impl<'a> Ranges<'a> {
         let mut header = Vec::new();
         let mut intact = true;
         for piece in range.pieces() {
+            self.beat(frame)?;
             header.clear();
             range.encode_header(&mut header, piece);
             let bytes = header.len() as u64 + piece.1;

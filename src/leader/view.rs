@@ -35,6 +35,12 @@ impl View {
         Self { held: offer.files.iter().zip(void).map(held).collect(), extension }
     }
 
+    /// What a follower that knows the extension has after a sync of these.
+    pub(super) fn of(files: &[(RelPath, Version)]) -> Self {
+        let held = files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version)));
+        Self { held: held.collect(), extension: true }
+    }
+
     /// Of `files` the follower has those that are not among the discarded ones. Returns these too, as of the same cut.
     pub(super) fn behind(
         files: &[(RelPath, Version)],
