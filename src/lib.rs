@@ -71,6 +71,7 @@ pub mod follower;
 mod index;
 pub mod leader;
 pub mod protocol;
+mod sendqueue;
 mod thread;
 mod types;
 pub mod watch;
