@@ -80,7 +80,7 @@ pub mod watch;
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;
 
-pub use config::{FollowerConfig, LeaderConfig};
+pub use config::{FollowerConfig, LeaderConfig, Protocol};
 pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;
