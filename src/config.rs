@@ -96,6 +96,17 @@ impl LeaderConfig {
     }
 }
 
+/// What a follower speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Paceline's extension if the leader knows it, 1.0.0 if not.
+    #[default]
+    Auto,
+    /// 1.0.0 only, without asking for more.
+    V1,
+}
+
 /// Settings of a [`Follower`](crate::Follower).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -113,6 +124,8 @@ pub struct FollowerConfig {
     pub adopt: bool,
     /// Whether to end after one full sync instead of following the stream. Defaults to false.
     pub once: bool,
+    /// What to speak. Defaults to [`Protocol::Auto`]: asking costs a leader of 1.0.0 one more connection.
+    pub protocol: Protocol,
     /// How long connecting and each step of the handshake may take. Defaults to 5 s.
     pub connect_timeout: Duration,
     /// The first delay before connecting again; it doubles with each failure, and half of it is jitter. Defaults to 100 ms.
@@ -131,6 +144,7 @@ impl FollowerConfig {
             id: None,
             adopt: false,
             once: false,
+            protocol: Protocol::default(),
             connect_timeout: Duration::from_secs(5),
             retry_delay_min: Duration::from_millis(100),
             retry_delay_max: Duration::from_secs(10),

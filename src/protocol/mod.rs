@@ -116,6 +116,9 @@ pub enum ProtocolError {
     /// A message, field or control of the extension whose content does not fit its kind.
     #[error("malformed {0}")]
     Malformed(&'static str),
+    /// A control, or an action, that does not fit where it stands or the file it is about.
+    #[error("{0}")]
+    OutOfPlace(String),
     /// The stream names a file that is never replicated.
     #[error("action on {0:?}, which is a reserved name")]
     Reserved(String),
