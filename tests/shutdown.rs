@@ -182,11 +182,11 @@ fn appends_from_many_threads_are_refused_from_some_moment_on_and_never_hang() {
     let _follower = leader.follower();
     let _stalled = joined(&leader);
     let taken = AtomicUsize::new(0);
+    let files: Vec<_> = (0..4).map(|at| leader.leader.file(&path(&format!("log{at}"))).unwrap()).collect();
     std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let (leader, taken) = (&leader, &taken);
+        for mut file in files {
+            let taken = &taken;
             scope.spawn(move || {
-                let mut file = leader.leader.file(&path(&format!("log{thread}"))).unwrap();
                 loop {
                     match file.append(&[1; 2000]) {
                         Ok(_) => taken.fetch_add(1, Ordering::Relaxed),

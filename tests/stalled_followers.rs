@@ -221,7 +221,7 @@ fn appends_complete_while_followers_stand_still_in_every_stage() {
         peer.socket.write_all(&beginning).unwrap();
         stalled.push(peer);
     }
-    // One that listens, but never acknowledges; one that does not listen. They come first: the others change nothing then.
+    // These come first: nobody attaches once others stand still in their bulk.
     for _ in 0..2 {
         let peer = leader.narrow_fake().join();
         leader.wait_state(peer.id(), FollowerState::InSync);
