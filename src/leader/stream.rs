@@ -242,7 +242,7 @@ impl Stream {
             let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
             ordered.encode_control(Control::Empty(path.clone()), instead);
         } else {
-            ordered.replace_around_temporary(path, version, content);
+            ordered.encode_replace(path, version, content);
         }
         let after = ordered.after();
         Ok(self.finish(ordered, after))
@@ -620,8 +620,8 @@ impl Ordered {
         }
     }
 
-    /// A replace by reference for 1.0.0 followers; with a replicated temporary as in
-    /// [`replace_around_temporary`](Self::replace_around_temporary).
+    /// A replace by reference, as 1.0.0 followers need it. A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a
+    /// replicated file of that name: that one goes first, and comes back after.
     fn replace_steps(&self, path: &RelPath, version: Version) -> Vec<Step> {
         let temporary = temporary_of(path)
             .map(|temporary| (self.index.get(temporary.as_str()), temporary))
@@ -630,28 +630,24 @@ impl Ordered {
         if let Some((version, temporary)) = temporary {
             steps.insert(0, Step::Delete(temporary.clone()));
             if version.len > 0 {
-                steps.push(Step::Send(whole(&temporary, version)));
+                // As an append to the deleted file: a replace would go by way of a temporary file again.
+                steps.push(Step::Send(FileRange { kind: RangeKind::Append, ..whole(&temporary, version) }));
             }
         }
         steps
     }
 
-    /// A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a replicated file of that name: that one goes
-    /// first, and comes back after.
-    fn replace_around_temporary(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
-        let temporary = temporary_of(path)
-            .map(|temporary| (self.index.get(temporary.as_str()), temporary))
-            .filter(|(version, _)| version.exists());
-        if let Some((_, temporary)) = &temporary {
-            self.encode(temporary, ActionKind::Delete, &[]);
-        }
-        match content {
-            Content::Bytes(bytes) => self.encode(path, ActionKind::Replace(version.len), bytes),
-            Content::OnDisk(_) => self.encode_range(whole(path, version)),
-        }
-        if let Some((version, temporary)) = temporary.filter(|(version, _)| version.len > 0) {
-            // As an append to the deleted file: a replace would go by way of a temporary file again.
-            self.encode_range(FileRange { kind: RangeKind::Append, ..whole(&temporary, version) });
+    /// The same with the content at hand.
+    fn encode_replace(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
+        for step in self.replace_steps(path, version) {
+            match (step, content) {
+                (Step::Delete(temporary), _) => self.encode(&temporary, ActionKind::Delete, &[]),
+                (Step::Send(range), Content::Bytes(bytes)) if range.kind == RangeKind::Replace => {
+                    self.encode(path, ActionKind::Replace(version.len), bytes);
+                }
+                (Step::Send(range), _) => self.encode_range(range),
+                (Step::Control(_), _) => {}
+            }
         }
     }
 
