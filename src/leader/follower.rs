@@ -105,6 +105,9 @@ pub(super) struct SyncCounters {
 
 struct InFlight {
     pieces: VecDeque<Piece>,
+    /// Where it was asked to make everything durable and has not said that it has: `sent` and stream position.
+    durable_points: VecDeque<(u64, u64)>,
+    durable: Option<u64>,
     /// Action bytes that were or are about to be written.
     sent: u64,
     /// Whether pieces stand for positions. Not while it is detached: what was on its way when it was demoted must not bring it
@@ -146,6 +149,8 @@ impl FollowerHandle {
             queue: QueueDepth::default(),
             in_flight: Mutex::new(InFlight {
                 pieces: VecDeque::new(),
+                durable_points: VecDeque::new(),
+                durable: None,
                 attached: false,
                 sent: 0,
                 written: 0,
@@ -295,6 +300,15 @@ impl FollowerHandle {
         }
     }
 
+    /// Notes that it was asked to make durable all up to `position`, with the last that was sent.
+    pub(super) fn asked_for_durable(&self, position: StreamPosition) {
+        let mut in_flight = self.in_flight.lock();
+        let sent = in_flight.sent;
+        if in_flight.durable_points.len() < PIECES_MAX {
+            in_flight.durable_points.push_back((sent, position.0));
+        }
+    }
+
     /// Notes that all that was being sent is written.
     pub(super) fn written(&self) {
         let mut in_flight = self.in_flight.lock();
@@ -335,9 +349,17 @@ impl FollowerHandle {
         if !in_order || !forward || marks.written < before.written {
             return Err(ProtocolError::Malformed("marks"));
         }
-        let sent = self.in_flight.lock().sent;
-        if marks.received > sent {
-            return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent });
+        {
+            let mut in_flight = self.in_flight.lock();
+            if marks.received > in_flight.sent {
+                return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent: in_flight.sent });
+            }
+            while let Some(&(sent, position)) = in_flight.durable_points.front()
+                && sent <= marks.durable
+            {
+                in_flight.durable_points.pop_front();
+                in_flight.durable = Some(position);
+            }
         }
         match marks.written - before.written {
             0 => Ok(None),
@@ -415,7 +437,10 @@ impl FollowerHandle {
         let attached = attached_at != NOWHERE;
         let acknowledged = self.position();
         let lag_bytes = attached.then(|| now.since(acknowledged.unwrap_or(StreamPosition(attached_at))));
-        let oldest = self.in_flight.lock().pieces.front().map(|piece| piece.since);
+        let (oldest, durable) = {
+            let in_flight = self.in_flight.lock();
+            (in_flight.pieces.front().map(|piece| piece.since), in_flight.durable)
+        };
         let lag = lag_bytes.map(|bytes| match oldest {
             Some(since) if bytes > 0 => since.elapsed(),
             _ => Duration::ZERO,
@@ -432,6 +457,7 @@ impl FollowerHandle {
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            durable: durable.map(StreamPosition),
             marks: self.extension.then(|| *self.marks.lock()),
             sync: SyncSent {
                 files_requested: self.sync.files_requested.load(Ordering::Relaxed),

@@ -93,6 +93,9 @@ impl<'a> Ranges<'a> {
         };
         if self.follower.extension && !spoiled {
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
+            if action.control == Control::MakeDurable {
+                self.follower.asked_for_durable(StreamPosition(batch.end));
+            }
         } else {
             for step in &action.instead {
                 let _ = self.send_step(frame, step)?;
