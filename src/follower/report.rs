@@ -387,4 +387,22 @@ mod tests {
         report.reading_since.store(8, Ordering::Relaxed);
         assert!(!silence.look(&report));
     }
+
+    #[test]
+    fn a_stalled_leader_is_told_from_a_stalled_network() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _leader = listener.accept().unwrap();
+        let report = Report::default();
+        let mut silence = Silence::new(Some(Duration::from_secs(3)));
+        let said = silence.judge(&report, &socket).unwrap().to_string();
+        assert!(said.contains("nothing was heard for 3.0s; the leader is stalled"), "{said}");
+        // As much as the other side's system takes, and more.
+        socket.set_nonblocking(true).unwrap();
+        while (&socket).write(&[0; 65536]).is_ok() {}
+        let said = silence.judge(&report, &socket).unwrap().to_string();
+        assert!(said.contains("the network to the leader is stalled"), "{said}");
+        report.reading_since.store(9, Ordering::Relaxed);
+        assert!(silence.judge(&report, &socket).is_none(), "something was read meanwhile");
+    }
 }
