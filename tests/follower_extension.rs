@@ -16,7 +16,7 @@ use support::extension_leader::{LONG, about, encoded, held, path};
 use support::fake_leader::{FakeLeader, Files, append, delete, eventually, files, files_in, replace};
 use tempfile::TempDir;
 
-const CHUNK: usize = CHUNK_BYTES as usize;
+const CHUNK: usize = 256 << 10;
 
 fn config(leader: &FakeLeader, dir: &Path) -> FollowerConfig {
     let mut config = FollowerConfig::new(leader.address(), dir, Secret::new("s3cret").unwrap());

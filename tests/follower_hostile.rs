@@ -396,20 +396,21 @@ fn controls_that_do_not_fit_the_files_here_end_the_connection_and_change_nothing
 #[test]
 fn controls_out_of_order_end_the_connection() {
     let scene = Scene::new();
-    let begins = Control::SyncBegins { files: 1, bytes: 1 };
-    let synced = |scene: &Scene| scene.leader.accept_in_sync().0;
-    let fresh = |scene: &Scene| scene.leader.accept_extension(&about(LONG));
-    let cases: [(fn(&Scene) -> Extension, Vec<u8>, &str); 7] = [
+    let begins = || Control::SyncBegins { files: 1, bytes: 1 };
+    let (synced, fresh) = (true, false);
+    for (in_sync, actions, why) in [
         (synced, encoded(&[Control::Want]), "asked for twice"),
-        (fresh, encoded(&[begins.clone()]), "before the inventory was told"),
+        (fresh, encoded(&[begins()]), "before the inventory was told"),
         (fresh, append("a", b"x"), "before a sync began"),
         (fresh, encoded(&[Control::Empty(path("a"))]), "before a sync began"),
         (synced, encoded(&[Control::SyncEnds]), "that had not begun"),
-        (synced, encoded(&[begins.clone(), begins]), "within another"),
+        (synced, encoded(&[begins(), begins()]), "within another"),
         (synced, encoded(&[Control::Position(9), Control::Position(8)]), "position 8, which is before"),
-    ];
-    for (open, actions, why) in cases {
-        let mut connection = open(&scene);
+    ] {
+        let mut connection = match in_sync {
+            true => scene.leader.accept_in_sync().0,
+            false => scene.leader.accept_extension(&about(LONG)),
+        };
         connection.send(&actions);
         scene.ends(connection, why);
         assert!(!scene.data("a").exists());

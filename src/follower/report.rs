@@ -77,10 +77,10 @@ impl Default for Report {
 }
 
 impl Report {
-    /// Puts a message of the inventory; blocks while there are enough. False: the report is closed.
+    /// Puts a message of the inventory; blocks while there are enough, except with its end. False: the report is closed.
     pub(super) fn put(&self, message: Message) -> bool {
         let mut state = self.state.lock();
-        while state.messages.len() >= MESSAGES_MAX && !state.closed {
+        while message != Message::InventoryEnd && state.messages.len() >= MESSAGES_MAX && !state.closed {
             self.changed.wait(&mut state);
         }
         state.messages.push_back(message);
@@ -363,7 +363,7 @@ mod tests {
     fn the_first_failure_is_kept_and_whoever_waits_for_room_is_let_go() {
         let report = Report::default();
         std::thread::scope(|scope| {
-            let putting = scope.spawn(|| while report.put(Message::InventoryEnd) {});
+            let putting = scope.spawn(|| while report.put(Message::Inventory(Vec::new())) {});
             while report.state.lock().messages.len() < MESSAGES_MAX {
                 std::thread::yield_now();
             }
