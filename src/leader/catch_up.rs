@@ -13,7 +13,7 @@ use super::connection::Frame;
 use super::demotion::Demotion;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
-use super::status::{EvictionReason, FollowerState};
+use super::status::{CatchUpStatus, EvictionReason};
 use super::stream::{AttachedQueue, Tracker};
 use super::view::{Step, View};
 use crate::error::Error;
@@ -51,7 +51,7 @@ impl<'a> CatchUp<'a> {
     /// `changes`, as of the tracker's last cut, comes first.
     pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<AttachedQueue, Error> {
         let quarter = self.core.config.queue_bytes / 4;
-        self.follower.set_state(FollowerState::CatchingUp);
+        self.follower.catches_up(self.core.stream.position());
         self.wait_acknowledged()?;
         let mut last_bytes = 0;
         if !changes.is_empty() {
@@ -67,6 +67,7 @@ impl<'a> CatchUp<'a> {
                 if bytes <= quarter {
                     self.send(steps, Some(attachment.position))?;
                     self.follower.sending(0, Some(attachment.position), Instant::now());
+                    self.follower.caught_up();
                     self.core.progress.changed();
                     return Ok(attachment.queue);
                 }
@@ -85,17 +86,27 @@ impl<'a> CatchUp<'a> {
 
     fn round(&mut self, steps: Vec<Step>, last_bytes: &mut u64) -> Result<(), Error> {
         let bytes = steps.iter().map(Step::bytes).sum::<u64>();
-        let FollowerHandle { id, address, .. } = &**self.follower;
-        if *last_bytes > 0 && bytes >= *last_bytes {
-            log::warn!(
-                "follower {id} at {address} catches up no faster than writers append: {bytes} bytes are missing"
-            );
-        } else {
-            log::info!("follower {id} at {address} catches up: {bytes} bytes are missing");
-        }
+        let before = self.follower.catch_up_round(self.core.stream.position(), bytes);
+        self.report(bytes, *last_bytes, before);
         *last_bytes = bytes;
         self.send(steps, None)?;
         self.wait_acknowledged()
+    }
+
+    fn report(&self, bytes: u64, last_bytes: u64, before: Option<CatchUpStatus>) {
+        let FollowerHandle { id, address, .. } = &**self.follower;
+        let missing = format!("follower {id} at {address} catches up: {bytes} bytes are missing");
+        let Some(CatchUpStatus { rate_bytes_per_s, append_bytes_per_s, estimated, .. }) = before else {
+            log::info!("{missing}");
+            return;
+        };
+        let rates = format!("{rate_bytes_per_s} bytes/s against {append_bytes_per_s} bytes/s appended");
+        match estimated {
+            Some(time) if bytes < last_bytes => log::info!("{missing}, {rates}: about {:.1} s", time.as_secs_f64()),
+            _ => log::warn!(
+                "{missing}, {rates}: it never ends unless writers append less, or the follower or its link gets faster"
+            ),
+        }
     }
 
     fn send(&mut self, steps: Vec<Step>, attached: Option<StreamPosition>) -> Result<(), Error> {

@@ -18,8 +18,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::meter::{Mark, Meter};
 use super::socket::{TICKS, tick};
-use super::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use super::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 use crate::protocol::ProtocolError;
 use crate::types::{NodeId, StreamPosition};
 
@@ -46,6 +47,8 @@ pub(super) struct FollowerHandle {
     /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
     demoted: AtomicBool,
     demotions: AtomicU64,
+    /// While it catches up. A leaf lock.
+    meter: Mutex<Option<Meter>>,
     was_in_sync: AtomicBool,
 }
 
@@ -153,6 +156,7 @@ impl FollowerHandle {
             sync: SyncCounters::default(),
             demoted: AtomicBool::new(false),
             demotions: AtomicU64::new(0),
+            meter: Mutex::default(),
             was_in_sync: AtomicBool::new(false),
         }
     }
@@ -355,6 +359,33 @@ impl FollowerHandle {
         !std::mem::replace(&mut in_flight.progress, false) && outstanding
     }
 
+    // ---- catching up ----
+
+    /// Begins to catch up. `now` is the stream's position, here and below.
+    pub(super) fn catches_up(&self, now: StreamPosition) {
+        let mark = self.mark(now);
+        *self.meter.lock() = Some(Meter::new(mark));
+        self.set_state(FollowerState::CatchingUp);
+    }
+
+    /// A round begins, with this much missing. Returns what is known from those before, if there were any.
+    pub(super) fn catch_up_round(&self, now: StreamPosition, bytes: u64) -> Option<CatchUpStatus> {
+        let mark = self.mark(now);
+        let mut meter = self.meter.lock();
+        let meter = meter.as_mut()?;
+        let before = meter.status(mark);
+        meter.round(mark, bytes);
+        before.map(|before| CatchUpStatus { missing_bytes: bytes, ..before })
+    }
+
+    pub(super) fn caught_up(&self) {
+        *self.meter.lock() = None;
+    }
+
+    fn mark(&self, now: StreamPosition) -> Mark {
+        Mark { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
+    }
+
     // ---- looking ----
 
     /// Bytes read from disk or written to its socket for its sake so far: says whether a full sync moves.
@@ -389,6 +420,8 @@ impl FollowerHandle {
             Some(since) if bytes > 0 => since.elapsed(),
             _ => Duration::ZERO,
         });
+        let mark = self.mark(now);
+        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(mark));
         FollowerStatus {
             id: self.id,
             address: self.address,
@@ -398,6 +431,7 @@ impl FollowerHandle {
             lag_bytes,
             lag,
             demotions: self.demotions(),
+            catch_up,
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),

@@ -34,6 +34,7 @@ mod demotion;
 mod file;
 mod follower;
 mod full_sync;
+mod meter;
 mod progress;
 mod ranges;
 mod socket;
@@ -67,7 +68,7 @@ use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
 pub use self::file::ReplicatedFile;
-pub use self::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 
 /// The leader of a data directory.
 ///
