@@ -73,6 +73,7 @@ pub mod leader;
 pub mod protocol;
 mod thread;
 mod types;
+mod uncached;
 pub mod watch;
 
 #[cfg(doctest)]

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::path::Path;
 
 use parking_lot::Mutex;
@@ -14,6 +14,7 @@ use sha1::{Digest, Sha1};
 use super::Version;
 use crate::protocol::Sha1Sum;
 use crate::types::RelPath;
+use crate::uncached::Reader;
 
 /// Sums computed so far.
 #[derive(Default)]
@@ -65,11 +66,11 @@ fn hash_up_to(
     go_on: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<bool> {
     let mut file = match File::open(path) {
-        Ok(file) => file,
+        Ok(file) => Reader::uncached(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
-    file.seek(SeekFrom::Start(hashed.version.len))?;
+    file.seek(hashed.version.len);
     let mut file = file.take(len - hashed.version.len);
     let mut buffer = vec![0; 256 << 10];
     while hashed.version.len < len {

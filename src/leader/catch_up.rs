@@ -38,18 +38,18 @@ impl<'a> CatchUp<'a> {
         follower: &'a Arc<FollowerHandle>,
         frame: &'a mut Frame,
         demotion: Demotion,
-    ) -> Result<AttachedQueue, Error> {
+    ) -> Result<CaughtUp, Error> {
         let Demotion { files, tracker, discarded } = demotion;
         let (view, changes) = View::behind(&files, discarded);
         drop(files);
-        let ranges = Ranges::new(core, follower);
+        let ranges = Ranges::in_bulk(core, follower);
         let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
         Self { core, follower, frame, ranges, view, ack_timeout }.run(&tracker, changes)
     }
 
-    /// Blocks until the follower is attached and was sent all that came before; returns what comes after. What it lacks of
-    /// `changes`, as of the tracker's last cut, comes first.
-    pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<AttachedQueue, Error> {
+    /// Blocks until the follower is attached, with little left to send. What it lacks of `changes`, as of the tracker's last cut,
+    /// comes first.
+    pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<CaughtUp, Error> {
         let quarter = self.core.config.queue_bytes / 4;
         self.follower.catches_up(self.core.stream.position());
         self.wait_acknowledged()?;
@@ -65,11 +65,7 @@ impl<'a> CatchUp<'a> {
                 let steps = self.view.plan(attachment.changes);
                 let bytes = steps.iter().map(Step::bytes).sum::<u64>();
                 if bytes <= quarter {
-                    self.send(steps, Some(attachment.position))?;
-                    self.follower.sending(0, Some(attachment.position), Instant::now());
-                    self.follower.caught_up();
-                    self.core.progress.changed();
-                    return Ok(attachment.queue);
+                    return Ok(CaughtUp { steps, position: attachment.position, queue: attachment.queue });
                 }
                 self.core.stream.detach(self.follower);
                 drop(attachment.queue.batches);
@@ -89,7 +85,9 @@ impl<'a> CatchUp<'a> {
         let before = self.follower.catch_up_round(self.core.stream.position(), bytes);
         self.report(bytes, *last_bytes, before);
         *last_bytes = bytes;
-        self.send(steps, None)?;
+        let turn = self.core.admission.catch_ups.acquire(self.follower).ok_or_else(gone)?;
+        send(&mut self.ranges, self.frame, self.follower, steps, Some(&mut self.view))?;
+        drop(turn);
         self.wait_acknowledged()
     }
 
@@ -109,29 +107,6 @@ impl<'a> CatchUp<'a> {
         }
     }
 
-    fn send(&mut self, steps: Vec<Step>, attached: Option<StreamPosition>) -> Result<(), Error> {
-        let mut header = Vec::new();
-        for step in steps {
-            match step {
-                Step::Delete(path) => {
-                    header.clear();
-                    encode_action_header(&mut header, &path, ActionKind::Delete);
-                    self.follower.sending(header.len() as u64, None, Instant::now());
-                    self.frame.write_all(&header).map_err(broken)?;
-                }
-                Step::Send(range) => {
-                    // Once attached, what mends it is in the queue already.
-                    if !self.ranges.send(self.frame, &range, |_| None)? && attached.is_none() {
-                        self.view.void(&range.path);
-                    }
-                }
-            }
-        }
-        self.frame.flush().map_err(broken)?;
-        self.follower.written();
-        Ok(())
-    }
-
     fn wait_acknowledged(&mut self) -> Result<(), Error> {
         if self.follower.wait_acknowledged(self.ack_timeout) {
             return Ok(());
@@ -139,4 +114,59 @@ impl<'a> CatchUp<'a> {
         self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());
         Err(gone())
     }
+}
+
+/// A follower that is attached to the stream, and what it still lacks of what came before.
+pub(super) struct CaughtUp {
+    steps: Vec<Step>,
+    position: StreamPosition,
+    queue: AttachedQueue,
+}
+
+impl CaughtUp {
+    /// Sends what is left: in time, for its queue fills meanwhile. Returns the queue.
+    pub(super) fn finish(
+        self,
+        core: &Arc<Core>,
+        follower: &Arc<FollowerHandle>,
+        frame: &mut Frame,
+    ) -> Result<AttachedQueue, Error> {
+        // What mends a void file is in the queue already.
+        send(&mut Ranges::new(core, follower), frame, follower, self.steps, None)?;
+        follower.sending(0, Some(self.position), Instant::now());
+        follower.caught_up();
+        core.progress.changed();
+        Ok(self.queue)
+    }
+}
+
+/// Sends `steps`, and notes in `view` what came out void.
+fn send(
+    ranges: &mut Ranges<'_>,
+    frame: &mut Frame,
+    follower: &FollowerHandle,
+    steps: Vec<Step>,
+    mut view: Option<&mut View>,
+) -> Result<(), Error> {
+    let mut header = Vec::new();
+    for step in steps {
+        match step {
+            Step::Delete(path) => {
+                header.clear();
+                encode_action_header(&mut header, &path, ActionKind::Delete);
+                follower.sending(header.len() as u64, None, Instant::now());
+                frame.write_all(&header).map_err(broken)?;
+            }
+            Step::Send(range) => {
+                if !ranges.send(frame, &range, |_| None)?
+                    && let Some(view) = &mut view
+                {
+                    view.void(&range.path);
+                }
+            }
+        }
+    }
+    frame.flush().map_err(broken)?;
+    follower.written();
+    Ok(())
 }

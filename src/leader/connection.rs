@@ -22,6 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::Core;
 use super::acks::AckThread;
+use super::admission::in_background;
 use super::batch::Body;
 use super::catch_up::CatchUp;
 use super::demotion::{Demotion, Discarded};
@@ -182,12 +183,20 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     let mut writer = SocketWriter::new(socket, follower.clone(), core.stream.clone(), limit, reason).map_err(broken)?;
     writer.write_all(&FRAME_HEADER).map_err(broken)?;
     let mut frame = Frame::new(writer);
-    let mut queue = Joiner::new(core, follower, &mut frame, requests).join()?;
-    frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
-    while let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? {
-        queue = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+    let (mut frame, mut caught_up) = in_background(core, follower, move |core, follower| {
+        let caught_up = Joiner::new(core, follower, &mut frame, requests).join()?;
+        Ok((frame, caught_up))
+    })?;
+    loop {
+        let queue = caught_up.finish(core, follower, &mut frame)?;
+        frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
+        let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? else { return Ok(()) };
+        drop(queue);
+        (frame, caught_up) = in_background(core, follower, move |core, follower| {
+            let caught_up = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+            Ok((frame, caught_up))
+        })?;
     }
-    Ok(())
 }
 
 /// Writes batches until the channel ends, which is when the follower is detached. Returns how it goes on, if it was only

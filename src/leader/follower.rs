@@ -47,7 +47,11 @@ pub(super) struct FollowerHandle {
     /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
     demoted: AtomicBool,
     demotions: AtomicU64,
-    /// While it catches up. A leaf lock.
+    /// Until when it waits for its next full sync, because it was evicted for being slow too often.
+    admitted_at: Mutex<Option<Instant>>,
+    /// When it last waited for the rate of syncs.
+    throttled_at: Mutex<Option<Instant>>,
+    /// While it catches up. A leaf lock, like those above.
     meter: Mutex<Option<Meter>>,
     was_in_sync: AtomicBool,
 }
@@ -156,6 +160,8 @@ impl FollowerHandle {
             sync: SyncCounters::default(),
             demoted: AtomicBool::new(false),
             demotions: AtomicU64::new(0),
+            admitted_at: Mutex::default(),
+            throttled_at: Mutex::default(),
             meter: Mutex::default(),
             was_in_sync: AtomicBool::new(false),
         }
@@ -359,6 +365,39 @@ impl FollowerHandle {
         !std::mem::replace(&mut in_flight.progress, false) && outstanding
     }
 
+    // ---- waiting ----
+
+    /// Waits until `when`. `false`: it ended first.
+    fn wait_until(&self, when: Instant) -> bool {
+        let mut in_flight = self.in_flight.lock();
+        while !self.has_ended() && Instant::now() < when {
+            self.acknowledged.wait_until(&mut in_flight, when);
+        }
+        !self.has_ended()
+    }
+
+    /// Waits until `when` for its next full sync. `false`: it ended first.
+    pub(super) fn wait_admitted(&self, when: Instant) -> bool {
+        *self.admitted_at.lock() = Some(when);
+        let goes_on = self.wait_until(when);
+        *self.admitted_at.lock() = None;
+        goes_on
+    }
+
+    /// Waits until `when` for the rate of syncs. `false`: it ended first.
+    pub(super) fn throttled(&self, when: Instant) -> bool {
+        if when <= Instant::now() {
+            return !self.has_ended();
+        }
+        *self.throttled_at.lock() = Some(when);
+        self.wait_until(when)
+    }
+
+    /// Whether it waited for the rate of syncs after `since`.
+    pub(super) fn was_throttled_since(&self, since: Instant) -> bool {
+        self.throttled_at.lock().is_some_and(|when| when > since)
+    }
+
     // ---- catching up ----
 
     /// Begins to catch up. `now` is the stream's position, here and below.
@@ -420,6 +459,7 @@ impl FollowerHandle {
             Some(since) if bytes > 0 => since.elapsed(),
             _ => Duration::ZERO,
         });
+        let admitted_in = self.admitted_at.lock().map(|when| when.saturating_duration_since(Instant::now()));
         let mark = self.mark(now);
         let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(mark));
         FollowerStatus {
@@ -432,6 +472,7 @@ impl FollowerHandle {
             lag,
             demotions: self.demotions(),
             catch_up,
+            admitted_in,
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),

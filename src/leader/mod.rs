@@ -15,7 +15,7 @@
 //! # Threads
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
-//! each connection. All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! each connection; `sync-ID` reads in bulk for one, at low priority (`admission.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
@@ -54,7 +54,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
-use self::admission::BulkSlot;
+use self::admission::Admission;
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::progress::Progress;
@@ -86,7 +86,7 @@ struct Core {
     stream: Arc<Stream>,
     file_locks: FileLocks,
     hashes: HashCache,
-    bulk: BulkSlot,
+    admission: Admission,
     /// All that have authenticated, in the order they came.
     followers: Mutex<Vec<Arc<FollowerHandle>>>,
     history: History,
@@ -152,10 +152,10 @@ impl Leader {
             stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches, config.on_full)),
             exclude,
             dir,
+            admission: Admission::new(&config),
             config,
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
-            bulk: BulkSlot::default(),
             followers: Mutex::default(),
             history: History::default(),
             unauthenticated: Unauthenticated::default(),
@@ -434,6 +434,13 @@ impl History {
             history.pop_front();
         }
         history.push_back(eviction);
+    }
+
+    /// How long ago the follower was evicted for being slow, each time that is remembered.
+    fn slow_evictions(&self, id: NodeId) -> Vec<Duration> {
+        let history = self.0.lock();
+        let slow = history.iter().filter(|eviction| eviction.id == id && admission::is_for_slowness(&eviction.reason));
+        slow.map(|eviction| eviction.at.elapsed().unwrap_or_default()).collect()
     }
 
     fn last_of(&self, id: NodeId) -> Option<Eviction> {

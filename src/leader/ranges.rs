@@ -1,7 +1,7 @@
 //! Ranges of files, read from disk for one follower.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -14,6 +14,7 @@ use crate::error::{AppendError, Error};
 use crate::index::Version;
 use crate::protocol::{ActionKind, encode_action_header, framing_bytes};
 use crate::types::{RelPath, StreamPosition};
+use crate::uncached::Reader;
 
 pub(super) fn broken(error: io::Error) -> Error {
     Error::connection("while a follower joins", error)
@@ -28,11 +29,18 @@ pub(super) struct Ranges<'a> {
     core: &'a Arc<Core>,
     follower: &'a FollowerHandle,
     buffer: Vec<u8>,
+    in_bulk: bool,
 }
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new() }
+        Self { core, follower, buffer: Vec::new(), in_bulk: false }
+    }
+
+    /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
+    /// page cache.
+    pub(super) fn in_bulk(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self { in_bulk: true, ..Self::new(core, follower) }
     }
 
     /// Sends a range that stands in the stream.
@@ -58,7 +66,7 @@ impl<'a> Ranges<'a> {
             self.mend(&range.path, version)?;
             return Ok(false);
         };
-        file.seek(SeekFrom::Start(range.offset)).map_err(|error| self.unreadable(&range.path, error))?;
+        file.seek(range.offset);
         let framing = framing_bytes(&range.path);
         let mut done = 0;
         let mut header = Vec::new();
@@ -83,7 +91,7 @@ impl<'a> Ranges<'a> {
     }
 
     /// Opens the file if it is still what `version` says, with at least `len` bytes.
-    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<File>, Error> {
+    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<Reader>, Error> {
         // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
         // is newer, and then the index will say so.
         if self.core.stream.version(path).generation != version.generation {
@@ -92,14 +100,20 @@ impl<'a> Ranges<'a> {
         let opened = File::open(path.below(self.core.dir.path()))
             .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
         match opened {
-            Ok(file) => Ok(file),
+            Ok(file) => Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(self.unreadable(path, error)),
         }
     }
 
     /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
-    pub(super) fn copy(&mut self, frame: &mut Frame, path: &RelPath, file: &mut File, len: u64) -> Result<bool, Error> {
+    pub(super) fn copy(
+        &mut self,
+        frame: &mut Frame,
+        path: &RelPath,
+        file: &mut Reader,
+        len: u64,
+    ) -> Result<bool, Error> {
         const BUFFER_BYTES: usize = 256 << 10;
         self.buffer.resize(BUFFER_BYTES, 0);
         let mut left = len;
@@ -107,6 +121,9 @@ impl<'a> Ranges<'a> {
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
             let mut length = 0;
+            if self.in_bulk && !self.core.admission.pace(want as u64, self.follower) {
+                return Err(gone());
+            }
             if intact {
                 length = file.read(&mut self.buffer[..want]).map_err(|error| self.unreadable(path, error))?;
             }

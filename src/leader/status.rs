@@ -29,6 +29,8 @@ pub struct FollowerStatus {
     pub demotions: u64,
     /// How it catches up from disk, while it does.
     pub catch_up: Option<CatchUpStatus>,
+    /// How long it still waits before its full sync, because it was evicted for being slow several times.
+    pub admitted_in: Option<Duration>,
     /// Batches waiting in its queue.
     pub queued_batches: usize,
     /// Bytes they hold.
@@ -70,7 +72,7 @@ pub struct SyncSent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FollowerState {
-    /// Waits for another follower's full sync to end.
+    /// Waits for its turn: for another follower's full sync, or because it was evicted for being slow too often.
     Waiting,
     /// Gets the bulk.
     Syncing,
