@@ -37,7 +37,7 @@ pub struct LeaderConfig {
     /// and mostly still cached.
     pub catch_ups_max: usize,
     /// Bytes a second that full syncs and catching up read from the data directory, all together: what they hash, and what
-    /// they send before it is compressed. At least 64 KiB. Defaults to `None`: as fast as disk and network go.
+    /// they send before it is compressed. At least 1 MiB. Defaults to `None`: as fast as disk and network go.
     pub sync_rate: Option<u64>,
     /// How long a follower waits, connected, for its next full sync when it was evicted for being slow a second time within
     /// `readmit_window`; twice as long each time after. The first eviction costs nothing. Up to half is added at
@@ -49,6 +49,9 @@ pub struct LeaderConfig {
     pub readmit_window: Duration,
     /// The deadline of the whole handshake. Defaults to 5 s, LavinMQ's own.
     pub handshake_timeout: Duration,
+    /// How often the leader says that it is alive, and followers do, where both know the extension of the protocol; a follower
+    /// that says nothing for three of these and 2 s more is let go. Defaults to 1 s.
+    pub heartbeat_interval: Duration,
     /// How many connections may be unauthenticated at once; beyond it the oldest is closed. Defaults to 64.
     pub unauthenticated_max: usize,
     /// Files not to replicate, as globs on names relative to the data directory (`*.tmp`, `cache/**`; `*` does not cross a
@@ -92,6 +95,7 @@ impl LeaderConfig {
             readmit_delay_max: Duration::from_secs(60),
             readmit_window: Duration::from_secs(600),
             handshake_timeout: Duration::from_secs(5),
+            heartbeat_interval: Duration::from_secs(1),
             unauthenticated_max: 64,
             exclude: Vec::new(),
         }
@@ -104,7 +108,7 @@ impl LeaderConfig {
         at_least("unauthenticated_max", self.unauthenticated_max as u64, 1)?;
         at_least("syncs_max", self.syncs_max as u64, 1)?;
         at_least("catch_ups_max", self.catch_ups_max as u64, 1)?;
-        at_least("sync_rate", self.sync_rate.unwrap_or(u64::MAX), 64 << 10)?;
+        at_least("sync_rate", self.sync_rate.unwrap_or(u64::MAX), 1 << 20)?;
         // A queue's slots are allocated up front.
         if self.queue_batches > 1 << 24 {
             return Err(Error::Setting { name: "queue_batches", reason: "must be at most 16777216".into() });
@@ -112,8 +116,20 @@ impl LeaderConfig {
         positive("write_timeout", self.write_timeout)?;
         positive("ack_timeout", self.ack_timeout)?;
         positive("sync_timeout", self.sync_timeout)?;
+        positive("heartbeat_interval", self.heartbeat_interval)?;
         positive("handshake_timeout", self.handshake_timeout)
     }
+}
+
+/// What a follower speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Paceline's extension if the leader knows it, 1.0.0 if not.
+    #[default]
+    Auto,
+    /// 1.0.0 only, without asking for more.
+    V1,
 }
 
 /// Settings of a [`Follower`](crate::Follower).
@@ -133,6 +149,8 @@ pub struct FollowerConfig {
     pub adopt: bool,
     /// Whether to end after one full sync instead of following the stream. Defaults to false.
     pub once: bool,
+    /// What to speak. Defaults to [`Protocol::Auto`]: asking costs a leader of 1.0.0 one more connection.
+    pub protocol: Protocol,
     /// How long connecting and each step of the handshake may take. Defaults to 5 s.
     pub connect_timeout: Duration,
     /// The first delay before connecting again; it doubles with each failure, and half of it is jitter. Defaults to 100 ms.
@@ -151,6 +169,7 @@ impl FollowerConfig {
             id: None,
             adopt: false,
             once: false,
+            protocol: Protocol::default(),
             connect_timeout: Duration::from_secs(5),
             retry_delay_min: Duration::from_millis(100),
             retry_delay_max: Duration::from_secs(10),

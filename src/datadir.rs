@@ -70,9 +70,7 @@ impl DataDir {
     /// Keeps the id in `.clustering_id`, and removes `checksums.sha1`: a LavinMQ node that later starts here believes it
     /// blindly. To be done before the first change to the directory; does nothing when done before.
     pub(crate) fn claim(&mut self) -> Result<(), Error> {
-        for left in ["checksums.sha1", "checksums.sha1.tmp"] {
-            remove_if_there(&self.path.join(left))?;
-        }
+        self.forget_checksums()?;
         if self.kept_id == Some(self.id) {
             return Ok(());
         }
@@ -86,6 +84,14 @@ impl DataDir {
         };
         write().map_err(|error| Error::io("write", &file, error))?;
         self.kept_id = Some(self.id);
+        Ok(())
+    }
+
+    /// Removes `checksums.sha1`, as [`claim`](Self::claim) does.
+    pub(crate) fn forget_checksums(&self) -> Result<(), Error> {
+        for left in ["checksums.sha1", "checksums.sha1.tmp"] {
+            remove_if_there(&self.path.join(left))?;
+        }
         Ok(())
     }
 

@@ -71,6 +71,7 @@ pub mod follower;
 mod index;
 pub mod leader;
 pub mod protocol;
+mod sendqueue;
 mod thread;
 mod types;
 mod uncached;
@@ -80,7 +81,7 @@ pub mod watch;
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;
 
-pub use config::{FollowerConfig, LeaderConfig, OnFull};
+pub use config::{FollowerConfig, LeaderConfig, OnFull, Protocol};
 pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;

@@ -82,10 +82,9 @@ fn expected(version: &str) -> Vec<(String, usize, String)> {
 
 fn replay(version: &str) {
     let (leader, dir, follower) = started();
-    let mut socket = leader.accept_raw();
+    let mut socket = leader.accept_start();
     let said = fs::read(vector(&format!("lavinmq-{version}-leader.bin"))).unwrap();
     let (answer, frame) = said.split_first().unwrap();
-    read_start_header(&mut socket).unwrap();
     assert_eq!(read_secret(&mut socket).unwrap(), b"s3cret");
     socket.write_all(&[*answer]).unwrap();
     assert_eq!(read_node_id(&mut socket).unwrap(), follower.id());
@@ -442,8 +441,7 @@ fn acknowledgements_of_many_small_blocks_add_up() {
 #[test]
 fn a_refused_secret_ends_the_follower_and_is_not_told() {
     let (leader, _dir, follower) = started();
-    let mut socket = leader.accept_raw();
-    read_start_header(&mut socket).unwrap();
+    let mut socket = leader.accept_start();
     read_secret(&mut socket).unwrap();
     socket.write_all(&[protocol::REFUSED]).unwrap();
     assert!(matches!(follower.wait(None), Some(Err(Error::SecretRefused))));

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use paceline::follower::State;
-use paceline::protocol::{self, FRAME_HEADER, read_node_id, read_secret, read_start_header};
+use paceline::protocol::{self, FRAME_HEADER, read_node_id, read_secret};
 use paceline::{Follower, FollowerConfig, Secret};
 use support::fake_leader::{Connection, FakeLeader, Files, append, delete, eventually, files, files_in, replace};
 use tempfile::TempDir;
@@ -257,8 +257,7 @@ fn a_frame_torn_anywhere_is_a_disconnect() {
 #[test]
 fn an_old_leaders_end_mark_in_place_of_an_answer_is_a_disconnect() {
     let scene = Scene::new();
-    let mut socket = scene.leader.accept_raw();
-    read_start_header(&mut socket).unwrap();
+    let mut socket = scene.leader.accept_start();
     socket.write_all(&[0; 4]).unwrap();
     socket.shutdown(Shutdown::Write).unwrap();
     eventually("said", || scene.follower.status().last_disconnect.is_some_and(|why| why.contains("closed")));
@@ -269,8 +268,7 @@ fn an_old_leaders_end_mark_in_place_of_an_answer_is_a_disconnect() {
 fn what_is_no_leader_is_told_apart() {
     let scene = Scene::new();
     for (answer, why) in [(&b"REPLI\x02\0\0"[..], "[52, 45, 50, 4c, 49, 02, 00, 00]"), (b"HTTP/1.1", "[48]")] {
-        let mut socket = scene.leader.accept_raw();
-        read_start_header(&mut socket).unwrap();
+        let mut socket = scene.leader.accept_start();
         read_secret(&mut socket).unwrap();
         socket.write_all(answer).unwrap();
         eventually("said", || scene.follower.status().last_disconnect.is_some_and(|said| said.contains(why)));
@@ -291,8 +289,7 @@ fn any_damage_to_a_capture_is_survived() {
             bytes[at] = random.u8(..);
         }
         bytes.truncate(random.usize(bytes.len() / 2..=bytes.len()));
-        let mut socket = scene.leader.accept_raw();
-        read_start_header(&mut socket).unwrap();
+        let mut socket = scene.leader.accept_start();
         read_secret(&mut socket).unwrap();
         socket.write_all(&[protocol::ACCEPTED]).unwrap();
         read_node_id(&mut socket).unwrap();

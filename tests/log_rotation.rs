@@ -27,11 +27,14 @@ impl Log {
         Self { path: path.to_owned(), file }
     }
 
-    /// Opens the file anew if its name was given to another one.
+    /// Opens the file anew once its name is given to another one. Never makes one itself: between renaming and creating that
+    /// would put logrotate to the rescue of a file it did not expect.
     fn reopen_if_rotated(&mut self) {
         let ours = self.file.metadata().unwrap().ino();
-        if fs::metadata(&self.path).map(|meta| meta.ino()).ok() != Some(ours) {
-            *self = Self::open(&self.path);
+        if let Ok(file) = File::options().append(true).open(&self.path)
+            && file.metadata().unwrap().ino() != ours
+        {
+            self.file = file;
         }
     }
 

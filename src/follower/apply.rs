@@ -9,16 +9,21 @@
 //! or replaced, and a new connection begins with none. A handle that outlives its name takes appends to nowhere
 //! (lavinmq#2160).
 //!
+//! With the extension, `session` drives the same [`Actions`], and `reshape` adds what 1.0.0 has no words for.
+//!
 //! A failure ends the connection with nothing acknowledged after it: who applies the stream returns and is dropped.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, Write};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
 use super::connection::lost;
 use super::dir::Dir;
+use super::reshape::Patch;
+use super::track::Track;
 use crate::error::Error;
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
 use crate::types::RelPath;
@@ -77,8 +82,13 @@ fn apply_block(decoder: &mut ActionDecoder, actions: &mut Actions<'_>, mut block
     Ok(bytes_done)
 }
 
-struct Actions<'a> {
-    dir: &'a Dir,
+/// Applies actions.
+pub(super) struct Actions<'a> {
+    pub(super) dir: &'a Dir,
+    /// With the extension.
+    pub(super) track: Option<Track>,
+    /// What the next payload goes to instead of a file's end.
+    pub(super) patching: Option<Patch>,
     open: HashMap<RelPath, OpenFile, RandomState>,
     /// Counts uses of open files, to know which was not used for longest.
     uses: u64,
@@ -89,27 +99,33 @@ struct Actions<'a> {
     replacing: Option<(RelPath, File)>,
     /// Whether a replacement may have left the own folder behind.
     own_folder: bool,
+    /// Files deleted that were there.
+    pub(super) deleted: u64,
 }
 
 struct OpenFile {
-    file: File,
+    file: Arc<File>,
     last_use: u64,
 }
 
 impl<'a> Actions<'a> {
-    fn new(dir: &'a Dir) -> Self {
+    pub(super) fn new(dir: &'a Dir) -> Self {
         Self {
             dir,
+            track: None,
+            patching: None,
             open: HashMap::default(),
             uses: 0,
             appending: None,
             gathered: Vec::with_capacity(GATHERED_BYTES_MAX),
             replacing: None,
             own_folder: false,
+            deleted: 0,
         }
     }
 
-    fn begin(&mut self, path: RelPath, kind: ActionKind) -> Result<(), Error> {
+    /// An action begins.
+    pub(super) fn begin(&mut self, path: RelPath, kind: ActionKind) -> Result<(), Error> {
         if let ActionKind::Append(_) = kind
             && self.appending.as_ref() == Some(&path)
         {
@@ -133,18 +149,28 @@ impl<'a> Actions<'a> {
             }
             ActionKind::Delete => {
                 self.forget(&path);
-                self.dir.remove(&path)?;
+                if self.dir.remove(&path)? {
+                    self.deleted += 1;
+                }
+                self.gone(&path);
             }
         }
         Ok(())
     }
 
-    fn payload(&mut self, bytes: &[u8], remaining: u64) -> Result<(), Error> {
+    /// The next bytes of the action that was begun last.
+    pub(super) fn payload(&mut self, bytes: &[u8], remaining: u64) -> Result<(), Error> {
+        if self.patching.is_some() {
+            return self.patch(bytes, remaining);
+        }
         if let Some((path, file)) = &mut self.replacing {
             file.write_all(bytes).map_err(|error| self.dir.failed("write the replacement of", path.as_str(), error))?;
-            if remaining == 0 {
-                self.dir.place_temporary(path)?;
-                self.replacing = None;
+            if remaining == 0
+                && let Some((path, file)) = self.replacing.take()
+            {
+                self.dir.place_temporary(&path)?;
+                self.gone(&path);
+                self.writes(&path, &Arc::new(file), 0);
             }
             return Ok(());
         }
@@ -159,8 +185,11 @@ impl<'a> Actions<'a> {
     }
 
     /// Leaves nothing of a block unwritten.
-    fn settle(&mut self) -> Result<(), Error> {
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
         self.write_gathered()?;
+        if let Some(track) = &mut self.track {
+            track.settle();
+        }
         if self.own_folder && self.replacing.is_none() {
             self.own_folder = false;
             self.dir.remove_own_folder();
@@ -181,25 +210,51 @@ impl<'a> Actions<'a> {
 
     /// Writes to the end of the file that is being appended to.
     fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let path = self.appending.as_ref().expect("payload comes after its action");
+        let path = self.appending.clone().expect("payload comes after its action");
         self.uses += 1;
-        if let Some(open) = self.open.get_mut(path) {
-            open.last_use = self.uses;
-            return open.file.write_all(bytes).map_err(|error| self.dir.failed("append to", path.as_str(), error));
+        let file = match self.open.get_mut(&path) {
+            Some(open) => {
+                open.last_use = self.uses;
+                open.file.clone()
+            }
+            None => self.open(&path)?,
+        };
+        self.writes(&path, &file, u64::MAX);
+        (&*file).write_all(bytes).map_err(|error| self.dir.failed("append to", path.as_str(), error))
+    }
+
+    /// Opens a file to append to, and keeps it open.
+    fn open(&mut self, path: &RelPath) -> Result<Arc<File>, Error> {
+        let file = Arc::new(self.dir.open_append(path)?);
+        if let Some(track) = &mut self.track {
+            // It may have been made.
+            track.folders_of(path);
         }
-        let mut file = self.dir.open_append(path)?;
-        file.write_all(bytes).map_err(|error| self.dir.failed("append to", path.as_str(), error))?;
         if self.open.len() == OPEN_FILES_MAX {
             // A look at all of them costs far less than the open that made it necessary.
             let oldest = self.open.iter().min_by_key(|(_, open)| open.last_use).map(|(path, _)| path.clone());
             oldest.and_then(|oldest| self.open.remove(&oldest));
         }
-        self.open.insert(path.clone(), OpenFile { file, last_use: self.uses });
-        Ok(())
+        self.open.insert(path.clone(), OpenFile { file: file.clone(), last_use: self.uses });
+        Ok(file)
+    }
+
+    /// Says, with the extension, that a file is about to be written to at or behind `offset`.
+    pub(super) fn writes(&mut self, path: &RelPath, file: &Arc<File>, offset: u64) {
+        if let Some(track) = &mut self.track {
+            track.writes(path, file, offset);
+        }
+    }
+
+    /// Says, with the extension, that a name means no file any more, or another one.
+    fn gone(&mut self, path: &RelPath) {
+        if let Some(track) = &mut self.track {
+            track.gone(path);
+        }
     }
 
     /// Closes what is open under a name that is about to go or to mean another file.
-    fn forget(&mut self, path: &RelPath) {
+    pub(super) fn forget(&mut self, path: &RelPath) {
         self.open.remove(path);
         self.appending = None;
     }

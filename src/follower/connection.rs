@@ -1,7 +1,7 @@
 //! Connecting, and the handshake.
 //!
 //! The socket is registered before it is connected, so that a stop ends the wait for the connection too. Both parts are
-//! bounded by the connect timeout; after the handshake nothing is, because a leader may be silent for as long as another
+//! bounded by the connect timeout; after the handshake nothing here is, because a leader may be silent for as long as another
 //! follower's sync takes, and because an LZ4 frame cannot be read on after a timeout. TCP's own keepalive notices a peer
 //! that is gone.
 
@@ -76,13 +76,18 @@ pub(super) fn handshake(mut socket: &TcpStream, config: &FollowerConfig, id: Nod
     write_hello(&mut socket, &config.secret).map_err(failed)?;
     let mut answer = [0];
     socket.read_exact(&mut answer).map_err(failed)?;
-    match answer[0] {
-        ACCEPTED => {}
-        REFUSED => return Err(Error::SecretRefused),
-        other => return Err(Error::NotALeader(rest_of_answer(socket, other))),
-    }
+    answered(socket, answer[0])?;
     write_node_id(&mut socket, id).map_err(failed)?;
     timeouts(None).map_err(failed)
+}
+
+/// What a leader said to our secret.
+pub(super) fn answered(socket: &TcpStream, answer: u8) -> Result<(), Error> {
+    match answer {
+        ACCEPTED => Ok(()),
+        REFUSED => Err(Error::SecretRefused),
+        other => Err(Error::NotALeader(rest_of_answer(socket, other))),
+    }
 }
 
 /// A leader that does not know our header answers with its own, of 8 bytes.
@@ -96,7 +101,7 @@ fn rest_of_answer(mut socket: &TcpStream, first: u8) -> String {
 }
 
 /// A blocking socket says that a timeout passed as if it were a non-blocking one.
-fn timed_out(error: io::Error) -> io::Error {
+pub(super) fn timed_out(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "the peer was silent for too long"),
         _ => error,

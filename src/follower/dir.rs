@@ -41,7 +41,7 @@ pub(super) struct Dir {
 }
 
 /// A folder on the way to a file; `None` is the data directory itself.
-struct Folder<'a> {
+pub(super) struct Folder<'a> {
     root: &'a OwnedFd,
     own: Option<OwnedFd>,
 }
@@ -112,6 +112,12 @@ impl Dir {
             Err(error) => return Err(self.failed("remove", path.as_str(), error)),
         }
         drop(folder);
+        self.remove_emptied(path);
+        Ok(true)
+    }
+
+    /// Removes the folders above a file that are empty.
+    pub(super) fn remove_emptied(&self, path: &RelPath) {
         let mut above = path.as_str();
         while let Some((folder, _)) = above.rsplit_once('/') {
             if !self.remove_folder(folder) {
@@ -119,7 +125,6 @@ impl Dir {
             }
             above = folder;
         }
-        Ok(true)
     }
 
     /// Removes a folder if it is empty; returns whether it did. Nothing depends on it: an empty folder is no replicated
@@ -222,16 +227,16 @@ impl Dir {
         Error::io(doing, self.path.join(path), error)
     }
 
-    fn refused(&self, path: &str, why: &'static str) -> Error {
+    pub(super) fn refused(&self, path: &str, why: &'static str) -> Error {
         self.failed("refused to use", path, io::Error::other(why))
     }
 
-    fn open_made(&self, path: &RelPath, flags: OFlags) -> Result<File, Error> {
+    pub(super) fn open_made(&self, path: &RelPath, flags: OFlags) -> Result<File, Error> {
         // With CREATE it is only absent if its folder was removed meanwhile, by somebody else.
         self.open_file(path, flags)?.ok_or_else(|| self.failed("make", path.as_str(), Errno::NOENT))
     }
 
-    fn open_file(&self, path: &RelPath, flags: OFlags) -> Result<Option<File>, Error> {
+    pub(super) fn open_file(&self, path: &RelPath, flags: OFlags) -> Result<Option<File>, Error> {
         let make = flags.contains(OFlags::CREATE);
         let Some((folder, name)) = self.parent(path, make)? else { return Ok(None) };
         let fd = match rustix::fs::openat(&folder, name, flags | FILE, FILE_MODE) {
@@ -251,7 +256,7 @@ impl Dir {
     }
 
     /// Whether there is a file or a folder of that name. A link, or anything else, is an error.
-    fn kind_of(&self, folder: &Folder<'_>, name: &str, path: &RelPath) -> Result<Option<FileType>, Error> {
+    pub(super) fn kind_of(&self, folder: &Folder<'_>, name: &str, path: &RelPath) -> Result<Option<FileType>, Error> {
         match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(self.failed("stat", path.as_str(), error)),
@@ -263,7 +268,7 @@ impl Dir {
         }
     }
 
-    fn parent_made<'a>(&self, path: &'a RelPath) -> Result<(Folder<'_>, &'a str), Error> {
+    pub(super) fn parent_made<'a>(&self, path: &'a RelPath) -> Result<(Folder<'_>, &'a str), Error> {
         self.parent(path, true)?.ok_or_else(|| self.failed("make the folder of", path.as_str(), Errno::NOENT))
     }
 

@@ -22,11 +22,20 @@
 mod ack;
 mod apply;
 mod connection;
+mod digests;
 mod dir;
+mod disk;
+mod extended;
+mod lag;
+mod negotiate;
+mod report;
+mod reshape;
 mod run;
+mod session;
 mod shared;
 mod status;
 mod sync;
+mod track;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -34,9 +43,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::dir::Dir;
+use self::negotiate::Dialects;
 use self::run::Runner;
 use self::shared::Shared;
 pub use self::status::{State, Status, SyncProgress};
+use self::track::Unflushed;
 use crate::config::FollowerConfig;
 use crate::datadir::{self, DataDir};
 use crate::error::Error;
@@ -74,7 +85,17 @@ impl Follower {
         let id = data.id();
         let (shared, threads) = (Arc::new(Shared::default()), Arc::new(Group::default()));
         let follower = Self { id, shared: shared.clone(), threads: threads.clone() };
-        let runner = Runner { config, data, dir, shared: shared.clone(), threads: threads.clone() };
+        let runner = Runner {
+            config,
+            data,
+            dir: Arc::new(dir),
+            shared: shared.clone(),
+            threads: threads.clone(),
+            dialects: Dialects::default(),
+            digests: Arc::default(),
+            unflushed: Unflushed::all(),
+            away: None,
+        };
         let at_end = FinishAtEnd(shared);
         let spawned = threads.spawn("paceline-follow", move || {
             // By then the runner is gone, and the directory is free for whoever waited for that.

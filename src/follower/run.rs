@@ -1,32 +1,45 @@
 //! The reader thread: connects, syncs, applies, and starts over when the connection ends.
 //!
-//! For each connection it starts the thread that writes (see `ack`), and outlives it. It ends when it is
+//! It asks a leader for the extension, and goes on there (`extended`) or in 1.0.0. For each connection of 1.0.0 it starts the
+//! thread that writes (see `ack`), and outlives it. It ends when it is
 //! told to stop, after one sync if that was asked for, or when trying again would not mend what failed.
 
+use std::io::ErrorKind;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ack::{self, Outbox};
 use super::apply::apply_stream;
-use super::connection::{bound_unanswered, connect, handshake};
+use super::connection::{bound_unanswered, connect, handshake, lost};
+use super::digests::Digests;
 use super::dir::Dir;
+use super::negotiate::{Answer, Dialects, negotiate};
 use super::shared::Shared;
 use super::status::State;
 use super::sync::Sync;
+use super::track::Unflushed;
 use crate::config::FollowerConfig;
 use crate::datadir::DataDir;
 use crate::error::Error;
-use crate::protocol::frame_reader;
+use crate::protocol::{ProtocolError, frame_reader};
 use crate::thread::Group;
 
 /// All that the reader thread owns. Dropping it gives the directory's lock back.
 pub(super) struct Runner {
     pub(super) config: FollowerConfig,
     pub(super) data: DataDir,
-    pub(super) dir: Dir,
+    pub(super) dir: Arc<Dir>,
     pub(super) shared: Arc<Shared>,
     pub(super) threads: Arc<Group>,
+    /// Which leaders do not know the extension.
+    pub(super) dialects: Dialects,
+    /// Digests of local files, from the connections before.
+    pub(super) digests: Arc<Digests>,
+    /// What the connections before did not make durable.
+    pub(super) unflushed: Unflushed,
+    /// The leader let us go, and wants us to stay away for so long.
+    pub(super) away: Option<Duration>,
 }
 
 impl Runner {
@@ -47,7 +60,7 @@ impl Runner {
                 // A full disk, or a leader that breaks the protocol, would have us sync again and again without pause.
                 delays.reset();
             }
-            let delay = delays.next();
+            let delay = delays.next().max(self.away.take().unwrap_or_default());
             match &error {
                 _ if fatal => log::error!("ended, disconnected from {leader}: {why}"),
                 Error::Io { .. } => log::error!("disconnected from {leader}: {why}; next attempt in {delay:.1?}"),
@@ -70,12 +83,30 @@ impl Runner {
     fn connection(&mut self, in_sync: &mut bool) -> Result<(), Error> {
         // Of a connection that was cut while a file was coming.
         self.dir.tidy()?;
-        let (socket, address) = connect(&self.config, &self.shared)?;
+        let (mut socket, mut address) = connect(&self.config, &self.shared)?;
+        if self.dialects.ask(self.config.protocol, address) {
+            let answer = negotiate(&socket, &self.config)?;
+            if !self.dialects.note(address, answer) {
+                return Err(lost("in the handshake", ProtocolError::Io(ErrorKind::UnexpectedEof.into())));
+            }
+            if answer == Answer::Extension {
+                log::info!("connected to the leader at {address}");
+                return self.extended(socket, in_sync);
+            }
+            log::debug!("the leader at {address} does not know the extension ({answer:?}): 1.0.0 it is");
+            drop(socket);
+            (socket, address) = connect(&self.config, &self.shared)?;
+        }
         handshake(&socket, &self.config, self.data.id())?;
-        log::info!("connected to the leader at {address}");
-        self.shared.update(|status| status.connections += 1);
+        log::info!("connected to the leader at {address}; it speaks 1.0.0");
+        self.shared.update_with_lag(None, |status| status.connections += 1);
+        // It does not keep account of them.
+        self.unflushed = Unflushed::all();
         let writer = Writer::start(&self.threads, Arc::new(socket), self.shared.clone())?;
         let result = self.follow(&writer, in_sync);
+        if *in_sync {
+            self.dialects.ended();
+        }
         writer.end(result)
     }
 
@@ -98,8 +129,7 @@ impl Runner {
         bound_unanswered(&writer.socket)?;
         self.shared.update(|status| {
             status.state = State::Streaming;
-            status.applied_bytes = 0;
-            status.acknowledged_bytes = 0;
+            (status.applied_bytes, status.acknowledged_bytes, status.durable_bytes) = (0, 0, 0);
         });
         log::info!("in sync, following the stream");
         *in_sync = true;

@@ -19,7 +19,14 @@ pub(super) struct Shared {
     control: Mutex<Control>,
     /// An order to stop was given, or the follower ended.
     changed: Condvar,
-    status: Mutex<Status>,
+    status: Mutex<Told>,
+}
+
+#[derive(Default)]
+struct Told {
+    status: Status,
+    /// Since when the follower has been behind, by its own clock.
+    behind_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -126,10 +133,21 @@ impl Shared {
     }
 
     pub(super) fn status(&self) -> Status {
-        self.status.lock().clone()
+        let told = self.status.lock();
+        let mut status = told.status.clone();
+        status.lag = status.lag_bytes.map(|_| told.behind_since.map_or(Duration::ZERO, |since| since.elapsed()));
+        status
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.status.lock());
+        change(&mut self.status.lock().status);
+    }
+
+    /// Bytes behind the leader, and since when; `None`: that is not known.
+    pub(super) fn update_with_lag(&self, lag: Option<(u64, Option<Instant>)>, change: impl FnOnce(&mut Status)) {
+        let mut told = self.status.lock();
+        told.status.lag_bytes = lag.map(|(bytes, _)| bytes);
+        told.behind_since = lag.and_then(|(_, since)| since);
+        change(&mut told.status);
     }
 }

@@ -1,5 +1,7 @@
 //! What a follower tells of itself.
 
+use std::time::Duration;
+
 /// A snapshot of a follower.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -12,10 +14,24 @@ pub struct Status {
     pub last_disconnect: Option<String>,
     /// The full sync under way, or the last one.
     pub sync: SyncProgress,
-    /// Action bytes applied since the stream began on the present or last connection (framing included).
+    /// Action bytes applied (framing included): with 1.0.0 since the stream began on the present or last connection, with
+    /// the extension since that connection did.
     pub applied_bytes: u64,
     /// Of these, acknowledged. An acknowledgement says *written*, not on disk.
     pub acknowledged_bytes: u64,
+    /// Of these, said to be durable; 0 with 1.0.0, which has no word for it.
+    pub durable_bytes: u64,
+    /// Bytes of the stream from where this follower is to where the leader said it is; `None` with 1.0.0, and before the
+    /// leader has told both.
+    pub lag_bytes: Option<u64>,
+    /// How long ago the oldest position that is not reached yet was first heard of; zero when there is none, `None` as above.
+    pub lag: Option<Duration>,
+    /// The leader's clock in its last heartbeat, in microseconds since 1970.
+    pub leader_clock_us: Option<u64>,
+    /// Why a leader last let this follower go, as far as one said so.
+    pub last_eviction: Option<String>,
+    /// When the leader said, as the connection began, that it would admit this follower to a sync; `None` once it has.
+    pub admitted_in: Option<Duration>,
 }
 
 /// What a follower is doing.
@@ -25,9 +41,10 @@ pub enum State {
     /// Connecting, or waiting to.
     #[default]
     Connecting,
-    /// Accepted; waiting for the leader's list (one follower is synced at a time).
+    /// Accepted; waiting for the leader's list or, with the extension, until it wants the inventory (not all followers are
+    /// synced at a time).
     Waiting,
-    /// In round 1 or 2 of a full sync.
+    /// In round 1 or 2 of a full sync; with the extension, between the inventory and the end of the sync.
     Syncing,
     /// Applying the stream.
     Streaming,
@@ -39,18 +56,24 @@ pub enum State {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SyncProgress {
-    /// Files the leader listed; in round 2 anew.
+    /// Files to compare: those the leader listed, in round 2 anew; with the extension, those that are here.
     pub files_listed: u64,
-    /// Local files hashed so far, to compare them.
+    /// Local files hashed so far, to compare them; with the extension, or known from before.
     pub files_hashed: u64,
-    /// Files asked for, both rounds.
+    /// Bytes read to hash them; counted with the extension only.
+    pub bytes_hashed: u64,
+    /// Files asked for, both rounds; 0 with the extension.
     pub files_requested: u64,
-    /// Of these, files received.
+    /// Files that will be sent, or parts of them, as far as the leader told; `None` with 1.0.0.
+    pub files_total: Option<u64>,
+    /// Bytes that will be sent, as far as the leader told; `None` with 1.0.0.
+    pub bytes_total: Option<u64>,
+    /// Files received; with the extension, or parts of them.
     pub files_received: u64,
     /// Content bytes received, both rounds.
     pub bytes_received: u64,
     /// Bytes of the file being received that are still to come.
     pub bytes_remaining_in_file: u64,
-    /// Files deleted because the leader did not list them.
+    /// Files deleted because the leader did not list them, or said so.
     pub files_deleted: u64,
 }

@@ -29,7 +29,7 @@ struct Hashed {
 }
 
 impl HashCache {
-    /// The SHA-1 of the first `version.len` bytes of `path`; `None` if the file has gone or is shorter than that.
+    /// The SHA-1 of the first `version.len` bytes of `path`; `None` if that is no file, or a shorter one.
     ///
     /// Blocks for as long as it takes to read what was not hashed before; `go_on` is told the bytes of each portion, and its
     /// error ends it.
@@ -45,8 +45,11 @@ impl HashCache {
             .filter(|known| known.version.generation == version.generation && known.version.len <= version.len)
             .unwrap_or_else(|| Hashed { version: Version { len: 0, ..version }, state: Sha1::new() });
         if hashed.version.len < version.len {
-            if !hash_up_to(&mut hashed, &path.below(root), version.len, go_on)? {
-                return Ok(None);
+            match hash_up_to(&mut hashed, &path.below(root), version.len, go_on) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) if is_no_file(&error) => return Ok(None),
+                Err(error) => return Err(error),
             }
             self.known.lock().insert(path.clone(), hashed.clone());
         }
@@ -59,17 +62,18 @@ impl HashCache {
     }
 }
 
+/// Whether opening or reading a file failed because there is none of that name: nothing, or a folder there or on the way.
+pub(crate) fn is_no_file(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
+}
+
 fn hash_up_to(
     hashed: &mut Hashed,
     path: &Path,
     len: u64,
     go_on: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<bool> {
-    let mut file = match File::open(path) {
-        Ok(file) => Reader::uncached(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
+    let mut file = Reader::uncached(File::open(path)?);
     file.seek(hashed.version.len);
     let mut file = file.take(len - hashed.version.len);
     let mut buffer = vec![0; 256 << 10];
@@ -107,5 +111,7 @@ mod tests {
         assert_eq!(sum(3, 0), expected(b""));
         std::fs::remove_file(dir.path().join("f")).unwrap();
         assert_eq!(sum(4, 1), None);
+        std::fs::create_dir(dir.path().join("f")).unwrap();
+        assert_eq!(sum(4, 1), None, "a folder is no file");
     }
 }

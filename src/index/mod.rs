@@ -11,6 +11,7 @@
 //! A *tracker* is somebody who wants to know what changed between its cuts. While there is one, changed entries are noted
 //! once an epoch, and deleted entries stay; while there is none, neither costs anything.
 
+pub(crate) mod chunks;
 pub(crate) mod hash;
 
 use std::collections::{HashMap, VecDeque};
@@ -95,6 +96,8 @@ pub(crate) struct Index {
     entries: Vec<Entry>,
     slots: HashMap<RelPath, Slot, RandomState>,
     free: Vec<Slot>,
+    /// Where the files are now whose generation began under another name.
+    renamed: HashMap<u64, RelPath, RandomState>,
     /// Slots of files that were deleted while tracked; some may exist again.
     dead: Vec<Slot>,
     last_generation: u64,
@@ -113,6 +116,7 @@ impl Index {
             entries: Vec::new(),
             slots: HashMap::default(),
             free: Vec::new(),
+            renamed: HashMap::default(),
             dead: Vec::new(),
             last_generation: 0,
             epoch: 1,
@@ -149,18 +153,47 @@ impl Index {
     pub(crate) fn put(&mut self, path: &RelPath, len: u64) -> Version {
         self.last_generation += 1;
         let version = Version { generation: self.last_generation, len };
+        self.set(path, version);
+        version
+    }
+
+    /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void.
+    pub(crate) fn truncate(&mut self, path: &RelPath, len: u64) -> Version {
+        debug_assert!(len <= self.get(path.as_str()).len);
+        self.put(path, len)
+    }
+
+    /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
+    pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath) -> Version {
+        let version = self.remove(from.as_str());
+        debug_assert!(version.exists() && from != to);
+        self.set(to, version);
+        self.renamed.insert(version.generation, to.clone());
+        version
+    }
+
+    /// Where the file of a generation is that may have been under `path`; `None` if there is none any more.
+    pub(crate) fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath> {
+        if self.get(path.as_str()).generation == generation {
+            return Some(path.clone());
+        }
+        self.renamed.get(&generation).cloned()
+    }
+
+    fn set(&mut self, path: &RelPath, version: Version) {
         let slot = match self.slots.get(path) {
             Some(&slot) => slot,
             None => self.insert(path),
         };
-        self.touch(slot).now = version;
-        version
+        let was = std::mem::replace(&mut self.touch(slot).now, version);
+        self.renamed.remove(&was.generation);
     }
 
     /// Removes `path`, and returns what it was.
     pub(crate) fn remove(&mut self, path: &str) -> Version {
         let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
         let was = std::mem::replace(&mut self.touch(slot).now, Version::ABSENT);
+        self.renamed.remove(&was.generation);
         self.dead.push(slot);
         if self.trackers.is_empty() {
             self.sweep(1);
@@ -261,7 +294,8 @@ impl Index {
         }
     }
 
-    /// What stood in `slot` at the cut; absent files of a cut of changes are those deleted since.
+    /// What stood in `slot` at the cut. Absent files of a cut of changes are those deleted since; in a cut of everything they
+    /// mean nothing, and may bear the name of a file that is there.
     pub(crate) fn at(&self, cut: &Cut, slot: Slot) -> (&RelPath, Version) {
         debug_assert_eq!(cut.epoch, self.epoch, "one cut is read at a time");
         let entry = &self.entries[slot as usize];
@@ -285,6 +319,7 @@ mod tests {
         Grow(u8),
         Put(u8),
         Remove(u8),
+        Rename(u8, u8),
         Track,
         Untrack(u8),
         /// Cut by a tracker; this many steps of the rest happen before it is read.
@@ -296,6 +331,7 @@ mod tests {
             4 => (0..8_u8).prop_map(Step::Grow),
             2 => (0..8_u8).prop_map(Step::Put),
             2 => (0..8_u8).prop_map(Step::Remove),
+            2 => (0..8_u8, 0..8_u8).prop_map(|(from, to)| Step::Rename(from, to)),
             1 => Just(Step::Track),
             1 => (0..4_u8).prop_map(Step::Untrack),
             3 => (0..4_u8, 0..6_u8).prop_map(|(who, later)| Step::Cut(who, later)),
@@ -320,6 +356,15 @@ mod tests {
             Step::Remove(name) => {
                 let was = index.remove(path(*name).as_str());
                 assert_eq!(was, model.remove(&path(*name)).unwrap_or_default());
+            }
+            Step::Rename(from, to) => {
+                let (from, to) = (path(*from), path(*to));
+                if from != to
+                    && let Some(version) = model.remove(&from)
+                {
+                    assert_eq!(index.rename(&from, &to), version);
+                    model.insert(to, version);
+                }
             }
             _ => {}
         }
@@ -353,7 +398,8 @@ mod tests {
                             let (path, version) = index.at(&cut, slot);
                             if version.exists() {
                                 view.insert(path.clone(), version);
-                            } else {
+                            } else if !first {
+                                // In a cut of everything, absent ones are free slots too, whatever they were last.
                                 view.remove(path);
                             }
                         }
@@ -363,6 +409,10 @@ mod tests {
                 }
                 for (path, version) in &model {
                     prop_assert_eq!(index.get(path.as_str()), *version);
+                    prop_assert_eq!(index.find(&self::path(0), version.generation).or_else(|| index.find(path, version.generation)), Some(path.clone()));
+                }
+                for (generation, path) in &index.renamed {
+                    prop_assert_eq!(index.get(path.as_str()).generation, *generation);
                 }
             }
             for (id, _) in views {

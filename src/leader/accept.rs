@@ -70,6 +70,10 @@ pub(super) fn run(core: &Arc<Core>, listener: &TcpListener) {
         }
         let started = accepted.and_then(|(socket, address)| {
             let key = core.unauthenticated.add(socket.try_clone()?, core.config.unauthenticated_max);
+            // A shutdown that began since the look above may not have found it there.
+            if core.stopping.load(Ordering::SeqCst) {
+                core.unauthenticated.close_all();
+            }
             let connection = core.clone();
             let spawned = core.threads.spawn("follower", move || serve(&connection, socket, address, key));
             if spawned.is_err() {

@@ -68,19 +68,7 @@ impl AckThread {
 
     pub(super) fn run(self) {
         let ended = self.read_all();
-        let stream = &self.core.stream;
-        match ended {
-            Ok(()) => {}
-            Err(ProtocolError::Io(error)) if error.kind() == ErrorKind::UnexpectedEof => {
-                self.follower.disconnected("it closed the connection");
-            }
-            Err(ProtocolError::Io(error)) => self.follower.disconnected(error.to_string()),
-            Err(violation) => {
-                let reason = EvictionReason::ProtocolViolation(violation.to_string());
-                self.follower.evict_at(reason, stream.position());
-            }
-        }
-        stream.detach(&self.follower);
+        connection_ended(&self.core, &self.follower, ended);
     }
 
     /// `Ok`: the writer thread has gone.
@@ -116,7 +104,7 @@ impl AckThread {
 
     /// Reads acknowledgements, `partial` first. Once the follower is attached, watches that they come.
     fn read_acks(&self, mut partial: Vec<u8>) -> Result<(), ProtocolError> {
-        let mut watch = Watch::new(&self.core.config);
+        let mut watch = Watch::new(&self.core.config, self.core.config.ack_timeout);
         self.socket.set_read_timeout(Some(watch.tick))?;
         let mut buffer = [0; 4096];
         loop {
@@ -151,27 +139,43 @@ impl AckThread {
     }
 }
 
+/// Notes how a connection ended, as seen by who reads from it.
+pub(super) fn connection_ended(core: &Core, follower: &Arc<FollowerHandle>, ended: Result<(), ProtocolError>) {
+    match ended {
+        Ok(()) => {}
+        Err(ProtocolError::Io(error)) if error.kind() == ErrorKind::UnexpectedEof => {
+            follower.disconnected("it closed the connection");
+        }
+        Err(ProtocolError::Io(error)) => follower.disconnected(error.to_string()),
+        Err(violation) => {
+            let reason = EvictionReason::ProtocolViolation(violation.to_string());
+            follower.evict_at(reason, core.stream.position());
+        }
+    }
+    core.stream.detach(follower);
+}
+
 /// Tells a follower that stands still from one behind a slow link.
-struct Watch {
-    tick: Duration,
+pub(super) struct Watch {
+    pub(super) tick: Duration,
     /// Ticks until a follower in sync, and one not yet in sync, is overdue.
     ack_ticks: u32,
     sync_ticks: u32,
     /// A tick has gone.
-    is_due: bool,
+    pub(super) is_due: bool,
     looked_at: Instant,
     stuck_ticks: u32,
     send_queue: Option<u64>,
 }
 
 impl Watch {
-    fn new(config: &LeaderConfig) -> Self {
-        let tick = tick(config.ack_timeout.min(config.sync_timeout));
-        let ticks = |limit: Duration| u32::try_from(limit.as_nanos().div_ceil(tick.as_nanos())).unwrap_or(u32::MAX);
+    /// With ticks that are fine enough for `shortest`, too.
+    pub(super) fn new(config: &LeaderConfig, shortest: Duration) -> Self {
+        let tick = tick(config.ack_timeout.min(config.sync_timeout).min(shortest));
         Self {
             tick,
-            ack_ticks: ticks(config.ack_timeout),
-            sync_ticks: ticks(config.sync_timeout),
+            ack_ticks: ticks(config.ack_timeout, tick),
+            sync_ticks: ticks(config.sync_timeout, tick),
             is_due: false,
             looked_at: Instant::now(),
             stuck_ticks: 0,
@@ -179,9 +183,14 @@ impl Watch {
         }
     }
 
+    /// Ticks in `limit`.
+    pub(super) fn ticks(&self, limit: Duration) -> u32 {
+        ticks(limit, self.tick)
+    }
+
     /// Why the follower has to go, if it has. Looks once a tick, whatever was read meanwhile: bytes that acknowledge nothing
     /// are no progress.
-    fn overdue(&mut self, follower: &FollowerHandle, socket: &TcpStream) -> Option<EvictionReason> {
+    pub(super) fn overdue(&mut self, follower: &FollowerHandle, socket: &TcpStream) -> Option<EvictionReason> {
         if !std::mem::take(&mut self.is_due) && self.looked_at.elapsed() < self.tick {
             return None;
         }
@@ -214,4 +223,8 @@ impl Watch {
         self.send_queue = None;
         None
     }
+}
+
+fn ticks(limit: Duration, tick: Duration) -> u32 {
+    u32::try_from(limit.as_nanos().div_ceil(tick.as_nanos())).unwrap_or(u32::MAX)
 }

@@ -28,6 +28,7 @@ use crate::error::Error;
 pub(super) struct Admission {
     pub(super) syncs: Slots,
     pub(super) catch_ups: Slots,
+    rate: Option<u64>,
     throttle: Option<Mutex<Bucket>>,
 }
 
@@ -36,8 +37,16 @@ impl Admission {
         Self {
             syncs: Slots::new(config.syncs_max),
             catch_ups: Slots::new(config.catch_ups_max),
+            rate: config.sync_rate,
             throttle: config.sync_rate.map(|rate| Mutex::new(Bucket::new(rate, Instant::now()))),
         }
+    }
+
+    /// How much to read at once: of a low rate a fraction of a second, so that something moves all the time.
+    pub(super) fn portion_bytes(&self) -> usize {
+        const MOST: usize = 256 << 10;
+        let eighth = self.rate.map_or(usize::MAX, |rate| usize::try_from(rate / 8).unwrap_or(usize::MAX));
+        eighth.min(MOST)
     }
 
     /// Waits until `bytes` may be read for the follower. `false`: it ended first.
@@ -117,14 +126,18 @@ impl Slots {
         Self { most, holders: Mutex::default(), given_back: Condvar::new() }
     }
 
-    /// Waits for its turn; `None` if the follower ends first.
-    pub(super) fn acquire<'a>(&'a self, follower: &'a Arc<FollowerHandle>) -> Option<InSlot<'a>> {
+    /// Waits for its turn; fails if the follower ends first, or with `idle`, which is called now and then meanwhile.
+    pub(super) fn acquire<'a>(
+        &'a self,
+        follower: &'a Arc<FollowerHandle>,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<InSlot<'a>, Error> {
         /// An end is not notified here: look now and then.
         const LOOK: Duration = Duration::from_millis(100);
         let mut holders = self.holders.lock();
         while holders.len() >= self.most {
             if follower.has_ended() {
-                return None;
+                return Err(gone());
             }
             let now = Instant::now();
             if let Some(at) = holders.iter_mut().position(|holder| holder.stands(now)) {
@@ -132,9 +145,10 @@ impl Slots {
                 break;
             }
             self.given_back.wait_for(&mut holders, LOOK);
+            parking_lot::MutexGuard::unlocked(&mut holders, &mut *idle)?;
         }
         holders.push(Holder::new(follower, Instant::now()));
-        Some(InSlot { slots: self, follower })
+        Ok(InSlot { slots: self, follower })
     }
 }
 
@@ -199,12 +213,17 @@ pub(super) fn readmission_delay(config: &LeaderConfig, evicted_ago: &[Duration],
     delay.mul_f64(1.0 + jitter / 2.0).saturating_sub(*last)
 }
 
-/// Lets a follower wait that keeps being evicted for being slow. `false`: it ended first.
-pub(super) fn wait_admitted(core: &Core, follower: &FollowerHandle) -> bool {
+/// Lets a follower wait that keeps being evicted for being slow. Fails if it ends first, or with `idle`, which is called now and
+/// then meanwhile.
+pub(super) fn wait_admitted(
+    core: &Core,
+    follower: &FollowerHandle,
+    idle: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
     let ago = core.history.slow_evictions(follower.id);
     let delay = readmission_delay(&core.config, &ago, fastrand::f64());
     if delay.is_zero() {
-        return true;
+        return Ok(());
     }
     log::info!(
         "follower {} at {} was evicted {} times for being slow: it is admitted in {:.1} s",
@@ -213,7 +232,8 @@ pub(super) fn wait_admitted(core: &Core, follower: &FollowerHandle) -> bool {
         ago.len(),
         delay.as_secs_f64()
     );
-    follower.wait_admitted(Instant::now() + delay)
+    let goes_on = follower.wait_admitted(Instant::now() + delay, core.config.heartbeat_interval, idle)?;
+    if goes_on { Ok(()) } else { Err(gone()) }
 }
 
 #[cfg(test)]
@@ -295,7 +315,7 @@ mod tests {
                 scope.spawn(|| {
                     let follower = follower();
                     for _ in 0..20 {
-                        let slot = slots.acquire(&follower).unwrap();
+                        let slot = slots.acquire(&follower, &mut || Ok(())).unwrap();
                         most.fetch_max(holding.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         std::thread::yield_now();
                         holding.fetch_sub(1, Ordering::SeqCst);
@@ -314,9 +334,9 @@ mod tests {
     fn who_waits_and_ends_gets_no_slot() {
         let slots = Slots::new(1);
         let (holder, waiter) = (follower(), follower());
-        let _held = slots.acquire(&holder).unwrap();
+        let _held = slots.acquire(&holder, &mut || Ok(())).unwrap();
         waiter.disconnected("on purpose");
-        assert!(slots.acquire(&waiter).is_none());
+        assert!(slots.acquire(&waiter, &mut || Ok(())).is_err());
     }
 
     #[test]

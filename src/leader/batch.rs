@@ -6,8 +6,15 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::protocol::{APPEND_BYTES_MAX, FRAME_HEADER, encode_blocks, frame_reader, framing_bytes};
+use crate::protocol::extension::Control;
+use crate::protocol::{
+    APPEND_BYTES_MAX, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, encode_action_header, frame_reader,
+    framing_bytes,
+};
 use crate::types::RelPath;
+
+/// The most raw bytes in a batch, but for one that holds a single longer action: one LZ4 block.
+pub(super) const BATCH_BYTES_MAX: usize = BLOCK_BYTES_MAX;
 
 /// A whole number of actions: nobody attaches to the stream, or is cut off it, within one.
 #[derive(Debug)]
@@ -22,6 +29,42 @@ pub(super) struct Batch {
 pub(super) enum Body {
     Actions(Actions),
     File(FileRange),
+    Control(ControlAction),
+}
+
+/// An action that protocol 1.0.0 has no words for; alone in its batch, which counts as many bytes as the control has.
+#[derive(Debug)]
+pub(super) struct ControlAction {
+    pub(super) control: Control,
+    /// What a 1.0.0 follower gets instead, to the same effect (an empty file is none to it).
+    pub(super) instead: Vec<Step>,
+}
+
+/// A step that changes one file of a follower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Delete(RelPath),
+    Send(FileRange),
+    /// Only for followers that know the extension.
+    Control(Control),
+}
+
+impl Step {
+    /// Action bytes it goes as.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Delete(path) => framing_bytes(path),
+            Self::Send(range) => range.action_bytes(),
+            Self::Control(control) => control_bytes(control),
+        }
+    }
+}
+
+/// Action bytes a control goes as.
+pub(super) fn control_bytes(control: &Control) -> u64 {
+    let mut encoded = Vec::new();
+    control.encode(&mut encoded);
+    encoded.len() as u64
 }
 
 /// Actions in memory: as encoded for the stream until the first writer needs them, compressed from then on.
@@ -51,11 +94,15 @@ impl Batch {
         Self { end, sealed_at: Instant::now(), body: Body::File(range) }
     }
 
+    pub(super) fn control(end: u64, action: ControlAction) -> Self {
+        Self { end, sealed_at: Instant::now(), body: Body::Control(action) }
+    }
+
     /// Bytes of memory it counts for in a queue.
     pub(super) fn cost(&self) -> u64 {
         match &self.body {
             Body::Actions(actions) => actions.held,
-            Body::File(_) => OVERHEAD_BYTES,
+            Body::File(_) | Body::Control(_) => OVERHEAD_BYTES,
         }
     }
 }
@@ -73,21 +120,52 @@ impl Actions {
         }
         drop(raw);
         // A writer needed the blocks first: they are here, or about to be.
-        let blocks = self.blocks(&mut Vec::new());
+        let blocks = self.blocks(&mut BlockEncoder::default(), &Buffers::default());
         let mut raw = Vec::new();
         let frame = FRAME_HEADER.chain(blocks).chain(&[0; 4][..]);
         frame_reader(frame).read_to_end(&mut raw).expect("our own blocks");
         read(&raw)
     }
 
-    /// The LZ4 blocks. The first caller compresses, with `scratch`; others wait for it.
-    pub(super) fn blocks(&self, scratch: &mut Vec<u8>) -> &[u8] {
+    /// The LZ4 blocks. The first caller compresses, with `encoder`, and gives back the buffer; others wait for it.
+    pub(super) fn blocks(&self, encoder: &mut BlockEncoder, buffers: &Buffers) -> &[u8] {
         self.blocks.get_or_init(|| {
             let raw = std::mem::take(&mut *self.raw.lock());
-            scratch.clear();
-            encode_blocks(&raw, scratch);
-            Box::from(&scratch[..])
+            let blocks = encoder.encode(&raw);
+            buffers.give(raw);
+            blocks
         })
+    }
+}
+
+/// Buffers of [`BATCH_BYTES_MAX`], on their way from batches that were compressed to batches to come. Memory that was just
+/// given back to the system costs an append a page fault for every 4 KiB. The lock is a leaf.
+#[derive(Debug, Default)]
+pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// Kept while not in use: 2 MiB.
+    const KEPT_MAX: usize = 32;
+
+    /// An empty buffer, whose memory the system has already provided.
+    pub(super) fn take(&self) -> Vec<u8> {
+        let kept = self.0.lock().pop();
+        kept.unwrap_or_else(|| {
+            let mut buffer = vec![0; BATCH_BYTES_MAX];
+            buffer.clear();
+            buffer
+        })
+    }
+
+    fn give(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() != BATCH_BYTES_MAX {
+            return;
+        }
+        buffer.clear();
+        let mut kept = self.0.lock();
+        if kept.len() < Self::KEPT_MAX {
+            kept.push(buffer);
+        }
     }
 }
 
@@ -108,26 +186,39 @@ pub(super) enum RangeKind {
     Append,
     /// Goes as one replace, which protocol 1.0.0 cannot cut; the offset is 0.
     Replace,
+    /// Goes as patches of at most [`APPEND_BYTES_MAX`], in place; only to followers that know the extension.
+    Patch,
 }
 
 impl FileRange {
-    /// The lengths of the actions it goes as.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = u64> {
+    /// Offsets and lengths of the actions it goes as.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
         let most = match self.kind {
-            RangeKind::Append => APPEND_BYTES_MAX as u64,
+            RangeKind::Append | RangeKind::Patch => APPEND_BYTES_MAX as u64,
             RangeKind::Replace => u64::MAX,
         };
-        let len = self.len;
-        (0..len.div_ceil(most)).map(move |piece| (len - piece * most).min(most))
+        let (offset, len) = (self.offset, self.len);
+        (0..len.div_ceil(most)).map(move |piece| (offset + piece * most, (len - piece * most).min(most)))
+    }
+
+    /// Writes what goes before a piece's bytes to the end of `out`.
+    pub(super) fn encode_header(&self, out: &mut Vec<u8>, (offset, len): (u64, u64)) {
+        let kind = match self.kind {
+            RangeKind::Append | RangeKind::Patch => ActionKind::Append(len),
+            RangeKind::Replace => ActionKind::Replace(len),
+        };
+        if self.kind == RangeKind::Patch {
+            Control::PatchAt { path: self.path.clone(), offset }.encode(out);
+        }
+        encode_action_header(out, &self.path, kind);
     }
 
     /// Action bytes, framing included.
     pub(super) fn action_bytes(&self) -> u64 {
-        let pieces = match self.kind {
-            RangeKind::Append => self.len.div_ceil(APPEND_BYTES_MAX as u64),
-            RangeKind::Replace => 1,
-        };
-        pieces * framing_bytes(&self.path) + self.len
+        let mut header = Vec::new();
+        // All headers are of one size: numbers in them are.
+        self.pieces().take(1).for_each(|piece| self.encode_header(&mut header, piece));
+        self.pieces().count() as u64 * header.len() as u64 + self.len
     }
 }
 
@@ -145,7 +236,7 @@ mod tests {
             (RangeKind::Replace, 2 * MIB + 1, vec![2 * MIB + 1]),
         ] {
             let range = FileRange { path: RelPath::new("abc").unwrap(), generation: 1, kind, offset: 0, len };
-            assert_eq!(range.pieces().collect::<Vec<_>>(), pieces);
+            assert_eq!(range.pieces().map(|(_, len)| len).collect::<Vec<_>>(), pieces);
             assert_eq!(range.action_bytes(), len + pieces.len() as u64 * (4 + 3 + 8));
         }
     }

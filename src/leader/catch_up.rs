@@ -9,16 +9,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Core;
+use super::batch::Step;
 use super::connection::Frame;
 use super::demotion::Demotion;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::status::{CatchUpStatus, EvictionReason};
 use super::stream::{AttachedQueue, Tracker};
-use super::view::{Step, View};
+use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
-use crate::protocol::{ActionKind, encode_action_header};
+use crate::protocol::extension::Control;
 use crate::types::{RelPath, StreamPosition};
 
 pub(super) struct CatchUp<'a> {
@@ -40,7 +41,7 @@ impl<'a> CatchUp<'a> {
         demotion: Demotion,
     ) -> Result<CaughtUp, Error> {
         let Demotion { files, tracker, discarded } = demotion;
-        let (view, changes) = View::behind(&files, discarded);
+        let (view, changes) = View::behind(&files, discarded, follower.extension);
         drop(files);
         let ranges = Ranges::in_bulk(core, follower);
         let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
@@ -85,8 +86,16 @@ impl<'a> CatchUp<'a> {
         let before = self.follower.catch_up_round(self.core.stream.position(), bytes);
         self.report(bytes, *last_bytes, before);
         *last_bytes = bytes;
-        let turn = self.core.admission.catch_ups.acquire(self.follower).ok_or_else(gone)?;
-        send(&mut self.ranges, self.frame, self.follower, steps, Some(&mut self.view))?;
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        let turn = self.core.admission.catch_ups.acquire(self.follower, &mut || ranges.beat(frame))?;
+        for step in steps {
+            if let Err(path) = self.ranges.send_step(self.frame, &step)? {
+                self.view.void(&path);
+            }
+            self.ranges.beat(self.frame)?;
+        }
+        self.frame.flush().map_err(broken)?;
+        self.follower.written();
         drop(turn);
         self.wait_acknowledged()
     }
@@ -108,7 +117,9 @@ impl<'a> CatchUp<'a> {
     }
 
     fn wait_acknowledged(&mut self) -> Result<(), Error> {
-        if self.follower.wait_acknowledged(self.ack_timeout) {
+        let every = self.core.config.heartbeat_interval;
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        if self.follower.wait_acknowledged(self.ack_timeout, every, &mut || ranges.beat(frame))? {
             return Ok(());
         }
         self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());
@@ -131,42 +142,21 @@ impl CaughtUp {
         follower: &Arc<FollowerHandle>,
         frame: &mut Frame,
     ) -> Result<AttachedQueue, Error> {
-        // What mends a void file is in the queue already.
-        send(&mut Ranges::new(core, follower), frame, follower, self.steps, None)?;
+        let mut ranges = Ranges::new(core, follower);
+        for step in &self.steps {
+            // What mends a void file is in the queue already.
+            let _ = ranges.send_step(frame, step)?;
+        }
+        if follower.extension {
+            // What follows are the batches from here on.
+            let _ = ranges.send_step(frame, &Step::Control(Control::Position(self.position.0)))?;
+        }
+        frame.flush().map_err(broken)?;
+        follower.written();
         follower.sending(0, Some(self.position), Instant::now());
         follower.caught_up();
         core.progress.changed();
+        log::info!("follower {} at {} follows the stream", follower.id, follower.address);
         Ok(self.queue)
     }
-}
-
-/// Sends `steps`, and notes in `view` what came out void.
-fn send(
-    ranges: &mut Ranges<'_>,
-    frame: &mut Frame,
-    follower: &FollowerHandle,
-    steps: Vec<Step>,
-    mut view: Option<&mut View>,
-) -> Result<(), Error> {
-    let mut header = Vec::new();
-    for step in steps {
-        match step {
-            Step::Delete(path) => {
-                header.clear();
-                encode_action_header(&mut header, &path, ActionKind::Delete);
-                follower.sending(header.len() as u64, None, Instant::now());
-                frame.write_all(&header).map_err(broken)?;
-            }
-            Step::Send(range) => {
-                if !ranges.send(frame, &range, |_| None)?
-                    && let Some(view) = &mut view
-                {
-                    view.void(&range.path);
-                }
-            }
-        }
-    }
-    frame.flush().map_err(broken)?;
-    follower.written();
-    Ok(())
 }

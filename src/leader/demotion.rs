@@ -25,6 +25,7 @@ use super::batch::{Batch, Body, RangeKind};
 use super::status::FollowerStatus;
 use super::stream::{Tracker, Unqueued};
 use crate::index::Version;
+use crate::protocol::extension::Control;
 use crate::protocol::{ActionDecoder, ActionKind, Event};
 use crate::types::RelPath;
 
@@ -101,9 +102,18 @@ impl Discarded {
                 &range.path,
                 match range.kind {
                     RangeKind::Append => Missing::Tail(range.len),
-                    RangeKind::Replace => Missing::Void,
+                    RangeKind::Replace | RangeKind::Patch => Missing::Void,
                 },
             ),
+            Body::Control(action) => match &action.control {
+                Control::Rename { from, to } => {
+                    self.note(from, Missing::Void);
+                    self.note(to, Missing::Void);
+                }
+                Control::Truncate { path, .. } | Control::Empty(path) => self.note(path, Missing::Void),
+                // The others change no file.
+                _ => {}
+            },
         }
     }
 
@@ -145,9 +155,10 @@ impl Discarded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leader::batch::FileRange;
-    use crate::leader::view::{Step, View};
-    use crate::protocol::encode_action_header;
+    use crate::leader::batch::Step;
+    use crate::leader::batch::{Buffers, FileRange};
+    use crate::leader::view::View;
+    use crate::protocol::{BlockEncoder, encode_action_header};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -260,7 +271,7 @@ mod tests {
                     follower = leader.clone();
                 } else if let Some(batch) = batch {
                     if let (true, Body::Actions(actions)) = (at % 2 == 0, &batch.body) {
-                        actions.blocks(&mut Vec::new());
+                        actions.blocks(&mut BlockEncoder::default(), &Buffers::default());
                     }
                     let writers = by_writer >> (at % 64) & 1 == 1;
                     (if writers { &mut by_the_writer } else { &mut discarded }).add(&batch);
@@ -269,10 +280,11 @@ mod tests {
             discarded.merge(by_the_writer);
             let version = |file: &(u64, Vec<u8>)| Version { generation: file.0, len: file.1.len() as u64 };
             let at_cut: Vec<_> = leader.iter().map(|(path, file)| (path.clone(), version(file))).collect();
-            let (mut view, changes) = View::behind(&at_cut, discarded);
+            let (mut view, changes) = View::behind(&at_cut, discarded, false);
             for step in view.plan(changes) {
                 match step {
                     Step::Delete(path) => drop(follower.remove(&path)),
+                    Step::Control(control) => panic!("{control:?}"),
                     Step::Send(range) => {
                         let content = &leader[&range.path].1;
                         let offset = usize::try_from(range.offset).unwrap();
@@ -281,6 +293,7 @@ mod tests {
                         match range.kind {
                             RangeKind::Append => prop_assert_eq!(file.1.len(), offset, "{}", range.path),
                             RangeKind::Replace => file.1.clear(),
+                            RangeKind::Patch => panic!("nothing to patch"),
                         }
                         file.1.extend_from_slice(&content[offset..]);
                     }

@@ -16,18 +16,22 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::meter::{Mark, Meter};
-use super::socket::{TICKS, tick};
+use super::meter::{Meter, Moment};
+use super::socket::tick;
 use super::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use crate::error::Error;
 use crate::protocol::ProtocolError;
+use crate::protocol::extension::Marks;
 use crate::types::{NodeId, StreamPosition};
 
 /// See the module's documentation.
 pub(super) struct FollowerHandle {
     pub(super) id: NodeId,
     pub(super) address: SocketAddr,
+    /// Whether it speaks the extension, or 1.0.0.
+    pub(super) extension: bool,
     connected_at: Instant,
     /// For shutting it down; its own threads have clones to read and write.
     socket: TcpStream,
@@ -44,6 +48,8 @@ pub(super) struct FollowerHandle {
     position: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
     pub(super) sync: SyncCounters,
+    /// Of a follower that knows the extension.
+    marks: Mutex<Marks>,
     /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
     demoted: AtomicBool,
     demotions: AtomicU64,
@@ -133,11 +139,12 @@ struct Piece {
 const PIECES_MAX: usize = 65_536;
 
 impl FollowerHandle {
-    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream) -> Self {
+    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream, extension: bool) -> Self {
         let now = Instant::now();
         Self {
             id,
             address,
+            extension,
             connected_at: now,
             socket,
             state: AtomicU8::new(FollowerState::Waiting as u8),
@@ -158,6 +165,7 @@ impl FollowerHandle {
             position: AtomicU64::new(NOWHERE),
             sent_bytes: AtomicU64::new(0),
             sync: SyncCounters::default(),
+            marks: Mutex::default(),
             demoted: AtomicBool::new(false),
             demotions: AtomicU64::new(0),
             admitted_at: Mutex::default(),
@@ -329,6 +337,24 @@ impl FollowerHandle {
     }
 
     /// Called with `in_flight` locked.
+    /// Takes the marks of a follower that knows the extension, as [`acknowledge`](Self::acknowledge) does.
+    pub(super) fn mark(&self, marks: Marks) -> Result<Option<StreamPosition>, ProtocolError> {
+        let before = std::mem::replace(&mut *self.marks.lock(), marks);
+        let in_order = marks.durable <= marks.written && marks.written <= marks.received;
+        let forward = marks.durable >= before.durable && marks.received >= before.received;
+        if !in_order || !forward || marks.written < before.written {
+            return Err(ProtocolError::Malformed("marks"));
+        }
+        let sent = self.in_flight.lock().sent;
+        if marks.received > sent {
+            return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent });
+        }
+        match marks.written - before.written {
+            0 => Ok(None),
+            bytes => self.acknowledge(bytes),
+        }
+    }
+
     fn passed(&self, position: Option<u64>) {
         let Some(position) = position else { return };
         self.position.store(position, Ordering::Release);
@@ -338,21 +364,28 @@ impl FollowerHandle {
         }
     }
 
-    /// Waits until everything sent is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which a
-    /// leader that was itself stopped for longer finds one tick gone, not all). Without one somebody else watches it.
-    pub(super) fn wait_acknowledged(&self, timeout: Option<Duration>) -> bool {
+    /// Waits until everything sent so far is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which
+    /// a leader that was itself stopped for longer finds one tick gone, not all). Without one somebody else watches it.
+    /// Calls `idle` at least `every` so often, and fails with it.
+    pub(super) fn wait_acknowledged(
+        &self,
+        timeout: Option<Duration>,
+        every: Duration,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let slice = timeout.map_or(every, |timeout| tick(timeout).min(every));
+        let mut left = timeout;
         let mut in_flight = self.in_flight.lock();
-        let mut ticks_left = TICKS;
-        while in_flight.acknowledged < in_flight.sent && !self.has_ended() && ticks_left > 0 {
-            let Some(timeout) = timeout else {
-                self.acknowledged.wait(&mut in_flight);
-                continue;
-            };
-            in_flight.progress = false;
-            self.acknowledged.wait_for(&mut in_flight, tick(timeout));
-            ticks_left = if in_flight.progress { TICKS } else { ticks_left - 1 };
+        let wanted = in_flight.sent;
+        while in_flight.acknowledged < wanted && !self.has_ended() && left != Some(Duration::ZERO) {
+            if timeout.is_some() {
+                in_flight.progress = false;
+            }
+            self.acknowledged.wait_for(&mut in_flight, slice);
+            left = if in_flight.progress { timeout } else { left.map(|left| left.saturating_sub(slice)) };
+            MutexGuard::unlocked(&mut in_flight, &mut *idle)?;
         }
-        in_flight.acknowledged == in_flight.sent && !self.has_ended()
+        Ok(in_flight.acknowledged >= wanted && !self.has_ended())
     }
 
     /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
@@ -376,12 +409,20 @@ impl FollowerHandle {
         !self.has_ended()
     }
 
-    /// Waits until `when` for its next full sync. `false`: it ended first.
-    pub(super) fn wait_admitted(&self, when: Instant) -> bool {
+    /// Waits until `when` for its next full sync. `false`: it ended first. Calls `idle` at least `every` so often, and fails
+    /// with it.
+    pub(super) fn wait_admitted(
+        &self,
+        when: Instant,
+        every: Duration,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<bool, Error> {
         *self.admitted_at.lock() = Some(when);
-        let goes_on = self.wait_until(when);
+        while self.wait_until(when.min(Instant::now() + every)) && Instant::now() < when {
+            idle()?;
+        }
         *self.admitted_at.lock() = None;
-        goes_on
+        Ok(!self.has_ended())
     }
 
     /// Waits until `when` for the rate of syncs. `false`: it ended first.
@@ -402,18 +443,18 @@ impl FollowerHandle {
 
     /// Begins to catch up. `now` is the stream's position, here and below.
     pub(super) fn catches_up(&self, now: StreamPosition) {
-        let mark = self.mark(now);
-        *self.meter.lock() = Some(Meter::new(mark));
+        let moment = self.moment(now);
+        *self.meter.lock() = Some(Meter::new(moment));
         self.set_state(FollowerState::CatchingUp);
     }
 
     /// A round begins, with this much missing. Returns what is known from those before, if there were any.
     pub(super) fn catch_up_round(&self, now: StreamPosition, bytes: u64) -> Option<CatchUpStatus> {
-        let mark = self.mark(now);
+        let moment = self.moment(now);
         let mut meter = self.meter.lock();
         let meter = meter.as_mut()?;
-        let before = meter.status(mark);
-        meter.round(mark, bytes);
+        let before = meter.status(moment);
+        meter.round(moment, bytes);
         before.map(|before| CatchUpStatus { missing_bytes: bytes, ..before })
     }
 
@@ -421,8 +462,8 @@ impl FollowerHandle {
         *self.meter.lock() = None;
     }
 
-    fn mark(&self, now: StreamPosition) -> Mark {
-        Mark { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
+    fn moment(&self, now: StreamPosition) -> Moment {
+        Moment { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
     }
 
     // ---- looking ----
@@ -460,8 +501,8 @@ impl FollowerHandle {
             _ => Duration::ZERO,
         });
         let admitted_in = self.admitted_at.lock().map(|when| when.saturating_duration_since(Instant::now()));
-        let mark = self.mark(now);
-        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(mark));
+        let moment = self.moment(now);
+        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(moment));
         FollowerStatus {
             id: self.id,
             address: self.address,
@@ -476,6 +517,7 @@ impl FollowerHandle {
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            marks: self.extension.then(|| *self.marks.lock()),
             sync: SyncSent {
                 files_requested: self.sync.files_requested.load(Ordering::Relaxed),
                 files_sent: self.sync.files_sent.load(Ordering::Relaxed),

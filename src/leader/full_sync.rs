@@ -52,9 +52,7 @@ impl<'a> Joiner<'a> {
 
     /// Blocks until the follower is attached.
     pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
-        if !wait_admitted(self.core, self.follower) {
-            return Err(gone());
-        }
+        wait_admitted(self.core, self.follower, &mut || Ok(()))?;
         let slot = self.turn()?;
         let begun = Instant::now();
         let tracker = self.core.stream.track();
@@ -82,7 +80,7 @@ impl<'a> Joiner<'a> {
     /// Waits for a slot.
     fn turn(&self) -> Result<InSlot<'a>, Error> {
         self.follower.set_state(FollowerState::Waiting);
-        let slot = self.core.admission.syncs.acquire(self.follower).ok_or_else(gone)?;
+        let slot = self.core.admission.syncs.acquire(self.follower, &mut || Ok(()))?;
         self.follower.set_state(FollowerState::Syncing);
         Ok(slot)
     }
@@ -92,7 +90,7 @@ impl<'a> Joiner<'a> {
         let mut void = vec![false; offer.files.len()];
         for _round in 0..2 {
             let turn = match slot.take() {
-                Some(slot) => slot,
+                Some(turn) => turn,
                 None => self.turn()?,
             };
             self.rounds.offers.send(offer.clone()).map_err(|_| gone())?;
@@ -109,7 +107,7 @@ impl<'a> Joiner<'a> {
             }
             self.frame.flush().map_err(broken)?;
         }
-        Ok(View::new(offer, &void))
+        Ok(View::new(offer, &void, false))
     }
 
     /// Lists all that is not void. A follower deletes what is not listed.

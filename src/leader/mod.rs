@@ -34,9 +34,12 @@ mod demotion;
 mod file;
 mod follower;
 mod full_sync;
+mod handshake;
+mod messages;
 mod meter;
 mod progress;
 mod ranges;
+mod resume;
 mod socket;
 mod status;
 mod stream;
@@ -63,6 +66,7 @@ use crate::config::{LeaderConfig, OnFull};
 use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::Index;
+use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
@@ -86,6 +90,9 @@ struct Core {
     stream: Arc<Stream>,
     file_locks: FileLocks,
     hashes: HashCache,
+    chunks: ChunkCache,
+    /// Chosen at random at the start: tells followers that know the extension one start from the next.
+    epoch: u64,
     admission: Admission,
     /// All that have authenticated, in the order they came.
     followers: Mutex<Vec<Arc<FollowerHandle>>>,
@@ -156,6 +163,8 @@ impl Leader {
             config,
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
+            chunks: ChunkCache::default(),
+            epoch: fastrand::u64(1..),
             followers: Mutex::default(),
             history: History::default(),
             unauthenticated: Unauthenticated::default(),
@@ -262,6 +271,34 @@ impl Leader {
         self.core.stream.delete(path, None)
     }
 
+    /// Announces that a file was renamed, over whatever the new name was, and returns the stream position after it. Never blocks
+    /// on a follower. Followers that know the extension rename theirs; others get it whole under the new name.
+    ///
+    /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace.
+    ///
+    /// # Errors
+    ///
+    /// If the file was not announced and cannot be read under its new name, or the leader is shut down.
+    pub fn rename(&self, from: &RelPath, to: &RelPath) -> Result<StreamPosition, AppendError> {
+        if !self.replicates(to) {
+            return self.delete(from);
+        }
+        match self.core.stream.rename(from, to)? {
+            Some(position) => Ok(position),
+            None => self.replace(to),
+        }
+    }
+
+    /// Announces that the file ends at `len` from now on, and returns the stream position after it. Never blocks on a follower.
+    /// Followers that know the extension cut theirs off; others get it whole.
+    ///
+    /// # Errors
+    ///
+    /// If `len` is beyond the announced length, or the leader is shut down.
+    pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        self.core.stream.truncate(path, len)
+    }
+
     /// The announced length of a file; `None` if it was not announced.
     #[must_use]
     pub fn file_len(&self, path: &RelPath) -> Option<u64> {
@@ -358,7 +395,11 @@ impl Core {
     fn announce_locked(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
         let file = File::open(path.below(self.dir.path())).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
+        let meta = file.metadata().map_err(failed)?;
+        if meta.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let length = meta.len();
         if length > INLINE_BYTES_MAX {
             return self.stream.replace(path, Content::OnDisk(length), generation);
         }
@@ -406,20 +447,39 @@ impl Core {
         self.unauthenticated.close_all();
     }
 
+    /// Lets all go. Who has everything and knows the extension is told so first, for up to [`GOODBYE_MAX`].
     fn evict_all(&self, end: StreamPosition) -> ShutdownReport {
         let mut report = ShutdownReport::default();
         let followers = self.followers.lock().clone();
-        for follower in followers.into_iter().filter(|follower| !follower.has_ended()) {
-            match follower.status(end).lag_bytes {
-                Some(0) if follower.position().is_some() => report.drained.push(follower.id),
-                lag => report.undrained.push((follower.id, lag)),
+        for follower in followers.iter().filter(|follower| !follower.has_ended()) {
+            let drained = match follower.status(end).lag_bytes {
+                Some(0) if follower.position().is_some() => {
+                    report.drained.push(follower.id);
+                    true
+                }
+                lag => {
+                    report.undrained.push((follower.id, lag));
+                    false
+                }
+            };
+            if !(drained && follower.extension) {
+                follower.evict_at(EvictionReason::Shutdown, end);
             }
+            // Its writer finds the queue's end, and says goodbye if there is no other end yet.
+            self.stream.detach(follower);
+        }
+        self.progress.wait(Instant::now() + GOODBYE_MAX, Duration::from_millis(10), || {
+            followers.iter().any(|follower| !follower.has_ended()).then_some(StreamPosition(u64::MAX))
+        });
+        for follower in followers {
             follower.evict_at(EvictionReason::Shutdown, end);
-            self.stream.detach(&follower);
         }
         report
     }
 }
+
+/// How long a shutdown waits until followers are told of it.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 /// How many evictions [`Leader::evictions`] remembers.
 pub const EVICTIONS_KEPT: usize = 256;

@@ -1,18 +1,21 @@
 //! Ranges of files, read from disk for one follower.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::Core;
-use super::batch::{Batch, FileRange, RangeKind};
+use super::batch::{Batch, ControlAction, FileRange, Step};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use crate::error::{AppendError, Error};
 use crate::index::Version;
-use crate::protocol::{ActionKind, encode_action_header, framing_bytes};
+use crate::index::hash::is_no_file;
+use crate::protocol::extension::Control;
+use crate::protocol::{ActionKind, encode_action_header};
 use crate::types::{RelPath, StreamPosition};
 use crate::uncached::Reader;
 
@@ -29,12 +32,19 @@ pub(super) struct Ranges<'a> {
     core: &'a Arc<Core>,
     follower: &'a FollowerHandle,
     buffer: Vec<u8>,
+    /// Reads at the pace of all syncs together, and leaves nothing in the page cache.
     in_bulk: bool,
+    /// Files of which a range in the stream was void, and perhaps mended since.
+    spoiled: HashSet<RelPath>,
+    last_beat: Instant,
 }
+
+/// When a follower may come back after a shutdown: a leader that is started anew is there by then.
+const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), in_bulk: false }
+        Self { core, follower, buffer: Vec::new(), in_bulk: false, spoiled: HashSet::new(), last_beat: Instant::now() }
     }
 
     /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
@@ -43,14 +53,80 @@ impl<'a> Ranges<'a> {
         Self { in_bulk: true, ..Self::new(core, follower) }
     }
 
+    /// Tells a follower that knows the extension that we are alive, once a heartbeat's interval; to be called wherever it may
+    /// take long until something is sent.
+    pub(super) fn beat(&mut self, frame: &mut Frame) -> Result<(), Error> {
+        if !self.follower.extension || self.last_beat.elapsed() < self.core.config.heartbeat_interval {
+            return Ok(());
+        }
+        self.last_beat = Instant::now();
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let clock_us = u64::try_from(clock.as_micros()).unwrap_or(u64::MAX);
+        let beat = Control::Heartbeat { position: self.core.stream.position().0, clock_us };
+        let _ = self.send_step(frame, &Step::Control(beat))?;
+        frame.flush().map_err(broken)?;
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Tells a follower that knows the extension that it is let go.
+    pub(super) fn goodbye(&mut self, frame: &mut Frame, reason: &str) -> Result<(), Error> {
+        let goodbye = Control::Goodbye { back_in_ms: BACK_IN_MS, reason: reason.to_owned() };
+        let _ = self.send_step(frame, &Step::Control(goodbye))?;
+        frame.flush().map_err(broken)
+    }
+
     /// Sends a range that stands in the stream.
     pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
         let begin = batch.end - range.action_bytes();
-        self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))?;
+        if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
+            self.spoiled.insert(range.path.clone());
+        }
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
         Ok(())
+    }
+
+    /// Sends a control that stands in the stream, or to a 1.0.0 follower what it gets instead.
+    pub(super) fn send_control(
+        &mut self,
+        frame: &mut Frame,
+        action: &ControlAction,
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        // A rename or truncation of what a void range left incomplete would not make it whole.
+        let spoiled = match &action.control {
+            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => self.spoiled.remove(path),
+            _ => false,
+        };
+        if self.follower.extension && !spoiled {
+            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
+        } else {
+            for step in &action.instead {
+                let _ = self.send_step(frame, step)?;
+            }
+        }
+        frame.flush().map_err(broken)?;
+        self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Sends a step that stands outside the stream; `Err` within is the file that is void after it.
+    pub(super) fn send_step(&mut self, frame: &mut Frame, step: &Step) -> Result<Result<(), RelPath>, Error> {
+        let mut action = Vec::new();
+        match step {
+            Step::Delete(path) => encode_action_header(&mut action, path, ActionKind::Delete),
+            Step::Control(control) => control.encode(&mut action),
+            Step::Send(range) => {
+                let intact = self.send(frame, range, |_| None)?;
+                return Ok(if intact { Ok(()) } else { Err(range.path.clone()) });
+            }
+        }
+        self.follower.sending(action.len() as u64, None, Instant::now());
+        frame.write_all(&action).map_err(broken)?;
+        Ok(Ok(()))
     }
 
     /// Writes the range as actions; `at` tells the position after so many of its action bytes. `false`: it is void, and
@@ -67,22 +143,19 @@ impl<'a> Ranges<'a> {
             return Ok(false);
         };
         file.seek(range.offset);
-        let framing = framing_bytes(&range.path);
         let mut done = 0;
         let mut header = Vec::new();
         let mut intact = true;
-        for len in range.pieces() {
-            let kind = match range.kind {
-                RangeKind::Append => ActionKind::Append(len),
-                RangeKind::Replace => ActionKind::Replace(len),
-            };
+        for piece in range.pieces() {
+            self.beat(frame)?;
             header.clear();
-            encode_action_header(&mut header, &range.path, kind);
-            done += framing + len;
+            range.encode_header(&mut header, piece);
+            let bytes = header.len() as u64 + piece.1;
+            done += bytes;
             let (position, since) = at(done).unzip();
-            self.follower.sending(framing + len, position, since.unwrap_or_else(Instant::now));
+            self.follower.sending(bytes, position, since.unwrap_or_else(Instant::now));
             frame.write_all(&header).map_err(broken)?;
-            intact &= self.copy(frame, &range.path, &mut file, len)?;
+            intact &= self.copy(frame, &range.path, &mut file, piece.1)?;
         }
         if !intact {
             self.mend(&range.path, version)?;
@@ -94,14 +167,12 @@ impl<'a> Ranges<'a> {
     pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<Reader>, Error> {
         // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
         // is newer, and then the index will say so.
-        if self.core.stream.version(path).generation != version.generation {
-            return Ok(None);
-        }
+        let Some(path) = &self.core.stream.find(path, version.generation) else { return Ok(None) };
         let opened = File::open(path.below(self.core.dir.path()))
             .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
         match opened {
             Ok(file) => Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(error) if is_no_file(&error) => Ok(None),
             Err(error) => Err(self.unreadable(path, error)),
         }
     }
@@ -115,11 +186,12 @@ impl<'a> Ranges<'a> {
         len: u64,
     ) -> Result<bool, Error> {
         const BUFFER_BYTES: usize = 256 << 10;
-        self.buffer.resize(BUFFER_BYTES, 0);
+        let most = if self.in_bulk { self.core.admission.portion_bytes() } else { BUFFER_BYTES };
+        self.buffer.resize(most, 0);
         let mut left = len;
         let mut intact = true;
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(most);
             let mut length = 0;
             if self.in_bulk && !self.core.admission.pace(want as u64, self.follower) {
                 return Err(gone());
@@ -141,13 +213,11 @@ impl<'a> Ranges<'a> {
 
     /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now.
     pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
-        if self.core.stream.version(path).generation != believed.generation {
-            return Ok(());
-        }
+        let Some(path) = &self.core.stream.find(path, believed.generation) else { return Ok(()) };
         log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
         match self.core.announce_from_disk(path, Some(believed.generation)) {
             Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
-            Err(AppendError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            Err(AppendError::Io { source, .. }) if is_no_file(&source) => {
                 // Refused only when shutting down.
                 let _ = self.core.stream.delete(path, Some(believed.generation));
                 Ok(())

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::follower::FollowerHandle;
 use super::status::EvictionReason;
 use super::stream::Stream;
+pub(super) use crate::sendqueue::send_queue_bytes;
 
 /// Writes to the socket; evicts the follower when it takes nothing for the limit.
 ///
@@ -84,40 +85,5 @@ impl Write for SocketWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Bytes in the socket's send queue that the peer's system has not taken yet, as Linux shows them in `/proc`; `None` where
-/// it does not.
-///
-/// Looked up only when a follower is suspected of being stuck: a slow link empties the queue while it lasts, a dead
-/// peer does not.
-pub(super) fn send_queue_bytes(socket: &TcpStream) -> Option<u64> {
-    let inode = rustix::fs::fstat(socket).ok()?.st_ino;
-    let table = if socket.local_addr().ok()?.is_ipv4() { "tcp" } else { "tcp6" };
-    let table = std::fs::read_to_string(format!("/proc/self/net/{table}")).ok()?;
-    table.lines().skip(1).find_map(|line| {
-        // sl local remote st tx:rx tr:when retrnsmt uid timeout inode …
-        let mut fields = line.split_whitespace();
-        let queues = fields.nth(4)?;
-        let found: u64 = fields.nth(4)?.parse().ok()?;
-        (found == inode).then(|| u64::from_str_radix(queues.split_once(':')?.0, 16).ok())?
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::TcpListener;
-
-    #[test]
-    fn the_send_queue_shows_what_the_peer_has_not_taken() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let _far = listener.accept().unwrap();
-        assert_eq!(send_queue_bytes(&near), Some(0));
-        near.set_nonblocking(true).unwrap();
-        while near.write(&[0; 65536]).is_ok() {}
-        assert!(send_queue_bytes(&near).unwrap() > 0);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use crate::protocol::extension::Marks;
 use crate::types::{NodeId, StreamPosition};
 
 /// A follower as it is now.
@@ -37,6 +38,8 @@ pub struct FollowerStatus {
     pub queued_bytes: u64,
     /// Bytes written to its socket since it connected, as compressed.
     pub sent_bytes: u64,
+    /// How far it says it has come, if it knows the extension: action bytes since it connected.
+    pub marks: Option<Marks>,
     /// Files and content bytes of the full sync it was sent so far, before compression.
     pub sync: SyncSent,
 }
@@ -108,6 +111,8 @@ pub enum EvictionReason {
     NoAckProgress,
     /// It made no progress for the sync timeout while joining.
     NoSyncProgress,
+    /// It said nothing at all for too long, not even that it is alive.
+    Silent,
     /// It broke the protocol.
     ProtocolViolation(String),
     /// A newer connection came with its id.
@@ -123,6 +128,7 @@ impl fmt::Display for EvictionReason {
             Self::WriteTimeout => f.write_str("write timeout"),
             Self::NoAckProgress => f.write_str("no ack progress"),
             Self::NoSyncProgress => f.write_str("no sync progress"),
+            Self::Silent => f.write_str("no heartbeat"),
             Self::ProtocolViolation(what) => write!(f, "protocol violation ({what})"),
             Self::Replaced => f.write_str("replaced by a newer connection"),
             Self::Shutdown => f.write_str("shutdown"),

@@ -34,18 +34,19 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
 
 pub(super) use self::cuts::{AttachedQueue, Tracker, Unqueued};
-use super::batch::{Batch, FileRange, RangeKind};
+use super::batch::{BATCH_BYTES_MAX, Batch, Buffers, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use super::demotion::Demotion;
 use super::follower::FollowerHandle;
 use super::status::{EvictionReason, FollowerStatus};
 use crate::config::OnFull;
 use crate::error::AppendError;
 use crate::index::{Index, Version};
+use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::{RelPath, StreamPosition};
 
-/// A batch of this many raw bytes is full: one LZ4 block, more or less.
-const BATCH_BYTES: usize = 64 << 10;
+/// Empty buffers at hand for what is appended until the leader thread comes again: enough for 10 GB/s.
+const SPARES: usize = 16;
 
 /// What may be sealed and not yet pushed before the appender pushes itself.
 const SEALED_BYTES_MAX: u64 = 4 << 20;
@@ -71,6 +72,7 @@ pub(super) struct Stream {
     awaits_hunger: AtomicBool,
     leader_thread: OnceLock<Thread>,
     stopped: AtomicBool,
+    pub(super) buffers: Buffers,
     queue_bytes: u64,
     queue_batches: usize,
     on_full: OnFull,
@@ -115,8 +117,8 @@ struct Ordered {
     position: u64,
     /// Actions not sealed yet.
     open: Vec<u8>,
-    /// An empty buffer for the next open batch.
-    spare: Vec<u8>,
+    /// Empty buffers for the next open batches: [`SPARES`] of [`BATCH_BYTES_MAX`], unless they were used up.
+    spares: Vec<Vec<u8>>,
     sealed: Vec<Arc<Batch>>,
     sealed_bytes: u64,
     /// Queues there are. While there is none, actions are only counted.
@@ -149,8 +151,8 @@ impl Stream {
             ordered: Mutex::new(Ordered {
                 index,
                 position: 0,
-                open: Vec::with_capacity(BATCH_BYTES),
-                spare: Vec::with_capacity(BATCH_BYTES),
+                open: Vec::new(),
+                spares: Vec::with_capacity(SPARES),
                 sealed: Vec::new(),
                 sealed_bytes: 0,
                 queues: 0,
@@ -161,6 +163,7 @@ impl Stream {
             awaits_hunger: AtomicBool::new(false),
             leader_thread: OnceLock::new(),
             stopped: AtomicBool::new(false),
+            buffers: Buffers::default(),
             queue_bytes,
             queue_batches,
             on_full,
@@ -235,12 +238,11 @@ impl Stream {
         }
         let version = ordered.index.put(path, content.len());
         if version.len == 0 {
-            // Protocol 1.0.0 cannot say "empty". A follower may hold an empty file already, or none: both stand for it.
-            if was.len > 0 {
-                ordered.encode(path, ActionKind::Delete, &[]);
-            }
+            // To a 1.0.0 follower an empty file and none are the same: it may hold either.
+            let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
+            ordered.encode_control(Control::Empty(path.clone()), instead);
         } else {
-            ordered.replace_around_temporary(path, version, content);
+            ordered.encode_replace(path, version, content);
         }
         let after = ordered.after();
         Ok(self.finish(ordered, after))
@@ -262,6 +264,52 @@ impl Stream {
         Ok(self.finish(ordered, after))
     }
 
+    /// Announces that `from` was renamed to `to`, over whatever that was. `false`: `from` is unknown, nothing was announced.
+    pub(super) fn rename(&self, from: &RelPath, to: &RelPath) -> Result<Option<StreamPosition>, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        if !ordered.index.get(from.as_str()).exists() {
+            return Ok(None);
+        }
+        if from != to {
+            let was = ordered.index.get(to.as_str());
+            let version = ordered.index.rename(from, to);
+            let mut instead = vec![Step::Delete(from.clone())];
+            if version.len > 0 {
+                instead.extend(ordered.replace_steps(to, version));
+            } else if was.len > 0 {
+                instead.push(Step::Delete(to.clone()));
+            }
+            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
+        }
+        let after = ordered.after();
+        Ok(Some(self.finish(ordered, after)))
+    }
+
+    /// Announces that `path` ends at `len` from now on, which is less than its announced length.
+    pub(super) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        let was = ordered.index.get(path.as_str());
+        if was.len < len {
+            return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len });
+        }
+        if was.len > len {
+            let version = ordered.index.truncate(path, len);
+            let instead = match len {
+                0 => vec![Step::Delete(path.clone())],
+                _ => ordered.replace_steps(path, version),
+            };
+            ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
+        }
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
+    }
+
     fn finish(&self, ordered: MutexGuard<'_, Ordered>, after: After) -> StreamPosition {
         drop(ordered);
         if after.wake {
@@ -275,6 +323,11 @@ impl Stream {
 
     pub(super) fn position(&self) -> StreamPosition {
         StreamPosition(self.ordered.lock().position)
+    }
+
+    /// Where the file of this generation is now that was under `path`; `None` if there is none any more.
+    pub(super) fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath> {
+        self.ordered.lock().index.find(path, generation)
     }
 
     /// What `path` is now.
@@ -364,7 +417,7 @@ impl Stream {
     /// Pushes what comes before the moment at which `at_cut` is called with everything locked.
     fn push_locked(&self, attached: &mut Attached, at_cut: impl FnOnce(&mut Ordered)) -> Vec<Queue> {
         let Attached { followers, taken } = attached;
-        let (open, end) = {
+        let (open, end, missing) = {
             let mut ordered = self.ordered.lock();
             let open = ordered.take_open();
             if !open.is_empty() || !ordered.sealed.is_empty() {
@@ -374,15 +427,15 @@ impl Stream {
             std::mem::swap(&mut ordered.sealed, taken);
             ordered.sealed_bytes = 0;
             at_cut(&mut ordered);
-            (open, ordered.position)
+            let missing = if ordered.queues > 0 { SPARES - ordered.spares.len() } else { 0 };
+            (open, ordered.position, missing)
         };
-        let mut spare = Vec::new();
+        let mut spare = None;
         if !open.is_empty() {
             let raw = if open.len() * 2 < open.capacity() {
                 // A small batch may wait in a queue for long, next to many others: it holds what it needs.
                 let small = open.as_slice().to_vec();
-                spare = open;
-                spare.clear();
+                spare = Some(open);
                 small
             } else {
                 open
@@ -396,7 +449,9 @@ impl Stream {
         if !gone.is_empty() {
             self.ordered.lock().queues -= gone.len();
         }
-        self.refill_spare(spare);
+        if missing > 0 {
+            self.refill_spares(missing, spare);
+        }
         gone
     }
 
@@ -446,13 +501,15 @@ impl Stream {
         self.queue_bytes.max(SMALLEST)
     }
 
-    /// Provides the next buffer where no append waits for its allocation.
-    fn refill_spare(&self, mut spare: Vec<u8>) {
-        if self.ordered.lock().spare.capacity() > 0 {
-            return;
-        }
-        spare.reserve(BATCH_BYTES);
-        self.ordered.lock().spare = spare;
+    /// Provides buffers where no append waits for their allocation.
+    fn refill_spares(&self, missing: usize, returned: Option<Vec<u8>>) {
+        let returned = returned.map(|mut returned| {
+            returned.clear();
+            returned
+        });
+        let spares: Vec<_> =
+            returned.into_iter().chain(std::iter::repeat_with(|| self.buffers.take())).take(missing).collect();
+        self.ordered.lock().spares.extend(spares);
     }
 
     // ---- the demotion thread ----
@@ -513,15 +570,29 @@ impl Content<'_> {
 
 impl Ordered {
     fn encode(&mut self, path: &RelPath, kind: ActionKind, payload: &[u8]) {
-        self.position += framing_bytes(path) + payload.len() as u64;
+        let length = framing_bytes(path) + payload.len() as u64;
         if self.queues == 0 {
+            self.position += length;
             return;
+        }
+        let room = BATCH_BYTES_MAX - self.open.len();
+        if length > room as u64 {
+            // Rather than let the buffer grow: moving it costs as much as all the appends in it.
+            self.seal();
+        }
+        self.position += length;
+        if length > BATCH_BYTES_MAX as u64 {
+            let mut raw = Vec::with_capacity(payload.len() + 4096);
+            encode_action_header(&mut raw, path, kind);
+            raw.extend_from_slice(payload);
+            self.push_sealed(raw);
+            return;
+        }
+        if self.open.capacity() == 0 {
+            self.open = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(BATCH_BYTES_MAX));
         }
         encode_action_header(&mut self.open, path, kind);
         self.open.extend_from_slice(payload);
-        if self.open.len() >= BATCH_BYTES {
-            self.seal();
-        }
     }
 
     /// A range is a batch of its own.
@@ -538,21 +609,45 @@ impl Ordered {
         }
     }
 
-    /// A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a replicated file of that name: that one goes
-    /// first, and comes back after.
-    fn replace_around_temporary(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
+    /// What 1.0.0 has no words for is a batch of its own.
+    fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
+        if self.queues > 0 {
+            self.seal();
+        }
+        self.position += control_bytes(&control);
+        if self.queues > 0 {
+            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
+        }
+    }
+
+    /// A replace by reference, as 1.0.0 followers need it. A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a
+    /// replicated file of that name: that one goes first, and comes back after.
+    fn replace_steps(&self, path: &RelPath, version: Version) -> Vec<Step> {
         let temporary = temporary_of(path)
             .map(|temporary| (self.index.get(temporary.as_str()), temporary))
             .filter(|(version, _)| version.exists());
-        if let Some((_, temporary)) = &temporary {
-            self.encode(temporary, ActionKind::Delete, &[]);
+        let mut steps = vec![Step::Send(whole(path, version))];
+        if let Some((version, temporary)) = temporary {
+            steps.insert(0, Step::Delete(temporary.clone()));
+            if version.len > 0 {
+                // As an append to the deleted file: a replace would go by way of a temporary file again.
+                steps.push(Step::Send(FileRange { kind: RangeKind::Append, ..whole(&temporary, version) }));
+            }
         }
-        match content {
-            Content::Bytes(bytes) => self.encode(path, ActionKind::Replace(version.len), bytes),
-            Content::OnDisk(_) => self.encode_range(whole(path, version)),
-        }
-        if let Some((version, temporary)) = temporary.filter(|(version, _)| version.len > 0) {
-            self.encode_range(whole(&temporary, version));
+        steps
+    }
+
+    /// The same with the content at hand.
+    fn encode_replace(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
+        for step in self.replace_steps(path, version) {
+            match (step, content) {
+                (Step::Delete(temporary), _) => self.encode(&temporary, ActionKind::Delete, &[]),
+                (Step::Send(range), Content::Bytes(bytes)) if range.kind == RangeKind::Replace => {
+                    self.encode(path, ActionKind::Replace(version.len), bytes);
+                }
+                (Step::Send(range), _) => self.encode_range(range),
+                (Step::Control(_), _) => {}
+            }
         }
     }
 
@@ -561,16 +656,20 @@ impl Ordered {
         if self.open.is_empty() {
             return Vec::new();
         }
-        std::mem::replace(&mut self.open, std::mem::take(&mut self.spare))
+        std::mem::take(&mut self.open)
     }
 
     fn seal(&mut self) {
         let raw = self.take_open();
         if !raw.is_empty() {
-            let batch = Batch::actions(self.position, raw);
-            self.sealed_bytes += batch.cost();
-            self.sealed.push(Arc::new(batch));
+            self.push_sealed(raw);
         }
+    }
+
+    fn push_sealed(&mut self, raw: Vec<u8>) {
+        let batch = Batch::actions(self.position, raw);
+        self.sealed_bytes += batch.cost();
+        self.sealed.push(Arc::new(batch));
     }
 
     /// To be called last in the critical section.

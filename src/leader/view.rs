@@ -1,17 +1,23 @@
 //! What a follower has, and what it takes to bring it up to a cut of the index.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::acks::Offer;
-use super::batch::{FileRange, RangeKind};
+use super::batch::{FileRange, RangeKind, Step};
 use super::demotion::{Discarded, Missing};
 use super::stream::{temporary_of, whole};
 use crate::index::Version;
-use crate::protocol::framing_bytes;
+use crate::protocol::extension::Control;
 use crate::types::RelPath;
 
 /// What a follower has.
-pub(super) struct View(HashMap<RelPath, Held, foldhash::fast::RandomState>);
+pub(super) struct View {
+    held: Files<Held>,
+    /// Whether it knows the extension, so that renames and empty files can be told.
+    extension: bool,
+}
+
+type Files<T> = HashMap<RelPath, T, foldhash::fast::RandomState>;
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Held {
@@ -20,26 +26,28 @@ pub(super) enum Held {
     Void,
 }
 
-/// A step of catching up.
-#[derive(Debug, PartialEq)]
-pub(super) enum Step {
-    Delete(RelPath),
-    Send(FileRange),
-}
-
 impl View {
     /// After a full sync the follower has the offer, less what is void.
-    pub(super) fn new(offer: &Offer, void: &[bool]) -> Self {
+    pub(super) fn new(offer: &Offer, void: &[bool], extension: bool) -> Self {
         let held = |(file, void): (&(RelPath, Version), &bool)| {
             (file.0.clone(), if *void { Held::Void } else { Held::Exact(file.1) })
         };
-        Self(offer.files.iter().zip(void).map(held).collect())
+        Self { held: offer.files.iter().zip(void).map(held).collect(), extension }
+    }
+
+    /// What a follower that knows the extension has after a sync of these.
+    pub(super) fn of(files: &[(RelPath, Version)]) -> Self {
+        let held = files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version)));
+        Self { held: held.collect(), extension: true }
     }
 
     /// Of `files` the follower has those that are not among the discarded ones. Returns these too, as of the same cut.
-    pub(super) fn behind(files: &[(RelPath, Version)], discarded: Discarded) -> (Self, Vec<(RelPath, Version)>) {
-        let mut held: HashMap<_, _, _> =
-            files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version))).collect();
+    pub(super) fn behind(
+        files: &[(RelPath, Version)],
+        discarded: Discarded,
+        extension: bool,
+    ) -> (Self, Vec<(RelPath, Version)>) {
+        let mut held: Files<Held> = files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version))).collect();
         let mut changes = Vec::new();
         for (path, missing) in discarded.into_files() {
             let at_cut = match held.get(&path) {
@@ -55,67 +63,210 @@ impl View {
             changes.push((path.clone(), at_cut));
             held.insert(path, had);
         }
-        (Self(held), changes)
+        (Self { held, extension }, changes)
     }
 
-    /// What it takes to bring the follower to `changes`, and the view there. Deletes come first: a folder may come where a
-    /// file was.
+    /// What it takes to bring the follower to `changes`, and the view there. Renames come first, then deletes: a folder may
+    /// come where a file was.
     pub(super) fn plan(&mut self, changes: Vec<(RelPath, Version)>) -> Vec<Step> {
-        let at_cut: HashMap<RelPath, Version, foldhash::fast::RandomState> = changes.iter().cloned().collect();
-        let mut deletes = Vec::new();
+        let mut first = if self.extension { self.renames(&changes) } else { Vec::new() };
+        // In order of names: `x` is replaced before the `x.tmp` that it spoils.
+        let mut changes: BTreeMap<RelPath, Version> = changes.into_iter().collect();
+        self.spoil_temporaries(&mut changes, &mut first);
         let mut sends = Vec::new();
-        let mut left: std::collections::VecDeque<_> = changes.into();
-        while let Some((path, version)) = left.pop_front() {
-            let held = self.0.get(&path).copied();
+        for (path, version) in changes {
+            let held = self.held.get(&path).copied();
             if !version.exists() {
-                if self.0.remove(&path).is_some() {
-                    deletes.push(Step::Delete(path));
+                if self.held.remove(&path).is_some() {
+                    first.push(Step::Delete(path));
                 }
                 continue;
             }
-            self.0.insert(path.clone(), Held::Exact(version));
-            match held {
-                Some(Held::Exact(had)) if had.generation == version.generation && had.len <= version.len => {
-                    if had.len < version.len {
-                        sends.push(Step::Send(FileRange {
-                            kind: RangeKind::Append,
-                            offset: had.len,
-                            len: version.len - had.len,
-                            ..whole(&path, version)
-                        }));
-                    }
-                }
+            self.held.insert(path.clone(), Held::Exact(version));
+            match prefix(held, version) {
+                Some(had) if had == version.len => {}
+                Some(had) => sends.push(Step::Send(FileRange {
+                    kind: RangeKind::Append,
+                    offset: had,
+                    len: version.len - had,
+                    ..whole(&path, version)
+                })),
+                None if version.len > 0 => sends.push(Step::Send(whole(&path, version))),
+                None if self.extension => sends.push(Step::Control(Control::Empty(path))),
                 // Protocol 1.0.0 cannot make an empty file: none stands for it.
-                _ if version.len == 0 => deletes.extend(held.map(|_| Step::Delete(path))),
-                _ => {
-                    sends.push(Step::Send(whole(&path, version)));
-                    // A LavinMQ follower writes the replacement to this name: what it has there is lost.
-                    let Some(temporary) = temporary_of(&path) else { continue };
-                    let Some(Held::Exact(had)) = self.void(&temporary) else { continue };
-                    let wanted = at_cut.get(&temporary).copied();
-                    deletes.push(Step::Delete(temporary.clone()));
-                    // If it is among the changes and its turn is still to come, that brings it back.
-                    if wanted.is_none_or(|wanted| wanted == had) {
-                        left.push_back((temporary, had));
-                    }
-                }
+                None => first.extend(held.map(|_| Step::Delete(path))),
             }
         }
-        deletes.extend(sends);
-        deletes
+        first.extend(sends);
+        first
+    }
+
+    /// Files that the follower has under another name than the cut: told as renames, and noted in the view. A chain of them
+    /// (`log.1` to `log.2`, then `log` to `log.1`) goes from its end; a circle is left to be replaced.
+    fn renames(&mut self, changes: &[(RelPath, Version)]) -> Vec<Step> {
+        let held: HashMap<u64, &RelPath> = changes
+            .iter()
+            .filter_map(|(path, _)| match self.held.get(path) {
+                Some(Held::Exact(had)) => Some((had.generation, path)),
+                _ => None,
+            })
+            .collect();
+        let moved = |(to, version): &(RelPath, Version)| {
+            let from = *held.get(&version.generation)?;
+            (from != to).then(|| (from.clone(), to.clone()))
+        };
+        let mut moves: BTreeMap<RelPath, RelPath> = changes.iter().filter_map(moved).collect();
+        let mut steps = Vec::new();
+        while let Some(from) = moves.iter().find(|(_, to)| !moves.contains_key(*to)).map(|(from, _)| from.clone()) {
+            let to = moves.remove(&from).expect("just found");
+            if let Some(file) = self.held.remove(&from) {
+                self.held.insert(to.clone(), file);
+                steps.push(Step::Control(Control::Rename { from, to }));
+            }
+        }
+        steps
+    }
+
+    /// A LavinMQ follower writes a replacement of `x` to `x.tmp`: what it has there is lost, and joins the changes.
+    fn spoil_temporaries(&mut self, changes: &mut BTreeMap<RelPath, Version>, deletes: &mut Vec<Step>) {
+        if self.extension {
+            return;
+        }
+        let mut left: Vec<RelPath> = changes.keys().cloned().collect();
+        while let Some(path) = left.pop() {
+            let version = changes[&path];
+            if version.len == 0 || prefix(self.held.get(&path).copied(), version).is_some() {
+                continue;
+            }
+            let Some(temporary) = temporary_of(&path) else { continue };
+            if let Some(Held::Exact(had)) = self.void(&temporary) {
+                deletes.push(Step::Delete(temporary.clone()));
+                changes.entry(temporary.clone()).or_insert(had);
+                left.push(temporary);
+            }
+        }
     }
 
     /// Notes that the follower's copy is spoiled; returns what it was, if it has one.
     pub(super) fn void(&mut self, path: &RelPath) -> Option<Held> {
-        self.0.get_mut(path).map(|held| std::mem::replace(held, Held::Void))
+        self.held.get_mut(path).map(|held| std::mem::replace(held, Held::Void))
     }
 }
 
-impl Step {
-    pub(super) fn bytes(&self) -> u64 {
-        match self {
-            Self::Delete(path) => framing_bytes(path),
-            Self::Send(range) => range.action_bytes(),
+/// How many bytes of `version` a follower has from the beginning; `None` if what it has is something else.
+fn prefix(held: Option<Held>, version: Version) -> Option<u64> {
+    match held {
+        Some(Held::Exact(had)) if had.generation == version.generation && had.len <= version.len => Some(had.len),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Index;
+    use proptest::prelude::*;
+
+    fn path(name: u8) -> RelPath {
+        RelPath::new(["a", "a.tmp", "b", "b.tmp", "c", "d"][usize::from(name)]).unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Grow(u8),
+        Put(u8, u64),
+        Remove(u8),
+        Rename(u8, u8),
+        /// A round of catching up.
+        Round,
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            4 => (0..6_u8).prop_map(Change::Grow),
+            2 => (0..6_u8, 0..3_u64).prop_map(|(name, len)| Change::Put(name, len)),
+            2 => (0..6_u8).prop_map(Change::Remove),
+            2 => (0..6_u8, 0..6_u8).prop_map(|(from, to)| Change::Rename(from, to)),
+            2 => Just(Change::Round),
+        ]
+    }
+
+    /// A follower's files: of each, which generation's bytes from the beginning it has.
+    type Copy = BTreeMap<RelPath, (u64, u64)>;
+
+    fn apply(copy: &mut Copy, steps: &[Step], lavinmq: bool) {
+        for step in steps {
+            match step {
+                Step::Delete(path) => drop(copy.remove(path)),
+                Step::Control(Control::Rename { from, to }) => {
+                    let file = copy.remove(from).expect("the renamed file is there");
+                    copy.insert(to.clone(), file);
+                }
+                Step::Control(Control::Empty(path)) => drop(copy.insert(path.clone(), (0, 0))),
+                Step::Send(range) if range.kind == RangeKind::Append => {
+                    let file = copy.entry(range.path.clone()).or_insert((range.generation, 0));
+                    assert_eq!(file.1, range.offset, "appended where it ends");
+                    *file = (range.generation, range.offset + range.len);
+                }
+                Step::Send(range) => {
+                    if lavinmq {
+                        copy.remove(&temporary_of(&range.path).unwrap());
+                    }
+                    copy.insert(range.path.clone(), (range.generation, range.len));
+                }
+                step => panic!("{step:?}"),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rounds_bring_the_follower_to_each_cut(
+            changes in prop::collection::vec(any_change(), 0..80), extension in any::<bool>(),
+        ) {
+            let mut index = Index::new();
+            let tracker = index.track();
+            index.cut_all(tracker);
+            let mut view = View { held: Files::default(), extension };
+            let mut copy = Copy::new();
+            let mut model: BTreeMap<RelPath, Version> = BTreeMap::new();
+            for change in changes.into_iter().chain([Change::Round]) {
+                match change {
+                    Change::Grow(name) => if let Some(version) = model.get_mut(&path(name)) {
+                        version.len += 1;
+                        index.grow(index.slot(path(name).as_str()).unwrap(), 1);
+                    },
+                    Change::Put(name, len) => drop(model.insert(path(name), index.put(&path(name), len))),
+                    Change::Remove(name) => {
+                        index.remove(path(name).as_str());
+                        model.remove(&path(name));
+                    }
+                    Change::Rename(from, to) => if from != to && let Some(version) = model.remove(&path(from)) {
+                        index.rename(&path(from), &path(to));
+                        model.insert(path(to), version);
+                    },
+                    Change::Round => {
+                        let cut = index.cut_changed(tracker);
+                        let changed = cut.slots().into_iter().map(|slot| {
+                            let (path, version) = index.at(&cut, slot);
+                            (path.clone(), version)
+                        }).collect();
+                        apply(&mut copy, &view.plan(changed), !extension);
+                        // Empty files: a generation says nothing; to 1.0.0 they are none.
+                        let of_use = |generation: u64, len: u64| (len > 0).then_some((generation, len));
+                        let seen = |empty: bool| move |(path, file): (RelPath, Option<(u64, u64)>)| {
+                            (empty || file.is_some()).then_some((path, file))
+                        };
+                        let wanted: BTreeMap<_, _> = model.clone().into_iter()
+                            .map(|(path, version)| (path, of_use(version.generation, version.len)))
+                            .filter_map(seen(extension)).collect();
+                        let got: BTreeMap<_, _> = copy.clone().into_iter()
+                            .map(|(path, (generation, len))| (path, of_use(generation, len)))
+                            .filter_map(seen(extension)).collect();
+                        prop_assert_eq!(got, wanted);
+                    }
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::io::{self, BufReader, Read, Write};
 
-use lz4_flex::block::{compress_into, get_maximum_output_size};
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use lz4_flex::frame::FrameDecoder;
 
 /// Version 1, independent blocks of at most 64 KiB, no checksums, no content size.
@@ -22,36 +22,64 @@ const RAW_BIT: u32 = 1 << 31;
 /// stay so, and trying costs more than sending.
 const RAW_RUN_BLOCKS: u32 = 8;
 
-/// Appends `bytes` to `out` as independent blocks.
-pub fn encode_blocks(bytes: &[u8], out: &mut Vec<u8>) {
-    let mut raw_run = 0;
-    for block in bytes.chunks(BLOCK_BYTES_MAX) {
-        encode_block(block, out, &mut raw_run);
+/// A block shorter than this says little about what follows it.
+const TELLING_BYTES_MIN: usize = BLOCK_BYTES_MAX / 2;
+
+/// Makes independent blocks; keeps what the next ones can use too, and remembers whether the last did not shrink.
+pub struct BlockEncoder {
+    table: CompressTable,
+    compressed: Box<[u8]>,
+    raw_run: u32,
+}
+
+impl Default for BlockEncoder {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
-fn encode_block(block: &[u8], out: &mut Vec<u8>, raw_run: &mut u32) {
-    let header = out.len();
-    let body = header + 4;
-    if *raw_run == 0 {
-        out.resize(body + get_maximum_output_size(block.len()), 0);
-        match compress_into(block, &mut out[body..]) {
-            Ok(length) if length < block.len() => {
-                out.truncate(body + length);
-                out[header..body].copy_from_slice(&block_length(length).to_le_bytes());
-                return;
-            }
-            _ => {
-                out.truncate(header);
-                // A short block says little about what follows it.
-                *raw_run = if block.len() < BLOCK_BYTES_MAX { 0 } else { RAW_RUN_BLOCKS };
+impl BlockEncoder {
+    /// Allocates some 100 KiB.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            // The small one, half the size, hashes four bytes instead of five: slower on text, and no better at it.
+            table: CompressTable::large(),
+            compressed: vec![0; get_maximum_output_size(BLOCK_BYTES_MAX)].into(),
+            raw_run: 0,
+        }
+    }
+
+    /// `bytes` as blocks with their lengths.
+    #[must_use]
+    pub fn encode(&mut self, bytes: &[u8]) -> Box<[u8]> {
+        let mut out = Vec::new();
+        for block in bytes.chunks(BLOCK_BYTES_MAX) {
+            self.encode_block(block, &mut out);
+        }
+        out.into()
+    }
+
+    fn encode_block(&mut self, block: &[u8], out: &mut Vec<u8>) {
+        let (header, body) = self.block(block);
+        // All of it: most batches are one block, and then it is their final place.
+        out.reserve_exact(4 + body.len());
+        out.extend_from_slice(&header.to_le_bytes());
+        out.extend_from_slice(body);
+    }
+
+    fn block<'a>(&'a mut self, block: &'a [u8]) -> (u32, &'a [u8]) {
+        if self.raw_run > 0 {
+            self.raw_run -= 1;
+        } else {
+            match compress_into_with_table(block, &mut self.compressed, &mut self.table) {
+                Ok(length) if length < block.len() => return (block_length(length), &self.compressed[..length]),
+                _ if block.len() >= TELLING_BYTES_MIN => self.raw_run = RAW_RUN_BLOCKS,
+                _ => {}
             }
         }
-    } else {
-        *raw_run -= 1;
+        (block_length(block.len()) | RAW_BIT, block)
     }
-    out.extend_from_slice(&(block_length(block.len()) | RAW_BIT).to_le_bytes());
-    out.extend_from_slice(block);
 }
 
 fn block_length(length: usize) -> u32 {
@@ -65,13 +93,13 @@ pub struct FrameWriter<W> {
     inner: W,
     raw: Vec<u8>,
     encoded: Vec<u8>,
-    raw_run: u32,
+    encoder: BlockEncoder,
 }
 
 impl<W: Write> FrameWriter<W> {
     /// Writes blocks to `inner`, on which the frame header was or will be written.
     pub fn new(inner: W) -> Self {
-        Self { inner, raw: Vec::with_capacity(BLOCK_BYTES_MAX), encoded: Vec::new(), raw_run: 0 }
+        Self { inner, raw: Vec::with_capacity(BLOCK_BYTES_MAX), encoded: Vec::new(), encoder: BlockEncoder::new() }
     }
 
     /// What the blocks are written to. Bytes not yet flushed are not there.
@@ -79,9 +107,14 @@ impl<W: Write> FrameWriter<W> {
         &mut self.inner
     }
 
+    /// For blocks that are written around this writer's own buffer.
+    pub fn encoder(&mut self) -> &mut BlockEncoder {
+        &mut self.encoder
+    }
+
     fn write_block(&mut self) -> io::Result<()> {
         self.encoded.clear();
-        encode_block(&self.raw, &mut self.encoded, &mut self.raw_run);
+        self.encoder.encode_block(&self.raw, &mut self.encoded);
         self.raw.clear();
         self.inner.write_all(&self.encoded)
     }
@@ -150,8 +183,7 @@ mod tests {
     #[test]
     fn noise_grows_by_no_more_than_block_headers() {
         let bytes = noise(10 * BLOCK_BYTES_MAX + 1);
-        let mut wire = Vec::new();
-        encode_blocks(&bytes, &mut wire);
+        let wire = BlockEncoder::new().encode(&bytes);
         assert_eq!(wire.len(), bytes.len() + 11 * 4);
     }
 }

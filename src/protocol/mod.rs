@@ -37,7 +37,7 @@ pub use action::{ActionDecoder, ActionKind, Event, encode_action_header, framing
 pub use handshake::{
     ACCEPTED, REFUSED, START_HEADER, read_node_id, read_secret, read_start_header, write_hello, write_node_id,
 };
-pub use lz4::{BLOCK_BYTES_MAX, FRAME_HEADER, FrameWriter, encode_blocks, frame_reader};
+pub use lz4::{BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, FrameWriter, frame_reader};
 pub use sync::{
     ListEntry, Sha1Sum, read_file_size, read_list_entry, read_name, write_end, write_list_entry, write_name,
 };
@@ -116,6 +116,9 @@ pub enum ProtocolError {
     /// A message, field or control of the extension whose content does not fit its kind.
     #[error("malformed {0}")]
     Malformed(&'static str),
+    /// A control, or an action, that does not fit where it stands or the file it is about.
+    #[error("{0}")]
+    OutOfPlace(String),
     /// The stream names a file that is never replicated.
     #[error("action on {0:?}, which is a reserved name")]
     Reserved(String),

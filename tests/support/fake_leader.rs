@@ -1,4 +1,4 @@
-//! A leader made of protocol functions and one socket, which does exactly what a test says, good or bad.
+//! A leader of 1.0.0 made of protocol functions and one socket, which does exactly what a test says, good or bad.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
@@ -9,9 +9,10 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use paceline::protocol::extension::Start;
 use paceline::protocol::{
-    self, ActionKind, FRAME_HEADER, FrameWriter, encode_action_header, read_name, read_node_id, read_secret,
-    read_start_header, write_end, write_list_entry,
+    self, ActionKind, FRAME_HEADER, FrameWriter, START_HEADER, encode_action_header, read_name, read_node_id,
+    read_secret, write_end, write_list_entry,
 };
 use paceline::{NodeId, RelPath};
 use sha1::{Digest, Sha1};
@@ -126,11 +127,26 @@ impl FakeLeader {
         }
     }
 
+    /// The next connection that speaks 1.0.0, of which the start header has been read. One that asks for the extension is
+    /// answered as LavinMQ answers any header that it does not know.
+    #[track_caller]
+    pub(crate) fn accept_start(&self) -> TcpStream {
+        loop {
+            let mut socket = self.accept_raw();
+            match Start::read(&mut socket) {
+                Ok(Start::V1) => return socket,
+                Ok(Start::Extension(_)) => socket.write_all(&START_HEADER).unwrap(),
+                // It was stopped meanwhile, and another one comes.
+                Err(error) if error.is_disconnect() => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
     /// The next connection, accepted: the handshake is done and nothing of the LZ4 frame is sent.
     #[track_caller]
     pub(crate) fn accept_without_frame(&self) -> Connection {
-        let mut socket = self.accept_raw();
-        read_start_header(&mut socket).unwrap();
+        let mut socket = self.accept_start();
         let secret = read_secret(&mut socket).unwrap();
         socket.write_all(&[protocol::ACCEPTED]).unwrap();
         let id = read_node_id(&mut socket).unwrap();

@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
 use paceline::protocol::{self, ProtocolError};
@@ -18,32 +20,34 @@ use super::fake_follower::FakeFollower;
 pub struct LavinMq {
     pub id: NodeId,
     pub dir: TempDir,
+    socket: TcpStream,
     thread: JoinHandle<ProtocolError>,
 }
 
 impl LavinMq {
     /// Goes on until the connection ends.
     pub fn start(peer: FakeFollower, dir: TempDir) -> Self {
+        Self::start_paused(peer, dir, channel().1)
+    }
+
+    /// Reads nothing of what it asked for in the first round until the other end of `pause` is gone.
+    pub fn start_paused(peer: FakeFollower, dir: TempDir, pause: Receiver<()>) -> Self {
         let root = dir.path().to_owned();
-        let id = peer.id();
-        Self { id, dir, thread: std::thread::spawn(move || follow(peer, &root).unwrap_err()) }
+        let (id, socket) = (peer.id(), peer.socket.try_clone().unwrap());
+        Self { id, dir, socket, thread: std::thread::spawn(move || follow(peer, &root, &pause).unwrap_err()) }
     }
 
-    pub fn has_ended(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// Waits until the connection has ended, which must not have been for what the leader sent.
-    pub fn join(self) -> TempDir {
+    /// Ends the connection, if the leader has not; nothing it sent may have been the reason.
+    pub fn stop(self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
         let error = self.thread.join().unwrap();
         assert!(error.is_disconnect(), "{error}");
-        self.dir
     }
 }
 
-fn follow(mut peer: FakeFollower, root: &Path) -> Result<(), ProtocolError> {
+fn follow(mut peer: FakeFollower, root: &Path, pause: &Receiver<()>) -> Result<(), ProtocolError> {
     for _ in 0..2 {
-        round(&mut peer, root)?;
+        round(&mut peer, root, pause)?;
     }
     loop {
         let Some(path) = protocol::read_name(&mut peer.frame)? else { continue };
@@ -69,7 +73,7 @@ fn follow(mut peer: FakeFollower, root: &Path) -> Result<(), ProtocolError> {
     }
 }
 
-fn round(peer: &mut FakeFollower, root: &Path) -> Result<(), ProtocolError> {
+fn round(peer: &mut FakeFollower, root: &Path, pause: &Receiver<()>) -> Result<(), ProtocolError> {
     let mut missing: Vec<RelPath> = Vec::new();
     let mut listed = HashSet::new();
     while let Some(entry) = protocol::read_list_entry(&mut peer.frame)? {
@@ -84,6 +88,7 @@ fn round(peer: &mut FakeFollower, root: &Path) -> Result<(), ProtocolError> {
     for name in contents(root).into_keys().filter(|name| !listed.contains(name)) {
         fs::remove_file(root.join(name))?;
     }
+    let _ = pause.recv();
     for path in missing {
         let size = protocol::read_file_size(&mut peer.frame)?;
         let full = path.below(root);

@@ -81,7 +81,7 @@ impl Stage {
                 let log = process.log();
                 if let Some(address) = log[log_before..].lines().find_map(|line| line.strip_prefix("listening on ")) {
                     let address = address.parse().unwrap();
-                    return LeaderProcess { process, dir: dir.to_owned(), address };
+                    return LeaderProcess { process, dir: dir.to_owned(), address, log_before };
                 }
                 assert!(Instant::now() < deadline, "the leader does not listen");
                 std::thread::park_timeout(Duration::from_millis(2));
@@ -188,14 +188,26 @@ pub struct LeaderProcess {
     pub process: Process,
     pub dir: PathBuf,
     pub address: SocketAddr,
+    /// Length of what an earlier leader logged.
+    log_before: usize,
 }
 
 impl LeaderProcess {
     /// The lines that say who was evicted, leaving out those of a shutdown.
     pub fn evictions(&self) -> Vec<String> {
         let log = self.process.log();
-        let evictions = log.lines().filter(|line| line.contains("evicted follower") && !line.contains(": shutdown;"));
+        let evictions = log[self.log_before..]
+            .lines()
+            .filter(|line| line.contains("evicted follower") && !line.contains(": shutdown;"));
         evictions.map(str::to_owned).collect()
+    }
+
+    /// Waits until so many followers have joined since the leader began to listen.
+    #[track_caller]
+    pub fn wait_joined(&self, count: usize) {
+        wait_until("the followers have joined", || {
+            self.process.log()[self.log_before..].matches("follows the stream").count() >= count
+        });
     }
 
     /// Waits until the copies equal the directory, which nobody changes any more.

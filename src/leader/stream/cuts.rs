@@ -80,6 +80,10 @@ impl Tracker {
         attached.followers.push(Queue { follower: follower.clone(), sender, demotable, lost: None });
         drop(attached);
         drop(gone);
+        // Who ended it meanwhile has found nothing to detach, and without that its writer would wait for ever.
+        if follower.has_ended() {
+            stream.detach(follower);
+        }
         Attachment { changes: stream.read_cut(&cut), position, queue: AttachedQueue { batches, demotions } }
     }
 }

@@ -1,0 +1,250 @@
+//! The thread that works on the disk while the reader goes on: tells the inventory, makes durable, sets and clears the mark of
+//! a sync.
+//!
+//! One thread a connection of the extension. Jobs are done in the order they came; of those that make durable, which wait
+//! behind one another, one is made, so that a slow disk flushes less often and not later and later. One lock, the jobs', held
+//! to put and take only. It stops when the jobs are closed: between two chunks that it reads, but not within a flush. A
+//! failure is left in the report and ends the connection: after a failed flush nothing is called durable, and no digest
+//! is believed.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use foldhash::fast::RandomState;
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::OFlags;
+
+use super::digests::Digests;
+use super::dir::Dir;
+use super::report::Report;
+use super::shared::Shared;
+use super::status::State;
+use super::track::Unflushed;
+use crate::datadir;
+use crate::error::Error;
+use crate::protocol::extension::{Held, Message, chunks_max, split_inventory};
+use crate::types::RelPath;
+
+/// What the reader has for the thread.
+pub(super) enum Job {
+    /// Tell the inventory; with its names if nothing of it may be deleted.
+    Inventory { names: bool },
+    /// Make these changes durable, and say that all up to this mark are.
+    Flush(Unflushed, u64),
+    /// A sync begins: set its mark, and answer.
+    Mark(Sender<()>),
+    /// A sync has ended: make it durable, clear its mark, and answer.
+    Synced(Unflushed, u64, Sender<()>),
+}
+
+/// What was found here.
+#[derive(Default)]
+pub(super) struct Told {
+    /// All files, if they were asked for.
+    pub(super) names: HashSet<RelPath, RandomState>,
+    /// All folders.
+    pub(super) folders: Vec<RelPath>,
+    /// How many files.
+    pub(super) files: usize,
+}
+
+/// What waits to be done.
+#[derive(Default)]
+pub(super) struct Jobs {
+    state: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    told: Option<Told>,
+    synced: bool,
+    closed: bool,
+    /// The thread has ended.
+    ended: bool,
+    left: Unflushed,
+}
+
+impl Waiting {
+    /// Nobody does these jobs any more; whoever waits for an answer is let go.
+    fn leave(&mut self) {
+        for job in self.jobs.drain(..) {
+            if let Job::Flush(unflushed, _) | Job::Synced(unflushed, ..) = job {
+                self.left.merge(unflushed);
+            }
+        }
+    }
+}
+
+/// Lets go whoever waits for the thread, also when it panicked.
+struct AtEnd<'a>(&'a Jobs);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.ended = true;
+        state.leave();
+    }
+}
+
+impl Jobs {
+    /// Never blocks. The reader waits for the answer to a mark, and jobs to flush become one, so few wait.
+    pub(super) fn put(&self, job: Job) {
+        let mut state = self.state.lock();
+        match (state.jobs.back_mut(), job) {
+            (Some(Job::Flush(earlier, mark)), Job::Flush(later, later_mark)) => {
+                earlier.merge(later);
+                *mark = later_mark.max(*mark);
+            }
+            (_, job) => state.jobs.push_back(job),
+        }
+        if state.ended {
+            state.leave();
+        }
+        self.changed.notify_one();
+    }
+
+    /// What the thread, which has ended, did not make durable.
+    pub(super) fn left(&self) -> Unflushed {
+        std::mem::take(&mut self.state.lock().left)
+    }
+
+    /// What the inventory was, once it was told in full.
+    pub(super) fn told(&self) -> Option<Told> {
+        self.state.lock().told.take()
+    }
+
+    /// Whether a sync has ended, and is durable.
+    pub(super) fn synced(&self) -> bool {
+        self.state.lock().synced
+    }
+
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    fn take(&self) -> Option<Job> {
+        let mut state = self.state.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
+/// The thread.
+pub(super) struct Worker {
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) dir: Arc<Dir>,
+    pub(super) digests: Arc<Digests>,
+    pub(super) report: Arc<Report>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// The thread's life.
+    pub(super) fn run(&self) {
+        let _at_end = AtEnd(&self.jobs);
+        while let Some(job) = self.jobs.take() {
+            if let Err(error) = self.work(job) {
+                self.jobs.state.lock().left.everything();
+                self.digests.forget_all();
+                self.report.fail(error);
+                return;
+            }
+        }
+    }
+
+    fn work(&self, job: Job) -> Result<(), Error> {
+        match job {
+            Job::Inventory { names } => self.tell(names),
+            Job::Flush(unflushed, mark) => {
+                unflushed.flush(&self.dir)?;
+                self.report.durable(mark);
+                Ok(())
+            }
+            Job::Mark(answer) => {
+                self.dir.mark_incomplete()?;
+                // Nobody waits for it when the connection has ended.
+                let _ = answer.send(());
+                Ok(())
+            }
+            Job::Synced(unflushed, mark, answer) => {
+                unflushed.flush(&self.dir)?;
+                self.dir.clear_incomplete()?;
+                self.report.durable(mark);
+                self.jobs.state.lock().synced = true;
+                self.shared.update(|status| status.state = State::Streaming);
+                log::info!("in sync, following the stream");
+                let _ = answer.send(());
+                Ok(())
+            }
+        }
+    }
+
+    fn tell(&self, names: bool) -> Result<(), Error> {
+        let (mut files, mut told) = (Vec::new(), Told::default());
+        datadir::walk(self.dir.path(), None, &mut |folder| told.folders.extend(folder.cloned()), &mut |file| {
+            files.push(file.path);
+        })?;
+        files.sort_unstable();
+        told.files = files.len();
+        self.shared.update(|status| status.sync.files_listed = files.len() as u64);
+        self.digests.keep(&files);
+        let mut failed = None;
+        let held = files.iter().map_while(|path| self.held(path).map_err(|error| failed = Some(error)).ok());
+        for message in split_inventory(held.flatten()) {
+            if !self.report.put(message) {
+                return Err(Error::ShuttingDown);
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if names {
+            told.names.extend(files);
+        }
+        // In this order: whoever was told the end may begin at once.
+        self.jobs.state.lock().told = Some(told);
+        self.report.put(Message::InventoryEnd);
+        Ok(())
+    }
+
+    /// A file for the inventory; `None` if it has gone.
+    fn held(&self, path: &RelPath) -> Result<Option<Held>, Error> {
+        let Some(file) = self.dir.open_file(path, OFlags::RDONLY)? else { return Ok(None) };
+        let told = self.digests.of(path, &file, chunks_max(), &mut |bytes| {
+            if self.report.is_closed() || self.shared.stopping() {
+                return Err(Stopped::ByUs);
+            }
+            self.shared.update(|status| status.sync.bytes_hashed += bytes);
+            Ok(())
+        });
+        let (len, digests) = told.map_err(|error| match error {
+            Stopped::ByUs => Error::ShuttingDown,
+            Stopped::By(error) => self.dir.failed("read", path.as_str(), error),
+        })?;
+        self.shared.update(|status| status.sync.files_hashed += 1);
+        Ok(Some(Held { path: path.clone(), len, digests }))
+    }
+}
+
+/// What ended reading a file.
+enum Stopped {
+    ByUs,
+    By(std::io::Error),
+}
+
+impl From<std::io::Error> for Stopped {
+    fn from(error: std::io::Error) -> Self {
+        Self::By(error)
+    }
+}

@@ -1,0 +1,188 @@
+//! A connection in the extension, from the answer to its end: three threads around one socket.
+//!
+//! The reader (`session`) applies; `paceline-ack` (`report`) writes and watches for silence; `paceline-disk` (`disk`) reads for
+//! the inventory and flushes. The reader starts the other two and outlives them. Whichever fails first says why, and the
+//! socket is shut down, which ends all three.
+
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use super::connection::bound_unanswered;
+use super::disk::{Jobs, Worker};
+use super::negotiate::{Introduction, introduce};
+use super::report::{Report, Speaker, Watched};
+use super::run::Runner;
+use super::session::{Parts, Session};
+use super::status::State;
+use super::track::{Track, Unflushed};
+use crate::error::Error;
+use crate::protocol::frame_reader;
+
+/// The longest that a leader can send a follower away for.
+const AWAY_MAX: Duration = Duration::from_secs(600);
+
+impl Runner {
+    /// The rest of a connection whose leader has chosen the extension. `Ok`: a sync was all that was asked for, and it is done.
+    pub(super) fn extended(&mut self, socket: TcpStream, in_sync: &mut bool) -> Result<(), Error> {
+        let leader = introduce(&socket, &self.config, self.data.id())?;
+        self.greet(&leader);
+        if leader.silence.is_none() {
+            bound_unanswered(&socket)?;
+        }
+        let threads = Threads::start(self, Arc::new(socket), &leader)?;
+        // Until it is known better.
+        let unflushed = std::mem::replace(&mut self.unflushed, Unflushed::all());
+        let parts = Parts {
+            data: &mut self.data,
+            adopt: self.config.adopt,
+            once: self.config.once,
+            shared: &self.shared,
+            report: &threads.report,
+            jobs: &threads.jobs,
+        };
+        let mut session = Session::new(parts, &self.dir, Track::new(self.digests.clone(), unflushed));
+        let result = session.run(&mut frame_reader(Watched(&*threads.socket, &threads.report)));
+        let (goodbye, mut left) = session.end();
+        if let Some(back_in_ms) = goodbye {
+            self.away = Some(away(back_in_ms));
+        }
+        let jobs = threads.jobs.clone();
+        let result = threads.end(result, goodbye.is_some());
+        *in_sync = jobs.synced();
+        if matches!(result, Err(Error::Io { .. })) {
+            // Nothing is known of what was not written.
+            self.digests.forget_all();
+            left.everything();
+        }
+        left.merge(jobs.left());
+        self.unflushed = left;
+        result
+    }
+
+    fn greet(&self, leader: &Introduction) {
+        if let Some(reason) = &leader.last_eviction {
+            log::warn!("the leader let this follower go before: {reason}");
+        }
+        if let Some(admitted_in) = leader.admitted_in {
+            log::info!("the leader will admit this follower to a sync in {admitted_in:.1?}");
+        }
+        self.shared.update_with_lag(None, |status| {
+            status.state = State::Waiting;
+            status.connections += 1;
+            (status.applied_bytes, status.acknowledged_bytes, status.durable_bytes) = (0, 0, 0);
+            status.admitted_in = leader.admitted_in;
+            if leader.last_eviction.is_some() {
+                status.last_eviction.clone_from(&leader.last_eviction);
+            }
+        });
+    }
+}
+
+/// How long to stay away: at least as long as was asked for, and up to a quarter longer, by chance.
+fn away(back_in_ms: u32) -> Duration {
+    let asked = Duration::from_millis(back_in_ms.into()).min(AWAY_MAX);
+    asked + asked.mul_f64(fastrand::f64() / 4.0)
+}
+
+/// The threads of a connection, as its reader holds them.
+struct Threads {
+    socket: Arc<TcpStream>,
+    report: Arc<Report>,
+    jobs: Arc<Jobs>,
+    /// Disconnected when the thread has ended: the one that writes, the one that works on the disk.
+    ended: Vec<Receiver<()>>,
+}
+
+impl Threads {
+    fn start(runner: &Runner, socket: Arc<TcpStream>, leader: &Introduction) -> Result<Self, Error> {
+        let (report, jobs) = (Arc::new(Report::default()), Arc::new(Jobs::default()));
+        let mut started = Self { socket, report, jobs, ended: Vec::new() };
+        let (socket, report, shared) = (started.socket.clone(), started.report.clone(), runner.shared.clone());
+        let (interval, silence) = (leader.interval, leader.silence);
+        started.spawn(runner, "paceline-ack", move || {
+            Speaker { report: &report, socket: &socket, shared: &shared, interval, silence }.run();
+        })?;
+        let worker = Worker {
+            jobs: started.jobs.clone(),
+            dir: runner.dir.clone(),
+            digests: runner.digests.clone(),
+            report: started.report.clone(),
+            shared: runner.shared.clone(),
+        };
+        started.spawn(runner, "paceline-disk", move || worker.run())?;
+        Ok(started)
+    }
+
+    fn spawn(
+        &mut self,
+        runner: &Runner,
+        name: &'static str,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
+        let (running, ended) = crossbeam_channel::bounded(0);
+        let socket = self.socket.clone();
+        let spawned = runner.threads.spawn(name, move || {
+            let _running = running;
+            // Whoever reads has to hear of a failure, or of a panic. Without one it has ended already.
+            let _socket = ShutAtEnd(socket);
+            body();
+        });
+        spawned.map_err(|error| Error::connection("could not start its thread", error))?;
+        self.ended.push(ended);
+        Ok(())
+    }
+
+    /// Ends the threads and the connection, and says why that was: what a thread failed at is what the reader saw as a close.
+    fn end(self, result: Result<(), Error>, goodbye: bool) -> Result<(), Error> {
+        if result.is_ok() {
+            // The last marks may still have to be written.
+            self.report.finish();
+            let _ = self.ended[0].recv();
+        }
+        let report = self.report.clone();
+        // After this nobody fails any more.
+        drop(self);
+        match (result, report.failure()) {
+            (Err(Error::Connection { .. }), Some(failure)) if !goodbye => Err(failure),
+            (result, _) => result,
+        }
+    }
+}
+
+/// The threads end also when the reader's panicked.
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.report.close();
+        self.jobs.close();
+        let _ = self.socket.shutdown(Shutdown::Both);
+        for ended in &self.ended {
+            // Disconnected: its end is all there is to wait for.
+            let _ = ended.recv();
+        }
+    }
+}
+
+struct ShutAtEnd(Arc<TcpStream>);
+
+impl Drop for ShutAtEnd {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_comes_back_early_nor_stays_away_for_ever() {
+        for _ in 0..100 {
+            let (soon, never) = (away(1000), away(u32::MAX));
+            assert!(soon >= Duration::from_secs(1) && soon <= Duration::from_millis(1250), "{soon:?}");
+            assert!(never >= AWAY_MAX && never <= AWAY_MAX * 5 / 4, "{never:?}");
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The thread that writes to a leader of the extension: the inventory, marks, and heartbeats. It also watches for silence.
+//!
+//! Marks are totals, so what was done while the last ones were written goes into one message, and nothing is held back.
+//! When nothing else was said for a heartbeat's interval, a heartbeat is (or marks, if only what was received has changed:
+//! that alone is not worth a message).
+//!
+//! *Silence* is a read that gets no byte for [`Silence::limit`]. Time in which nobody reads, because the disk is slow, does not
+//! count; and it is counted in quarters, so that a process that was itself stopped blames nobody. Then the send queue
+//! tells a leader that is stalled (its system takes what we send) from a network that is (nobody does). A read timeout would
+//! not do: an LZ4 frame cannot be read on after one.
+//!
+//! One thread a connection. One lock, the report's, held to put and take only. It stops when the report is closed, or when
+//! something fails, here or in the thread that works on the disk: the first failure is kept for the reader.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::shared::Shared;
+use crate::error::Error;
+use crate::protocol::extension::{Marks, Message};
+use crate::sendqueue::send_queue_bytes;
+
+/// Messages of an inventory that wait to be written; who makes them waits when there are more.
+const MESSAGES_MAX: usize = 2;
+
+/// Quarters of the limit.
+const QUARTERS: u32 = 4;
+
+/// Until the send queue is judged, what was just sent has so long to be acknowledged.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What is to be said.
+pub(super) struct Report {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Action bytes read off the connection.
+    received: AtomicU64,
+    /// When the read under way began, in microseconds after `began` and above 0; 0: none is.
+    reading_since: AtomicU64,
+    began: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    messages: VecDeque<Message>,
+    written: u64,
+    durable: u64,
+    /// What was said last.
+    said: Marks,
+    closed: bool,
+    finishing: bool,
+    failure: Option<Error>,
+}
+
+enum Next {
+    Say(Message),
+    /// It is time to look whether the leader is silent, or to say that we are not.
+    Look,
+    End,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            received: AtomicU64::new(0),
+            reading_since: AtomicU64::new(0),
+            began: Instant::now(),
+        }
+    }
+}
+
+impl Report {
+    /// Puts a message of the inventory; blocks while there are enough. False: the report is closed.
+    pub(super) fn put(&self, message: Message) -> bool {
+        let mut state = self.state.lock();
+        while state.messages.len() >= MESSAGES_MAX && !state.closed {
+            self.changed.wait(&mut state);
+        }
+        state.messages.push_back(message);
+        self.changed.notify_all();
+        !state.closed
+    }
+
+    /// The total of action bytes read.
+    pub(super) fn received(&self, total: u64) {
+        self.received.store(total, Ordering::Release);
+    }
+
+    /// The total of action bytes written to files.
+    pub(super) fn written(&self, total: u64) {
+        let mut state = self.state.lock();
+        if total > state.written {
+            state.written = total;
+            self.changed.notify_all();
+        }
+    }
+
+    /// The total of action bytes that are durable; never more than is written.
+    pub(super) fn durable(&self, total: u64) {
+        let mut state = self.state.lock();
+        debug_assert!(total <= state.written);
+        if total > state.durable {
+            state.durable = total;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Keeps the first failure, and ends the threads.
+    pub(super) fn fail(&self, error: Error) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.closed = true;
+            state.failure = Some(error);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Ends the threads. What was not said yet is dropped.
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Ends the writing thread when all was said.
+    pub(super) fn finish(&self) {
+        self.state.lock().finishing = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    /// What ended the connection, if it was a thread of ours.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.state.lock().failure.take()
+    }
+
+    fn marks(&self, state: &State) -> Marks {
+        // In this order: what is written was received before.
+        Marks { received: self.received.load(Ordering::Acquire), written: state.written, durable: state.durable }
+    }
+
+    fn next(&self, until: Instant) -> Next {
+        let mut state = self.state.lock();
+        loop {
+            if state.closed {
+                return Next::End;
+            }
+            if let Some(message) = state.messages.pop_front() {
+                self.changed.notify_all();
+                return Next::Say(message);
+            }
+            let (written, durable) = (state.written, state.durable);
+            if (written, durable) != (state.said.written, state.said.durable) {
+                state.said = self.marks(&state);
+                return Next::Say(Message::Marks(state.said));
+            }
+            if state.finishing {
+                return Next::End;
+            }
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                return Next::Look;
+            }
+        }
+    }
+
+    /// What is said when there was nothing to say.
+    fn heartbeat(&self) -> Message {
+        let mut state = self.state.lock();
+        let marks = self.marks(&state);
+        if marks == state.said {
+            return Message::Heartbeat;
+        }
+        state.said = marks;
+        Message::Marks(marks)
+    }
+}
+
+/// Says when the reader is reading.
+pub(super) struct Watched<'a, R>(pub(super) R, pub(super) &'a Report);
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let now = u64::try_from(self.1.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.1.reading_since.store(now.max(1), Ordering::Relaxed);
+        let read = self.0.read(bytes);
+        self.1.reading_since.store(0, Ordering::Relaxed);
+        read
+    }
+}
+
+/// Looks for a read that gets nothing.
+struct Silence {
+    limit: Option<Duration>,
+    look_at: Instant,
+    read: u64,
+    quarters: u32,
+}
+
+impl Silence {
+    fn new(limit: Option<Duration>) -> Self {
+        Self { limit, look_at: Instant::now() + quarter(limit), read: 0, quarters: 0 }
+    }
+
+    /// Whether the leader has been silent for the limit.
+    fn look(&mut self, report: &Report) -> bool {
+        let now = Instant::now();
+        if now < self.look_at {
+            return false;
+        }
+        self.look_at = now + quarter(self.limit);
+        let read = report.reading_since.load(Ordering::Relaxed);
+        if read == 0 || read != self.read {
+            (self.read, self.quarters) = (read, 0);
+            return false;
+        }
+        self.quarters += 1;
+        self.quarters >= QUARTERS && self.limit.is_some()
+    }
+
+    fn check(&mut self, report: &Report, socket: &TcpStream) -> Option<Error> {
+        if self.look(report) { self.judge(report, socket) } else { None }
+    }
+
+    /// Why, once it has: `None` if it is not silent after all.
+    fn judge(&mut self, report: &Report, socket: &TcpStream) -> Option<Error> {
+        let limit = self.limit?;
+        let deadline = Instant::now() + GRACE;
+        let queue = loop {
+            match send_queue_bytes(socket) {
+                Some(bytes) if bytes > 0 && Instant::now() < deadline && !report.is_closed() => {
+                    std::thread::sleep(GRACE / 20);
+                }
+                queue => break queue,
+            }
+        };
+        if report.reading_since.load(Ordering::Relaxed) != self.read {
+            self.quarters = 0;
+            return None;
+        }
+        let who = match queue {
+            Some(0) => "the leader is stalled: its system answers, it does not",
+            Some(_) => "the network to the leader is stalled: nothing that we send is answered",
+            None => "the leader, or the network to it, is stalled",
+        };
+        let why = format!("nothing was heard for {limit:.1?}; {who}");
+        Some(Error::connection("given up", io::Error::new(ErrorKind::TimedOut, why)))
+    }
+}
+
+fn quarter(limit: Option<Duration>) -> Duration {
+    limit.unwrap_or(Duration::from_secs(3600)) / QUARTERS
+}
+
+/// The thread that writes.
+pub(super) struct Speaker<'a> {
+    pub(super) report: &'a Report,
+    pub(super) socket: &'a TcpStream,
+    pub(super) shared: &'a Shared,
+    /// Between heartbeats.
+    pub(super) interval: Duration,
+    /// How long the leader may be silent; `None`: it sends no heartbeats.
+    pub(super) silence: Option<Duration>,
+}
+
+impl Speaker<'_> {
+    /// The thread's life: until the report is closed or finished, or something failed, which it notes there.
+    pub(super) fn run(&self) {
+        let mut silence = Silence::new(self.silence);
+        // A leader that does not read must not keep us from seeing that it does not speak either.
+        if let Err(error) = self.socket.set_write_timeout(Some(quarter(self.silence))) {
+            self.report.fail(Error::connection("could not be set up", error));
+            return;
+        }
+        let mut wire = Vec::new();
+        let mut speak_at = Instant::now() + self.interval;
+        loop {
+            let next = self.report.next(speak_at.min(silence.look_at));
+            // Before anything is said: what was just sent would be taken for unanswered.
+            if let Some(error) = silence.check(self.report, self.socket) {
+                self.report.fail(error);
+                return;
+            }
+            let message = match next {
+                Next::End => return,
+                Next::Say(message) => message,
+                Next::Look if Instant::now() < speak_at => continue,
+                Next::Look => self.report.heartbeat(),
+            };
+            wire.clear();
+            message.encode(&mut wire);
+            if let Err(error) = self.write(&wire, &mut silence) {
+                self.report.fail(error);
+                return;
+            }
+            speak_at = Instant::now() + self.interval;
+            if let Message::Marks(marks) = message {
+                self.shared.update(|status| {
+                    status.acknowledged_bytes = marks.written;
+                    status.durable_bytes = marks.durable;
+                });
+            }
+        }
+    }
+
+    fn write(&self, mut bytes: &[u8], silence: &mut Silence) -> Result<(), Error> {
+        let lost = |error| Error::connection("lost while writing", error);
+        let mut socket = self.socket;
+        while !bytes.is_empty() {
+            match socket.write(bytes) {
+                Ok(0) => return Err(lost(ErrorKind::WriteZero.into())),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if self.report.is_closed() {
+                        return Err(lost(ErrorKind::ConnectionAborted.into()));
+                    }
+                    if let Some(error) = silence.check(self.report, self.socket) {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(lost(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_coalesced_and_received_alone_waits_for_a_heartbeat() {
+        let report = Report::default();
+        let now = Instant::now();
+        report.received(10);
+        assert!(matches!(report.next(now), Next::Look));
+        assert_eq!(report.heartbeat(), Message::Marks(Marks { received: 10, written: 0, durable: 0 }));
+        assert_eq!(report.heartbeat(), Message::Heartbeat);
+        report.received(30);
+        report.written(20);
+        report.written(25);
+        report.durable(20);
+        let Next::Say(Message::Marks(marks)) = report.next(now) else { panic!() };
+        assert_eq!(marks, Marks { received: 30, written: 25, durable: 20 });
+        assert!(matches!(report.next(now), Next::Look));
+        report.written(30);
+        report.finish();
+        assert!(matches!(report.next(now), Next::Say(Message::Marks(_))));
+        assert!(matches!(report.next(now), Next::End));
+    }
+
+    #[test]
+    fn the_first_failure_is_kept_and_whoever_waits_for_room_is_let_go() {
+        let report = Report::default();
+        std::thread::scope(|scope| {
+            let putting = scope.spawn(|| while report.put(Message::InventoryEnd) {});
+            while report.state.lock().messages.len() < MESSAGES_MAX {
+                std::thread::yield_now();
+            }
+            report.fail(Error::ShuttingDown);
+            putting.join().unwrap();
+        });
+        report.fail(Error::connection("second", io::Error::other("second")));
+        assert!(matches!(report.failure(), Some(Error::ShuttingDown)));
+    }
+
+    #[test]
+    fn a_slow_reader_is_no_silence_and_time_stands_still_while_we_do() {
+        let report = Report::default();
+        let mut silence = Silence::new(Some(Duration::ZERO));
+        for _ in 0..10 {
+            assert!(!silence.look(&report), "nobody was reading");
+        }
+        report.reading_since.store(7, Ordering::Relaxed);
+        let silent = (0..10).position(|_| silence.look(&report)).unwrap();
+        assert_eq!(silent, QUARTERS as usize, "quarters are counted from when the read was first seen");
+        report.reading_since.store(8, Ordering::Relaxed);
+        assert!(!silence.look(&report));
+    }
+}

@@ -1,0 +1,192 @@
+//! What only the extension can say of a file: another name, a smaller length, none at all, other bytes in its middle.
+//!
+//! Part of [`Actions`] and of [`Dir`]: the same rules hold for names, and the same handles are forgotten. All of these are
+//! about files that are there, of a length that fits: if not, the copy is not what the leader takes it for, and the
+//! connection ends, so that the next one compares.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags};
+
+use super::apply::Actions;
+use super::dir::Dir;
+use crate::error::Error;
+use crate::protocol::ProtocolError;
+use crate::types::RelPath;
+
+/// A patch under way.
+pub(super) struct Patch {
+    path: RelPath,
+    file: Arc<File>,
+    offset: u64,
+}
+
+/// What the leader said does not fit the file.
+fn unfit(said: impl Into<String>) -> Error {
+    ProtocolError::OutOfPlace(said.into()).into()
+}
+
+fn unreserved(path: &RelPath) -> Result<(), Error> {
+    if path.is_reserved() {
+        return Err(ProtocolError::Reserved(path.to_string()).into());
+    }
+    Ok(())
+}
+
+impl Actions<'_> {
+    /// Gives a file another name; a file that had it is gone.
+    pub(super) fn rename(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Error> {
+        self.settle()?;
+        unreserved(from)?;
+        unreserved(to)?;
+        self.forget(from);
+        self.forget(to);
+        let Some(file) = self.dir.open_file(from, OFlags::RDONLY)? else {
+            return Err(unfit(format!("rename of {from}, which is not here")));
+        };
+        if from == to {
+            return Ok(());
+        }
+        if let Some(track) = &mut self.track {
+            track.renames(from, &file);
+        }
+        self.dir.rename(from, to)?;
+        if let Some(track) = &mut self.track {
+            track.renamed(from, to, &file);
+        }
+        Ok(())
+    }
+
+    /// Cuts a file to a length that it has.
+    pub(super) fn truncate(&mut self, path: &RelPath, len: u64) -> Result<(), Error> {
+        self.settle()?;
+        let (file, had) = self.open_to_change(path, "truncation")?;
+        if len > had {
+            return Err(unfit(format!("truncation of {path} to {len} bytes, which has {had}")));
+        }
+        self.cut(path, &Arc::new(file), len)
+    }
+
+    /// Makes a file that is empty.
+    pub(super) fn empty(&mut self, path: &RelPath) -> Result<(), Error> {
+        self.settle()?;
+        unreserved(path)?;
+        self.forget(path);
+        let file = Arc::new(self.dir.open_made(path, OFlags::WRONLY | OFlags::CREATE)?);
+        if let Some(track) = &mut self.track {
+            track.folders_of(path);
+        }
+        self.cut(path, &file, 0)
+    }
+
+    fn cut(&mut self, path: &RelPath, file: &Arc<File>, len: u64) -> Result<(), Error> {
+        self.writes(path, file, len);
+        file.set_len(len).map_err(|error| self.dir.failed("truncate", path.as_str(), error))
+    }
+
+    /// The payload to come, of `len` bytes, goes to `offset` in the file instead of to its end.
+    pub(super) fn begin_patch(&mut self, path: &RelPath, offset: u64, len: u64) -> Result<(), Error> {
+        self.settle()?;
+        let (file, had) = self.open_to_change(path, "patch")?;
+        if offset.checked_add(len).is_none_or(|end| end > had) {
+            return Err(unfit(format!("patch of {len} bytes at {offset} of {path}, which has {had}")));
+        }
+        self.patching = Some(Patch { path: path.clone(), file: Arc::new(file), offset });
+        Ok(())
+    }
+
+    pub(super) fn patch(&mut self, bytes: &[u8], remaining: u64) -> Result<(), Error> {
+        let Some(mut patch) = self.patching.take() else { return Ok(()) };
+        self.writes(&patch.path, &patch.file, patch.offset);
+        let written = patch.file.write_all_at(bytes, patch.offset);
+        written.map_err(|error| self.dir.failed("patch", patch.path.as_str(), error))?;
+        patch.offset += bytes.len() as u64;
+        self.patching = (remaining > 0).then_some(patch);
+        Ok(())
+    }
+
+    fn open_to_change(&mut self, path: &RelPath, what: &str) -> Result<(File, u64), Error> {
+        unreserved(path)?;
+        self.forget(path);
+        let Some(file) = self.dir.open_file(path, OFlags::WRONLY)? else {
+            return Err(unfit(format!("{what} of {path}, which is not here")));
+        };
+        let len = file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len();
+        Ok((file, len))
+    }
+}
+
+impl Dir {
+    /// Gives a file another name, in one step, and removes the folders this leaves empty.
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), Error> {
+        // An empty folder is no content, and may be in the way.
+        self.remove_folder(to.as_str());
+        let (to_folder, to_name) = self.parent_made(to)?;
+        if self.kind_of(&to_folder, to_name, to)? == Some(FileType::Directory) {
+            return Err(self.refused(to.as_str(), "is a folder that is not empty, and the leader has a file there"));
+        }
+        let (from_folder, from_name) = self.parent_made(from)?;
+        rustix::fs::renameat(from_folder, from_name, to_folder, to_name)
+            .map_err(|error| self.failed("rename", from.as_str(), error))?;
+        self.remove_emptied(from);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    #[test]
+    fn files_get_names_lengths_and_bytes() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir_all(at("old/deep")).unwrap();
+        fs::create_dir_all(at("new/x/y")).unwrap();
+        fs::write(at("old/deep/a"), "0123456789").unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let mut actions = Actions::new(&dir);
+        actions.rename(&path("old/deep/a"), &path("new/x/y")).unwrap();
+        assert!(!at("old").exists(), "an emptied folder stayed");
+        actions.truncate(&path("new/x/y"), 6).unwrap();
+        actions.begin_patch(&path("new/x/y"), 2, 4).unwrap();
+        actions.patch(b"ab", 2).unwrap();
+        actions.patch(b"cd", 0).unwrap();
+        assert_eq!(fs::read_to_string(at("new/x/y")).unwrap(), "01abcd");
+        actions.empty(&path("made/here")).unwrap();
+        actions.empty(&path("new/x/y")).unwrap();
+        assert!(fs::read(at("made/here")).unwrap().is_empty() && fs::read(at("new/x/y")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a"), "0123").unwrap();
+        fs::create_dir_all(root.path().join("folder")).unwrap();
+        fs::write(root.path().join("folder/full"), "").unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let mut actions = Actions::new(&dir);
+        assert!(actions.rename(&path("b"), &path("c/d")).is_err());
+        assert!(actions.rename(&path("a"), &path("folder")).is_err());
+        assert!(actions.rename(&path("a"), &path("folder/full/x")).is_err());
+        assert!(actions.truncate(&path("a"), 5).is_err() && actions.truncate(&path("b"), 0).is_err());
+        assert!(
+            actions.begin_patch(&path("a"), 2, 3).is_err() && actions.begin_patch(&path("a"), u64::MAX, 2).is_err()
+        );
+        for name in [".lock", "$x", ".paceline/incomplete"] {
+            let (name, a) = (path(name), path("a"));
+            assert!(actions.rename(&a, &name).is_err() && actions.rename(&name, &a).is_err());
+            assert!(actions.truncate(&name, 0).is_err() && actions.empty(&name).is_err());
+            assert!(actions.begin_patch(&name, 0, 1).is_err());
+        }
+        assert_eq!(fs::read_to_string(root.path().join("a")).unwrap(), "0123");
+        assert!(!root.path().join("c").exists());
+    }
+}

@@ -1,0 +1,421 @@
+//! The reader's side of a connection of the extension: one stream of actions, and what the controls among them ask for.
+//!
+//! Runs on the reader thread; locks nothing for longer than a put. What takes long (an inventory, a flush) is handed to the
+//! thread of `disk`, so that the stream goes on; only the beginning of a sync waits, for its mark to be on disk.
+//!
+//! ```text
+//!   want ─▶ inventory told ─▶ sync begins ─▶ actions ─▶ sync ends ─▶ actions …
+//!                                  ▲                        │
+//!                                  └── the leader resumes ◀─┘
+//! ```
+//!
+//! Whatever comes in another order, or does not fit the files here, ends the connection: the next one compares anew.
+//!
+//! A directory that was never a follower's and holds files is *provisional* until its first sync ends: it is neither claimed nor
+//! marked before the first change, and the deletion of a file that was here before is refused, before it is done, unless
+//! the directory was to be adopted. Files that the leader has too may have been changed by then, as in 1.0.0.
+
+use std::collections::HashSet;
+use std::io::{self, BufRead};
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use foldhash::fast::RandomState;
+
+use super::apply::Actions;
+use super::connection::lost;
+use super::dir::Dir;
+use super::disk::{Job, Jobs};
+use super::lag::Lag;
+use super::report::Report;
+use super::shared::Shared;
+use super::status::{State, SyncProgress};
+use super::track::{Track, Unflushed};
+use crate::datadir::DataDir;
+use crate::error::Error;
+use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
+use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
+use crate::types::RelPath;
+
+/// Bytes that a sync writes before they are made durable in the background, so that its end has little left to flush.
+const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
+
+/// What a session works with.
+pub(super) struct Parts<'a> {
+    pub(super) data: &'a mut DataDir,
+    pub(super) adopt: bool,
+    pub(super) once: bool,
+    pub(super) shared: &'a Shared,
+    pub(super) report: &'a Report,
+    pub(super) jobs: &'a Jobs,
+}
+
+/// See the module's documentation.
+pub(super) struct Session<'a> {
+    parts: Parts<'a>,
+    actions: Actions<'a>,
+    decoder: ActionDecoder,
+    /// A control that is coming in.
+    control: Option<Incoming>,
+    /// Where the next append goes, if not to its file's end.
+    patch: Option<(RelPath, u64)>,
+    /// Action bytes dealt with.
+    total: u64,
+    phase: Phase,
+    /// Whether the inventory was asked for.
+    wanted: bool,
+    provisional: Option<Provisional>,
+    lag: Lag,
+    sync: Sync,
+    /// The connection is over, as was wanted.
+    done: bool,
+    /// The leader let us go: when to come back, in milliseconds.
+    goodbye: Option<u32>,
+}
+
+struct Incoming {
+    path: RelPath,
+    content: Vec<u8>,
+    /// `total` before it.
+    before: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No sync has begun.
+    Before,
+    Syncing,
+    Streaming,
+}
+
+struct Provisional {
+    /// The files that were here before, and that the leader has not shown to have as well.
+    names: HashSet<RelPath, RandomState>,
+    /// Whether the sync has changed anything.
+    changed: bool,
+}
+
+/// Of the sync under way, not told yet.
+#[derive(Default)]
+struct Sync {
+    bytes: u64,
+    files: u64,
+    /// The file that the last bytes went to.
+    file: Option<RelPath>,
+    unflushed_bytes: u64,
+}
+
+fn out_of_place(said: impl Into<String>) -> Error {
+    ProtocolError::OutOfPlace(said.into()).into()
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(parts: Parts<'a>, dir: &'a Dir, track: Track) -> Self {
+        let mut actions = Actions::new(dir);
+        actions.track = Some(track);
+        Self {
+            parts,
+            actions,
+            decoder: ActionDecoder::new(),
+            control: None,
+            patch: None,
+            total: 0,
+            phase: Phase::Before,
+            wanted: false,
+            provisional: None,
+            lag: Lag::default(),
+            sync: Sync::default(),
+            done: false,
+            goodbye: None,
+        }
+    }
+
+    /// Applies the stream until the connection ends. `Ok`: a sync was all that was asked for, and it is done.
+    pub(super) fn run(&mut self, reader: &mut impl BufRead) -> Result<(), Error> {
+        while !self.done {
+            let block = reader.fill_buf().map_err(|error| lost("in the stream", error.into()))?;
+            if block.is_empty() {
+                let between = self.decoder.is_between_actions();
+                let at = if between { "in the stream" } else { "in the middle of an action" };
+                return Err(lost(at, ProtocolError::Io(io::ErrorKind::UnexpectedEof.into())));
+            }
+            let length = block.len();
+            self.block(block)?;
+            reader.consume(length);
+        }
+        Ok(())
+    }
+
+    /// When the leader said to come back, in milliseconds, if it let us go; and what is not durable.
+    pub(super) fn end(mut self) -> (Option<u32>, Unflushed) {
+        (self.goodbye, self.unflushed())
+    }
+
+    fn block(&mut self, mut block: &[u8]) -> Result<(), Error> {
+        while !self.done
+            && let Some(event) = self.decoder.next(&mut block)?
+        {
+            match event {
+                Event::Action { path, kind } => self.begin(path, kind)?,
+                Event::Payload { bytes, remaining } => self.payload(bytes, remaining)?,
+                Event::Heartbeat => {}
+            }
+        }
+        self.settle()
+    }
+
+    /// Everything so far is written, and said to be.
+    fn settle(&mut self) -> Result<(), Error> {
+        self.actions.settle()?;
+        let (total, deleted, syncing) = (self.total, self.actions.deleted, self.phase == Phase::Syncing);
+        let (bytes, files) = (self.sync.bytes, self.sync.files);
+        // In this order: what is acknowledged was counted as applied.
+        self.parts.shared.update_with_lag(self.lag.now(), |status| {
+            status.applied_bytes = total;
+            if syncing {
+                status.sync.bytes_received = bytes;
+                status.sync.files_received = files;
+                status.sync.files_deleted = deleted;
+            }
+        });
+        self.parts.report.written(total);
+        if syncing && self.sync.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
+            self.sync.unflushed_bytes = 0;
+            // It covers no mark: a replacement may be under way.
+            let unflushed = self.unflushed();
+            self.parts.jobs.put(Job::Flush(unflushed, 0));
+        }
+        Ok(())
+    }
+
+    fn unflushed(&mut self) -> Unflushed {
+        self.actions.track.as_mut().map(Track::take).unwrap_or_default()
+    }
+
+    fn begin(&mut self, path: RelPath, kind: ActionKind) -> Result<(), Error> {
+        let (before, framing) = (self.total, framing_bytes(&path));
+        self.total += framing;
+        self.parts.report.received(self.total);
+        if let ActionKind::Append(length) = kind
+            && Control::is_control(&path)
+        {
+            if length > CONTROL_BYTES_MAX {
+                let value = i64::try_from(length).unwrap_or(i64::MAX);
+                return Err(ProtocolError::Length { what: "control's length", value, max: CONTROL_BYTES_MAX }.into());
+            }
+            self.control = Some(Incoming { path, content: Vec::new(), before });
+            return Ok(());
+        }
+        self.lag.advance(framing);
+        let patch = self.patch.take();
+        if let Some((patched, _)) = &patch
+            && (*patched != path || !matches!(kind, ActionKind::Append(_)))
+        {
+            return Err(out_of_place(format!("patch of {patched} without its bytes")));
+        }
+        if !path.is_reserved() {
+            self.changes(&path, kind == ActionKind::Delete)?;
+            if self.phase == Phase::Syncing && kind != ActionKind::Delete && self.sync.file.as_ref() != Some(&path) {
+                self.sync.files += 1;
+                self.sync.file = Some(path.clone());
+            }
+        }
+        match (patch, kind) {
+            (Some((path, offset)), ActionKind::Append(length)) => self.actions.begin_patch(&path, offset, length),
+            _ => self.actions.begin(path, kind),
+        }
+    }
+
+    fn payload(&mut self, bytes: &[u8], remaining: u64) -> Result<(), Error> {
+        let length = bytes.len() as u64;
+        self.total += length;
+        self.parts.report.received(self.total);
+        let Some(control) = &mut self.control else {
+            self.lag.advance(length);
+            if self.phase == Phase::Syncing {
+                self.sync.bytes += length;
+                self.sync.unflushed_bytes += length;
+            }
+            return self.actions.payload(bytes, remaining);
+        };
+        control.content.extend_from_slice(bytes);
+        match self.control.take_if(|_| remaining == 0) {
+            Some(whole) => self.control(&whole),
+            None => Ok(()),
+        }
+    }
+
+    /// A file is about to change, or to be deleted.
+    fn changes(&mut self, path: &RelPath, deletes: bool) -> Result<(), Error> {
+        if self.phase == Phase::Before {
+            return Err(out_of_place(format!("action on {path} before a sync began")));
+        }
+        let Some(provisional) = &mut self.provisional else { return Ok(()) };
+        if provisional.names.remove(path) && deletes {
+            let dir = self.parts.data.path().to_owned();
+            return Err(Error::ForeignDirectory { dir, count: 1, example: path.clone() });
+        }
+        if !std::mem::replace(&mut provisional.changed, true) {
+            self.mark()?;
+            self.parts.data.forget_checksums()?;
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, whole: &Incoming) -> Result<(), Error> {
+        let Some(control) = Control::decode(&whole.path, &whole.content)? else {
+            log::debug!("passed over {}, which a later version knows", whole.path);
+            return Ok(());
+        };
+        if control.counts_in_positions() {
+            self.lag.advance(self.total - whole.before);
+        }
+        if let (Some((patched, _)), true) = (&self.patch, is_of_files(&control)) {
+            return Err(out_of_place(format!("patch of {patched} without its bytes")));
+        }
+        match control {
+            Control::Rename { from, to } => {
+                self.changes(&from, false)?;
+                self.changes(&to, false)?;
+                self.actions.rename(&from, &to)
+            }
+            Control::Truncate { path, len } => {
+                self.changes(&path, false)?;
+                self.actions.truncate(&path, len)
+            }
+            Control::Empty(path) => {
+                self.changes(&path, false)?;
+                self.actions.empty(&path)
+            }
+            Control::PatchAt { path, offset } => {
+                self.patch = Some((path, offset));
+                Ok(())
+            }
+            Control::Want => self.want(),
+            Control::SyncBegins { files, bytes } => self.sync_begins(files, bytes),
+            Control::SyncEnds => self.sync_ends(whole.before),
+            Control::Position(position) => match self.lag.set_own(position) {
+                true => Ok(()),
+                false => Err(out_of_place(format!("position {position}, which is before the one it was at"))),
+            },
+            Control::Heartbeat { position, clock_us } => {
+                self.lag.heard(position, Instant::now());
+                self.parts.shared.update(|status| status.leader_clock_us = Some(clock_us));
+                Ok(())
+            }
+            Control::MakeDurable => {
+                self.written_before(whole)?;
+                let unflushed = self.unflushed();
+                self.parts.jobs.put(Job::Flush(unflushed, whole.before));
+                Ok(())
+            }
+            Control::Goodbye { back_in_ms, reason } => Err(self.goodbye(back_in_ms, reason)),
+        }
+    }
+
+    /// What is to be made durable counts as written first.
+    fn written_before(&mut self, control: &Incoming) -> Result<(), Error> {
+        self.actions.settle()?;
+        self.parts.report.written(control.before);
+        Ok(())
+    }
+
+    fn want(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.wanted, true) {
+            return Err(out_of_place("the inventory was asked for twice"));
+        }
+        self.parts.shared.update(|status| {
+            status.state = State::Syncing;
+            status.sync = SyncProgress::default();
+            status.admitted_in = None;
+        });
+        let names = !(self.parts.data.is_claimed() || self.parts.adopt);
+        self.parts.jobs.put(Job::Inventory { names });
+        Ok(())
+    }
+
+    fn sync_begins(&mut self, files: u64, bytes: u64) -> Result<(), Error> {
+        let mut folders = Vec::new();
+        match self.phase {
+            Phase::Syncing => return Err(out_of_place("a sync began within another")),
+            Phase::Streaming => {}
+            Phase::Before => {
+                let told = self.parts.jobs.told();
+                let told = told.ok_or_else(|| out_of_place("a sync began before the inventory was told"))?;
+                if told.files == 0 {
+                    // Of what is not there nothing has to be made durable.
+                    self.unflushed();
+                }
+                if self.parts.data.is_claimed() || self.parts.adopt || told.files == 0 {
+                    self.parts.data.claim()?;
+                    folders = told.folders;
+                } else {
+                    self.provisional = Some(Provisional { names: told.names, changed: false });
+                }
+            }
+        }
+        if self.provisional.is_none() {
+            self.mark()?;
+        }
+        // Empty folders are no content, and one may be in the place of a file. Those within others come first.
+        folders.sort_unstable_by(|a, b| b.cmp(a));
+        for folder in folders {
+            self.actions.dir.remove_folder(folder.as_str());
+        }
+        self.phase = Phase::Syncing;
+        self.sync = Sync::default();
+        self.actions.deleted = 0;
+        log::info!("the leader sends {bytes} bytes of {files} files");
+        self.parts.shared.update(|status| {
+            status.state = State::Syncing;
+            status.sync.files_total = Some(files);
+            status.sync.bytes_total = Some(bytes);
+            (status.sync.files_received, status.sync.bytes_received, status.sync.files_deleted) = (0, 0, 0);
+        });
+        Ok(())
+    }
+
+    fn sync_ends(&mut self, mark: u64) -> Result<(), Error> {
+        if self.phase != Phase::Syncing {
+            return Err(out_of_place("a sync ended that had not begun"));
+        }
+        self.settle()?;
+        if self.provisional.take().is_some() {
+            self.parts.data.claim()?;
+        }
+        let (answer, synced) = crossbeam_channel::bounded(1);
+        let unflushed = self.unflushed();
+        self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
+        self.phase = Phase::Streaming;
+        if self.parts.once {
+            wait(&synced)?;
+            self.done = true;
+        }
+        Ok(())
+    }
+
+    /// Marks the directory as incomplete; waits until that is on disk.
+    fn mark(&self) -> Result<(), Error> {
+        let (answer, marked) = crossbeam_channel::bounded(1);
+        self.parts.jobs.put(Job::Mark(answer));
+        wait(&marked)
+    }
+
+    fn goodbye(&mut self, back_in_ms: u32, reason: String) -> Error {
+        log::warn!("the leader lets this follower go: {reason}; back in {back_in_ms} ms");
+        let said = format!("the leader let this follower go: {reason}");
+        self.parts.shared.update(|status| status.last_eviction = Some(reason));
+        self.goodbye = Some(back_in_ms);
+        Error::connection("ended", io::Error::other(said))
+    }
+}
+
+/// Waits for the answer of the thread that works on the disk.
+fn wait(answer: &Receiver<()>) -> Result<(), Error> {
+    // Otherwise it has failed, and has said why.
+    answer.recv().map_err(|_| Error::connection("ended", io::Error::other("a thread of the follower ended")))
+}
+
+fn is_of_files(control: &Control) -> bool {
+    control.counts_in_positions() || matches!(control, Control::PatchAt { .. })
+}

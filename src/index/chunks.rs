@@ -1,0 +1,197 @@
+//! Digests of announced files by chunk, computed without any lock and remembered; and what they say of another's copy.
+//!
+//! Chunks below an announced length do not change within a generation, so a whole chunk is read once while its file
+//! lives, whatever it is called. The cache's lock guards look-ups and is never held while reading a file.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use parking_lot::Mutex;
+use sha1::{Digest, Sha1};
+
+use super::hash::is_no_file;
+use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
+use crate::uncached::Reader;
+
+/// Digests computed so far: those of whole chunks, from each file's beginning, by generation.
+#[derive(Default)]
+pub(crate) struct ChunkCache {
+    known: Mutex<HashMap<u64, Vec<ChunkDigest>>>,
+}
+
+impl ChunkCache {
+    /// The digests of the first `len` bytes of a file of this generation; `None` if it has gone or is shorter than that.
+    ///
+    /// Blocks for as long as it takes to read what was not digested before; `go_on` is told the bytes of each chunk, and its
+    /// error ends it.
+    pub(crate) fn digests(
+        &self,
+        file: &Path,
+        generation: u64,
+        len: u64,
+        go_on: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<Option<Vec<ChunkDigest>>> {
+        let whole = usize::try_from(len / CHUNK_BYTES).map_err(io::Error::other)?;
+        let mut digests = self.known.lock().get(&generation).cloned().unwrap_or_default();
+        let was_known = digests.len();
+        digests.truncate(whole);
+        if digests.len() as u64 * CHUNK_BYTES == len {
+            return Ok(Some(digests));
+        }
+        let mut file = match File::open(file) {
+            Ok(file) => Reader::uncached(file),
+            Err(error) if is_no_file(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        file.seek(digests.len() as u64 * CHUNK_BYTES);
+        let mut chunk = Vec::new();
+        while (digests.len() as u64) * CHUNK_BYTES < len {
+            let want = CHUNK_BYTES.min(len - digests.len() as u64 * CHUNK_BYTES);
+            chunk.clear();
+            (&mut file).take(want).read_to_end(&mut chunk)?;
+            if chunk.len() as u64 != want {
+                return Ok(None);
+            }
+            digests.push(Sha1::digest(&chunk).into());
+            go_on(want)?;
+        }
+        if whole > was_known {
+            self.known.lock().insert(generation, digests[..whole].to_vec());
+        }
+        Ok(Some(digests))
+    }
+
+    /// Forgets all files that `keep` refuses.
+    pub(crate) fn retain(&self, mut keep: impl FnMut(u64) -> bool) {
+        self.known.lock().retain(|generation, _| keep(*generation));
+    }
+}
+
+/// How to make a copy equal to the first `len` bytes of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Repair {
+    /// Ranges to write anew in place: offset and length, in order.
+    pub(crate) patches: Vec<(u64, u64)>,
+    /// Where the copy has to be cut off; `None` if it is not too long.
+    pub(crate) truncate: Option<u64>,
+    /// Where the bytes begin that have to be appended after that, up to `len`.
+    pub(crate) append_from: u64,
+}
+
+/// The bytes of a copy worth comparing with a file of `len` bytes: all of it, unless it is longer than the file. Then the
+/// last chunk of the file is only a part of the copy's, and the copy's digest tells nothing of that part.
+pub(crate) fn comparable_bytes(held: &Held, len: u64) -> u64 {
+    let told = (held.digests.len() as u64).saturating_mul(CHUNK_BYTES).min(held.len);
+    if told <= len { told } else { len - len % CHUNK_BYTES }
+}
+
+/// Compares a copy with a file of `len` bytes whose first [`comparable_bytes`] have the digests `ours`.
+///
+/// Damage is patched chunk by chunk; a copy of which most is different is cut off where it begins to be.
+pub(crate) fn compare(held: &Held, len: u64, ours: &[ChunkDigest]) -> Repair {
+    let comparable = comparable_bytes(held, len);
+    let differs = |at: &usize| held.digests.get(*at) != ours.get(*at);
+    let differing: Vec<usize> = (0..ours.len()).filter(differs).collect();
+    let offset = |chunk: usize| chunk as u64 * CHUNK_BYTES;
+    if differing.len() * 2 > ours.len() {
+        let kept = offset(differing[0]);
+        return Repair { patches: Vec::new(), truncate: (kept < held.len).then_some(kept), append_from: kept };
+    }
+    let patches = differing.iter().map(|&chunk| (offset(chunk), CHUNK_BYTES.min(comparable - offset(chunk)))).collect();
+    Repair { patches, truncate: (comparable < held.len).then_some(comparable), append_from: comparable }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::RelPath;
+    use proptest::prelude::*;
+
+    fn held_of(bytes: &[u8]) -> Held {
+        let digests =
+            bytes.chunks(usize::try_from(CHUNK_BYTES).unwrap()).map(|chunk| Sha1::digest(chunk).into()).collect();
+        Held { path: RelPath::new("f").unwrap(), len: bytes.len() as u64, digests }
+    }
+
+    /// What a follower makes of its copy.
+    fn repaired(copy: &[u8], file: &[u8], repair: &Repair) -> Vec<u8> {
+        let mut copy = copy.to_vec();
+        for &(offset, len) in &repair.patches {
+            let range = usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap();
+            copy[range.clone()].copy_from_slice(&file[range]);
+        }
+        if let Some(len) = repair.truncate {
+            assert!(len < copy.len() as u64);
+            copy.truncate(usize::try_from(len).unwrap());
+        }
+        assert_eq!(copy.len() as u64, repair.append_from);
+        copy.extend_from_slice(&file[copy.len()..]);
+        copy
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_repaired_copy_is_the_file(
+            len in 0_usize..2_000_000, copy_len in 0_usize..2_000_000,
+            damage in prop::collection::vec(0_usize..2_000_000, 0..4),
+            diverged_at in prop::option::of(0_usize..2_000_000),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let byte = |at: usize| u8::try_from(at * 31 % 251).unwrap();
+            let file: Vec<u8> = (0..len).map(byte).collect();
+            let mut copy: Vec<u8> = (0..copy_len).map(byte).collect();
+            damage.iter().filter(|at| **at < copy_len).for_each(|at| copy[*at] ^= 1);
+            if let Some(from) = diverged_at {
+                copy.iter_mut().skip(from).for_each(|byte| *byte ^= 0x80);
+            }
+            std::fs::write(dir.path().join("f"), &file).unwrap();
+            let held = held_of(&copy);
+            let cache = ChunkCache::default();
+            let comparable = comparable_bytes(&held, len as u64);
+            for _twice in 0..2 {
+                let ours = cache.digests(&dir.path().join("f"), 1, comparable, &mut |_| Ok(())).unwrap().unwrap();
+                let repair = compare(&held, len as u64, &ours);
+                prop_assert!(repaired(&copy, &file, &repair) == file);
+                let intact = damage.iter().all(|at| *at >= copy_len) && diverged_at.is_none_or(|from| from >= copy_len);
+                if intact && copy_len <= len {
+                    prop_assert_eq!(repair, Repair { append_from: copy_len as u64, ..Repair::default() });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_single_damaged_chunk_is_all_that_moves() {
+        let file = vec![7; 10 * usize::try_from(CHUNK_BYTES).unwrap() + 5];
+        let mut copy = file.clone();
+        copy[3 * usize::try_from(CHUNK_BYTES).unwrap() + 1] = 0;
+        let ours = held_of(&file).digests;
+        let repair = compare(&held_of(&copy), file.len() as u64, &ours);
+        let expected =
+            Repair { patches: vec![(3 * CHUNK_BYTES, CHUNK_BYTES)], truncate: None, append_from: file.len() as u64 };
+        assert_eq!(repair, expected);
+    }
+
+    #[test]
+    fn a_whole_chunk_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, vec![1; 3 * usize::try_from(CHUNK_BYTES).unwrap() + 9]).unwrap();
+        let cache = ChunkCache::default();
+        let read = |len: u64| {
+            let mut read = 0;
+            let mut count = |bytes| {
+                read += bytes;
+                Ok(())
+            };
+            cache.digests(&file, 1, len, &mut count).unwrap().map(|digests| (digests.len(), read))
+        };
+        assert_eq!(read(2 * CHUNK_BYTES + 5), Some((3, 2 * CHUNK_BYTES + 5)));
+        assert_eq!(read(3 * CHUNK_BYTES + 9), Some((4, CHUNK_BYTES + 9)));
+        assert_eq!(read(3 * CHUNK_BYTES), Some((3, 0)));
+        assert_eq!(read(4 * CHUNK_BYTES), None, "it is shorter");
+    }
+}

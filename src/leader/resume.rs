@@ -1,0 +1,193 @@
+//! Joining with the extension: what the follower has is told apart from what it lacks chunk by chunk, and only the latter is
+//! sent.
+//!
+//! The follower tells an inventory of its files with digests by chunk; ours are computed from disk, at most once for each chunk
+//! that ever was. The difference goes as ordinary actions and controls between "sync begins" and "sync ends": deletes,
+//! patches, truncations, appends. From there on it is catching up, as for everybody (`catch_up.rs`). Nothing is sent for
+//! what the digests find equal, and nothing the follower has is believed without them.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::Core;
+use super::admission::wait_admitted;
+use super::batch::{FileRange, RangeKind, Step};
+use super::catch_up::{CatchUp, CaughtUp};
+use super::connection::Frame;
+use super::follower::FollowerHandle;
+use super::ranges::{Ranges, broken, gone};
+use super::socket::{TICKS, tick};
+use super::status::{EvictionReason, FollowerState};
+use super::stream::whole;
+use super::view::View;
+use crate::error::Error;
+use crate::index::Version;
+use crate::index::chunks::{comparable_bytes, compare};
+use crate::protocol::ProtocolError;
+use crate::protocol::extension::{Control, Held};
+use crate::types::RelPath;
+
+pub(super) struct Resumer<'a> {
+    core: &'a Arc<Core>,
+    follower: &'a Arc<FollowerHandle>,
+    frame: &'a mut Frame,
+    ranges: Ranges<'a>,
+    inventory: Receiver<Option<Vec<Held>>>,
+}
+
+impl<'a> Resumer<'a> {
+    pub(super) fn new(
+        core: &'a Arc<Core>,
+        follower: &'a Arc<FollowerHandle>,
+        frame: &'a mut Frame,
+        inventory: Receiver<Option<Vec<Held>>>,
+    ) -> Self {
+        Self { core, follower, frame, ranges: Ranges::in_bulk(core, follower), inventory }
+    }
+
+    /// Blocks until the follower is attached.
+    pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        wait_admitted(self.core, self.follower, &mut || ranges.beat(frame))?;
+        let begun = Instant::now();
+        self.tell(&Control::Want)?;
+        let held = self.receive_inventory()?;
+        let core = self.core;
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        let turn = core.admission.syncs.acquire(self.follower, &mut || ranges.beat(frame))?;
+        self.follower.set_state(FollowerState::Syncing);
+        let tracker = core.stream.track();
+        let files = tracker.all();
+        let mut view = View::of(&files);
+        let steps = self.plan(&files, held, &mut view)?;
+        drop(files);
+        self.sync(steps, &mut view)?;
+        drop(turn);
+        let Self { core, follower, frame, ranges, .. } = self;
+        log::info!(
+            "follower {} at {}: sync sent: {} files or parts of them, {} bytes in {:.1} s",
+            follower.id,
+            follower.address,
+            follower.sync.files_sent.load(Ordering::Relaxed),
+            follower.sync.bytes_sent.load(Ordering::Relaxed),
+            begun.elapsed().as_secs_f64(),
+        );
+        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout) }
+            .run(&tracker, Vec::new())
+    }
+
+    fn tell(&mut self, control: &Control) -> Result<(), Error> {
+        let _ = self.ranges.send_step(self.frame, &Step::Control(control.clone()))?;
+        self.frame.flush().map_err(broken)?;
+        self.follower.written();
+        Ok(())
+    }
+
+    /// What the follower has, by name. The deadline begins anew with each part.
+    fn receive_inventory(&mut self) -> Result<HashMap<RelPath, Held>, Error> {
+        let timeout = self.core.config.sync_timeout;
+        let slice = tick(timeout).min(self.core.config.heartbeat_interval);
+        let slices = timeout.div_duration_f64(slice).ceil();
+        let mut held = HashMap::new();
+        let mut waited = 0.0;
+        loop {
+            match self.inventory.recv_timeout(slice) {
+                Ok(None) => return Ok(held),
+                Ok(Some(files)) => {
+                    waited = 0.0;
+                    for file in files.into_iter().filter(|file| !file.path.is_reserved()) {
+                        if let Some(twice) = held.insert(file.path.clone(), file) {
+                            return Err(ProtocolError::NotOffered(twice.path.to_string()).into());
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+                Err(RecvTimeoutError::Timeout) => {
+                    waited += 1.0;
+                    if waited >= slices.max(f64::from(TICKS)) {
+                        self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());
+                        return Err(gone());
+                    }
+                    self.ranges.beat(self.frame)?;
+                }
+            }
+        }
+    }
+
+    /// What it takes to make the follower's files equal to `files`, deletes first. What cannot be read is void in the view.
+    fn plan(
+        &mut self,
+        files: &[(RelPath, Version)],
+        mut held: HashMap<RelPath, Held>,
+        view: &mut View,
+    ) -> Result<Vec<Step>, Error> {
+        let alive: HashSet<u64> = files.iter().map(|(_, version)| version.generation).collect();
+        self.core.chunks.retain(|generation| alive.contains(&generation));
+        let mut steps = Vec::new();
+        for (path, version) in files {
+            match held.remove(path) {
+                None if version.len == 0 => steps.push(Step::Control(Control::Empty(path.clone()))),
+                None => steps.push(Step::Send(FileRange { kind: RangeKind::Append, ..whole(path, *version) })),
+                Some(copy) => match self.repair(path, *version, &copy)? {
+                    Some(repair) => steps.extend(repair),
+                    None => {
+                        view.void(path);
+                        self.ranges.mend(path, *version)?;
+                    }
+                },
+            }
+        }
+        let mut gone: Vec<_> = held.into_keys().map(Step::Delete).collect();
+        gone.sort_by(|a, b| format!("{a:?}").cmp(&format!("{b:?}")));
+        gone.extend(steps);
+        Ok(gone)
+    }
+
+    /// The steps that make the follower's copy equal to the file; `None` if ours cannot be read as announced.
+    fn repair(&mut self, path: &RelPath, version: Version, copy: &Held) -> Result<Option<Vec<Step>>, Error> {
+        let (core, follower) = (self.core, self.follower);
+        let Some(current) = core.stream.find(path, version.generation) else { return Ok(None) };
+        let file = current.below(core.dir.path());
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        let mut go_on = |bytes| {
+            follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
+            ranges.beat(frame).map_err(io::Error::other)?;
+            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
+        };
+        let comparable = comparable_bytes(copy, version.len);
+        let ours = core
+            .chunks
+            .digests(&file, version.generation, comparable, &mut go_on)
+            .map_err(|error| Error::io("read", &file, error))?;
+        let Some(ours) = ours else { return Ok(None) };
+        let repair = compare(copy, version.len, &ours);
+        let range = |kind, offset, len| Step::Send(FileRange { kind, offset, len, ..whole(path, version) });
+        let mut steps: Vec<_> =
+            repair.patches.iter().map(|&(offset, len)| range(RangeKind::Patch, offset, len)).collect();
+        steps.extend(repair.truncate.map(|len| Step::Control(Control::Truncate { path: path.clone(), len })));
+        if repair.append_from < version.len {
+            steps.push(range(RangeKind::Append, repair.append_from, version.len - repair.append_from));
+        }
+        Ok(Some(steps))
+    }
+
+    fn sync(&mut self, steps: Vec<Step>, view: &mut View) -> Result<(), Error> {
+        let counters = &self.follower.sync;
+        let bytes = steps.iter().map(Step::bytes).sum();
+        counters.files_requested.fetch_add(steps.len() as u64, Ordering::Relaxed);
+        self.tell(&Control::SyncBegins { files: steps.len() as u64, bytes })?;
+        for step in steps {
+            if let Err(path) = self.ranges.send_step(self.frame, &step)? {
+                view.void(&path);
+            }
+            self.ranges.beat(self.frame)?;
+            self.follower.sync.files_sent.fetch_add(1, Ordering::Relaxed);
+        }
+        self.tell(&Control::SyncEnds)
+    }
+}
