@@ -80,7 +80,8 @@ fn a_wrong_secret_is_refused_and_no_secret_is_logged() {
 #[test]
 fn the_leaders_own_id_and_ids_below_1_are_accepted_and_closed() {
     let leader = TestLeader::with(|config| config.id = Some(NodeId::new(77).unwrap()));
-    for (id, why) in [(77, "the leader's own id 25"), (0, "node id 0"), (-1, "node id -1"), (i32::MIN, "node id -214")] {
+    for (id, why) in [(77, "the leader's own id 25"), (0, "node id 0"), (-1, "node id -1"), (i32::MIN, "node id -214")]
+    {
         let (answer, logged) = answer_to(&leader, &hello_with_id(id));
         assert_eq!(answer, [ACCEPTED], "id {id}");
         assert!(logged.contains(why), "{logged}");

@@ -480,10 +480,11 @@ impl Core {
             self.stream.detach(follower);
         }
         self.progress.wait(Instant::now() + GOODBYE_MAX, Duration::from_millis(10), || {
-            followers.iter().any(|follower| !follower.has_ended()).then_some(StreamPosition(u64::MAX))
+            (!self.followers.lock().is_empty()).then_some(StreamPosition(u64::MAX))
         });
         for follower in followers {
             follower.evict_at(EvictionReason::Shutdown, end);
+            follower.hang_up();
         }
         report
     }

@@ -142,10 +142,9 @@ impl<'a> Resumer<'a> {
                 },
             }
         }
-        let mut gone: Vec<_> = held.into_keys().map(Step::Delete).collect();
-        gone.sort_by(|a, b| format!("{a:?}").cmp(&format!("{b:?}")));
-        gone.extend(steps);
-        Ok(gone)
+        let mut gone: Vec<_> = held.into_keys().collect();
+        gone.sort_unstable();
+        Ok(gone.into_iter().map(Step::Delete).chain(steps).collect())
     }
 
     /// The steps that make the follower's copy equal to the file; `None` if ours cannot be read as announced.
@@ -157,7 +156,7 @@ impl<'a> Resumer<'a> {
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
             ranges.beat(frame).map_err(io::Error::other)?;
-            if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
         };
         let comparable = comparable_bytes(copy, version.len);
         let ours = core

@@ -9,7 +9,7 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use paceline::leader::{Eviction, EvictionReason, FollowerState};
-use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, RelPath, Secret};
+use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, Protocol, RelPath, Secret};
 use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
@@ -200,9 +200,19 @@ pub struct TestFollower {
 
 impl TestFollower {
     pub fn on(leader: SocketAddr, dir: TempDir) -> Self {
+        Self::with(leader, dir, |_| ())
+    }
+
+    /// One that speaks 1.0.0 only.
+    pub fn v1(leader: SocketAddr) -> Self {
+        Self::with(leader, tempfile::tempdir().unwrap(), |config| config.protocol = Protocol::V1)
+    }
+
+    pub fn with(leader: SocketAddr, dir: TempDir, change: impl FnOnce(&mut FollowerConfig)) -> Self {
         begin();
         let mut config = FollowerConfig::new(leader.to_string(), dir.path(), secret());
         config.retry_delay_max = Duration::from_millis(200);
+        change(&mut config);
         Self { follower: Follower::start(config).unwrap(), dir }
     }
 }
