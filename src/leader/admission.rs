@@ -303,7 +303,7 @@ mod tests {
     fn follower() -> Arc<FollowerHandle> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        Arc::new(FollowerHandle::new(NodeId::random(), listener.local_addr().unwrap(), socket))
+        Arc::new(FollowerHandle::new(NodeId::random(), listener.local_addr().unwrap(), socket, false))
     }
 
     #[test]

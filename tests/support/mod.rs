@@ -6,6 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use paceline::leader::{Eviction, EvictionReason, FollowerState};
@@ -67,6 +68,15 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: did not come within {PATIENCE:?}");
         std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Ends the writers of a test, also of one that fails.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -199,9 +209,14 @@ pub struct TestFollower {
 
 impl TestFollower {
     pub fn on(leader: SocketAddr, dir: TempDir) -> Self {
+        Self::with(leader, dir, |_| ())
+    }
+
+    pub fn with(leader: SocketAddr, dir: TempDir, change: impl FnOnce(&mut FollowerConfig)) -> Self {
         begin();
         let mut config = FollowerConfig::new(leader.to_string(), dir.path(), secret());
         config.retry_delay_max = Duration::from_millis(200);
+        change(&mut config);
         Self { follower: Follower::start(config).unwrap(), dir }
     }
 }
