@@ -16,7 +16,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Core;
 use super::follower::FollowerHandle;
@@ -24,6 +24,7 @@ use super::ranges::{broken, gone};
 use super::status::EvictionReason;
 use crate::config::LeaderConfig;
 use crate::error::Error;
+use crate::types::NodeId;
 
 pub(super) struct Admission {
     pub(super) syncs: Slots,
@@ -145,7 +146,7 @@ impl Slots {
                 break;
             }
             self.given_back.wait_for(&mut holders, LOOK);
-            parking_lot::MutexGuard::unlocked(&mut holders, &mut *idle)?;
+            MutexGuard::unlocked(&mut holders, &mut *idle)?;
         }
         holders.push(Holder::new(follower, Instant::now()));
         Ok(InSlot { slots: self, follower })
@@ -213,6 +214,11 @@ pub(super) fn readmission_delay(config: &LeaderConfig, evicted_ago: &[Duration],
     delay.mul_f64(1.0 + jitter / 2.0).saturating_sub(*last)
 }
 
+/// How long a follower that comes now waits at least.
+pub(super) fn admitted_in(core: &Core, follower: NodeId) -> Duration {
+    readmission_delay(&core.config, &core.history.slow_evictions(follower), 0.0)
+}
+
 /// Lets a follower wait that keeps being evicted for being slow. Fails if it ends first, or with `idle`, which is called now and
 /// then meanwhile.
 pub(super) fn wait_admitted(
@@ -239,7 +245,7 @@ pub(super) fn wait_admitted(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{NodeId, Secret};
+    use crate::types::Secret;
     use std::net::{TcpListener, TcpStream};
     use std::sync::atomic::{AtomicUsize, Ordering};
 

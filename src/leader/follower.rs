@@ -112,6 +112,9 @@ pub(super) struct SyncCounters {
 
 struct InFlight {
     pieces: VecDeque<Piece>,
+    /// Where it was asked to make everything durable and has not said that it has: `sent` and stream position.
+    durable_points: VecDeque<(u64, u64)>,
+    durable: Option<u64>,
     /// Action bytes that were or are about to be written.
     sent: u64,
     /// Whether pieces stand for positions. Not while it is detached: what was on its way when it was demoted must not bring it
@@ -153,6 +156,8 @@ impl FollowerHandle {
             queue: QueueDepth::default(),
             in_flight: Mutex::new(InFlight {
                 pieces: VecDeque::new(),
+                durable_points: VecDeque::new(),
+                durable: None,
                 attached: false,
                 sent: 0,
                 written: 0,
@@ -251,8 +256,23 @@ impl FollowerHandle {
 
     /// Lets it go, unless it is gone already. Never blocks. `now` is the stream's position.
     pub(super) fn evict_at(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Both);
+    }
+
+    /// Lets it go once it has read what was written to it: whoever calls this hangs up later.
+    pub(super) fn evict_gently(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Write);
+    }
+
+    /// Closes the connection for good.
+    pub(super) fn hang_up(&self) {
+        // Fails only if the peer was faster.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn eviction(&self, reason: EvictionReason, now: StreamPosition) -> Eviction {
         let status = self.status(now);
-        let eviction = Eviction {
+        Eviction {
             at: SystemTime::now(),
             id: self.id,
             address: self.address,
@@ -262,20 +282,19 @@ impl FollowerHandle {
             lag: status.lag,
             queued_batches: status.queued_batches,
             queued_bytes: status.queued_bytes,
-        };
-        self.finish(End::Evicted(eviction));
+        }
     }
 
     /// Notes that it went, unless it was let go before. Never blocks.
     pub(super) fn disconnected(&self, why: impl Into<String>) {
-        self.finish(End::Disconnected(why.into()));
+        self.finish(End::Disconnected(why.into()), Shutdown::Both);
     }
 
-    fn finish(&self, end: End) {
+    fn finish(&self, end: End, directions: Shutdown) {
         if self.end.set(end).is_ok() {
             self.ended.store(true, Ordering::Release);
             // Fails only if the peer was faster.
-            let _ = self.socket.shutdown(Shutdown::Both);
+            let _ = self.socket.shutdown(directions);
             // With the lock taken once, a waiter has either seen the flag or sleeps, and is woken.
             drop(self.in_flight.lock());
             self.acknowledged.notify_all();
@@ -302,6 +321,15 @@ impl FollowerHandle {
             }
             None if bytes == 0 => self.passed(position.filter(|_| attached)),
             _ => in_flight.pieces.push_back(Piece { sent_after, position, since }),
+        }
+    }
+
+    /// Notes that it was asked to make durable all up to `position`, with the last that was sent.
+    pub(super) fn asked_for_durable(&self, position: StreamPosition) {
+        let mut in_flight = self.in_flight.lock();
+        let sent = in_flight.sent;
+        if in_flight.durable_points.len() < PIECES_MAX {
+            in_flight.durable_points.push_back((sent, position.0));
         }
     }
 
@@ -338,16 +366,24 @@ impl FollowerHandle {
 
     /// Called with `in_flight` locked.
     /// Takes the marks of a follower that knows the extension, as [`acknowledge`](Self::acknowledge) does.
-    pub(super) fn mark(&self, marks: Marks) -> Result<Option<StreamPosition>, ProtocolError> {
+    pub(super) fn take_marks(&self, marks: Marks) -> Result<Option<StreamPosition>, ProtocolError> {
         let before = std::mem::replace(&mut *self.marks.lock(), marks);
         let in_order = marks.durable <= marks.written && marks.written <= marks.received;
         let forward = marks.durable >= before.durable && marks.received >= before.received;
         if !in_order || !forward || marks.written < before.written {
             return Err(ProtocolError::Malformed("marks"));
         }
-        let sent = self.in_flight.lock().sent;
-        if marks.received > sent {
-            return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent });
+        {
+            let mut in_flight = self.in_flight.lock();
+            if marks.received > in_flight.sent {
+                return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent: in_flight.sent });
+            }
+            while let Some(&(sent, position)) = in_flight.durable_points.front()
+                && sent <= marks.durable
+            {
+                in_flight.durable_points.pop_front();
+                in_flight.durable = Some(position);
+            }
         }
         match marks.written - before.written {
             0 => Ok(None),
@@ -495,7 +531,10 @@ impl FollowerHandle {
         let attached = attached_at != NOWHERE;
         let acknowledged = self.position();
         let lag_bytes = attached.then(|| now.since(acknowledged.unwrap_or(StreamPosition(attached_at))));
-        let oldest = self.in_flight.lock().pieces.front().map(|piece| piece.since);
+        let (oldest, durable) = {
+            let in_flight = self.in_flight.lock();
+            (in_flight.pieces.front().map(|piece| piece.since), in_flight.durable)
+        };
         let lag = lag_bytes.map(|bytes| match oldest {
             Some(since) if bytes > 0 => since.elapsed(),
             _ => Duration::ZERO,
@@ -517,6 +556,7 @@ impl FollowerHandle {
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            durable: durable.map(StreamPosition),
             marks: self.extension.then(|| *self.marks.lock()),
             sync: SyncSent {
                 files_requested: self.sync.files_requested.load(Ordering::Relaxed),

@@ -299,6 +299,17 @@ impl Leader {
         self.core.stream.truncate(path, len)
     }
 
+    /// Asks followers that know the extension to make durable everything announced so far, and returns the stream position that
+    /// [`FollowerStatus::durable`] reaches once they have. Never blocks on a follower. So followers sync their disks when
+    /// the host needs it, and not at the pace of the stream.
+    ///
+    /// # Errors
+    ///
+    /// If the leader is shut down.
+    pub fn request_durable(&self) -> Result<StreamPosition, AppendError> {
+        self.core.stream.request_durable()
+    }
+
     /// The announced length of a file; `None` if it was not announced.
     #[must_use]
     pub fn file_len(&self, path: &RelPath) -> Option<u64> {
@@ -469,10 +480,11 @@ impl Core {
             self.stream.detach(follower);
         }
         self.progress.wait(Instant::now() + GOODBYE_MAX, Duration::from_millis(10), || {
-            followers.iter().any(|follower| !follower.has_ended()).then_some(StreamPosition(u64::MAX))
+            (!self.followers.lock().is_empty()).then_some(StreamPosition(u64::MAX))
         });
         for follower in followers {
             follower.evict_at(EvictionReason::Shutdown, end);
+            follower.hang_up();
         }
         report
     }

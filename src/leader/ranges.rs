@@ -81,6 +81,7 @@ impl<'a> Ranges<'a> {
         let begin = batch.end - range.action_bytes();
         if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
             self.spoiled.insert(range.path.clone());
+            self.tell_position(frame, batch)?;
         }
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
@@ -102,14 +103,26 @@ impl<'a> Ranges<'a> {
         };
         if self.follower.extension && !spoiled {
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
+            if action.control == Control::MakeDurable {
+                self.follower.asked_for_durable(StreamPosition(batch.end));
+            }
         } else {
             for step in &action.instead {
                 let _ = self.send_step(frame, step)?;
             }
+            self.tell_position(frame, batch)?;
         }
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
+        Ok(())
+    }
+
+    /// Tells a follower that counts positions the one after `batch`, which was not sent as it counts.
+    fn tell_position(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
+        if self.follower.extension {
+            let _ = self.send_step(frame, &Step::Control(Control::Position(batch.end)))?;
+        }
         Ok(())
     }
 

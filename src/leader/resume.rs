@@ -52,12 +52,12 @@ impl<'a> Resumer<'a> {
 
     /// Blocks until the follower is attached.
     pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
+        let core = self.core;
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        wait_admitted(self.core, self.follower, &mut || ranges.beat(frame))?;
+        wait_admitted(core, self.follower, &mut || ranges.beat(frame))?;
         let begun = Instant::now();
         self.tell(&Control::Want)?;
         let held = self.receive_inventory()?;
-        let core = self.core;
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
         let turn = core.admission.syncs.acquire(self.follower, &mut || ranges.beat(frame))?;
         self.follower.set_state(FollowerState::Syncing);
@@ -142,10 +142,9 @@ impl<'a> Resumer<'a> {
                 },
             }
         }
-        let mut gone: Vec<_> = held.into_keys().map(Step::Delete).collect();
-        gone.sort_by(|a, b| format!("{a:?}").cmp(&format!("{b:?}")));
-        gone.extend(steps);
-        Ok(gone)
+        let mut gone: Vec<_> = held.into_keys().collect();
+        gone.sort_unstable();
+        Ok(gone.into_iter().map(Step::Delete).chain(steps).collect())
     }
 
     /// The steps that make the follower's copy equal to the file; `None` if ours cannot be read as announced.

@@ -38,6 +38,9 @@ pub struct FollowerStatus {
     pub queued_bytes: u64,
     /// Bytes written to its socket since it connected, as compressed.
     pub sent_bytes: u64,
+    /// The last position of [`Leader::request_durable`](super::Leader::request_durable) up to which it has made everything
+    /// durable; `None` if there is none, or it does not know the extension.
+    pub durable: Option<StreamPosition>,
     /// How far it says it has come, if it knows the extension: action bytes since it connected.
     pub marks: Option<Marks>,
     /// Files and content bytes of the full sync it was sent so far, before compression.

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use paceline::leader::{Eviction, EvictionReason, FollowerState};
-use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, RelPath, Secret};
+use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, Protocol, RelPath, Secret};
 use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
 
+pub mod extension_leader;
 pub mod fake_follower;
 pub mod fake_leader;
 pub mod lavinmq;
@@ -210,6 +211,11 @@ pub struct TestFollower {
 impl TestFollower {
     pub fn on(leader: SocketAddr, dir: TempDir) -> Self {
         Self::with(leader, dir, |_| ())
+    }
+
+    /// One that speaks 1.0.0 only.
+    pub fn v1(leader: SocketAddr) -> Self {
+        Self::with(leader, tempfile::tempdir().unwrap(), |config| config.protocol = Protocol::V1)
     }
 
     pub fn with(leader: SocketAddr, dir: TempDir, change: impl FnOnce(&mut FollowerConfig)) -> Self {
