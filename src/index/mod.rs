@@ -132,7 +132,7 @@ impl Index {
         self.slots.get(path).map_or(Version::ABSENT, |&slot| self.entries[slot as usize].now)
     }
 
-    /// Where `path` is, if it is or recently was there; for [`append_at`](Self::append_at).
+    /// Where `path` is, if it is or recently was there; for [`grow`](Self::grow).
     pub(crate) fn slot(&self, path: &str) -> Option<Slot> {
         self.slots.get(path).copied()
     }
