@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 
-use super::digests::Digests;
+use super::digests::{ChunkBuffer, Digests};
 use super::dir::Dir;
 use super::report::Report;
 use super::shared::Shared;
@@ -47,6 +47,8 @@ pub(super) struct Told {
     pub(super) folders: Vec<RelPath>,
     /// How many files.
     pub(super) files: usize,
+    /// Files that are longer than was told, and how much of them was.
+    pub(super) cut: Vec<(RelPath, u64)>,
 }
 
 /// What waits to be done.
@@ -199,8 +201,11 @@ impl Worker {
         told.files = files.len();
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
         self.digests.keep(&files);
-        let mut failed = None;
-        let held = files.iter().map_while(|path| self.held(path).map_err(|error| failed = Some(error)).ok());
+        let (mut failed, mut buffer) = (None, ChunkBuffer::new());
+        let held = files.iter().map_while(|path| {
+            let held = self.held(path, &mut buffer, &mut told.cut);
+            held.map_err(|error| failed = Some(error)).ok()
+        });
         for message in split_inventory(held.flatten()) {
             if !self.report.put(message) {
                 return Err(Error::ShuttingDown);
@@ -219,9 +224,14 @@ impl Worker {
     }
 
     /// A file for the inventory; `None` if it has gone.
-    fn held(&self, path: &RelPath) -> Result<Option<Held>, Error> {
+    fn held(
+        &self,
+        path: &RelPath,
+        buffer: &mut ChunkBuffer,
+        cut: &mut Vec<(RelPath, u64)>,
+    ) -> Result<Option<Held>, Error> {
         let Some(file) = self.dir.open_file(path, OFlags::RDONLY)? else { return Ok(None) };
-        let told = self.digests.of(path, &file, chunks_max(), &mut |bytes| {
+        let told = self.digests.of(path, &file, chunks_max(), buffer, &mut |bytes| {
             if self.report.is_closed() || self.shared.stopping() {
                 return Err(Stopped::ByUs);
             }
@@ -233,6 +243,9 @@ impl Worker {
             Stopped::By(error) => self.dir.failed("read", path.as_str(), error),
         })?;
         self.shared.update(|status| status.sync.files_hashed += 1);
+        if file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len() > len {
+            cut.push((path.clone(), len));
+        }
         Ok(Some(Held { path: path.clone(), len, digests }))
     }
 }

@@ -257,8 +257,8 @@ impl Held {
     }
 }
 
-/// The most chunks of one file in an inventory: what fits a message with its name. A longer file is told up to there, which says
-/// that no more of it is worth keeping.
+/// The most chunks of one file in an inventory: what fits a message with its name. A longer file is told up to there, and the
+/// follower cuts it there when the sync begins.
 #[must_use]
 pub fn chunks_max() -> usize {
     const OTHERS: usize = 2 + NAME_BYTES_MAX + 8;
@@ -395,16 +395,18 @@ pub enum Control {
     Empty(RelPath),
 
     // ---- of this connection only ----
-    /// The next append to this file is not to be added at the end but written at this offset: the patch of a chunk.
+    /// The append to this file that follows (with no other action on a file between) is not to be added at the end but written
+    /// at this offset: the patch of a chunk. It ends within the file as it is. The append counts in positions like any other.
     PatchAt {
         /// The file, which is there.
         path: RelPath,
         /// Where the bytes go.
         offset: u64,
     },
-    /// Send an inventory.
+    /// Send an inventory. Once a connection.
     Want,
-    /// A sync begins: the copy is incomplete until it ends.
+    /// A sync begins: the copy is incomplete until it ends. The first one of a connection comes after the inventory's end, and
+    /// before any action on a file; another one may come after the last has ended.
     SyncBegins {
         /// Files that will be sent, or parts of them.
         files: u64,
@@ -422,7 +424,7 @@ pub enum Control {
         /// Its clock: microseconds since 1970.
         clock_us: u64,
     },
-    /// Make durable what came before this, and say so by a mark.
+    /// Make durable what came before this, and say so by a mark: of all action bytes before this control.
     MakeDurable,
     /// The leader lets the follower go.
     Goodbye {

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
 
+pub mod extension_leader;
 pub mod fake_follower;
 pub mod fake_leader;
 pub mod lavinmq;
