@@ -74,6 +74,7 @@ pub mod protocol;
 mod sendqueue;
 mod thread;
 mod types;
+mod uncached;
 pub mod watch;
 
 #[cfg(doctest)]

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -192,4 +193,46 @@ fn a_follower_that_takes_what_it_missed_and_acknowledges_nothing_is_evicted() {
     let eviction = leader.wait_evicted_for(id, &EvictionReason::NoAckProgress);
     assert_eq!(eviction.state, FollowerState::CatchingUp);
     assert!(reader.join().unwrap() > 0);
+}
+
+#[test]
+fn who_catches_up_no_faster_than_writers_append_is_reported() {
+    let leader = TestLeader::with(demoting);
+    leader.append("log", b"from before ");
+    let mut slow = leader.narrow_fake().join();
+    let id = slow.id();
+    leader.wait_state(id, FollowerState::InSync);
+    append_until_demoted(&leader, id, 1);
+    let (in_first_round, appended) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 65536];
+            while let Ok(length @ 1..) = slow.frame.read(&mut buffer) {
+                let round = leader.leader.followers().iter().any(|f| f.id == id && f.catch_up.is_some());
+                if round && !in_first_round.swap(true, Ordering::Relaxed) {
+                    let catch_up = status(&leader, id).catch_up.expect("it has not acknowledged the round");
+                    assert!(catch_up.missing_bytes > 0, "{catch_up:?}");
+                    assert_eq!(
+                        catch_up.estimated.is_some(),
+                        catch_up.rate_bytes_per_s > 0,
+                        "nobody appends: {catch_up:?}"
+                    );
+                    wait_until("more is appended", || appended.load(Ordering::Relaxed));
+                }
+                slow.ack(length as u64);
+            }
+        });
+        wait_until("the first round has begun", || in_first_round.load(Ordering::Relaxed));
+        // More than that round brings.
+        leader.append("log", &noise(32 << 20));
+        appended.store(true, Ordering::Relaxed);
+        let named = format!("follower {id} at");
+        wait_until("that it does not converge is logged", || {
+            !logs::lines(&["WARN", &named, "bytes are missing", "bytes/s appended: it never ends"]).is_empty()
+        });
+        assert_eq!(logs::lines(&["INFO", &named, "catches up:"]).len(), 1);
+        leader.wait_state(id, FollowerState::InSync);
+        assert_eq!(status(&leader, id).catch_up, None);
+        leader.shut_down();
+    });
 }

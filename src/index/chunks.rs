@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::path::Path;
 
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use sha1::{Digest, Sha1};
 
 use super::hash::is_no_file;
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
+use crate::uncached::Reader;
 
 /// Digests computed so far: those of whole chunks, from each file's beginning, by generation.
 #[derive(Default)]
@@ -40,11 +41,11 @@ impl ChunkCache {
             return Ok(Some(digests));
         }
         let mut file = match File::open(file) {
-            Ok(file) => file,
+            Ok(file) => Reader::uncached(file),
             Err(error) if is_no_file(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        file.seek(SeekFrom::Start(digests.len() as u64 * CHUNK_BYTES))?;
+        file.seek(digests.len() as u64 * CHUNK_BYTES);
         let mut chunk = Vec::new();
         while (digests.len() as u64) * CHUNK_BYTES < len {
             let want = CHUNK_BYTES.min(len - digests.len() as u64 * CHUNK_BYTES);

@@ -22,6 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::Core;
 use super::acks::AckThread;
+use super::admission::in_background;
 use super::batch::Body;
 use super::catch_up::CatchUp;
 use super::demotion::{Demotion, Discarded};
@@ -100,18 +101,30 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     writer.write_all(&FRAME_HEADER).map_err(broken)?;
     let mut frame = Frame::new(writer);
     let name = format!("ack-{}", follower.id);
-    let mut queue = if follower.extension {
+    let (mut frame, mut caught_up) = if follower.extension {
         let (messages, inventory) = MessageThread::new(core, follower, reading);
         core.threads.spawn(name, move || messages.run()).map_err(broken)?;
-        Resumer::new(core, follower, &mut frame, inventory).join()?
+        in_background(core, follower, move |core, follower| {
+            let caught_up = Resumer::new(core, follower, &mut frame, inventory).join()?;
+            Ok((frame, caught_up))
+        })?
     } else {
         let (acks, requests) = AckThread::new(core, follower, reading);
         core.threads.spawn(name, move || acks.run()).map_err(broken)?;
-        Joiner::new(core, follower, &mut frame, requests).join()?
+        in_background(core, follower, move |core, follower| {
+            let caught_up = Joiner::new(core, follower, &mut frame, requests).join()?;
+            Ok((frame, caught_up))
+        })?
     };
-    frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
-    while let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? {
-        queue = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+    loop {
+        let queue = caught_up.finish(core, follower, &mut frame)?;
+        frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
+        let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? else { break };
+        drop(queue);
+        (frame, caught_up) = in_background(core, follower, move |core, follower| {
+            let caught_up = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+            Ok((frame, caught_up))
+        })?;
     }
     if follower.extension && !follower.has_ended() {
         // Detached without an end: we shut down, and it has everything.

@@ -66,7 +66,7 @@ impl MessageThread {
                     return Err(ProtocolError::Malformed("inventory: it was not asked for"));
                 }
                 (Some(Message::Marks(marks)), _) => {
-                    if self.follower.mark(marks)?.is_some() {
+                    if self.follower.take_marks(marks)?.is_some() {
                         self.core.progress.acknowledged(self.follower.position());
                     }
                 }

@@ -15,7 +15,7 @@
 //! # Threads
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
-//! each connection. All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! each connection; `sync-ID` reads in bulk for one, at low priority (`admission.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
@@ -36,6 +36,7 @@ mod follower;
 mod full_sync;
 mod handshake;
 mod messages;
+mod meter;
 mod progress;
 mod ranges;
 mod resume;
@@ -56,7 +57,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
-use self::admission::BulkSlot;
+use self::admission::Admission;
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::progress::Progress;
@@ -71,7 +72,7 @@ use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
 pub use self::file::ReplicatedFile;
-pub use self::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 
 /// The leader of a data directory.
 ///
@@ -92,7 +93,7 @@ struct Core {
     chunks: ChunkCache,
     /// Chosen at random at the start: tells followers that know the extension one start from the next.
     epoch: u64,
-    bulk: BulkSlot,
+    admission: Admission,
     /// All that have authenticated, in the order they came.
     followers: Mutex<Vec<Arc<FollowerHandle>>>,
     history: History,
@@ -158,12 +159,12 @@ impl Leader {
             stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches, config.on_full)),
             exclude,
             dir,
+            admission: Admission::new(&config),
             config,
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
             chunks: ChunkCache::default(),
             epoch: fastrand::u64(1..),
-            bulk: BulkSlot::default(),
             followers: Mutex::default(),
             history: History::default(),
             unauthenticated: Unauthenticated::default(),
@@ -296,6 +297,17 @@ impl Leader {
     /// If `len` is beyond the announced length, or the leader is shut down.
     pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
         self.core.stream.truncate(path, len)
+    }
+
+    /// Asks followers that know the extension to make durable everything announced so far, and returns the stream position that
+    /// [`FollowerStatus::durable`] reaches once they have. Never blocks on a follower. So followers sync their disks when
+    /// the host needs it, and not at the pace of the stream.
+    ///
+    /// # Errors
+    ///
+    /// If the leader is shut down.
+    pub fn request_durable(&self) -> Result<StreamPosition, AppendError> {
+        self.core.stream.request_durable()
     }
 
     /// The announced length of a file; `None` if it was not announced.
@@ -493,6 +505,13 @@ impl History {
             history.pop_front();
         }
         history.push_back(eviction);
+    }
+
+    /// How long ago the follower was evicted for being slow, each time that is remembered.
+    fn slow_evictions(&self, id: NodeId) -> Vec<Duration> {
+        let history = self.0.lock();
+        let slow = history.iter().filter(|eviction| eviction.id == id && admission::is_for_slowness(&eviction.reason));
+        slow.map(|eviction| eviction.at.elapsed().unwrap_or_default()).collect()
     }
 
     fn last_of(&self, id: NodeId) -> Option<Eviction> {

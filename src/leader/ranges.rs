@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
@@ -17,6 +17,7 @@ use crate::index::hash::is_no_file;
 use crate::protocol::extension::Control;
 use crate::protocol::{ActionKind, encode_action_header};
 use crate::types::{RelPath, StreamPosition};
+use crate::uncached::Reader;
 
 pub(super) fn broken(error: io::Error) -> Error {
     Error::connection("while a follower joins", error)
@@ -34,6 +35,7 @@ pub(super) struct Ranges<'a> {
     /// Files of which a range in the stream was void, and perhaps mended since.
     spoiled: HashSet<RelPath>,
     last_beat: Instant,
+    in_bulk: bool,
 }
 
 /// When a follower may come back after a shutdown: a leader that is started anew is there by then.
@@ -41,7 +43,7 @@ const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new(), last_beat: Instant::now() }
+        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new(), last_beat: Instant::now(), in_bulk: false }
     }
 
     /// Tells a follower that knows the extension that we are alive, once a heartbeat's interval; to be called wherever it may
@@ -65,6 +67,12 @@ impl<'a> Ranges<'a> {
         let goodbye = Control::Goodbye { back_in_ms: BACK_IN_MS, reason: reason.to_owned() };
         let _ = self.send_step(frame, &Step::Control(goodbye))?;
         frame.flush().map_err(broken)
+    }
+
+    /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
+    /// page cache.
+    pub(super) fn in_bulk(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self { in_bulk: true, ..Self::new(core, follower) }
     }
 
     /// Sends a range that stands in the stream.
@@ -93,6 +101,9 @@ impl<'a> Ranges<'a> {
         };
         if self.follower.extension && !spoiled {
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
+            if action.control == Control::MakeDurable {
+                self.follower.asked_for_durable(StreamPosition(batch.end));
+            }
         } else {
             for step in &action.instead {
                 let _ = self.send_step(frame, step)?;
@@ -133,7 +144,7 @@ impl<'a> Ranges<'a> {
             self.mend(&range.path, version)?;
             return Ok(false);
         };
-        file.seek(SeekFrom::Start(range.offset)).map_err(|error| self.unreadable(&range.path, error))?;
+        file.seek(range.offset);
         let mut done = 0;
         let mut header = Vec::new();
         let mut intact = true;
@@ -155,21 +166,27 @@ impl<'a> Ranges<'a> {
     }
 
     /// Opens the file if it is still what `version` says, with at least `len` bytes.
-    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<File>, Error> {
+    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<Reader>, Error> {
         // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
         // is newer, and then the index will say so.
         let Some(path) = &self.core.stream.find(path, version.generation) else { return Ok(None) };
         let opened = File::open(path.below(self.core.dir.path()))
             .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
         match opened {
-            Ok(file) => Ok(file),
+            Ok(file) => Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
             Err(error) if is_no_file(&error) => Ok(None),
             Err(error) => Err(self.unreadable(path, error)),
         }
     }
 
     /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
-    pub(super) fn copy(&mut self, frame: &mut Frame, path: &RelPath, file: &mut File, len: u64) -> Result<bool, Error> {
+    pub(super) fn copy(
+        &mut self,
+        frame: &mut Frame,
+        path: &RelPath,
+        file: &mut Reader,
+        len: u64,
+    ) -> Result<bool, Error> {
         const BUFFER_BYTES: usize = 256 << 10;
         self.buffer.resize(BUFFER_BYTES, 0);
         let mut left = len;
@@ -177,6 +194,9 @@ impl<'a> Ranges<'a> {
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
             let mut length = 0;
+            if self.in_bulk && !self.core.admission.pace(want as u64, self.follower) {
+                return Err(gone());
+            }
             if intact {
                 length = file.read(&mut self.buffer[..want]).map_err(|error| self.unreadable(path, error))?;
             }

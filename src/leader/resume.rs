@@ -15,14 +15,15 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Core;
+use super::admission::wait_admitted;
 use super::batch::{FileRange, RangeKind, Step};
-use super::catch_up::CatchUp;
+use super::catch_up::{CatchUp, CaughtUp};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::socket::{TICKS, tick};
 use super::status::{EvictionReason, FollowerState};
-use super::stream::{AttachedQueue, whole};
+use super::stream::whole;
 use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
@@ -46,17 +47,19 @@ impl<'a> Resumer<'a> {
         frame: &'a mut Frame,
         inventory: Receiver<Option<Vec<Held>>>,
     ) -> Self {
-        Self { core, follower, frame, ranges: Ranges::new(core, follower), inventory }
+        Self { core, follower, frame, ranges: Ranges::in_bulk(core, follower), inventory }
     }
 
-    /// Blocks until the follower is attached and was sent all that came before; returns what comes after.
-    pub(super) fn join(mut self) -> Result<AttachedQueue, Error> {
+    /// Blocks until the follower is attached.
+    pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
+        let core = self.core;
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        wait_admitted(core, self.follower, &mut || ranges.beat(frame))?;
         let begun = Instant::now();
         self.tell(&Control::Want)?;
         let held = self.receive_inventory()?;
-        let core = self.core;
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        let turn = core.bulk.acquire(self.follower, &mut || ranges.beat(frame))?;
+        let turn = core.admission.syncs.acquire(self.follower, &mut || ranges.beat(frame))?;
         self.follower.set_state(FollowerState::Syncing);
         let tracker = core.stream.track();
         let files = tracker.all();

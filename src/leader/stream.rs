@@ -288,6 +288,17 @@ impl Stream {
         Ok(Some(self.finish(ordered, after)))
     }
 
+    /// Asks all followers that know the extension to make durable what came before this.
+    pub(super) fn request_durable(&self) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        ordered.encode_control(Control::MakeDurable, Vec::new());
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
+    }
+
     /// Announces that `path` ends at `len` from now on, which is less than its announced length.
     pub(super) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.ordered.lock();

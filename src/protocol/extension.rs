@@ -29,8 +29,8 @@
 //! begin with `$`, whose payload is the control's content. So one decoder serves both protocols, and a batch without controls
 //! is the same bytes to every follower.
 //!
-//! Some controls are *actions* on files, part of the one order of all followers, and count in stream positions: rename, truncate,
-//! empty, patch. The others concern this connection only, and do not. Every byte of every action, control or not, counts
+//! Some controls are part of the one order of all followers, and count in stream positions: rename, truncate, empty, make
+//! durable. The others concern this connection only, and do not. Every byte of every action, control or not, counts
 //! in the marks below.
 //!
 //! # The follower's side: messages
@@ -376,7 +376,7 @@ fn some_fits(bytes: usize, file: &Held, most: usize) -> bool {
 /// What 1.0.0 has no words for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
-    // ---- actions on files: they count in positions ----
+    // ---- of the one order of all followers: they count in positions ----
     /// The file has another name from now on; a file that had it is gone.
     Rename {
         /// Its name before.
@@ -393,6 +393,9 @@ pub enum Control {
     },
     /// The file is there, and empty.
     Empty(RelPath),
+
+    /// Make durable what came before this, and say so by a mark: of all action bytes before this control.
+    MakeDurable,
 
     // ---- of this connection only ----
     /// The append to this file that follows (with no other action on a file between) is not to be added at the end but written
@@ -424,8 +427,6 @@ pub enum Control {
         /// Its clock: microseconds since 1970.
         clock_us: u64,
     },
-    /// Make durable what came before this, and say so by a mark: of all action bytes before this control.
-    MakeDurable,
     /// The leader lets the follower go.
     Goodbye {
         /// When to come back, in milliseconds.
@@ -463,7 +464,7 @@ impl Control {
     /// Whether it is part of the one order of all followers, and counts in positions.
     #[must_use]
     pub fn counts_in_positions(&self) -> bool {
-        matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_))
+        matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_) | Self::MakeDurable)
     }
 
     /// Adds the control to the end of `out`, as an action.
