@@ -35,13 +35,14 @@ impl Meter {
         self.bytes = Some(bytes);
     }
 
+    /// `now` may have been looked at before a round that began meanwhile.
     pub(super) fn status(&self, now: Moment) -> Option<CatchUpStatus> {
         let bytes = self.bytes?;
-        let caught_up = now.acknowledged - self.since.acknowledged;
-        let appended = now.position - self.since.position;
+        let caught_up = now.acknowledged.saturating_sub(self.since.acknowledged);
+        let appended = now.position.saturating_sub(self.since.position);
         let elapsed = now.at.duration_since(self.since.at);
-        let in_round = now.acknowledged - self.round.acknowledged;
-        let missing_bytes = bytes.saturating_sub(in_round) + (now.position - self.round.position);
+        let in_round = now.acknowledged.saturating_sub(self.round.acknowledged);
+        let missing_bytes = bytes.saturating_sub(in_round) + now.position.saturating_sub(self.round.position);
         let (rate_bytes_per_s, append_bytes_per_s) = (per_second(caught_up, elapsed), per_second(appended, elapsed));
         let gain = rate_bytes_per_s.saturating_sub(append_bytes_per_s);
         let estimated = (gain > 0).then(|| Duration::from_secs_f64(missing_bytes as f64 / gain as f64));
@@ -69,6 +70,7 @@ mod tests {
         assert_eq!((status.rate_bytes_per_s, status.append_bytes_per_s), (300, 100));
         assert_eq!(status.missing_bytes, 9000 - 3000 + 1000);
         assert_eq!(status.estimated, Some(Duration::from_secs(35)));
+        assert!(meter.status(moment(0, 900, 400)).is_some(), "of a moment before the round");
         // The next round goes by this one and itself.
         meter.round(moment(30, 4000, 9500), 3000);
         meter.round(moment(40, 8000, 12_500), 4000);
