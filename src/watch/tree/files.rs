@@ -32,7 +32,7 @@ impl<A: Announce> Tree<A> {
         let leader_len = self.announce.file_len(path);
         if let Some(known) = self.files.get(path)
             && known.is_unchanged(seen)
-            && known.announced == leader_len.unwrap_or(0)
+            && leader_len == Some(known.announced)
         {
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl<A: Announce> Tree<A> {
         }
         let now = Instant::now();
         let verdict = match (self.files.get_mut(path), leader_len) {
-            (Some(known), leader_len) if known.announced == leader_len.unwrap_or(0) => {
+            (Some(known), leader_len) if leader_len == Some(known.announced) => {
                 known.judge(&seen, &file, now, at_once)?
             }
             (Some(_), _) => Verdict::Changed("the leader has another length of it"),
