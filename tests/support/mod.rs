@@ -186,7 +186,7 @@ impl TestLeader {
     pub fn assert_copies(&self, followers: &[&TestFollower]) {
         self.wait_in_sync(followers.len());
         for follower in followers {
-            assert_same(self.dir.path(), follower.dir.path());
+            assert_exact(self.dir.path(), follower.dir.path());
         }
     }
 }
@@ -208,6 +208,13 @@ impl TestFollower {
 
 /// All replicated files below `root`. An empty one is left out: protocol 1.0.0 cannot tell it from none.
 pub fn contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = exact_contents(root);
+    found.retain(|_, bytes| !bytes.is_empty());
+    found
+}
+
+/// All replicated files below `root`.
+pub fn exact_contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -220,20 +227,27 @@ pub fn contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
             if full.is_dir() {
                 folders.push(full);
             } else {
-                let bytes = fs::read(full).unwrap();
-                if !bytes.is_empty() {
-                    found.insert(name, bytes);
-                }
+                found.insert(name, fs::read(full).unwrap());
             }
         }
     }
     found
 }
 
-/// Compares two directories byte for byte, and says where they differ without printing their bytes.
+/// Compares two directories byte for byte, but for empty files, and says where they differ without printing their bytes.
 #[track_caller]
 pub fn assert_same(leader: &Path, follower: &Path) {
-    let (ours, theirs) = (contents(leader), contents(follower));
+    assert_equal(&contents(leader), &contents(follower));
+}
+
+/// The same with empty files, which followers have that know the extension.
+#[track_caller]
+pub fn assert_exact(leader: &Path, follower: &Path) {
+    assert_equal(&exact_contents(leader), &exact_contents(follower));
+}
+
+#[track_caller]
+fn assert_equal(ours: &BTreeMap<String, Vec<u8>>, theirs: &BTreeMap<String, Vec<u8>>) {
     let names: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     let differing: Vec<_> = names
         .into_iter()
