@@ -181,7 +181,7 @@ fn rotating_logs_moves_no_content() {
     for round in 0..10 {
         watched.assert_moves(1_500, || {
             for pair in names.windows(2).rev() {
-                watched.rename(&pair[0], &pair[1]);
+                watched.rename(pair[0], pair[1]);
             }
             fs::write(watched.path("log"), if round % 2 == 0 { "" } else { "a new line" }).unwrap();
         });

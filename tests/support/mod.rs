@@ -258,8 +258,8 @@ fn assert_equal(ours: &BTreeMap<String, Vec<u8>>, theirs: &BTreeMap<String, Vec<
                 ours.get(name).zip(theirs.get(name)).map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count());
             format!(
                 "{name}: {:?} bytes at the leader, {:?} at the follower, equal up to {first:?}",
-                len(&ours),
-                len(&theirs)
+                len(ours),
+                len(theirs)
             )
         })
         .collect();
