@@ -1,6 +1,5 @@
 //! Ranges of files, read from disk for one follower.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use super::Core;
-use super::batch::{Batch, ControlAction, FileRange, Step};
+use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use crate::error::{AppendError, Error};
@@ -31,8 +30,6 @@ pub(super) struct Ranges<'a> {
     core: &'a Arc<Core>,
     follower: &'a FollowerHandle,
     buffer: Vec<u8>,
-    /// Files of which a range in the stream was void, and perhaps mended since.
-    spoiled: HashSet<RelPath>,
     last_beat: Instant,
 }
 
@@ -41,7 +38,7 @@ const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new(), last_beat: Instant::now() }
+        Self { core, follower, buffer: Vec::new(), last_beat: Instant::now() }
     }
 
     /// Tells a follower that knows the extension that we are alive, once a heartbeat's interval; to be called wherever it may
@@ -70,9 +67,7 @@ impl<'a> Ranges<'a> {
     /// Sends a range that stands in the stream.
     pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
         let begin = batch.end - range.action_bytes();
-        if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
-            self.spoiled.insert(range.path.clone());
-        }
+        self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))?;
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
@@ -88,16 +83,16 @@ impl<'a> Ranges<'a> {
     ) -> Result<(), Error> {
         // A rename or truncation of what a void range left incomplete would not make it whole.
         let spoiled = match &action.control {
-            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => self.spoiled.remove(path),
+            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
+                self.follower.spoiled.lock().remove(path)
+            }
             _ => false,
         };
         if self.follower.extension && !spoiled {
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
         } else {
             for step in &action.instead {
-                if let Err(void) = self.send_step(frame, step)? {
-                    self.spoiled.insert(void);
-                }
+                let _ = self.send_step(frame, step)?;
             }
             if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
                 // 1.0.0 has no empty files.
@@ -138,6 +133,7 @@ impl<'a> Ranges<'a> {
     ) -> Result<bool, Error> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
         let Some(mut file) = self.open(&range.path, version, version.len)? else {
+            self.follower.spoiled.lock().insert(range.path.clone());
             self.mend(&range.path, version)?;
             return Ok(false);
         };
@@ -156,7 +152,11 @@ impl<'a> Ranges<'a> {
             frame.write_all(&header).map_err(broken)?;
             intact &= self.copy(frame, &range.path, &mut file, piece.1)?;
         }
+        if intact && range.kind == RangeKind::Replace {
+            self.follower.spoiled.lock().remove(&range.path);
+        }
         if !intact {
+            self.follower.spoiled.lock().insert(range.path.clone());
             self.mend(&range.path, version)?;
         }
         Ok(intact)
