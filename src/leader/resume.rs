@@ -227,16 +227,33 @@ impl<'a> Resumer<'a> {
     }
     fn sync(&mut self, steps: Vec<Step>, view: &mut View) -> Result<(), Error> {
         let counters = &self.follower.sync;
-        let bytes = steps.iter().map(Step::bytes).sum();
-        counters.files_requested.fetch_add(steps.len() as u64, Ordering::Relaxed);
-        self.tell(&Control::SyncBegins { files: steps.len() as u64, bytes })?;
-        for step in steps {
+        // As the follower counts them: contents, in as many files as they are of.
+        let mut last = None;
+        let steps: Vec<_> = steps.into_iter().map(|step| (begins_a_file(&step, &mut last), step)).collect();
+        let files = steps.iter().filter(|(begins, _)| *begins).count() as u64;
+        let bytes = steps.iter().map(|(_, step)| if let Step::Send(range) = step { range.len } else { 0 }).sum();
+        counters.files_requested.fetch_add(files, Ordering::Relaxed);
+        self.tell(&Control::SyncBegins { files, bytes })?;
+        for (begins, step) in steps {
             if let Err(path) = self.ranges.send_step(self.frame, &step)? {
                 view.void(&path);
             }
             self.ranges.beat(self.frame)?;
-            self.follower.sync.files_sent.fetch_add(1, Ordering::Relaxed);
+            self.follower.sync.files_sent.fetch_add(u64::from(begins), Ordering::Relaxed);
         }
         self.tell(&Control::SyncEnds)
+    }
+}
+
+/// Whether a step sends something of another file than the one before did, which was `last`.
+fn begins_a_file(step: &Step, last: &mut Option<RelPath>) -> bool {
+    match step {
+        Step::Send(range) if last.as_ref() == Some(&range.path) => false,
+        Step::Send(range) => {
+            *last = Some(range.path.clone());
+            true
+        }
+        Step::Control(control) => matches!(control, Control::Empty(_)),
+        Step::Delete(_) => false,
     }
 }
