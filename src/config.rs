@@ -37,7 +37,7 @@ pub struct LeaderConfig {
     /// and mostly still cached.
     pub catch_ups_max: usize,
     /// Bytes a second that full syncs and catching up read from the data directory, all together: what they hash, and what
-    /// they send before it is compressed. At least 64 KiB. Defaults to `None`: as fast as disk and network go.
+    /// they send before it is compressed. At least 1 MiB. Defaults to `None`: as fast as disk and network go.
     pub sync_rate: Option<u64>,
     /// How long a follower waits, connected, for its next full sync when it was evicted for being slow a second time within
     /// `readmit_window`; twice as long each time after. The first eviction costs nothing. Up to half is added at
@@ -108,7 +108,7 @@ impl LeaderConfig {
         at_least("unauthenticated_max", self.unauthenticated_max as u64, 1)?;
         at_least("syncs_max", self.syncs_max as u64, 1)?;
         at_least("catch_ups_max", self.catch_ups_max as u64, 1)?;
-        at_least("sync_rate", self.sync_rate.unwrap_or(u64::MAX), 64 << 10)?;
+        at_least("sync_rate", self.sync_rate.unwrap_or(u64::MAX), 1 << 20)?;
         // A queue's slots are allocated up front.
         if self.queue_batches > 1 << 24 {
             return Err(Error::Setting { name: "queue_batches", reason: "must be at most 16777216".into() });

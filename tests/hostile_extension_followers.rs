@@ -34,6 +34,12 @@ enum Said {
     Action(String, ActionKind, Vec<u8>),
 }
 
+/// An action that begins, or bytes of its content.
+type Heard = (Option<(String, ActionKind)>, Vec<u8>);
+
+/// From all that was sent, the marks to say.
+type Spoil = fn(u64) -> [u64; 3];
+
 /// Up to where the fields of the follower are due.
 fn accepted(leader: &TestLeader) -> TcpStream {
     let mut socket = TcpStream::connect(leader.address).unwrap();
@@ -106,7 +112,7 @@ impl Peer {
         }
     }
 
-    fn event(&mut self) -> Option<(Option<(String, ActionKind)>, Vec<u8>)> {
+    fn event(&mut self) -> Option<Heard> {
         loop {
             let mut input = &self.buffer[..];
             let before = input.len();
@@ -291,7 +297,7 @@ fn bad_messages_end_the_connection_and_say_why() {
 #[test]
 fn each_mark_goes_forward_only_and_not_beyond_what_was_sent() {
     let (leader, healthy) = scene();
-    let spoiled: [(fn(u64) -> [u64; 3], &str); 5] = [
+    let spoiled: [(Spoil, &str); 5] = [
         (|all| [all + 1, all, 0], "acknowledged"),
         (|all| [all, all, all + 1], "marks"),
         (|all| [all - 1, all - 1, 0], "marks"),

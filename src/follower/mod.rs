@@ -1,10 +1,10 @@
 //! The follower: keeps a directory a copy of the leader's.
 //!
 //! ```text
-//!                        1.0.0    ┌─▶ handshake ─▶ sync, round 1 ─▶ sync, round 2 ─┐
-//!   connect ─▶ ask ───────────────┤                                                ├─▶ stream
-//!      ▲                 extension └─▶ introduction ─▶ inventory ─▶ sync ───────────┘      │
-//!      └──────────── delay, growing, half of it chance, or what the leader wants ◀────────┘  whatever ended the connection
+//!                   1.0.0 ┌─▶ handshake ─▶ sync, round 1 ─▶ sync, round 2 ─┐
+//!   connect ─▶ ask ───────┤                                                ├─▶ stream
+//!      ▲        extension └─▶ introduction ─▶ inventory ─▶ sync ───────────┘     │
+//!      └───────── delay, growing, half of it chance, or what the leader wants ◀──┘  whatever ended the connection
 //! ```
 //!
 //! `paceline-follow` connects, reads and changes the directory, all of it in order. `paceline-ack` lives for one connection

@@ -29,6 +29,7 @@ use crate::types::NodeId;
 pub(super) struct Admission {
     pub(super) syncs: Slots,
     pub(super) catch_ups: Slots,
+    rate: Option<u64>,
     throttle: Option<Mutex<Bucket>>,
 }
 
@@ -37,8 +38,16 @@ impl Admission {
         Self {
             syncs: Slots::new(config.syncs_max),
             catch_ups: Slots::new(config.catch_ups_max),
+            rate: config.sync_rate,
             throttle: config.sync_rate.map(|rate| Mutex::new(Bucket::new(rate, Instant::now()))),
         }
+    }
+
+    /// How much to read at once: of a low rate a fraction of a second, so that something moves all the time.
+    pub(super) fn portion_bytes(&self) -> usize {
+        const MOST: usize = 256 << 10;
+        let eighth = self.rate.map_or(usize::MAX, |rate| usize::try_from(rate / 8).unwrap_or(usize::MAX));
+        eighth.min(MOST)
     }
 
     /// Waits until `bytes` may be read for the follower. `false`: it ended first.
@@ -210,8 +219,8 @@ pub(super) fn admitted_in(core: &Core, follower: NodeId) -> Duration {
     readmission_delay(&core.config, &core.history.slow_evictions(follower), 0.0)
 }
 
-/// Lets a follower wait that keeps being evicted for being slow. Fails if it ends first, or with `idle`, which is called once
-/// a heartbeat's interval.
+/// Lets a follower wait that keeps being evicted for being slow. Fails if it ends first, or with `idle`, which is called now and
+/// then meanwhile.
 pub(super) fn wait_admitted(
     core: &Core,
     follower: &FollowerHandle,
@@ -229,7 +238,8 @@ pub(super) fn wait_admitted(
         ago.len(),
         delay.as_secs_f64()
     );
-    follower.wait_admitted(Instant::now() + delay, core.config.heartbeat_interval, idle)
+    let goes_on = follower.wait_admitted(Instant::now() + delay, core.config.heartbeat_interval, idle)?;
+    if goes_on { Ok(()) } else { Err(gone()) }
 }
 
 #[cfg(test)]

@@ -88,7 +88,14 @@ impl<'a> CatchUp<'a> {
         *last_bytes = bytes;
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
         let turn = self.core.admission.catch_ups.acquire(self.follower, &mut || ranges.beat(frame))?;
-        send(&mut self.ranges, self.frame, self.follower, steps, Some(&mut self.view))?;
+        for step in steps {
+            if let Err(path) = self.ranges.send_step(self.frame, &step)? {
+                self.view.void(&path);
+            }
+            self.ranges.beat(self.frame)?;
+        }
+        self.frame.flush().map_err(broken)?;
+        self.follower.written();
         drop(turn);
         self.wait_acknowledged()
     }
@@ -135,38 +142,21 @@ impl CaughtUp {
         follower: &Arc<FollowerHandle>,
         frame: &mut Frame,
     ) -> Result<AttachedQueue, Error> {
-        // What mends a void file is in the queue already.
         let mut ranges = Ranges::new(core, follower);
-        send(&mut ranges, frame, follower, self.steps, None)?;
-        if follower.extension {
-            // What follows are the batches from there on.
-            let position = Step::Control(Control::Position(self.position.0));
-            send(&mut ranges, frame, follower, vec![position], None)?;
+        for step in &self.steps {
+            // What mends a void file is in the queue already.
+            let _ = ranges.send_step(frame, step)?;
         }
+        if follower.extension {
+            // What follows are the batches from here on.
+            let _ = ranges.send_step(frame, &Step::Control(Control::Position(self.position.0)))?;
+        }
+        frame.flush().map_err(broken)?;
+        follower.written();
         follower.sending(0, Some(self.position), Instant::now());
         follower.caught_up();
         core.progress.changed();
         log::info!("follower {} at {} follows the stream", follower.id, follower.address);
         Ok(self.queue)
     }
-}
-
-/// Sends `steps`, and notes in `view` what came out void.
-fn send(
-    ranges: &mut Ranges<'_>,
-    frame: &mut Frame,
-    follower: &FollowerHandle,
-    steps: Vec<Step>,
-    mut view: Option<&mut View>,
-) -> Result<(), Error> {
-    for step in steps {
-        if let Err(path) = ranges.send_step(frame, &step)?
-            && let Some(view) = &mut view
-        {
-            view.void(&path);
-        }
-    }
-    frame.flush().map_err(broken)?;
-    follower.written();
-    Ok(())
 }

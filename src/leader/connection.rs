@@ -39,6 +39,9 @@ use crate::error::Error;
 use crate::protocol::{FRAME_HEADER, FrameWriter};
 use crate::types::StreamPosition;
 
+/// How long a follower may take to read that we shut down.
+const GOODBYE_READ_MAX: Duration = Duration::from_millis(500);
+
 /// What the stream of one follower is written to: batches go around the frame writer's buffer, already encoded.
 pub(super) type Frame = FrameWriter<SocketWriter>;
 
@@ -75,6 +78,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
             error => follower.disconnected(error.to_string()),
         }
     }
+    follower.hang_up();
     core.stream.detach(&follower);
     match follower.end() {
         Some(End::Evicted(eviction)) => {
@@ -101,8 +105,10 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     writer.write_all(&FRAME_HEADER).map_err(broken)?;
     let mut frame = Frame::new(writer);
     let name = format!("ack-{}", follower.id);
+    let mut reader_ended = None;
     let (mut frame, mut caught_up) = if follower.extension {
         let (messages, inventory) = MessageThread::new(core, follower, reading);
+        reader_ended = Some(inventory.clone());
         core.threads.spawn(name, move || messages.run()).map_err(broken)?;
         in_background(core, follower, move |core, follower| {
             let caught_up = Resumer::new(core, follower, &mut frame, inventory).join()?;
@@ -126,10 +132,12 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
             Ok((frame, caught_up))
         })?;
     }
-    if follower.extension && !follower.has_ended() {
+    if let Some(reader_ended) = reader_ended.filter(|_| !follower.has_ended()) {
         // Detached without an end: we shut down, and it has everything.
         Ranges::new(core, follower).goodbye(&mut frame, "the leader shuts down")?;
-        follower.evict_at(EvictionReason::Shutdown, core.stream.position());
+        follower.evict_gently(EvictionReason::Shutdown, core.stream.position());
+        // It closes once it has read that; should we close first, with something of it unread, it might not get to read it.
+        let _ = reader_ended.recv_timeout(GOODBYE_READ_MAX);
     }
     Ok(())
 }

@@ -18,8 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::meter::{Mark, Meter};
-use super::ranges::gone;
+use super::meter::{Meter, Moment};
 use super::socket::tick;
 use super::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 use crate::error::Error;
@@ -257,8 +256,23 @@ impl FollowerHandle {
 
     /// Lets it go, unless it is gone already. Never blocks. `now` is the stream's position.
     pub(super) fn evict_at(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Both);
+    }
+
+    /// Lets it go once it has read what was written to it: whoever calls this hangs up later.
+    pub(super) fn evict_gently(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Write);
+    }
+
+    /// Closes the connection for good.
+    pub(super) fn hang_up(&self) {
+        // Fails only if the peer was faster.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn eviction(&self, reason: EvictionReason, now: StreamPosition) -> Eviction {
         let status = self.status(now);
-        let eviction = Eviction {
+        Eviction {
             at: SystemTime::now(),
             id: self.id,
             address: self.address,
@@ -268,20 +282,19 @@ impl FollowerHandle {
             lag: status.lag,
             queued_batches: status.queued_batches,
             queued_bytes: status.queued_bytes,
-        };
-        self.finish(End::Evicted(eviction));
+        }
     }
 
     /// Notes that it went, unless it was let go before. Never blocks.
     pub(super) fn disconnected(&self, why: impl Into<String>) {
-        self.finish(End::Disconnected(why.into()));
+        self.finish(End::Disconnected(why.into()), Shutdown::Both);
     }
 
-    fn finish(&self, end: End) {
+    fn finish(&self, end: End, directions: Shutdown) {
         if self.end.set(end).is_ok() {
             self.ended.store(true, Ordering::Release);
             // Fails only if the peer was faster.
-            let _ = self.socket.shutdown(Shutdown::Both);
+            let _ = self.socket.shutdown(directions);
             // With the lock taken once, a waiter has either seen the flag or sleeps, and is woken.
             drop(self.in_flight.lock());
             self.acknowledged.notify_all();
@@ -401,7 +414,9 @@ impl FollowerHandle {
         let mut in_flight = self.in_flight.lock();
         let wanted = in_flight.sent;
         while in_flight.acknowledged < wanted && !self.has_ended() && left != Some(Duration::ZERO) {
-            in_flight.progress = false;
+            if timeout.is_some() {
+                in_flight.progress = false;
+            }
             self.acknowledged.wait_for(&mut in_flight, slice);
             left = if in_flight.progress { timeout } else { left.map(|left| left.saturating_sub(slice)) };
             MutexGuard::unlocked(&mut in_flight, &mut *idle)?;
@@ -430,23 +445,20 @@ impl FollowerHandle {
         !self.has_ended()
     }
 
-    /// Waits until `when` for its next full sync, and calls `idle` at least `every` so often. Fails with it, or if the follower
-    /// ends first.
+    /// Waits until `when` for its next full sync. `false`: it ended first. Calls `idle` at least `every` so often, and fails
+    /// with it.
     pub(super) fn wait_admitted(
         &self,
         when: Instant,
         every: Duration,
         idle: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         *self.admitted_at.lock() = Some(when);
-        while Instant::now() < when {
-            if !self.wait_until(when.min(Instant::now() + every)) {
-                return Err(gone());
-            }
+        while self.wait_until(when.min(Instant::now() + every)) && Instant::now() < when {
             idle()?;
         }
         *self.admitted_at.lock() = None;
-        Ok(())
+        Ok(!self.has_ended())
     }
 
     /// Waits until `when` for the rate of syncs. `false`: it ended first.
@@ -467,18 +479,18 @@ impl FollowerHandle {
 
     /// Begins to catch up. `now` is the stream's position, here and below.
     pub(super) fn catches_up(&self, now: StreamPosition) {
-        let mark = self.mark(now);
-        *self.meter.lock() = Some(Meter::new(mark));
+        let moment = self.moment(now);
+        *self.meter.lock() = Some(Meter::new(moment));
         self.set_state(FollowerState::CatchingUp);
     }
 
     /// A round begins, with this much missing. Returns what is known from those before, if there were any.
     pub(super) fn catch_up_round(&self, now: StreamPosition, bytes: u64) -> Option<CatchUpStatus> {
-        let mark = self.mark(now);
+        let moment = self.moment(now);
         let mut meter = self.meter.lock();
         let meter = meter.as_mut()?;
-        let before = meter.status(mark);
-        meter.round(mark, bytes);
+        let before = meter.status(moment);
+        meter.round(moment, bytes);
         before.map(|before| CatchUpStatus { missing_bytes: bytes, ..before })
     }
 
@@ -486,8 +498,8 @@ impl FollowerHandle {
         *self.meter.lock() = None;
     }
 
-    fn mark(&self, now: StreamPosition) -> Mark {
-        Mark { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
+    fn moment(&self, now: StreamPosition) -> Moment {
+        Moment { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
     }
 
     // ---- looking ----
@@ -528,8 +540,8 @@ impl FollowerHandle {
             _ => Duration::ZERO,
         });
         let admitted_in = self.admitted_at.lock().map(|when| when.saturating_duration_since(Instant::now()));
-        let mark = self.mark(now);
-        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(mark));
+        let moment = self.moment(now);
+        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(moment));
         FollowerStatus {
             id: self.id,
             address: self.address,

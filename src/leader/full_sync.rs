@@ -90,7 +90,7 @@ impl<'a> Joiner<'a> {
         let mut void = vec![false; offer.files.len()];
         for _round in 0..2 {
             let turn = match slot.take() {
-                Some(slot) => slot,
+                Some(turn) => turn,
                 None => self.turn()?,
             };
             self.rounds.offers.send(offer.clone()).map_err(|_| gone())?;

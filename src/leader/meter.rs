@@ -6,7 +6,7 @@ use super::status::CatchUpStatus;
 
 /// What is looked at, at a moment.
 #[derive(Clone, Copy)]
-pub(super) struct Mark {
+pub(super) struct Moment {
     pub(super) at: Instant,
     /// The stream's position.
     pub(super) position: u64,
@@ -16,27 +16,27 @@ pub(super) struct Mark {
 
 /// Of one catching up. Rates are those since the last round but one ended: a long round says more than what was before it.
 pub(super) struct Meter {
-    since: Mark,
-    round: Mark,
+    since: Moment,
+    round: Moment,
     /// What was missing when the round began; `None` before the first.
     bytes: Option<u64>,
 }
 
 impl Meter {
     /// Catching up begins.
-    pub(super) fn new(now: Mark) -> Self {
+    pub(super) fn new(now: Moment) -> Self {
         Self { since: now, round: now, bytes: None }
     }
 
     /// A round begins, with this much missing.
-    pub(super) fn round(&mut self, now: Mark, bytes: u64) {
+    pub(super) fn round(&mut self, now: Moment, bytes: u64) {
         self.since = self.round;
         self.round = now;
         self.bytes = Some(bytes);
     }
 
     /// `now` may have been looked at before a round that began meanwhile.
-    pub(super) fn status(&self, now: Mark) -> Option<CatchUpStatus> {
+    pub(super) fn status(&self, now: Moment) -> Option<CatchUpStatus> {
         let bytes = self.bytes?;
         let caught_up = now.acknowledged.saturating_sub(self.since.acknowledged);
         let appended = now.position.saturating_sub(self.since.position);
@@ -62,19 +62,19 @@ mod tests {
     #[test]
     fn the_time_left_is_what_is_missing_over_what_is_gained() {
         let zero = Instant::now();
-        let mark = |s, position, acknowledged| Mark { at: zero + Duration::from_secs(s), position, acknowledged };
-        let mut meter = Meter::new(mark(0, 1000, 500));
-        assert_eq!(meter.status(mark(0, 1000, 500)), None, "nothing is known yet");
-        meter.round(mark(0, 1000, 500), 9000);
-        let status = meter.status(mark(10, 2000, 3500)).unwrap();
+        let moment = |s, position, acknowledged| Moment { at: zero + Duration::from_secs(s), position, acknowledged };
+        let mut meter = Meter::new(moment(0, 1000, 500));
+        assert_eq!(meter.status(moment(0, 1000, 500)), None, "nothing is known yet");
+        meter.round(moment(0, 1000, 500), 9000);
+        let status = meter.status(moment(10, 2000, 3500)).unwrap();
         assert_eq!((status.rate_bytes_per_s, status.append_bytes_per_s), (300, 100));
         assert_eq!(status.missing_bytes, 9000 - 3000 + 1000);
         assert_eq!(status.estimated, Some(Duration::from_secs(35)));
-        assert!(meter.status(mark(0, 900, 400)).is_some(), "of a moment before the round");
+        assert!(meter.status(moment(0, 900, 400)).is_some(), "of a moment before the round");
         // The next round goes by this one and itself.
-        meter.round(mark(30, 4000, 9500), 3000);
-        meter.round(mark(40, 8000, 12_500), 4000);
-        let status = meter.status(mark(40, 8000, 12_500)).unwrap();
+        meter.round(moment(30, 4000, 9500), 3000);
+        meter.round(moment(40, 8000, 12_500), 4000);
+        let status = meter.status(moment(40, 8000, 12_500)).unwrap();
         assert_eq!((status.rate_bytes_per_s, status.append_bytes_per_s), (300, 400));
         assert_eq!((status.missing_bytes, status.estimated), (4000, None), "it never ends at these rates");
     }

@@ -1,7 +1,6 @@
 //! Ranges of files, read from disk for one follower.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,10 +31,11 @@ pub(super) struct Ranges<'a> {
     core: &'a Arc<Core>,
     follower: &'a FollowerHandle,
     buffer: Vec<u8>,
+    /// Reads at the pace of all syncs together, and leaves nothing in the page cache.
+    in_bulk: bool,
     /// Files of which a range in the stream was void, and perhaps mended since.
     spoiled: HashSet<RelPath>,
     last_beat: Instant,
-    in_bulk: bool,
 }
 
 /// When a follower may come back after a shutdown: a leader that is started anew is there by then.
@@ -43,7 +43,13 @@ const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new(), last_beat: Instant::now(), in_bulk: false }
+        Self { core, follower, buffer: Vec::new(), in_bulk: false, spoiled: HashSet::new(), last_beat: Instant::now() }
+    }
+
+    /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
+    /// page cache.
+    pub(super) fn in_bulk(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self { in_bulk: true, ..Self::new(core, follower) }
     }
 
     /// Tells a follower that knows the extension that we are alive, once a heartbeat's interval; to be called wherever it may
@@ -69,17 +75,12 @@ impl<'a> Ranges<'a> {
         frame.flush().map_err(broken)
     }
 
-    /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
-    /// page cache.
-    pub(super) fn in_bulk(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { in_bulk: true, ..Self::new(core, follower) }
-    }
-
     /// Sends a range that stands in the stream.
     pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
         let begin = batch.end - range.action_bytes();
         if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
             self.spoiled.insert(range.path.clone());
+            self.tell_position(frame, batch)?;
         }
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
@@ -106,12 +107,29 @@ impl<'a> Ranges<'a> {
             }
         } else {
             for step in &action.instead {
-                let _ = self.send_step(frame, step)?;
+                if let Err(void) = self.send_step(frame, step)? {
+                    self.spoiled.insert(void);
+                }
             }
+            if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
+                // 1.0.0 has no empty files.
+                if let Control::Rename { to: path, .. } | Control::Truncate { path, .. } = &action.control {
+                    let _ = self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?;
+                }
+            }
+            self.tell_position(frame, batch)?;
         }
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
+        Ok(())
+    }
+
+    /// Tells a follower that counts positions the one after `batch`, which was not sent as it counts.
+    fn tell_position(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
+        if self.follower.extension {
+            let _ = self.send_step(frame, &Step::Control(Control::Position(batch.end)))?;
+        }
         Ok(())
     }
 
@@ -167,16 +185,9 @@ impl<'a> Ranges<'a> {
 
     /// Opens the file if it is still what `version` says, with at least `len` bytes.
     pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<Reader>, Error> {
-        // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
-        // is newer, and then the index will say so.
-        let Some(path) = &self.core.stream.find(path, version.generation) else { return Ok(None) };
-        let opened = File::open(path.below(self.core.dir.path()))
-            .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
-        match opened {
-            Ok(file) => Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
-            Err(error) if is_no_file(&error) => Ok(None),
-            Err(error) => Err(self.unreadable(path, error)),
-        }
+        let opened = self.core.open_announced(path, version.generation, len);
+        let file = opened.map_err(|error| self.unreadable(path, error))?;
+        Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new }))
     }
 
     /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
@@ -188,11 +199,12 @@ impl<'a> Ranges<'a> {
         len: u64,
     ) -> Result<bool, Error> {
         const BUFFER_BYTES: usize = 256 << 10;
-        self.buffer.resize(BUFFER_BYTES, 0);
+        let most = if self.in_bulk { self.core.admission.portion_bytes() } else { BUFFER_BYTES };
+        self.buffer.resize(most, 0);
         let mut left = len;
         let mut intact = true;
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(most);
             let mut length = 0;
             if self.in_bulk && !self.core.admission.pace(want as u64, self.follower) {
                 return Err(gone());
@@ -215,7 +227,7 @@ impl<'a> Ranges<'a> {
     /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now.
     pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
         let Some(path) = &self.core.stream.find(path, believed.generation) else { return Ok(()) };
-        log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
+        log::debug!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
         match self.core.announce_from_disk(path, Some(believed.generation)) {
             Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
             Err(AppendError::Io { source, .. }) if is_no_file(&source) => {

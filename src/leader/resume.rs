@@ -146,7 +146,7 @@ impl<'a> Resumer<'a> {
             }
         }
         let mut gone: Vec<_> = held.into_keys().collect();
-        gone.sort();
+        gone.sort_unstable();
         Ok(gone.into_iter().map(Step::Delete).chain(renames).chain(steps).collect())
     }
 
@@ -214,17 +214,17 @@ impl<'a> Resumer<'a> {
     /// The digests of the first `len` bytes of ours; `None` if they cannot be read as announced.
     fn ours(&mut self, path: &RelPath, version: Version, len: u64) -> Result<Option<Vec<ChunkDigest>>, Error> {
         let (core, follower) = (self.core, self.follower);
-        let Some(current) = core.stream.find(path, version.generation) else { return Ok(None) };
-        let file = current.below(core.dir.path());
+        let open = || core.open_announced(path, version.generation, 0);
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
             ranges.beat(frame).map_err(io::Error::other)?;
-            if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
         };
-        let digests = core.chunks.digests(&file, version.generation, len, &mut go_on);
-        digests.map_err(|error| Error::io("read", &file, error))
+        let digests = core.chunks.digests(open, version.generation, len, &mut go_on);
+        digests.map_err(|error| Error::io("read", path.below(core.dir.path()), error))
     }
+
     fn sync(&mut self, steps: Vec<Step>, view: &mut View) -> Result<(), Error> {
         let counters = &self.follower.sync;
         // As the follower counts them: contents, in as many files as they are of.

@@ -64,8 +64,9 @@ pub const CHUNK_BYTES: u64 = 256 << 10;
 /// The SHA-1 of a chunk.
 pub type ChunkDigest = [u8; 20];
 
-/// The longest message of a follower, in bytes. An inventory goes in as many messages as it needs.
-pub const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+/// The longest message of a follower, in bytes: the digests of a file of 800 GiB fit. An inventory goes in as many messages
+/// as it needs, mostly far shorter ones.
+pub const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 
 /// The longest record of fields, in bytes.
 pub const FIELDS_BYTES_MAX: u64 = 16 << 10;
@@ -299,7 +300,7 @@ impl Message {
             }
             Self::Heartbeat => Self::HEARTBEAT,
         };
-        assert!(body.len() as u64 <= MESSAGE_BYTES_MAX, "a message has at most 1 MiB");
+        assert!(body.len() as u64 <= MESSAGE_BYTES_MAX, "a message has at most 64 MiB");
         out.push(kind);
         out.extend_from_slice(&u32::try_from(body.len()).expect("checked above").to_le_bytes());
         out.extend_from_slice(&body);

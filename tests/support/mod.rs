@@ -6,10 +6,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use paceline::leader::{Eviction, EvictionReason, FollowerState, FollowerStatus};
-use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, RelPath, Secret};
+use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, Protocol, RelPath, Secret};
 use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
@@ -75,6 +76,15 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: did not come within {PATIENCE:?}");
         std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Ends the writers of a test, also of one that fails.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -223,7 +233,7 @@ impl TestLeader {
     pub fn assert_copies(&self, followers: &[&TestFollower]) {
         self.wait_in_sync(followers.len());
         for follower in followers {
-            assert_same(self.dir.path(), follower.dir.path());
+            assert_exact(self.dir.path(), follower.dir.path());
         }
     }
 }
@@ -237,6 +247,11 @@ pub struct TestFollower {
 impl TestFollower {
     pub fn on(leader: SocketAddr, dir: TempDir) -> Self {
         Self::with(leader, dir, |_| ())
+    }
+
+    /// One that speaks 1.0.0 only.
+    pub fn v1(leader: SocketAddr) -> Self {
+        Self::with(leader, tempfile::tempdir().unwrap(), |config| config.protocol = Protocol::V1)
     }
 
     pub fn with(leader: SocketAddr, dir: TempDir, change: impl FnOnce(&mut FollowerConfig)) -> Self {
@@ -286,7 +301,7 @@ pub fn all_contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Compares two directories byte for byte, and says where they differ without printing their bytes.
+/// Compares two directories byte for byte, but for empty files, and says where they differ without printing their bytes.
 #[track_caller]
 pub fn assert_same(leader: &Path, follower: &Path) {
     assert_equal(&contents(leader), &contents(follower));
