@@ -275,7 +275,8 @@ impl<'a> Session<'a> {
         }
         match control {
             Control::Rename { from, to } => {
-                self.changes(&from, false)?;
+                // Of a directory that is not ours to change a rename takes a file away, as a delete does.
+                self.changes(&from, true)?;
                 self.changes(&to, false)?;
                 self.actions.rename(&from, &to)
             }

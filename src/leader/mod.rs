@@ -37,6 +37,7 @@ mod full_sync;
 mod handshake;
 mod messages;
 mod meter;
+mod moves;
 mod progress;
 mod ranges;
 mod resume;

@@ -3,10 +3,10 @@
 //!
 //! The follower tells an inventory of its files with digests by chunk; ours are computed from disk, at most once for each chunk
 //! that ever was. The difference goes as ordinary actions and controls between "sync begins" and "sync ends": deletes,
-//! patches, truncations, appends. From there on it is catching up, as for everybody (`catch_up.rs`). Nothing is sent for
+//! renames, patches, truncations, appends. From there on it is catching up, as for everybody (`catch_up.rs`). Nothing is sent for
 //! what the digests find equal, and nothing the follower has is believed without them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,7 @@ use super::batch::{FileRange, RangeKind, Step};
 use super::catch_up::{CatchUp, CaughtUp};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
+use super::moves::{in_order, is_at_or_below};
 use super::ranges::{Ranges, broken, gone};
 use super::socket::{TICKS, tick};
 use super::status::{EvictionReason, FollowerState};
@@ -29,7 +30,7 @@ use crate::error::Error;
 use crate::index::Version;
 use crate::index::chunks::{comparable_bytes, compare};
 use crate::protocol::ProtocolError;
-use crate::protocol::extension::{Control, Held};
+use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Control, Held};
 use crate::types::RelPath;
 
 pub(super) struct Resumer<'a> {
@@ -119,7 +120,8 @@ impl<'a> Resumer<'a> {
         }
     }
 
-    /// What it takes to make the follower's files equal to `files`, deletes first. What cannot be read is void in the view.
+    /// What it takes to make the follower's files equal to `files`, deletes first, then renames. What cannot be read is void in
+    /// the view.
     fn plan(
         &mut self,
         files: &[(RelPath, Version)],
@@ -128,6 +130,7 @@ impl<'a> Resumer<'a> {
     ) -> Result<Vec<Step>, Error> {
         let alive: HashSet<u64> = files.iter().map(|(_, version)| version.generation).collect();
         self.core.chunks.retain(|generation| alive.contains(&generation));
+        let renames = self.renames(files, &mut held)?;
         let mut steps = Vec::new();
         for (path, version) in files {
             match held.remove(path) {
@@ -145,25 +148,59 @@ impl<'a> Resumer<'a> {
         }
         let mut gone: Vec<_> = held.into_keys().collect();
         gone.sort_unstable();
-        Ok(gone.into_iter().map(Step::Delete).chain(steps).collect())
+        Ok(gone.into_iter().map(Step::Delete).chain(renames).chain(steps).collect())
+    }
+
+    /// Files that the follower has under another name, which their first chunk tells: as renames, and noted in `held`. Files of
+    /// less than a chunk are not worth it.
+    fn renames(&mut self, files: &[(RelPath, Version)], held: &mut HashMap<RelPath, Held>) -> Result<Vec<Step>, Error> {
+        let mut homeless = Vec::new();
+        let mut at_home = HashSet::new();
+        for (path, version) in files.iter().filter(|(_, version)| version.len >= CHUNK_BYTES) {
+            let is_at_home = match held.get(path) {
+                None => false,
+                Some(copy) => {
+                    let ours = self.ours(path, *version, comparable_bytes(copy, version.len))?.unwrap_or_default();
+                    copy.digests.iter().zip(&ours).any(|(theirs, ours)| theirs == ours)
+                }
+            };
+            if is_at_home {
+                at_home.insert(path);
+            } else {
+                homeless.push((path, *version));
+            }
+        }
+        let mut elsewhere: HashMap<ChunkDigest, Vec<&Held>> = HashMap::new();
+        for copy in held.values().filter(|copy| copy.len >= CHUNK_BYTES && !at_home.contains(&copy.path)) {
+            elsewhere.entry(copy.digests[0]).or_default().push(copy);
+        }
+        let mut moves = BTreeMap::new();
+        for (path, version) in homeless {
+            if elsewhere.is_empty() {
+                break;
+            }
+            let Some(first) = self.ours(path, version, CHUNK_BYTES)?.and_then(|ours| ours.first().copied()) else {
+                continue;
+            };
+            let Some(copies) = elsewhere.get_mut(&first) else { continue };
+            // The longest that only lacks a tail, if there are several.
+            let fitness = |copy: &Held| if copy.len <= version.len { copy.len + 1 } else { 0 };
+            let best = (0..copies.len()).max_by_key(|&at| fitness(copies[at])).expect("none is left empty");
+            moves.insert(copies.swap_remove(best).path.clone(), path.clone());
+            if copies.is_empty() {
+                elsewhere.remove(&first);
+            }
+        }
+        let steps = in_order(moves.clone(), |name| held.keys().any(|held| is_at_or_below(held, name)));
+        let moved: Vec<_> = moves.into_iter().filter_map(|(from, to)| Some((to, held.remove(&from)?))).collect();
+        // What had these names is renamed over.
+        held.extend(moved);
+        Ok(steps.into_iter().map(|(from, to)| Step::Control(Control::Rename { from, to })).collect())
     }
 
     /// The steps that make the follower's copy equal to the file; `None` if ours cannot be read as announced.
     fn repair(&mut self, path: &RelPath, version: Version, copy: &Held) -> Result<Option<Vec<Step>>, Error> {
-        let (core, follower) = (self.core, self.follower);
-        let open = || core.open_announced(path, version.generation, 0);
-        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        let mut go_on = |bytes| {
-            follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
-            ranges.beat(frame).map_err(io::Error::other)?;
-            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
-        };
-        let comparable = comparable_bytes(copy, version.len);
-        let ours = core
-            .chunks
-            .digests(open, version.generation, comparable, &mut go_on)
-            .map_err(|error| Error::io("read", path.below(core.dir.path()), error))?;
-        let Some(ours) = ours else { return Ok(None) };
+        let Some(ours) = self.ours(path, version, comparable_bytes(copy, version.len))? else { return Ok(None) };
         let repair = compare(copy, version.len, &ours);
         let range = |kind, offset, len| Step::Send(FileRange { kind, offset, len, ..whole(path, version) });
         let mut steps: Vec<_> =
@@ -175,18 +212,49 @@ impl<'a> Resumer<'a> {
         Ok(Some(steps))
     }
 
+    /// The digests of the first `len` bytes of ours; `None` if they cannot be read as announced.
+    fn ours(&mut self, path: &RelPath, version: Version, len: u64) -> Result<Option<Vec<ChunkDigest>>, Error> {
+        let (core, follower) = (self.core, self.follower);
+        let open = || core.open_announced(path, version.generation, 0);
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        let mut go_on = |bytes| {
+            follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
+            ranges.beat(frame).map_err(io::Error::other)?;
+            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
+        };
+        let digests = core.chunks.digests(open, version.generation, len, &mut go_on);
+        digests.map_err(|error| Error::io("read", path.below(core.dir.path()), error))
+    }
+
     fn sync(&mut self, steps: Vec<Step>, view: &mut View) -> Result<(), Error> {
         let counters = &self.follower.sync;
-        let bytes = steps.iter().map(Step::bytes).sum();
-        counters.files_requested.fetch_add(steps.len() as u64, Ordering::Relaxed);
-        self.tell(&Control::SyncBegins { files: steps.len() as u64, bytes })?;
-        for step in steps {
+        // As the follower counts them: contents, in as many files as they are of.
+        let mut last = None;
+        let steps: Vec<_> = steps.into_iter().map(|step| (begins_a_file(&step, &mut last), step)).collect();
+        let files = steps.iter().filter(|(begins, _)| *begins).count() as u64;
+        let bytes = steps.iter().map(|(_, step)| if let Step::Send(range) = step { range.len } else { 0 }).sum();
+        counters.files_requested.fetch_add(files, Ordering::Relaxed);
+        self.tell(&Control::SyncBegins { files, bytes })?;
+        for (begins, step) in steps {
             if let Err(path) = self.ranges.send_step(self.frame, &step)? {
                 view.void(&path);
             }
             self.ranges.beat(self.frame)?;
-            self.follower.sync.files_sent.fetch_add(1, Ordering::Relaxed);
+            self.follower.sync.files_sent.fetch_add(u64::from(begins), Ordering::Relaxed);
         }
         self.tell(&Control::SyncEnds)
+    }
+}
+
+/// Whether a step sends something of another file than the one before did, which was `last`.
+fn begins_a_file(step: &Step, last: &mut Option<RelPath>) -> bool {
+    match step {
+        Step::Send(range) if last.as_ref() == Some(&range.path) => false,
+        Step::Send(range) => {
+            *last = Some(range.path.clone());
+            true
+        }
+        Step::Control(control) => matches!(control, Control::Empty(_)),
+        Step::Delete(_) => false,
     }
 }

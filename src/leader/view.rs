@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::acks::Offer;
 use super::batch::{FileRange, RangeKind, Step};
 use super::demotion::{Discarded, Missing};
+use super::moves::{in_order, is_at_or_below};
 use super::stream::{temporary_of, whole};
 use crate::index::Version;
 use crate::protocol::extension::Control;
@@ -66,8 +67,8 @@ impl View {
         (Self { held, extension }, changes)
     }
 
-    /// What it takes to bring the follower to `changes`, and the view there. Renames come first, then deletes: a folder may
-    /// come where a file was.
+    /// What it takes to bring the follower to `changes`, and the view there. Renames and deletes come first: a folder may come
+    /// where a file was.
     pub(super) fn plan(&mut self, changes: Vec<(RelPath, Version)>) -> Vec<Step> {
         let mut first = if self.extension { self.renames(&changes) } else { Vec::new() };
         // In order of names: `x` is replaced before the `x.tmp` that it spoils.
@@ -101,8 +102,8 @@ impl View {
         first
     }
 
-    /// Files that the follower has under another name than the cut: told as renames, and noted in the view. A chain of them
-    /// (`log.1` to `log.2`, then `log` to `log.1`) goes from its end; a circle is left to be replaced.
+    /// Files that the follower has under another name than the cut: told as renames, and noted in the view. Those that it has and
+    /// the cut has not, under no name, go before, so as not to be in the way.
     fn renames(&mut self, changes: &[(RelPath, Version)]) -> Vec<Step> {
         let held: HashMap<u64, &RelPath> = changes
             .iter()
@@ -115,10 +116,18 @@ impl View {
             let from = *held.get(&version.generation)?;
             (from != to).then(|| (from.clone(), to.clone()))
         };
-        let mut moves: BTreeMap<RelPath, RelPath> = changes.iter().filter_map(moved).collect();
+        let moves: BTreeMap<RelPath, RelPath> = changes.iter().filter_map(moved).collect();
+        if moves.is_empty() {
+            return Vec::new();
+        }
         let mut steps = Vec::new();
-        while let Some(from) = moves.iter().find(|(_, to)| !moves.contains_key(*to)).map(|(from, _)| from.clone()) {
-            let to = moves.remove(&from).expect("just found");
+        for (path, _) in changes.iter().filter(|(path, version)| !version.exists() && !moves.contains_key(path)) {
+            if self.held.remove(path).is_some() {
+                steps.push(Step::Delete(path.clone()));
+            }
+        }
+        let ordered = in_order(moves, |name| self.held.keys().any(|held| is_at_or_below(held, name)));
+        for (from, to) in ordered {
             if let Some(file) = self.held.remove(&from) {
                 self.held.insert(to.clone(), file);
                 steps.push(Step::Control(Control::Rename { from, to }));

@@ -80,6 +80,11 @@ impl Relay {
         self.gate.changed.notify_all();
     }
 
+    /// Whether all that is allowed has passed.
+    pub fn is_idle(&self) -> bool {
+        self.gate.state.lock().allowed == Some(0)
+    }
+
     /// Breaks all connections there are.
     pub fn cut(&self) {
         let sockets = std::mem::take(&mut self.gate.state.lock().sockets);
