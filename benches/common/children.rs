@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -35,6 +35,14 @@ pub fn run_if_child() {
         std::process::exit(0);
     });
     match role.as_str() {
+        "returning" => {
+            let mut config = FollowerConfig::new(address.to_string(), dir, secret());
+            config.id = Some(id);
+            // What is measured begins when it comes, not when it tries to.
+            (config.retry_delay_min, config.retry_delay_max) = (Duration::from_millis(20), Duration::from_millis(20));
+            let ended = Follower::start(config).expect("a follower").wait(None);
+            eprintln!("follower {id} ended: {ended:?}");
+        }
         "follower" => {
             let mut config = FollowerConfig::new(address.to_string(), dir, secret());
             config.id = Some(id);
@@ -56,27 +64,39 @@ pub fn run_if_child() {
 pub struct ChildProcess {
     pub id: NodeId,
     child: Child,
-    _dir: TempDir,
+    /// Goes with it, if it is its own.
+    dir: Option<TempDir>,
 }
 
 impl ChildProcess {
     fn spawn(role: &str, address: SocketAddr, number: usize) -> Self {
-        let id = id(number);
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut child = Self::spawn_in(dir.path(), role, address, number);
+        child.dir = Some(dir);
+        child
+    }
+
+    fn spawn_in(dir: &Path, role: &str, address: SocketAddr, number: usize) -> Self {
+        let id = id(number);
         let executable = std::env::current_exe().expect("a path to this executable");
         let child = Command::new(executable)
             .args([HIDDEN, role, &address.to_string(), &id.get().to_string()])
-            .arg(dir.path())
+            .arg(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .expect("a process");
-        Self { id, child, _dir: dir }
+        Self { id, child, dir: None }
     }
 
     /// A [`Follower`] of the leader at `address`; with `sink` one that writes nothing.
     pub fn follower(address: SocketAddr, number: usize, sink: bool) -> Self {
         Self::spawn(if sink { "sink" } else { "follower" }, address, number)
+    }
+
+    /// A [`Follower`] on a directory that is there before and after it, and that is soon back when it was disconnected.
+    pub fn returning(address: SocketAddr, number: usize, dir: &Path) -> Self {
+        Self::spawn_in(dir, "returning", address, number)
     }
 }
 
