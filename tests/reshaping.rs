@@ -123,7 +123,7 @@ fn a_storm_of_renames_moves_names_only() {
     let moved = leader.status(attached.id()).unwrap().sent_bytes - before;
     assert!(moved < appended * 11 / 10 + (64 << 10), "in the stream {moved} moved for {appended}");
     relay.release();
-    leader.assert_exact_copies(&[&attached, &returning]);
+    leader.assert_copies(&[&attached, &returning]);
     let status = leader.status(returning.id()).unwrap();
     assert!(status.sent_bytes < appended * 11 / 10 + MIB as u64, "on return, for {appended}: {status:?}");
     leader.shut_down();
@@ -158,7 +158,7 @@ fn a_storm_of_renames_during_a_join_moves_each_file_once() {
         appended += storm(&leader, &mut random);
     }
     relay.release();
-    leader.assert_exact_copies(&[&joining]);
+    leader.assert_copies(&[&joining]);
     let status = leader.status(joining.id()).unwrap();
     let exists = 16 * MIB as u64 + appended;
     assert!(status.sent_bytes < exists * 11 / 10 + MIB as u64, "{exists} exist: {status:?}");
@@ -206,7 +206,7 @@ fn truncated_and_emptied_in_the_stream_in_rounds_and_on_return() {
     // In the stream.
     let before = leader.status(id).unwrap();
     reshape(&mut random);
-    leader.assert_exact_copies(&[&follower]);
+    leader.assert_copies(&[&follower]);
     let after = leader.status(id).unwrap();
     assert!(after.sent_bytes - before.sent_bytes < 10_000 && after.address == before.address, "{after:?}");
     // In the rounds after its queue was full.
@@ -222,7 +222,7 @@ fn truncated_and_emptied_in_the_stream_in_rounds_and_on_return() {
     leader.append("late-empty", b"");
     leader.truncate("to-1", 0);
     relay.release();
-    leader.assert_exact_copies(&[&follower]);
+    leader.assert_copies(&[&follower]);
     assert_eq!(leader.status(id).unwrap().address, before.address, "it connected again");
     // On return.
     reset(&mut random);
@@ -231,7 +231,7 @@ fn truncated_and_emptied_in_the_stream_in_rounds_and_on_return() {
     wait_until("it has gone", || leader.leader.followers().is_empty());
     reshape(&mut random);
     let follower = TestFollower::on(relay.address, dir);
-    leader.assert_exact_copies(&[&follower]);
+    leader.assert_copies(&[&follower]);
     let sync = follower.follower.status().sync;
     // What is kept of the last chunk of a file that was cut within one.
     let kept = 1 + 600_011 % (256 << 10) + 3;
