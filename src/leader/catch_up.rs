@@ -135,17 +135,18 @@ pub(super) struct CaughtUp {
 }
 
 impl CaughtUp {
-    /// Sends what is left: in time, for its queue fills meanwhile. Returns the queue.
-    pub(super) fn finish(
+    /// Sends what is left: in time, for its queue fills meanwhile. Returns the queue, and what is to send it.
+    pub(super) fn finish<'a>(
         self,
-        core: &Arc<Core>,
-        follower: &Arc<FollowerHandle>,
+        core: &'a Arc<Core>,
+        follower: &'a FollowerHandle,
         frame: &mut Frame,
-    ) -> Result<AttachedQueue, Error> {
+    ) -> Result<(AttachedQueue, Ranges<'a>), Error> {
         let mut ranges = Ranges::new(core, follower);
         for step in &self.steps {
-            // What mends a void file is in the queue already.
-            let _ = ranges.send_step(frame, step)?;
+            if let Err(void) = ranges.send_step(frame, step)? {
+                ranges.spoiled(void);
+            }
         }
         if follower.extension {
             // What follows are the batches from here on.
@@ -157,6 +158,6 @@ impl CaughtUp {
         follower.caught_up();
         core.progress.changed();
         log::info!("follower {} at {} follows the stream", follower.id, follower.address);
-        Ok(self.queue)
+        Ok((self.queue, ranges))
     }
 }
