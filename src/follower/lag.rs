@@ -21,14 +21,10 @@ pub(super) struct Lag {
 }
 
 impl Lag {
-    /// What follows is at this position. False: that would be backwards.
-    pub(super) fn set_own(&mut self, position: u64) -> bool {
-        if self.own.is_some_and(|own| position < own) {
-            return false;
-        }
+    /// What follows is at this position, which may be before the one that was counted.
+    pub(super) fn set_own(&mut self, position: u64) {
         self.own = Some(position);
         self.reached();
-        true
     }
 
     /// So many more bytes were dealt with.
@@ -75,7 +71,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         lag.heard(100, at(0));
         assert_eq!(lag.now(), None);
-        assert!(lag.set_own(40));
+        lag.set_own(40);
         assert_eq!(lag.now(), Some((60, Some(at(0)))));
         lag.heard(100, at(1));
         lag.heard(150, at(2));
@@ -87,7 +83,9 @@ mod tests {
         assert_eq!(lag.now(), Some((0, None)));
         lag.heard(160, at(3));
         assert_eq!(lag.now(), Some((0, None)), "heard of what was passed");
-        assert!(!lag.set_own(169) && lag.set_own(170));
+        lag.set_own(169);
+        assert_eq!(lag.now(), Some((0, None)), "told to be before what was counted");
+        lag.set_own(170);
         for position in 171..10_000 {
             lag.heard(position, at(4));
         }

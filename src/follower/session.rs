@@ -296,10 +296,10 @@ impl<'a> Session<'a> {
             Control::Want => self.want(),
             Control::SyncBegins { files, bytes } => self.sync_begins(files, bytes),
             Control::SyncEnds => self.sync_ends(whole.before),
-            Control::Position(position) => match self.lag.set_own(position) {
-                true => Ok(()),
-                false => Err(out_of_place(format!("position {position}, which is before the one it was at"))),
-            },
+            Control::Position(position) => {
+                self.lag.set_own(position);
+                Ok(())
+            }
             Control::Heartbeat { position, clock_us } => {
                 self.lag.heard(position, Instant::now());
                 self.parts.shared.update(|status| status.leader_clock_us = Some(clock_us));
