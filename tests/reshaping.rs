@@ -11,7 +11,7 @@ use fastrand::Rng;
 use paceline::leader::{FollowerState, Window};
 use paceline::{LeaderConfig, OnFull, Protocol};
 use support::relay::Relay;
-use support::{PATIENCE, TestFollower, TestLeader, assert_exact, noise_of, path, wait_until};
+use support::{PATIENCE, TestFollower, TestLeader, assert_exact, assert_same, noise_of, path, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -123,7 +123,7 @@ fn a_storm_of_renames_moves_names_only() {
     let moved = leader.status(attached.id()).unwrap().sent_bytes - before;
     assert!(moved < appended * 11 / 10 + (64 << 10), "in the stream {moved} moved for {appended}");
     relay.release();
-    leader.assert_exact_copies(&[&attached, &returning]);
+    leader.assert_copies(&[&attached, &returning]);
     let status = leader.status(returning.id()).unwrap();
     assert!(status.sent_bytes < appended * 11 / 10 + MIB as u64, "on return, for {appended}: {status:?}");
     leader.shut_down();
@@ -158,7 +158,7 @@ fn a_storm_of_renames_during_a_join_moves_each_file_once() {
         appended += storm(&leader, &mut random);
     }
     relay.release();
-    leader.assert_exact_copies(&[&joining]);
+    leader.assert_copies(&[&joining]);
     let status = leader.status(joining.id()).unwrap();
     let exists = 16 * MIB as u64 + appended;
     assert!(status.sent_bytes < exists * 11 / 10 + MIB as u64, "{exists} exist: {status:?}");
@@ -206,7 +206,7 @@ fn truncated_and_emptied_in_the_stream_in_rounds_and_on_return() {
     // In the stream.
     let before = leader.status(id).unwrap();
     reshape(&mut random);
-    leader.assert_exact_copies(&[&follower]);
+    leader.assert_copies(&[&follower]);
     let after = leader.status(id).unwrap();
     assert!(after.sent_bytes - before.sent_bytes < 10_000 && after.address == before.address, "{after:?}");
     // In the rounds after its queue was full.
@@ -222,7 +222,7 @@ fn truncated_and_emptied_in_the_stream_in_rounds_and_on_return() {
     leader.append("late-empty", b"");
     leader.truncate("to-1", 0);
     relay.release();
-    leader.assert_exact_copies(&[&follower]);
+    leader.assert_copies(&[&follower]);
     assert_eq!(leader.status(id).unwrap().address, before.address, "it connected again");
     // On return.
     reset(&mut random);
@@ -231,7 +231,7 @@ fn truncated_and_emptied_in_the_stream_in_rounds_and_on_return() {
     wait_until("it has gone", || leader.leader.followers().is_empty());
     reshape(&mut random);
     let follower = TestFollower::on(relay.address, dir);
-    leader.assert_exact_copies(&[&follower]);
+    leader.assert_copies(&[&follower]);
     let sync = follower.follower.status().sync;
     // What is kept of the last chunk of a file that was cut within one.
     let kept = 1 + 600_011 % (256 << 10) + 3;
@@ -247,7 +247,7 @@ fn followers_of_both_protocols_are_exact_whatever_is_done_to_files() {
         config.on_full = OnFull::CatchUp;
         config.queue_bytes = 4 << 20;
     });
-    let v1 = TestFollower::with(leader.address, tempfile::tempdir().unwrap(), |config| config.protocol = Protocol::V1);
+    let v1 = TestFollower::v1(leader.address);
     let extended = leader.follower();
     let done = AtomicBool::new(false);
     let dirs = std::thread::scope(|scope| {
@@ -297,8 +297,13 @@ fn followers_of_both_protocols_are_exact_whatever_is_done_to_files() {
         dirs
     });
     wait_until("those that left are gone", || leader.leader.followers().len() == 2);
-    leader.assert_copies(&[&extended, &v1]);
+    for follower in [&extended, &v1] {
+        let status = follower.follower.status();
+        assert_eq!(status.connections, 1, "{status:?}");
+    }
+    leader.wait_in_sync(2);
     assert_exact(leader.dir.path(), extended.dir.path());
+    assert_same(leader.dir.path(), v1.dir.path());
     let [dir, v1_dir] = <[_; 2]>::try_from(dirs).unwrap();
     let back = TestFollower::on(leader.address, dir);
     // A copy by 1.0.0 that goes on with the extension gets its empty files.

@@ -219,15 +219,6 @@ impl TestLeader {
         self.leader.followers().into_iter().find(|follower| follower.id == id)
     }
 
-    /// As [`assert_copies`](Self::assert_copies), for followers that know the extension and so have empty files too.
-    #[track_caller]
-    pub fn assert_exact_copies(&self, followers: &[&TestFollower]) {
-        self.wait_in_sync(followers.len());
-        for follower in followers {
-            assert_exact(self.dir.path(), follower.dir.path());
-        }
-    }
-
     /// Waits until `followers`, and nobody else, are in sync, then compares the copies byte for byte.
     #[track_caller]
     pub fn assert_copies(&self, followers: &[&TestFollower]) {
