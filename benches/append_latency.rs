@@ -16,6 +16,11 @@
 //! 1 MiB/s. Both make the leader's queue run full: in each interval they are there, their queue fills, they are evicted
 //! about half-way, and the rest goes on without them. How many were evicted is printed.
 //!
+//! Or all are healthy, and one more *joins*: with nothing, again and again, all the time that is measured. The leader then has 256 MiB of files besides (in
+//! memory, most likely), which it sends each time; the healthy followers have them from the beginning. It is a follower
+//! of the extension in a process of its own, with the lowest priority, for it stands for a machine of its own; what it writes goes
+//! to this one's disk, but for `--sinks`. How often it was still joining when the interval ended is printed.
+//!
 //! The window is over the healthy followers by name. [`Leader::wait_for_window`] is not used: it waits for whoever still
 //! acknowledges anything, and would run at the pace of the slow one.
 //!
@@ -34,13 +39,16 @@
 mod common;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::children::{ChildProcess, IllFollower, Illness, id, run_if_child};
+use common::children::{ChildProcess, IllFollower, Illness, id, link_files, run_if_child};
 use common::data::{Kind, Pieces};
+use common::files::random_file;
 use common::table::{Table, nanos, ratio, size};
 use common::{BenchLeader, Log, Options, PATIENCE, finish, machine, median, timer_cost_ns, wait_joined};
 use hdrhistogram::Histogram;
+use paceline::leader::FollowerState;
 use paceline::{Leader, NodeId};
 
 const BURST_BYTES: usize = 64 << 10;
@@ -48,28 +56,33 @@ const BURST_BYTES: usize = 64 << 10;
 const WINDOW_BYTES: u64 = 4 << 20;
 /// Less than is written in an interval (but a quick one), so that whoever stands still is evicted within it.
 const QUEUE_BYTES: u64 = 16 << 20;
+/// What who joins is sent.
+const BALLAST_BYTES: u64 = 256 << 20;
+const BALLAST_FILES: u64 = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Case {
     Healthy,
     Stopped,
     Slow,
+    Joining,
 }
 
 impl Case {
-    const ALL: [Self; 3] = [Self::Healthy, Self::Stopped, Self::Slow];
+    const ALL: [Self; 4] = [Self::Healthy, Self::Stopped, Self::Slow, Self::Joining];
 
     fn name(self) -> &'static str {
         match self {
             Self::Healthy => "all healthy",
             Self::Stopped => "one stopped",
             Self::Slow => "one at 1 MiB/s",
+            Self::Joining => "while a follower joins",
         }
     }
 
     fn illness(self) -> Option<Illness> {
         match self {
-            Self::Healthy => None,
+            Self::Healthy | Self::Joining => None,
             Self::Stopped => Some(Illness::Stopped),
             Self::Slow => Some(Illness::Slow(1 << 20)),
         }
@@ -88,6 +101,8 @@ struct Cell {
 struct Figures {
     percentiles: [f64; 4],
     evicted: bool,
+    /// Somebody was joining from the beginning to the end.
+    joining: bool,
 }
 
 const PERCENTILES: [(&str, f64); 4] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
@@ -106,6 +121,11 @@ fn main() {
     println!("a look at the clock costs {} ns, which is in every figure\n", timer_cost_ns());
 
     let pool = Kind::Json.pool();
+    let ballast = tempfile::tempdir().expect("a temporary directory");
+    for number in 0..BALLAST_FILES {
+        let bytes = BALLAST_BYTES / BALLAST_FILES / if options.quick { 8 } else { 1 };
+        random_file(&ballast.path().join(format!("ballast-{number}")), bytes, number);
+    }
     let mut results: HashMap<Cell, Vec<Figures>> = HashMap::new();
     let mut invalid = Vec::new();
     let groups = groups(&options);
@@ -113,7 +133,7 @@ fn main() {
         for group in &groups {
             for turn in 0..group.len() {
                 let cell = group[(turn + round) % group.len()];
-                match measure(cell, &pool, &options) {
+                match measure(cell, &pool, ballast.path(), &options) {
                     Ok(figures) => results.entry(cell).or_default().push(figures),
                     Err(why) => invalid.push(why),
                 }
@@ -140,21 +160,34 @@ fn groups(options: &Options) -> Vec<Vec<Cell>> {
 }
 
 /// One interval, with a leader and followers of its own.
-fn measure(cell: Cell, pool: &[u8], options: &Options) -> Result<Figures, String> {
+fn measure(cell: Cell, pool: &[u8], ballast: &Path, options: &Options) -> Result<Figures, String> {
     // As many samples as p99.9 needs, and more bytes than a queue and the system's buffers hold.
     let total = match (options.quick, cell.size) {
         (true, _) => 2 << 20,
         (false, 256) => 32 << 20,
         (false, _) => 64 << 20,
     };
-    let leader = BenchLeader::start(|config| config.queue_bytes = QUEUE_BYTES);
+    let joins = cell.case == Case::Joining;
+    let leader = BenchLeader::start(|config| {
+        config.queue_bytes = QUEUE_BYTES;
+        if joins {
+            link_files(ballast, &config.data_dir);
+        }
+    });
     let ill = cell.case.illness();
     let healthy = cell.followers - usize::from(ill.is_some());
-    let children: Vec<_> =
-        (0..healthy).map(|number| ChildProcess::follower(leader.address, number, options.sinks)).collect();
+    let child = |number| match (joins, options.sinks) {
+        (true, false) => ChildProcess::follower_with(leader.address, number, ballast),
+        _ => ChildProcess::follower(leader.address, number, options.sinks),
+    };
+    let children: Vec<_> = (0..healthy).map(child).collect();
     wait_joined(&leader, healthy);
     let ill = ill.map(|illness| IllFollower::join(leader.address, healthy, illness));
-    wait_joined(&leader, cell.followers);
+    wait_joined(&leader, healthy + usize::from(ill.is_some()));
+    let joiner = joins.then(|| ChildProcess::joining(leader.address, options.sinks));
+    if joins {
+        wait_joining(&leader)?;
+    }
 
     let rate = options.rate * (1 << 20) / cell.threads;
     let healthy: Vec<NodeId> = children.iter().map(|child| child.id).collect();
@@ -173,13 +206,27 @@ fn measure(cell: Cell, pool: &[u8], options: &Options) -> Result<Figures, String
         }
         Ok::<_, String>(all)
     })?;
+    // A short while is between two joins.
+    let joining = joins && wait_joining(&leader).is_ok();
     leader.wait_acknowledged(&healthy)?;
     let evicted = leader.leader.evictions().iter().any(|eviction| eviction.id == id(healthy.len()));
-    drop(ill);
+    drop((ill, joiner));
     leader.leader.shutdown(Duration::ZERO);
     drop(children);
     let percentiles = PERCENTILES.map(|(_, percentile)| histogram.value_at_quantile(percentile) as f64);
-    Ok(Figures { percentiles, evicted })
+    Ok(Figures { percentiles, evicted, joining })
+}
+
+/// Waits until a follower is being sent what it lacks.
+fn wait_joining(leader: &BenchLeader) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    while !leader.leader.followers().iter().any(|follower| follower.state == FollowerState::Syncing) {
+        if Instant::now() > deadline {
+            return Err(format!("no follower was joining within {PATIENCE:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn new_histogram() -> Histogram<u64> {
@@ -270,7 +317,7 @@ fn print(groups: &[Vec<Cell>], results: &HashMap<Cell, Vec<Figures>>) {
         "p99.9",
         "max",
         "p99.9 min-max",
-        "evicted",
+        "evicted or joining",
     ]);
     for group in groups {
         table.gap();
@@ -287,6 +334,7 @@ fn print(groups: &[Vec<Cell>], results: &HashMap<Cell, Vec<Figures>>) {
             row.push(format!("{}-{}", nanos(of(f64::min).unwrap_or(0.0)), nanos(of(f64::max).unwrap_or(0.0))));
             row.push(match cell.case {
                 Case::Healthy => "-".into(),
+                Case::Joining => format!("{}/{}", figures.iter().filter(|it| it.joining).count(), figures.len()),
                 _ => format!("{}/{}", figures.iter().filter(|it| it.evicted).count(), figures.len()),
             });
             table.row(row);
@@ -301,7 +349,7 @@ fn summary(groups: &[Vec<Cell>], results: &HashMap<Cell, Vec<Figures>>) {
     let small = groups.iter().flatten().filter(|cell| cell.size == 256 && cell.threads == 1);
     let worst = small.filter_map(|cell| at(cell).map(|medians| medians[0])).fold(0.0, f64::max);
     println!("\nhighest p50 at 256 B from one thread: {} (aim: under 150 ns)", nanos(worst));
-    for case in [Case::Stopped, Case::Slow] {
+    for case in [Case::Stopped, Case::Slow, Case::Joining] {
         for (column, name) in [(2, "p99.9"), (3, "max")] {
             let ratios = groups.iter().filter_map(|group| {
                 let ill = group.iter().find(|cell| cell.case == case)?;

@@ -35,7 +35,7 @@ impl Storm {
 
     fn operation(&mut self) {
         let (name, other, bytes) = (self.name(), self.name(), self.bytes());
-        match self.random.u8(..14) {
+        match self.random.u8(..18) {
             0..=5 => {
                 let _ =
                     OpenOptions::new().append(true).create(true).open(name).and_then(|mut file| {
@@ -50,7 +50,17 @@ impl Storm {
                 }
             }
             8 => drop(fs::write(&other, bytes).and_then(|()| fs::rename(&other, name))),
-            9 => drop(fs::rename(name, other)),
+            9 | 13 => drop(fs::rename(name, other)),
+            14 => {
+                let names = ["a", "b", "c", "d"].map(|last| name.with_file_name(last));
+                names.windows(2).rev().for_each(|pair| drop(fs::rename(&pair[0], &pair[1])));
+            }
+            15 => {
+                let between = self.root.join("between");
+                let _ = fs::rename(&name, &between).and_then(|()| fs::rename(&other, &name));
+                let _ = fs::rename(between, other);
+            }
+            16 => drop(fs::rename(self.root.join("d"), self.root.join("f"))),
             10 => drop(fs::remove_file(name)),
             11 => drop(fs::remove_dir_all(name)),
             12 => {
@@ -89,6 +99,8 @@ fn copies_of_a_directory_in_a_storm_are_exact_also_those_that_join_in_it() {
     // Its last look sees all that was done before.
     watcher.stop();
     leader.assert_copies(&[&early, &late]);
+    // Neither was told what does not fit what it has.
+    assert_eq!([&early, &late].map(|follower| follower.follower.status().connections), [1, 1]);
 }
 
 /// A watched directory, a follower that knows the extension and one of 1.0.0.

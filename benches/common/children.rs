@@ -3,16 +3,20 @@
 //!
 //! A child ends when its standard input does, which is when its parent drops it, or dies.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use paceline::protocol::{ACCEPTED, PROBE_NAME, frame_reader, read_list_entry, write_end, write_hello, write_node_id};
+use paceline::protocol::extension::{Control, Fields, Message, Start, VERSION, field};
+use paceline::protocol::{
+    ACCEPTED, ActionDecoder, Event, PROBE_NAME, START_HEADER, frame_reader, read_list_entry, write_end, write_hello,
+    write_node_id,
+};
 use paceline::{Follower, FollowerConfig, NodeId};
 use tempfile::TempDir;
 
@@ -35,12 +39,42 @@ pub fn run_if_child() {
         std::process::exit(0);
     });
     match role.as_str() {
+        "returning" => {
+            let mut config = FollowerConfig::new(address.to_string(), dir, secret());
+            config.id = Some(id);
+            // What is measured begins when it comes, not when it tries to.
+            (config.retry_delay_min, config.retry_delay_max) = (Duration::from_millis(20), Duration::from_millis(20));
+            let ended = Follower::start(config).expect("a follower").wait(None);
+            eprintln!("follower {id} ended: {ended:?}");
+        }
         "follower" => {
             let mut config = FollowerConfig::new(address.to_string(), dir, secret());
             config.id = Some(id);
             let follower = Follower::start(config).expect("a follower");
             let ended = follower.wait(None);
             eprintln!("follower {id} ended: {ended:?}");
+        }
+        "joining" => {
+            beside_others();
+            loop {
+                let dir = tempfile::tempdir().expect("a temporary directory");
+                let mut config = FollowerConfig::new(address.to_string(), dir.path(), secret());
+                config.once = true;
+                let ended = Follower::start(config).expect("a follower").wait(None);
+                if !matches!(ended, Some(Ok(()))) {
+                    eprintln!("a joining follower ended: {ended:?}");
+                    break;
+                }
+            }
+        }
+        "joining-sink" => {
+            beside_others();
+            let error = loop {
+                if let Err(error) = sync_and_drop(address) {
+                    break error;
+                }
+            };
+            eprintln!("a joining sink ended: {error}");
         }
         "sink" => {
             let ended = RawFollower::join(address, id).and_then(|raw| raw.read_at(None, &AtomicBool::new(false)));
@@ -52,31 +86,64 @@ pub fn run_if_child() {
     std::process::exit(0);
 }
 
+/// What stands for a machine of its own is not to take this one's time from what is measured.
+fn beside_others() {
+    // Not allowed everywhere, and no harm where it is not.
+    let _ = rustix::process::setpriority_process(None, 19);
+}
+
 /// A child process and its directory.
 pub struct ChildProcess {
     pub id: NodeId,
     child: Child,
-    _dir: TempDir,
+    /// Goes with it, if it is its own.
+    dir: Option<TempDir>,
 }
 
 impl ChildProcess {
     fn spawn(role: &str, address: SocketAddr, number: usize) -> Self {
-        let id = id(number);
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut child = Self::spawn_in(dir.path(), role, address, number);
+        child.dir = Some(dir);
+        child
+    }
+
+    /// A [`Follower`] whose directory has the files of `given` already, as hard links: it is sent nothing of them.
+    pub fn follower_with(address: SocketAddr, number: usize, given: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        link_files(given, dir.path());
+        let mut child = Self::spawn_in(dir.path(), "follower", address, number);
+        child.dir = Some(dir);
+        child
+    }
+
+    /// Joins with nothing, is sent everything, goes, and joins again with nothing, each time as a new follower. With `sink` what
+    /// it is sent is decoded and dropped.
+    pub fn joining(address: SocketAddr, sink: bool) -> Self {
+        Self::spawn(if sink { "joining-sink" } else { "joining" }, address, 0)
+    }
+
+    fn spawn_in(dir: &Path, role: &str, address: SocketAddr, number: usize) -> Self {
+        let id = id(number);
         let executable = std::env::current_exe().expect("a path to this executable");
         let child = Command::new(executable)
             .args([HIDDEN, role, &address.to_string(), &id.get().to_string()])
-            .arg(dir.path())
+            .arg(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .expect("a process");
-        Self { id, child, _dir: dir }
+        Self { id, child, dir: None }
     }
 
     /// A [`Follower`] of the leader at `address`; with `sink` one that writes nothing.
     pub fn follower(address: SocketAddr, number: usize, sink: bool) -> Self {
         Self::spawn(if sink { "sink" } else { "follower" }, address, number)
+    }
+
+    /// A [`Follower`] on a directory that is there before and after it, and that is soon back when it was disconnected.
+    pub fn returning(address: SocketAddr, number: usize, dir: &Path) -> Self {
+        Self::spawn_in(dir, "returning", address, number)
     }
 }
 
@@ -90,6 +157,14 @@ impl Drop for ChildProcess {
 /// The id of a bench's follower; the leader is 1.
 pub fn id(number: usize) -> NodeId {
     NodeId::new(i32::try_from(number + 2).expect("a few followers")).expect("positive")
+}
+
+/// Links all files of one directory into another.
+pub fn link_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("readable");
+        std::fs::hard_link(entry.path(), to.join(entry.file_name())).expect("on the same file system");
+    }
 }
 
 // ---- the baseline ----
@@ -146,6 +221,53 @@ fn read_plain(address: SocketAddr, dir: PathBuf) -> io::Result<()> {
 }
 
 // ---- followers made by hand ----
+
+/// Joins by the extension as a new follower that has nothing, and reads until its sync has ended.
+fn sync_and_drop(address: SocketAddr) -> io::Result<()> {
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_nodelay(true)?;
+    socket.write_all(&Start::Extension(VERSION).header())?;
+    Start::read(&mut socket).map_err(other)?;
+    let mut hello = Vec::new();
+    write_hello(&mut hello, &secret())?;
+    socket.write_all(&hello[START_HEADER.len()..])?;
+    let mut answer = [0];
+    socket.read_exact(&mut answer)?;
+    assert_eq!(answer[0], ACCEPTED);
+    let id = NodeId::random();
+    Fields::default().with(field::ID, &id.get().to_le_bytes()).write(&mut socket)?;
+    Fields::read(&mut socket).map_err(other)?;
+    let mut frame = frame_reader(socket.try_clone()?);
+    let mut decoder = ActionDecoder::new();
+    let mut control = None;
+    loop {
+        let mut block = frame.fill_buf()?;
+        let length = block.len();
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while let Some(event) = decoder.next(&mut block).map_err(other)? {
+            if let Event::Action { path, .. } = &event {
+                control = Control::is_control(path).then(|| (path.clone(), Vec::new()));
+            }
+            let (Event::Payload { bytes, remaining }, Some((path, content))) = (event, &mut control) else { continue };
+            content.extend_from_slice(bytes);
+            if remaining > 0 {
+                continue;
+            }
+            match Control::decode(path, content).map_err(other)? {
+                Some(Control::Want) => {
+                    let mut wire = Vec::new();
+                    Message::InventoryEnd.encode(&mut wire);
+                    socket.write_all(&wire)?;
+                }
+                Some(Control::SyncEnds) => return Ok(()),
+                _ => {}
+            }
+        }
+        frame.consume(length);
+    }
+}
 
 /// A follower made by hand, which writes nothing and may misbehave.
 pub struct RawFollower {

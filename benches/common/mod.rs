@@ -9,6 +9,9 @@
 
 pub mod children;
 pub mod data;
+pub mod files;
+pub mod relay;
+pub mod rsync;
 pub mod table;
 
 use std::fs::{self, File};
@@ -42,12 +45,14 @@ pub struct Options {
     pub rounds: usize,
     /// MiB/s that writers offer, all threads together; 0: as fast as they can.
     pub rate: usize,
+    /// MiB of files, where a bench makes some.
+    pub mib: Option<usize>,
     sizes: Option<Vec<usize>>,
     followers: Option<Vec<usize>>,
     threads: Option<Vec<usize>>,
 }
 
-const USAGE: &str = "options: [--quick] [--sinks] [--no-baseline] [--rounds N] [--rate MIB_PER_S]
+const USAGE: &str = "options: [--quick] [--sinks] [--no-baseline] [--rounds N] [--rate MIB_PER_S] [--mib N]
          [--sizes BYTES,..] [--followers N,..] [--threads N,..]
 Without `--bench`, which `cargo bench` passes, it is quick: so it is when run as a test.";
 
@@ -69,6 +74,7 @@ impl Options {
             baseline,
             rounds: if quick { 1 } else { rounds },
             rate,
+            mib: None,
             sizes: None,
             followers: None,
             threads: None,
@@ -80,6 +86,7 @@ impl Options {
             match (name.as_str(), numbers) {
                 ("--rounds", Some(numbers)) if numbers.len() == 1 && numbers[0] > 0 => options.rounds = numbers[0],
                 ("--rate", Some(numbers)) if numbers.len() == 1 => options.rate = numbers[0],
+                ("--mib", Some(numbers)) if numbers.len() == 1 && numbers[0] > 0 => options.mib = Some(numbers[0]),
                 ("--sizes", numbers @ Some(_)) => options.sizes = numbers,
                 ("--followers", numbers @ Some(_)) => options.followers = numbers,
                 ("--threads", numbers @ Some(_)) => options.threads = numbers,

@@ -10,7 +10,7 @@
 //! where it ended in both. `in_flight` is a leaf lock: nothing is locked or awaited while it is held, except
 //! the condition that somebody acknowledged.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use super::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, Foll
 use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::Marks;
-use crate::types::{NodeId, StreamPosition};
+use crate::types::{NodeId, RelPath, StreamPosition};
 
 /// See the module's documentation.
 pub(super) struct FollowerHandle {
@@ -32,6 +32,8 @@ pub(super) struct FollowerHandle {
     pub(super) address: SocketAddr,
     /// Whether it speaks the extension, or 1.0.0.
     pub(super) extension: bool,
+    /// Files of which it lacks something that was void when it was to be sent, and was perhaps sent since. Its writer's.
+    pub(super) spoiled: Mutex<HashSet<RelPath>>,
     connected_at: Instant,
     /// For shutting it down; its own threads have clones to read and write.
     socket: TcpStream,
@@ -148,6 +150,7 @@ impl FollowerHandle {
             id,
             address,
             extension,
+            spoiled: Mutex::default(),
             connected_at: now,
             socket,
             state: AtomicU8::new(FollowerState::Waiting as u8),

@@ -1,13 +1,12 @@
 //! Ranges of files, read from disk for one follower.
 
-use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use super::Core;
-use super::batch::{Batch, ControlAction, FileRange, Step};
+use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use crate::error::{AppendError, Error};
@@ -33,8 +32,6 @@ pub(super) struct Ranges<'a> {
     buffer: Vec<u8>,
     /// Reads at the pace of all syncs together, and leaves nothing in the page cache.
     in_bulk: bool,
-    /// Files of which a range in the stream was void, and perhaps mended since.
-    spoiled: HashSet<RelPath>,
     last_beat: Instant,
 }
 
@@ -43,7 +40,7 @@ const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), in_bulk: false, spoiled: HashSet::new(), last_beat: Instant::now() }
+        Self { core, follower, buffer: Vec::new(), in_bulk: false, last_beat: Instant::now() }
     }
 
     /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
@@ -85,7 +82,6 @@ impl<'a> Ranges<'a> {
     pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
         let begin = batch.end - range.action_bytes();
         if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
-            self.spoiled.insert(range.path.clone());
             self.tell_position(frame, batch)?;
         }
         frame.flush().map_err(broken)?;
@@ -103,7 +99,9 @@ impl<'a> Ranges<'a> {
     ) -> Result<(), Error> {
         // A rename or truncation of what a void range left incomplete would not make it whole.
         let spoiled = match &action.control {
-            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => self.spoiled.remove(path),
+            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
+                self.follower.spoiled.lock().remove(path)
+            }
             _ => false,
         };
         if self.follower.extension && !spoiled {
@@ -113,9 +111,7 @@ impl<'a> Ranges<'a> {
             }
         } else {
             for step in &action.instead {
-                if let Err(void) = self.send_step(frame, step)? {
-                    self.spoiled.insert(void);
-                }
+                let _ = self.send_step(frame, step)?;
             }
             if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
                 // 1.0.0 has no empty files.
@@ -165,6 +161,7 @@ impl<'a> Ranges<'a> {
     ) -> Result<bool, Error> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
         let Some(mut file) = self.open(&range.path, version, version.len)? else {
+            self.follower.spoiled.lock().insert(range.path.clone());
             self.mend(&range.path, version)?;
             return Ok(false);
         };
@@ -183,7 +180,11 @@ impl<'a> Ranges<'a> {
             frame.write_all(&header).map_err(broken)?;
             intact &= self.copy(frame, &range.path, &mut file, piece.1)?;
         }
+        if intact && range.kind == RangeKind::Replace {
+            self.follower.spoiled.lock().remove(&range.path);
+        }
         if !intact {
+            self.follower.spoiled.lock().insert(range.path.clone());
             self.mend(&range.path, version)?;
         }
         Ok(intact)

@@ -140,6 +140,7 @@ impl<'a> Resumer<'a> {
                     Some(repair) => steps.extend(repair),
                     None => {
                         view.void(path);
+                        self.follower.spoiled.lock().insert(path.clone());
                         self.ranges.mend(path, *version)?;
                     }
                 },

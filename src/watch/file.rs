@@ -54,6 +54,11 @@ impl Seen {
     pub(super) fn id(&self) -> Identity {
         self.id
     }
+
+    /// The same as seen of no file: any file is another one.
+    pub(super) fn of_no_file(self) -> Self {
+        Self { id: Identity { dev: 0, ino: 0, born: None }, ..self }
+    }
 }
 
 /// A hash of the last bytes before `end`.

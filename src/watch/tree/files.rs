@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Survey, Tree, Trouble};
+use super::{Kind, Survey, Tree, Trouble};
 use crate::error::AppendError;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
@@ -102,6 +102,9 @@ impl<A: Announce> Tree<A> {
         // if it had shrunk, nothing is known.
         let announced = self.announce.file_len(path).unwrap_or(0);
         let tail = (announced >= seen.len).then_some(tail);
+        // If another file had come there, what was announced is perhaps not what we saw: never to be taken for its renaming.
+        let same = matches!(self.kind_of(path), Ok(Kind::File(now)) if now.id() == seen.id());
+        let seen = if same { seen } else { seen.of_no_file() };
         let pause = Duration::from_millis(announced / (REPLACE_BYTES_PER_S / 1000));
         self.files.insert(path.clone(), Known::new(seen, announced, tail, By::Replace, Instant::now() + pause));
         self.pace(announced);
