@@ -135,18 +135,17 @@ pub(super) struct CaughtUp {
 }
 
 impl CaughtUp {
-    /// Sends what is left: in time, for its queue fills meanwhile. Returns the queue, and what is to send it.
-    pub(super) fn finish<'a>(
+    /// Sends what is left: in time, for its queue fills meanwhile. Returns the queue.
+    pub(super) fn finish(
         self,
-        core: &'a Arc<Core>,
-        follower: &'a FollowerHandle,
+        core: &Arc<Core>,
+        follower: &Arc<FollowerHandle>,
         frame: &mut Frame,
-    ) -> Result<(AttachedQueue, Ranges<'a>), Error> {
+    ) -> Result<AttachedQueue, Error> {
         let mut ranges = Ranges::new(core, follower);
         for step in &self.steps {
-            if let Err(void) = ranges.send_step(frame, step)? {
-                ranges.spoiled(void);
-            }
+            // What mends a void file is in the queue already.
+            let _ = ranges.send_step(frame, step)?;
         }
         if follower.extension {
             // What follows are the batches from here on.
@@ -158,6 +157,6 @@ impl CaughtUp {
         follower.caught_up();
         core.progress.changed();
         log::info!("follower {} at {} follows the stream", follower.id, follower.address);
-        Ok((self.queue, ranges))
+        Ok(self.queue)
     }
 }

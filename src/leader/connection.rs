@@ -123,9 +123,9 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
         })?
     };
     loop {
-        let (queue, ranges) = caught_up.finish(core, follower, &mut frame)?;
+        let queue = caught_up.finish(core, follower, &mut frame)?;
         frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
-        let Some(demotion) = write_batches(core, follower, &mut frame, &queue, ranges)? else { break };
+        let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? else { break };
         drop(queue);
         (frame, caught_up) = in_background(core, follower, move |core, follower| {
             let caught_up = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
@@ -149,9 +149,9 @@ fn write_batches(
     follower: &FollowerHandle,
     frame: &mut Frame,
     queue: &AttachedQueue,
-    mut ranges: Ranges<'_>,
 ) -> Result<Option<Demotion>, Error> {
     let broken = |error: io::Error| Error::connection("writing to a follower", error);
+    let mut ranges = Ranges::new(core, follower);
     let mut discarded = Discarded::default();
     loop {
         let batch = match queue.batches.try_recv() {

@@ -72,12 +72,6 @@ impl<'a> Ranges<'a> {
         frame.flush().map_err(broken)
     }
 
-    /// Notes that a file is void when the stream begins. What mends it is in the queue already; but what comes before that may
-    /// be a truncation, of a file that the follower has not.
-    pub(super) fn spoiled(&mut self, path: RelPath) {
-        self.spoiled.insert(path);
-    }
-
     /// Sends a range that stands in the stream.
     pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
         let begin = batch.end - range.action_bytes();
