@@ -405,7 +405,6 @@ fn controls_out_of_order_end_the_connection() {
         (fresh, encoded(&[Control::Empty(path("a"))]), "before a sync began"),
         (synced, encoded(&[Control::SyncEnds]), "that had not begun"),
         (synced, encoded(&[begins(), begins()]), "within another"),
-        (synced, encoded(&[Control::Position(9), Control::Position(8)]), "position 8, which is before"),
     ] {
         let mut connection = match in_sync {
             true => scene.leader.accept_in_sync().0,

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use paceline::leader::{FollowerState, Window};
 use paceline::{LeaderConfig, OnFull, Protocol};
 use support::relay::Relay;
-use support::{PATIENCE, TestFollower, TestLeader, assert_exact, noise_of, path, wait_until};
+use support::{PATIENCE, TestFollower, TestLeader, assert_exact, assert_same, noise_of, path, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -247,7 +247,7 @@ fn followers_of_both_protocols_are_exact_whatever_is_done_to_files() {
         config.on_full = OnFull::CatchUp;
         config.queue_bytes = 4 << 20;
     });
-    let v1 = TestFollower::with(leader.address, tempfile::tempdir().unwrap(), |config| config.protocol = Protocol::V1);
+    let v1 = TestFollower::v1(leader.address);
     let extended = leader.follower();
     let done = AtomicBool::new(false);
     let dirs = std::thread::scope(|scope| {
@@ -297,8 +297,13 @@ fn followers_of_both_protocols_are_exact_whatever_is_done_to_files() {
         dirs
     });
     wait_until("those that left are gone", || leader.leader.followers().len() == 2);
-    leader.assert_copies(&[&extended, &v1]);
+    for follower in [&extended, &v1] {
+        let status = follower.follower.status();
+        assert_eq!(status.connections, 1, "{status:?}");
+    }
+    leader.wait_in_sync(2);
     assert_exact(leader.dir.path(), extended.dir.path());
+    assert_same(leader.dir.path(), v1.dir.path());
     let [dir, v1_dir] = <[_; 2]>::try_from(dirs).unwrap();
     let back = TestFollower::on(leader.address, dir);
     // A copy by 1.0.0 that goes on with the extension gets its empty files.

@@ -232,8 +232,15 @@ impl Dir {
     }
 
     pub(super) fn open_made(&self, path: &RelPath, flags: OFlags) -> Result<File, Error> {
-        // With CREATE it is only absent if its folder was removed meanwhile, by somebody else.
-        self.open_file(path, flags)?.ok_or_else(|| self.failed("make", path.as_str(), Errno::NOENT))
+        const TRIES: usize = 100;
+        // With CREATE it is only absent if its folder was removed between two steps: the own one by another thread of ours,
+        // that found it empty; any other by somebody else.
+        for _ in 0..TRIES {
+            if let Some(file) = self.open_file(path, flags)? {
+                return Ok(file);
+            }
+        }
+        Err(self.failed("make", path.as_str(), Errno::NOENT))
     }
 
     pub(super) fn open_file(&self, path: &RelPath, flags: OFlags) -> Result<Option<File>, Error> {
@@ -355,6 +362,17 @@ mod tests {
         assert!(!dir.remove(&path("a/d")).unwrap(), "an absent file was removed");
         dir.remove_own_folder();
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_own_folder_may_be_removed_by_one_thread_while_another_needs_it() {
+        let (_root, dir) = opened();
+        std::thread::scope(|scope| {
+            let remover = scope.spawn(|| (0..20_000).for_each(|_| dir.remove_own_folder()));
+            while !remover.is_finished() {
+                place(&dir, "a", "x").unwrap();
+            }
+        });
     }
 
     #[test]

@@ -84,7 +84,8 @@ mod tests {
         assert_eq!(lag.now(), Some((0, None)));
         lag.heard(160, at(3));
         assert_eq!(lag.now(), Some((0, None)), "heard of what was passed");
-        lag.set_own(180);
+        lag.set_own(169);
+        assert_eq!(lag.now(), Some((0, None)), "told to be before what was counted");
         lag.set_own(170);
         for position in 171..10_000 {
             lag.heard(position, at(4));

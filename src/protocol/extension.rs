@@ -419,7 +419,8 @@ pub enum Control {
     },
     /// All of the sync was sent before this.
     SyncEnds,
-    /// The position in the stream of what follows: what counts in positions adds up from here.
+    /// The position in the stream of what follows: what counts in positions adds up from here. It may be before what has added up:
+    /// a leader that cannot send an action any more may send something longer in its place.
     Position(u64),
     /// The leader is alive.
     Heartbeat {
