@@ -37,11 +37,12 @@ impl Meter {
 
     pub(super) fn status(&self, now: Moment) -> Option<CatchUpStatus> {
         let bytes = self.bytes?;
-        let caught_up = now.acknowledged - self.since.acknowledged;
-        let appended = now.position - self.since.position;
+        // A moment that was looked at before a round began may come here after.
+        let caught_up = now.acknowledged.saturating_sub(self.since.acknowledged);
+        let appended = now.position.saturating_sub(self.since.position);
         let elapsed = now.at.duration_since(self.since.at);
-        let in_round = now.acknowledged - self.round.acknowledged;
-        let missing_bytes = bytes.saturating_sub(in_round) + (now.position - self.round.position);
+        let in_round = now.acknowledged.saturating_sub(self.round.acknowledged);
+        let missing_bytes = bytes.saturating_sub(in_round) + now.position.saturating_sub(self.round.position);
         let (rate_bytes_per_s, append_bytes_per_s) = (per_second(caught_up, elapsed), per_second(appended, elapsed));
         let gain = rate_bytes_per_s.saturating_sub(append_bytes_per_s);
         let estimated = (gain > 0).then(|| Duration::from_secs_f64(missing_bytes as f64 / gain as f64));
@@ -75,5 +76,6 @@ mod tests {
         let status = meter.status(moment(40, 8000, 12_500)).unwrap();
         assert_eq!((status.rate_bytes_per_s, status.append_bytes_per_s), (300, 400));
         assert_eq!((status.missing_bytes, status.estimated), (4000, None), "it never ends at these rates");
+        assert_eq!(meter.status(moment(5, 100, 100)).unwrap().missing_bytes, 4000, "a moment from before");
     }
 }
