@@ -136,7 +136,7 @@ impl Show {
     fn update(&mut self, status: &Status) {
         let syncing = status.state == State::Syncing;
         if !syncing || status.connections != self.connections {
-            self.end(status);
+            self.end();
             self.connections = status.connections;
         }
         if !syncing {
@@ -172,15 +172,11 @@ impl Show {
         }
     }
 
-    /// Of a sync, if one was under way.
-    fn end(&mut self, status: &Status) {
+    /// Of a sync; the follower itself says what it came to.
+    fn end(&mut self) {
         self.clear();
         self.logged = Instant::now();
-        if let Some(began) = self.began.take()
-            && status.state == State::Streaming
-        {
-            log::info!("sync done: {}", progress(&status.sync, began.elapsed()));
-        }
+        self.began = None;
     }
 
     fn clear(&mut self) {

@@ -394,6 +394,8 @@ impl<'a> Session<'a> {
         let unflushed = self.unflushed();
         self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
         self.phase = Phase::Streaming;
+        let sync = self.parts.shared.status().sync;
+        log::info!("sync done: {} files received with {} bytes", sync.files_received, sync.bytes_received);
         if self.parts.once {
             wait(&synced)?;
             self.done = true;

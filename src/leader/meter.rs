@@ -35,6 +35,7 @@ impl Meter {
         self.bytes = Some(bytes);
     }
 
+    /// `now` may have been looked at before a round that began meanwhile.
     pub(super) fn status(&self, now: Moment) -> Option<CatchUpStatus> {
         let bytes = self.bytes?;
         // A moment that was looked at before a round began may come here after.
@@ -70,6 +71,7 @@ mod tests {
         assert_eq!((status.rate_bytes_per_s, status.append_bytes_per_s), (300, 100));
         assert_eq!(status.missing_bytes, 9000 - 3000 + 1000);
         assert_eq!(status.estimated, Some(Duration::from_secs(35)));
+        assert!(meter.status(moment(0, 900, 400)).is_some(), "of a moment before the round");
         // The next round goes by this one and itself.
         meter.round(moment(30, 4000, 9500), 3000);
         meter.round(moment(40, 8000, 12_500), 4000);

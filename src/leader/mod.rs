@@ -46,9 +46,10 @@ mod stream;
 mod view;
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::Index;
 use crate::index::chunks::ChunkCache;
-use crate::index::hash::HashCache;
+use crate::index::hash::{HashCache, is_no_file};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
@@ -274,7 +275,8 @@ impl Leader {
     /// Announces that a file was renamed, over whatever the new name was, and returns the stream position after it. Never blocks
     /// on a follower. Followers that know the extension rename theirs; others get it whole under the new name.
     ///
-    /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace.
+    /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace; so it
+    /// is where the old name was another file's by the time a follower was sent it.
     ///
     /// # Errors
     ///
@@ -283,9 +285,13 @@ impl Leader {
         if !self.replicates(to) {
             return self.delete(from);
         }
-        match self.core.stream.rename(from, to)? {
+        let file = fs::symlink_metadata(to.below(self.core.dir.path())).ok().map(|meta| (meta.dev(), meta.ino()));
+        match self.core.stream.rename(from, to, file)? {
             Some(position) => Ok(position),
-            None => self.replace(to),
+            None => {
+                self.delete(from)?;
+                self.replace(to)
+            }
         }
     }
 
@@ -394,6 +400,27 @@ impl Drop for Leader {
 }
 
 impl Core {
+    /// Opens the file of a generation, announced as `path` at some time; `None` if there is none, or not with `len` bytes.
+    fn open_announced(&self, path: &RelPath, generation: u64, len: u64) -> io::Result<Option<File>> {
+        loop {
+            // Bytes below an announced length are on disk before they are announced: a file opened after this look has
+            // them, or is newer, and then the index will say so.
+            let Some(path) = self.stream.find(path, generation) else { return Ok(None) };
+            let file = match File::open(path.below(self.dir.path())) {
+                Ok(file) => file,
+                Err(error) if is_no_file(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let meta = file.metadata()?;
+            if !meta.is_file() || meta.len() < len {
+                return Ok(None);
+            }
+            if self.stream.reads(&path, generation, (meta.dev(), meta.ino())) {
+                return Ok(Some(file));
+            }
+        }
+    }
+
     /// Announces the file's content as it is on disk; only if the index has it in `generation`, when one is given.
     ///
     /// Reading and announcing are one step under the file's lock: whoever reads last announces last.

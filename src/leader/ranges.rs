@@ -1,7 +1,6 @@
 //! Ranges of files, read from disk for one follower.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -108,7 +107,15 @@ impl<'a> Ranges<'a> {
             }
         } else {
             for step in &action.instead {
-                let _ = self.send_step(frame, step)?;
+                if let Err(void) = self.send_step(frame, step)? {
+                    self.spoiled.insert(void);
+                }
+            }
+            if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
+                // 1.0.0 has no empty files.
+                if let Control::Rename { to: path, .. } | Control::Truncate { path, .. } = &action.control {
+                    let _ = self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?;
+                }
             }
             self.tell_position(frame, batch)?;
         }
@@ -178,16 +185,9 @@ impl<'a> Ranges<'a> {
 
     /// Opens the file if it is still what `version` says, with at least `len` bytes.
     pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<Reader>, Error> {
-        // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
-        // is newer, and then the index will say so.
-        let Some(path) = &self.core.stream.find(path, version.generation) else { return Ok(None) };
-        let opened = File::open(path.below(self.core.dir.path()))
-            .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
-        match opened {
-            Ok(file) => Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
-            Err(error) if is_no_file(&error) => Ok(None),
-            Err(error) => Err(self.unreadable(path, error)),
-        }
+        let opened = self.core.open_announced(path, version.generation, len);
+        let file = opened.map_err(|error| self.unreadable(path, error))?;
+        Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new }))
     }
 
     /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
@@ -227,7 +227,7 @@ impl<'a> Ranges<'a> {
     /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now.
     pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
         let Some(path) = &self.core.stream.find(path, believed.generation) else { return Ok(()) };
-        log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
+        log::debug!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
         match self.core.announce_from_disk(path, Some(believed.generation)) {
             Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
             Err(AppendError::Io { source, .. }) if is_no_file(&source) => {

@@ -150,8 +150,7 @@ impl<'a> Resumer<'a> {
     /// The steps that make the follower's copy equal to the file; `None` if ours cannot be read as announced.
     fn repair(&mut self, path: &RelPath, version: Version, copy: &Held) -> Result<Option<Vec<Step>>, Error> {
         let (core, follower) = (self.core, self.follower);
-        let Some(current) = core.stream.find(path, version.generation) else { return Ok(None) };
-        let file = current.below(core.dir.path());
+        let open = || core.open_announced(path, version.generation, 0);
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
@@ -161,8 +160,8 @@ impl<'a> Resumer<'a> {
         let comparable = comparable_bytes(copy, version.len);
         let ours = core
             .chunks
-            .digests(&file, version.generation, comparable, &mut go_on)
-            .map_err(|error| Error::io("read", &file, error))?;
+            .digests(open, version.generation, comparable, &mut go_on)
+            .map_err(|error| Error::io("read", path.below(core.dir.path()), error))?;
         let Some(ours) = ours else { return Ok(None) };
         let repair = compare(copy, version.len, &ours);
         let range = |kind, offset, len| Step::Send(FileRange { kind, offset, len, ..whole(path, version) });
