@@ -169,7 +169,7 @@ fn measure(cell: Cell, pool: &[u8], options: &Options) -> Result<Figures, String
             .collect();
         let mut all = new_histogram();
         for writer in writers {
-            all += writer.join().expect("a writer")?;
+            all += writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)))?;
         }
         Ok::<_, String>(all)
     })?;
@@ -180,6 +180,12 @@ fn measure(cell: Cell, pool: &[u8], options: &Options) -> Result<Figures, String
     drop(children);
     let percentiles = PERCENTILES.map(|(_, percentile)| histogram.value_at_quantile(percentile) as f64);
     Ok(Figures { percentiles, evicted })
+}
+
+/// What a writer has to say that could not go on.
+fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    format!("a writer panicked: {}", text.unwrap_or("it does not say why"))
 }
 
 fn new_histogram() -> Histogram<u64> {
