@@ -31,6 +31,22 @@ pub struct LeaderConfig {
     /// How long a joining follower may make no progress between two steps of a full sync or of catching up. Defaults to
     /// 10 min: a follower may hash its files for minutes between the list and its first request.
     pub sync_timeout: Duration,
+    /// How many full syncs read or move content at once. Defaults to 1: two at once make each other slow, and a disk more so.
+    pub syncs_max: usize,
+    /// How many followers that are not attached to the stream catch up from disk at once. Defaults to 4: what they read is recent,
+    /// and mostly still cached.
+    pub catch_ups_max: usize,
+    /// Bytes a second that full syncs and catching up read from the data directory, all together: what they hash, and what
+    /// they send before it is compressed. At least 1 MiB. Defaults to `None`: as fast as disk and network go.
+    pub sync_rate: Option<u64>,
+    /// How long a follower waits, connected, for its next full sync when it was evicted for being slow a second time within
+    /// `readmit_window`; twice as long each time after. The first eviction costs nothing. Up to half is added at
+    /// random. Defaults to 1 s.
+    pub readmit_delay_min: Duration,
+    /// The longest such delay. Defaults to 60 s.
+    pub readmit_delay_max: Duration,
+    /// How long an eviction counts towards such delays. Defaults to 10 min.
+    pub readmit_window: Duration,
     /// The deadline of the whole handshake. Defaults to 5 s, LavinMQ's own.
     pub handshake_timeout: Duration,
     /// How often the leader says that it is alive, and followers do, where both know the extension of the protocol; a follower
@@ -72,6 +88,12 @@ impl LeaderConfig {
             write_timeout: Duration::from_secs(5),
             ack_timeout: Duration::from_secs(10),
             sync_timeout: Duration::from_secs(600),
+            syncs_max: 1,
+            catch_ups_max: 4,
+            sync_rate: None,
+            readmit_delay_min: Duration::from_secs(1),
+            readmit_delay_max: Duration::from_secs(60),
+            readmit_window: Duration::from_secs(600),
             handshake_timeout: Duration::from_secs(5),
             heartbeat_interval: Duration::from_secs(1),
             unauthenticated_max: 64,
@@ -84,6 +106,9 @@ impl LeaderConfig {
         at_least("queue_bytes", self.queue_bytes, 64 << 10)?;
         at_least("queue_batches", self.queue_batches as u64, 1)?;
         at_least("unauthenticated_max", self.unauthenticated_max as u64, 1)?;
+        at_least("syncs_max", self.syncs_max as u64, 1)?;
+        at_least("catch_ups_max", self.catch_ups_max as u64, 1)?;
+        at_least("sync_rate", self.sync_rate.unwrap_or(u64::MAX), 1 << 20)?;
         // A queue's slots are allocated up front.
         if self.queue_batches > 1 << 24 {
             return Err(Error::Setting { name: "queue_batches", reason: "must be at most 16777216".into() });

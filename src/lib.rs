@@ -3,7 +3,7 @@
 //!
 //! It is for hosts whose files are append-mostly: brokers, logs, storage engines. A [`Leader`] is told what was written to the
 //! directory; each [`Follower`] keeps an exact copy of it. Both speak LavinMQ's replication protocol 1.0.0 (see
-//! [`protocol`]), so a LavinMQ node can follow a `Leader`, and a `Follower` can follow a LavinMQ leader. A [`Watcher`] feeds
+//! [`protocol`]) and an extension of it, so a LavinMQ node can follow a `Leader`, and a `Follower` can follow a LavinMQ leader. A [`Watcher`] feeds
 //! a leader from a directory that other programs write.
 //!
 //! ```
@@ -74,6 +74,7 @@ pub mod protocol;
 mod sendqueue;
 mod thread;
 mod types;
+mod uncached;
 pub mod watch;
 
 #[cfg(doctest)]

@@ -4,13 +4,15 @@
 
 mod support;
 
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use paceline::config::Protocol;
 use paceline::leader::{EvictionReason, FollowerState, FollowerStatus};
 use paceline::{LeaderConfig, NodeId, OnFull};
 use support::relay::Relay;
-use support::{PATIENCE, TestFollower, TestLeader, logs, noise, wait_until};
+use support::{PATIENCE, StopOnDrop, TestFollower, TestLeader, logs, noise, wait_until};
 
 /// No deadline is near but that of the queue, which is short.
 fn demoting(config: &mut LeaderConfig) {
@@ -21,7 +23,7 @@ fn demoting(config: &mut LeaderConfig) {
 }
 
 /// A leader and a follower in sync, over a link that can be held up.
-fn scene(change: impl FnOnce(&mut LeaderConfig)) -> (TestLeader, Relay, TestFollower) {
+fn scene(protocol: Protocol, change: impl FnOnce(&mut LeaderConfig)) -> (TestLeader, Relay, TestFollower) {
     let leader = TestLeader::with(|config| {
         demoting(config);
         change(config);
@@ -29,7 +31,7 @@ fn scene(change: impl FnOnce(&mut LeaderConfig)) -> (TestLeader, Relay, TestFoll
     let relay = Relay::start(leader.address);
     leader.append("log", b"from before ");
     leader.append("untouched", b"and never again");
-    let follower = TestFollower::on(relay.address, tempfile::tempdir().unwrap());
+    let follower = TestFollower::with(relay.address, tempfile::tempdir().unwrap(), |config| config.protocol = protocol);
     leader.wait_state(follower.follower.id(), FollowerState::InSync);
     (leader, relay, follower)
 }
@@ -57,7 +59,7 @@ fn assert_unbroken(leader: &TestLeader, follower: &TestFollower, connected_from:
 
 #[test]
 fn a_follower_whose_queue_is_full_catches_up_on_its_connection() {
-    let (leader, relay, follower) = scene(|_| ());
+    let (leader, relay, follower) = scene(Protocol::Auto, |_| ());
     let id = follower.follower.id();
     let address = status(&leader, id).address;
     relay.hold();
@@ -76,7 +78,16 @@ fn a_follower_whose_queue_is_full_catches_up_on_its_connection() {
 
 #[test]
 fn what_is_discarded_may_be_of_any_kind() {
-    let (leader, relay, follower) = scene(|_| ());
+    discard_all_kinds(Protocol::Auto);
+}
+
+#[test]
+fn what_is_discarded_may_be_of_any_kind_with_1_0_0() {
+    discard_all_kinds(Protocol::V1);
+}
+
+fn discard_all_kinds(protocol: Protocol) {
+    let (leader, relay, follower) = scene(protocol, |_| ());
     let id = follower.follower.id();
     let address = status(&leader, id).address;
     for name in ["replaced", "deleted", "made-again", "by-reference", "emptied", "tmp-twin", "tmp-twin.tmp"] {
@@ -109,7 +120,7 @@ fn what_is_discarded_may_be_of_any_kind() {
 
 #[test]
 fn a_follower_may_be_demoted_again_and_again() {
-    let (leader, relay, follower) = scene(|_| ());
+    let (leader, relay, follower) = scene(Protocol::Auto, |_| ());
     let id = follower.follower.id();
     let address = status(&leader, id).address;
     for times in 1..=3 {
@@ -122,18 +133,9 @@ fn a_follower_may_be_demoted_again_and_again() {
     assert_unbroken(&leader, &follower, address);
 }
 
-/// Ends the writers of a test, also of one that fails.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_follower_slower_than_the_writers_is_kept_and_ends_exact() {
-    let (leader, relay, follower) = scene(|_| ());
+    let (leader, relay, follower) = scene(Protocol::V1, |_| ());
     let id = follower.follower.id();
     let address = status(&leader, id).address;
     let stop = AtomicBool::new(false);
@@ -166,7 +168,7 @@ fn a_follower_slower_than_the_writers_is_kept_and_ends_exact() {
 
 #[test]
 fn a_follower_that_takes_nothing_is_evicted_in_this_mode_too() {
-    let (leader, relay, follower) = scene(|config| config.write_timeout = Duration::from_millis(400));
+    let (leader, relay, follower) = scene(Protocol::Auto, |config| config.write_timeout = Duration::from_millis(400));
     let id = follower.follower.id();
     relay.hold();
     append_until_demoted(&leader, id, 1);
@@ -192,4 +194,46 @@ fn a_follower_that_takes_what_it_missed_and_acknowledges_nothing_is_evicted() {
     let eviction = leader.wait_evicted_for(id, &EvictionReason::NoAckProgress);
     assert_eq!(eviction.state, FollowerState::CatchingUp);
     assert!(reader.join().unwrap() > 0);
+}
+
+#[test]
+fn who_catches_up_no_faster_than_writers_append_is_reported() {
+    let leader = TestLeader::with(demoting);
+    leader.append("log", b"from before ");
+    let mut slow = leader.narrow_fake().join();
+    let id = slow.id();
+    leader.wait_state(id, FollowerState::InSync);
+    append_until_demoted(&leader, id, 1);
+    let (in_first_round, appended) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 65536];
+            while let Ok(length @ 1..) = slow.frame.read(&mut buffer) {
+                let round = leader.leader.followers().iter().any(|f| f.id == id && f.catch_up.is_some());
+                if round && !in_first_round.swap(true, Ordering::Relaxed) {
+                    let catch_up = status(&leader, id).catch_up.expect("it has not acknowledged the round");
+                    assert!(catch_up.missing_bytes > 0, "{catch_up:?}");
+                    assert_eq!(
+                        catch_up.estimated.is_some(),
+                        catch_up.rate_bytes_per_s > 0,
+                        "nobody appends: {catch_up:?}"
+                    );
+                    wait_until("more is appended", || appended.load(Ordering::Relaxed));
+                }
+                slow.ack(length as u64);
+            }
+        });
+        wait_until("the first round has begun", || in_first_round.load(Ordering::Relaxed));
+        // More than that round brings.
+        leader.append("log", &noise(32 << 20));
+        appended.store(true, Ordering::Relaxed);
+        let named = format!("follower {id} at");
+        wait_until("that it does not converge is logged", || {
+            !logs::lines(&["WARN", &named, "bytes are missing", "bytes/s appended: it never ends"]).is_empty()
+        });
+        assert_eq!(logs::lines(&["INFO", &named, "catches up:"]).len(), 1);
+        leader.wait_state(id, FollowerState::InSync);
+        assert_eq!(status(&leader, id).catch_up, None);
+        leader.shut_down();
+    });
 }

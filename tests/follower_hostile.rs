@@ -11,8 +11,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use paceline::follower::State;
+use paceline::protocol::extension::{CONTROL_BYTES_MAX, Control, Start, VERSION};
 use paceline::protocol::{self, FRAME_HEADER, read_node_id, read_secret};
 use paceline::{Follower, FollowerConfig, Secret};
+use support::extension_leader::{Extension, LONG, about, encoded, path};
 use support::fake_leader::{Connection, FakeLeader, Files, append, delete, eventually, files, files_in, replace};
 use tempfile::TempDir;
 
@@ -275,6 +277,241 @@ fn what_is_no_leader_is_told_apart() {
         assert!(scene.follower.status().last_disconnect.unwrap().contains("does not speak"));
     }
     scene.comes_back();
+}
+
+// --- The extension ----------------------------------------------------------------------------------------------------
+
+impl Scene {
+    /// As [`refused`](Self::refused), whatever the follower still says.
+    #[track_caller]
+    fn ends(&self, mut connection: Extension, why: &str) {
+        connection.wait_closed();
+        eventually(why, || self.follower.status().last_disconnect.is_some_and(|said| said.contains(why)));
+        self.nothing_outside_changed();
+    }
+
+    #[track_caller]
+    fn in_extended_stream(&self, actions: &[u8]) -> Extension {
+        let (mut connection, _) = self.leader.accept_in_sync();
+        connection.stream(actions);
+        connection
+    }
+
+    fn data(&self, name: &str) -> std::path::PathBuf {
+        self.outside.path().join("data").join(name)
+    }
+}
+
+fn rename(from: &str, to: &str) -> Vec<u8> {
+    encoded(&[Control::Rename { from: path(from), to: path(to) }])
+}
+
+/// Everything that the extension can do with a file.
+fn all_with(name: &str) -> Vec<Vec<u8>> {
+    vec![
+        rename(name, "elsewhere"),
+        rename("good", name),
+        encoded(&[Control::Truncate { path: path(name), len: 0 }]),
+        encoded(&[Control::Empty(path(name))]),
+        [encoded(&[Control::PatchAt { path: path(name), offset: 0 }]), append(name, b"x")].concat(),
+    ]
+}
+
+#[test]
+fn controls_on_reserved_names_are_refused() {
+    let scene = Scene::new();
+    for name in [".lock", ".clustering_id", ".paceline/incomplete", "checksums.sha1", "backups/a", "$x"] {
+        for actions in all_with(name) {
+            let mut connection = scene.in_extended_stream(&[delete("good"), append("good", b"good")].concat());
+            connection.send(&actions);
+            scene.ends(connection, "reserved name");
+        }
+        assert_eq!(fs::read_to_string(scene.data("good")).unwrap(), "good");
+    }
+    scene.leader.accept_in_sync();
+}
+
+#[test]
+fn no_symbolic_link_is_followed_by_a_control() {
+    let scene = Scene::prepared(|data, beside| {
+        symlink(beside, data.join("folder")).unwrap();
+        symlink(beside.join("victim"), data.join("file")).unwrap();
+        symlink("/", data.join("root")).unwrap();
+    });
+    for name in ["folder/victim", "file", "root/etc/passwd", "folder/new"] {
+        for actions in all_with(name) {
+            let mut connection = scene.in_extended_stream(&[delete("good"), append("good", b"good")].concat());
+            connection.send(&actions);
+            scene.ends(connection, "symbolic link");
+        }
+    }
+    assert!(scene.data("file").is_symlink());
+    scene.leader.accept_in_sync();
+}
+
+#[test]
+fn controls_that_do_not_fit_the_files_here_end_the_connection_and_change_nothing() {
+    let scene = Scene::new();
+    let patch = |offset, bytes: &[u8]| {
+        [encoded(&[Control::PatchAt { path: path("good"), offset }]), append("good", bytes)].concat()
+    };
+    let truncate = |name: &str, len| encoded(&[Control::Truncate { path: path(name), len }]);
+    for (actions, why) in [
+        (patch(3, b"xx"), "patch of 2 bytes at 3"),
+        (patch(5, b"x"), "patch of 1 bytes at 5"),
+        (patch(0, &[1; 5]), "patch of 5 bytes at 0"),
+        (encoded(&[Control::PatchAt { path: path("none"), offset: 0 }]), ""),
+        (
+            [encoded(&[Control::PatchAt { path: path("good"), offset: 0 }]), delete("good")].concat(),
+            "without its bytes",
+        ),
+        (
+            [encoded(&[Control::PatchAt { path: path("good"), offset: 0 }]), append("x", b"x")].concat(),
+            "without its bytes",
+        ),
+        (
+            [encoded(&[Control::PatchAt { path: path("good"), offset: 0 }]), truncate("good", 1)].concat(),
+            "without its bytes",
+        ),
+        (truncate("good", 5), "truncation of good to 5 bytes"),
+        (truncate("none", 0), "truncation of none, which is not here"),
+        (rename("none", "good"), "rename of none, which is not here"),
+        (rename("good", "good/below"), "no folder"),
+    ] {
+        let mut connection = scene.in_extended_stream(&[delete("good"), append("good", b"good")].concat());
+        if why.is_empty() {
+            // Until its bytes come it is only a word.
+            connection.stream(&actions);
+            connection.send(&append("none", b"x"));
+            scene.ends(connection, "patch of none, which is not here");
+            continue;
+        }
+        connection.send(&actions);
+        scene.ends(connection, why);
+        assert_eq!(files_in(&scene.data("")), files(&[("good", b"good")]), "{why}");
+    }
+    scene.leader.accept_in_sync();
+}
+
+#[test]
+fn controls_out_of_order_end_the_connection() {
+    let scene = Scene::new();
+    let begins = || Control::SyncBegins { files: 1, bytes: 1 };
+    let (synced, fresh) = (true, false);
+    for (in_sync, actions, why) in [
+        (synced, encoded(&[Control::Want]), "asked for twice"),
+        (fresh, encoded(&[begins()]), "before the inventory was told"),
+        (fresh, append("a", b"x"), "before a sync began"),
+        (fresh, encoded(&[Control::Empty(path("a"))]), "before a sync began"),
+        (synced, encoded(&[Control::SyncEnds]), "that had not begun"),
+        (synced, encoded(&[begins(), begins()]), "within another"),
+        (synced, encoded(&[Control::Position(9), Control::Position(8)]), "position 8, which is before"),
+    ] {
+        let mut connection = match in_sync {
+            true => scene.leader.accept_in_sync().0,
+            false => scene.leader.accept_extension(&about(LONG)),
+        };
+        connection.send(&actions);
+        scene.ends(connection, why);
+        assert!(!scene.data("a").exists());
+    }
+    scene.leader.accept_in_sync();
+}
+
+#[test]
+fn controls_with_bad_content_are_refused() {
+    let scene = Scene::new();
+    let named = |name: &[u8], rest: &[u8]| [&u16::try_from(name.len()).unwrap().to_le_bytes()[..], name, rest].concat();
+    for (name, content, why) in [
+        ("rename", named(b"a", &[]), "malformed control"),
+        ("rename", named(b"../beside/victim", &named(b"a", &[])), "`..`"),
+        ("rename", named(b"a", &named(b"/etc/passwd", &[])), "absolute"),
+        ("empty", named(b"a/../../beside/new", &[]), "`..`"),
+        ("truncate", named(b"good", &u64::MAX.to_le_bytes()), "malformed control"),
+        ("patch", named(b"good", &u64::MAX.to_le_bytes()), "malformed control"),
+        ("patch", named(b"\xff", &[0; 8]), "not UTF-8"),
+        ("heartbeat", vec![0; 15], "malformed control"),
+        ("goodbye", vec![0; 3], "malformed control"),
+        ("position", vec![], ""),
+    ] {
+        let mut connection = scene.in_extended_stream(&[delete("good"), append("good", b"good")].concat());
+        let name = format!("$paceline/{name}");
+        if content.is_empty() {
+            // A delete of it is a request of nothing.
+            connection.stream(&delete(&name));
+            connection.close_now();
+            continue;
+        }
+        connection.send(&append(&name, &content));
+        scene.ends(connection, why);
+    }
+    // None is held that is too long, known or not.
+    for name in ["$paceline/goodbye", "$paceline/unknown"] {
+        let mut connection = scene.in_extended_stream(b"");
+        let length = protocol::ActionKind::Append(CONTROL_BYTES_MAX + 1);
+        let mut header = Vec::new();
+        protocol::encode_action_header(&mut header, &path(name), length);
+        connection.send(&header);
+        scene.ends(connection, "control's length");
+    }
+    let mut connection = scene.in_extended_stream(b"");
+    connection.send(&replace("$paceline/want", b"x"));
+    scene.ends(connection, "reserved name");
+    // A reason is one line.
+    let mut connection = scene.in_extended_stream(b"");
+    connection.control(Control::Goodbye { back_in_ms: 0, reason: "a\nb".into() });
+    scene.ends(connection, "a\u{fffd}b");
+    scene.leader.accept_in_sync();
+}
+
+#[test]
+fn any_damage_to_the_extensions_stream_is_survived() {
+    let scene = Scene::new();
+    let good = [
+        encoded(&[Control::Want]),
+        encoded(&[Control::SyncBegins { files: 1, bytes: 1 }]),
+        append("a", &[b'a'; 300]),
+        rename("a", "b/c"),
+        encoded(&[Control::PatchAt { path: path("b/c"), offset: 7 }]),
+        append("b/c", b"patch"),
+        encoded(&[Control::SyncEnds, Control::Position(5), Control::MakeDurable]),
+        encoded(&[Control::Truncate { path: path("b/c"), len: 5 }, Control::Empty(path("d"))]),
+        replace("e", b"whole"),
+    ]
+    .concat();
+    let mut random = fastrand::Rng::with_seed(2);
+    for _ in 0..100 {
+        let mut bytes = good.clone();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..bytes.len());
+            bytes[at] = random.u8(..);
+        }
+        bytes.truncate(random.usize(bytes.len() / 2..=bytes.len()));
+        let mut connection = scene.leader.accept_extension(&about(LONG));
+        // The inventory is told by then, or it is out of order: both are to be survived.
+        let _ = connection.out.write_all(&bytes).and_then(|()| connection.out.flush());
+        let _ = connection.socket.shutdown(Shutdown::Write);
+    }
+    scene.nothing_outside_changed();
+    scene.leader.accept_in_sync();
+}
+
+#[test]
+fn an_introduction_that_is_none_is_refused() {
+    let scene = Scene::new();
+    for (said, why) in [
+        (&u32::MAX.to_le_bytes()[..], "length of fields"),
+        (&[3, 0, 0, 0, 1, 0, 9], "malformed field"),
+        (&[0, 0, 0, 0], "node id 0"),
+    ] {
+        let mut socket = scene.leader.accept_extension_start();
+        socket.write_all(&Start::Extension(VERSION).header()).unwrap();
+        read_secret(&mut socket).unwrap();
+        socket.write_all(&[protocol::ACCEPTED]).unwrap();
+        socket.write_all(said).unwrap();
+        eventually(why, || scene.follower.status().last_disconnect.is_some_and(|said| said.contains(why)));
+    }
+    scene.leader.accept_in_sync();
 }
 
 #[test]

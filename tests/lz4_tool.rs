@@ -63,7 +63,7 @@ fn the_lz4_tool_decodes_everything_a_leader_sends() {
     leader.append("bulk/same", &[7; 1_000_000]);
     leader.append("bulk/one", b"1");
     let (address, recording) = relay(leader.address);
-    let follower = TestFollower::on(address, tempfile::tempdir().unwrap());
+    let follower = TestFollower::v1(address);
     leader.wait_in_sync(1);
     for at in 0..300 {
         leader.append("log", &noise(at * 7));

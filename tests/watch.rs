@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use paceline::leader::Window;
 use paceline::watch::Watcher;
-use support::TestLeader;
+use support::lavinmq::LavinMq;
+use support::{TestFollower, TestLeader, assert_same, noise, path, wait_until};
 
 /// Operations at random on one folder, as fast as they go, from a seed; what fails is passed over.
 struct Storm {
@@ -88,4 +89,127 @@ fn copies_of_a_directory_in_a_storm_are_exact_also_those_that_join_in_it() {
     // Its last look sees all that was done before.
     watcher.stop();
     leader.assert_copies(&[&early, &late]);
+}
+
+/// A watched directory, a follower that knows the extension and one of 1.0.0.
+struct Watched {
+    leader: TestLeader,
+    watcher: Watcher,
+    follower: TestFollower,
+    old: LavinMq,
+}
+
+impl Watched {
+    /// On a directory with these files, once the followers have them and their identities are certain.
+    fn with(files: &[(&str, usize)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, length) in files {
+            fs::write(dir.path().join(name), noise(*length)).unwrap();
+        }
+        thread::sleep(Duration::from_millis(20)); // past the clock tick of their birth
+        let leader = TestLeader::on(dir, |_| ());
+        let watcher = Watcher::start(leader.leader.clone(), leader.dir.path(), None).unwrap();
+        let follower = leader.follower();
+        let old = LavinMq::start(leader.fake(), tempfile::tempdir().unwrap());
+        leader.wait_in_sync(2);
+        Self { leader, watcher, follower, old }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.leader.dir.path().join(name)
+    }
+
+    /// Stream positions, and bytes sent to the follower that knows the extension.
+    fn moved(&self) -> (u64, u64) {
+        let id = self.follower.follower.id();
+        let followers = self.leader.leader.followers();
+        let sent = followers.iter().find(|follower| follower.id == id).unwrap().sent_bytes;
+        (self.leader.leader.position().0, sent)
+    }
+
+    /// Does it, and waits until both copies equal the directory. At most so many bytes may be announced, or sent to the
+    /// follower that knows the extension.
+    #[track_caller]
+    fn assert_moves(&self, bytes: u64, change: impl FnOnce()) {
+        let before = self.moved();
+        change();
+        let root = self.leader.dir.path();
+        let names = || support::all_contents(root).into_iter().map(|(name, bytes)| (path(&name), bytes.len() as u64));
+        wait_until("everything is announced", || {
+            let mut announced = self.leader.leader.files();
+            announced.sort();
+            announced.into_iter().eq(names())
+        });
+        self.leader.wait_in_sync(2);
+        support::assert_exact(root, self.follower.dir.path());
+        assert_same(root, self.old.dir.path());
+        let after = self.moved();
+        let moved = (after.0 - before.0, after.1 - before.1);
+        assert!(moved.0 <= bytes && moved.1 <= bytes, "{moved:?} bytes announced and sent");
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        fs::rename(self.path(from), self.path(to)).unwrap();
+    }
+
+    fn end(self) {
+        self.watcher.stop();
+        self.leader.shut_down();
+        self.old.stop();
+    }
+}
+
+#[test]
+fn renaming_moves_no_content() {
+    let watched = Watched::with(&[("large", 8 << 20), ("other", 1 << 20)]);
+    watched.assert_moves(500, || watched.rename("large", "renamed"));
+    watched.assert_moves(500, || watched.rename("renamed", "other"));
+    fs::create_dir(watched.path("folder")).unwrap();
+    watched.assert_moves(500, || watched.rename("other", "folder/other"));
+    watched.assert_moves(500, || watched.rename("folder", "renamed"));
+    watched.assert_moves(500, || {
+        watched.rename("renamed/other", "large");
+        OpenOptions::new().append(true).open(watched.path("large")).unwrap().write_all(b"and grown").unwrap();
+    });
+    watched.end();
+}
+
+#[test]
+fn rotating_logs_moves_no_content() {
+    let names = ["log", "log.1", "log.2", "log.3", "log.4"];
+    let watched = Watched::with(&names.map(|name| (name, (2 << 20) + name.len())));
+    for round in 0..10 {
+        watched.assert_moves(1_500, || {
+            for pair in names.windows(2).rev() {
+                watched.rename(pair[0], pair[1]);
+            }
+            fs::write(watched.path("log"), if round % 2 == 0 { "" } else { "a new line" }).unwrap();
+        });
+    }
+    watched.end();
+}
+
+#[test]
+fn copying_and_truncating_a_log_moves_the_copy_alone() {
+    let watched = Watched::with(&[("log", 4 << 20)]);
+    watched.assert_moves((4 << 20) + 100_000, || assert!(fs::copy(watched.path("log"), watched.path("log.1")).is_ok()));
+    watched.assert_moves(500, || drop(File::create(watched.path("log")).unwrap()));
+    watched.assert_moves(500, || fs::write(watched.path("log"), "a new line").unwrap());
+    watched.assert_moves(500, || drop(File::create(watched.path("empty")).unwrap()));
+    watched.end();
+}
+
+#[test]
+fn a_rename_does_not_keep_what_was_read_from_another_file_under_the_old_name() {
+    let leader = TestLeader::start();
+    leader.append("a", &noise(1 << 20));
+    // The leader is not told at once, and a follower that joins meanwhile finds another file.
+    fs::rename(leader.dir.path().join("a"), leader.dir.path().join("b")).unwrap();
+    fs::write(leader.dir.path().join("a"), noise(2 << 20)).unwrap();
+    let follower = leader.follower();
+    leader.wait_in_sync(1);
+    leader.leader.rename(&path("a"), &path("b")).unwrap();
+    leader.leader.replace(&path("a")).unwrap();
+    leader.assert_copies(&[&follower]);
+    leader.shut_down();
 }

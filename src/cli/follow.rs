@@ -8,10 +8,10 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use paceline::follower::{State, Status, SyncProgress};
-use paceline::{Follower, FollowerConfig};
+use paceline::{Follower, FollowerConfig, Protocol};
 
 use super::units::{parse_address, show_bytes, show_rate};
 use super::{Failure, NodeOptions, bars, say, signals, start_logging};
@@ -38,9 +38,20 @@ pub(crate) struct Options {
     /// Take over a directory that holds other files and was never a follower's; they are deleted
     #[arg(long)]
     adopt: bool,
+    /// What to speak: Paceline's extension if the leader knows it and 1.0.0 if not, or only 1.0.0
+    #[arg(long, value_name = "PROTOCOL", default_value = "auto", env = "PACELINE_PROTOCOL")]
+    protocol: Speaks,
     /// End with the process that started this one
     #[arg(long, hide = true)]
     end_with_parent: bool,
+}
+
+/// The values of `--protocol`.
+#[derive(Clone, Copy, ValueEnum)]
+enum Speaks {
+    Auto,
+    #[value(name = "1.0.0")]
+    V1,
 }
 
 impl Options {
@@ -49,6 +60,10 @@ impl Options {
         config.id = self.node.id;
         config.adopt = self.adopt;
         config.once = self.once;
+        config.protocol = match self.protocol {
+            Speaks::Auto => Protocol::Auto,
+            Speaks::V1 => Protocol::V1,
+        };
         config.check().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(config)
     }
@@ -93,14 +108,14 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
 
 /// What `--once` did, on one line.
 fn summary(leader: &str, sync: &SyncProgress, time: Duration) -> String {
-    format!(
-        "synced from {leader} in {:.1} s: {} files received ({}), {} unchanged, {} deleted",
-        time.as_secs_f64(),
-        sync.files_received,
-        show_bytes(sync.bytes_received),
-        sync.files_listed.saturating_sub(sync.files_received),
-        sync.files_deleted,
-    )
+    let (received, bytes) = (sync.files_received, show_bytes(sync.bytes_received));
+    // With the extension nobody lists what is the same on both sides.
+    let unchanged = match sync.files_total {
+        None => format!("{} unchanged, ", sync.files_listed.saturating_sub(received)),
+        Some(_) => String::new(),
+    };
+    let (seconds, deleted) = (time.as_secs_f64(), sync.files_deleted);
+    format!("synced from {leader} in {seconds:.1} s: {received} files received ({bytes}), {unchanged}{deleted} deleted")
 }
 
 /// Shows the full sync under way.
@@ -121,10 +136,11 @@ impl Show {
     fn update(&mut self, status: &Status) {
         let syncing = status.state == State::Syncing;
         if !syncing || status.connections != self.connections {
-            self.end(status);
+            self.end();
             self.connections = status.connections;
         }
         if !syncing {
+            self.lag(status);
             return;
         }
         let began = *self.began.get_or_insert_with(Instant::now);
@@ -132,24 +148,35 @@ impl Show {
             self.bar.get_or_insert_with(new_bar);
         }
         if let Some(bar) = &self.bar {
-            bar.set_length(status.sync.files_requested.max(1));
-            bar.set_position(status.sync.files_received);
-            bar.set_message(progress(&status.sync, began.elapsed()));
+            let sync = &status.sync;
+            let (done, total) = match sync.bytes_total {
+                Some(total) => (sync.bytes_received, total),
+                None => (sync.files_received, sync.files_requested),
+            };
+            bar.set_length(total.max(1));
+            bar.set_position(done.min(total));
+            bar.set_message(progress(sync, began.elapsed()));
         } else if self.logged.elapsed() >= LOG_EVERY {
             self.logged = Instant::now();
-            log::info!("full sync: {}", progress(&status.sync, began.elapsed()));
+            log::info!("sync: {}", progress(&status.sync, began.elapsed()));
         }
     }
 
-    /// Of a sync, if one was under way.
-    fn end(&mut self, status: &Status) {
+    /// How far behind a follower in sync is, now and then.
+    fn lag(&mut self, status: &Status) {
+        if let (State::Streaming, Some(bytes), Some(lag)) = (status.state, status.lag_bytes, status.lag)
+            && self.logged.elapsed() >= LOG_EVERY
+        {
+            self.logged = Instant::now();
+            log::debug!("{} behind the leader, {lag:.1?}", show_bytes(bytes));
+        }
+    }
+
+    /// Of a sync; the follower itself says what it came to.
+    fn end(&mut self) {
         self.clear();
         self.logged = Instant::now();
-        if let Some(began) = self.began.take()
-            && status.state == State::Streaming
-        {
-            log::info!("full sync done: {}", progress(&status.sync, began.elapsed()));
-        }
+        self.began = None;
     }
 
     fn clear(&mut self) {
@@ -170,13 +197,17 @@ fn new_bar() -> ProgressBar {
 
 /// Files, bytes, rate, and the time left if it can be told.
 fn progress(sync: &SyncProgress, elapsed: Duration) -> String {
-    if sync.files_requested == 0 {
+    let files = sync.files_total.unwrap_or(sync.files_requested);
+    if files == 0 && sync.files_total.is_none() {
         return format!("{} of {} files compared", sync.files_hashed, sync.files_listed);
     }
-    let (files, requested) = (sync.files_received, sync.files_requested);
-    let mut text = format!("{files} of {requested} files, {}", show_bytes(sync.bytes_received));
+    let received = sync.files_received;
+    let mut text = format!("{received} of {files} files, {}", show_bytes(sync.bytes_received));
+    if let Some(total) = sync.bytes_total {
+        text += &format!(" of {}", show_bytes(total));
+    }
     // What the socket held already says nothing of the rate.
-    if elapsed < RATE_AFTER && files < requested {
+    if elapsed < RATE_AFTER && received < files {
         return text;
     }
     text += &format!(", {}", show_rate(sync.bytes_received, elapsed));
@@ -186,17 +217,25 @@ fn progress(sync: &SyncProgress, elapsed: Duration) -> String {
     text
 }
 
-/// An estimate: the leader's list has no sizes, so files to come are taken for as large as those that came.
+/// With the extension the leader has said how much comes. With 1.0.0 it is an estimate: the leader's list has no sizes, so
+/// files to come are taken for as large as those that came.
 fn time_left(sync: &SyncProgress, elapsed: Duration) -> Option<Duration> {
-    let to_come = sync.files_requested.saturating_sub(sync.files_received);
-    if to_come == 0 || sync.bytes_received == 0 {
+    let received = sync.bytes_received;
+    let bytes_left = match sync.bytes_total {
+        Some(total) => total.saturating_sub(received) as f64,
+        None => {
+            let to_come = sync.files_requested.saturating_sub(sync.files_received);
+            // The one being received has told its size.
+            let in_file = u64::from(sync.bytes_remaining_in_file > 0);
+            let mean = received as f64 / (sync.files_received + in_file).max(1) as f64;
+            let bytes_left = sync.bytes_remaining_in_file as f64 + mean * to_come.saturating_sub(in_file) as f64;
+            if to_come == 0 { 0.0 } else { bytes_left }
+        }
+    };
+    if received == 0 || bytes_left == 0.0 {
         return None;
     }
-    // The one being received has told its size.
-    let in_file = u64::from(sync.bytes_remaining_in_file > 0);
-    let mean = sync.bytes_received as f64 / (sync.files_received + in_file).max(1) as f64;
-    let bytes_left = sync.bytes_remaining_in_file as f64 + mean * to_come.saturating_sub(in_file) as f64;
-    Duration::try_from_secs_f64(elapsed.as_secs_f64() * bytes_left / sync.bytes_received as f64).ok()
+    Duration::try_from_secs_f64(elapsed.as_secs_f64() * bytes_left / received as f64).ok()
 }
 
 #[cfg(test)]
@@ -217,5 +256,8 @@ mod tests {
         assert_eq!(progress(&sync, elapsed), "4 of 10 files, 38.1 MiB, 20.0 MB/s, ~4 s left");
         sync.files_received = 10;
         assert_eq!(progress(&sync, elapsed), "10 of 10 files, 38.1 MiB, 20.0 MB/s");
+        sync.files_total = Some(12);
+        sync.bytes_total = Some(50_000_000);
+        assert_eq!(progress(&sync, elapsed), "10 of 12 files, 38.1 MiB of 47.7 MiB, 20.0 MB/s, ~1 s left");
     }
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use crossbeam_channel::RecvTimeoutError;
 use paceline::leader::Window;
 use paceline::watch::Watcher;
-use paceline::{Leader, LeaderConfig};
+use paceline::{Leader, LeaderConfig, OnFull};
 
 use super::units::{parse_address, parse_duration, parse_size};
 use super::{Failure, NodeOptions, require_folder, say, signals, start_logging};
@@ -35,6 +35,16 @@ pub(crate) struct Options {
     /// Bytes held for a follower that cannot keep up, before it is evicted [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "PACELINE_QUEUE_BYTES", value_parser = parse_size, help_heading = "Limits")]
     queue_bytes: Option<u64>,
+    /// What becomes of a follower whose queue is full: 'evict' lets it go, and it syncs anew when it returns; 'catch-up' keeps its
+    /// connection and sends what it lacks from disk
+    #[arg(long, value_name = "WHAT", env = "PACELINE_ON_FULL", value_parser = parse_on_full, default_value = "evict", help_heading = "Limits")]
+    on_full: OnFull,
+    /// How many full syncs read or move content at once [default: 1]
+    #[arg(long, value_name = "COUNT", env = "PACELINE_SYNCS_MAX", help_heading = "Limits")]
+    syncs_max: Option<usize>,
+    /// Bytes a second that full syncs and catching up read from the directory, all together, such as 100MiB [default: no limit]
+    #[arg(long, value_name = "SIZE", env = "PACELINE_SYNC_RATE", value_parser = parse_size, help_heading = "Limits")]
+    sync_rate: Option<u64>,
     /// How long a follower may take nothing off its connection [default: 5s]
     #[arg(long, value_name = "DUR", env = "PACELINE_WRITE_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
     write_timeout: Option<Duration>,
@@ -55,11 +65,22 @@ impl Options {
         config.id = self.node.id;
         config.exclude.clone_from(&self.exclude);
         config.queue_bytes = self.queue_bytes.unwrap_or(config.queue_bytes);
+        config.on_full = self.on_full;
+        config.syncs_max = self.syncs_max.unwrap_or(config.syncs_max);
+        config.sync_rate = self.sync_rate;
         config.write_timeout = self.write_timeout.unwrap_or(config.write_timeout);
         config.ack_timeout = self.ack_timeout.unwrap_or(config.ack_timeout);
         config.sync_timeout = self.sync_timeout.unwrap_or(config.sync_timeout);
         config.check().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(config)
+    }
+}
+
+fn parse_on_full(text: &str) -> Result<OnFull, String> {
+    match text {
+        "evict" => Ok(OnFull::Evict),
+        "catch-up" => Ok(OnFull::CatchUp),
+        _ => Err("write evict or catch-up".to_owned()),
     }
 }
 

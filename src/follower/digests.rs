@@ -118,6 +118,7 @@ impl Digests {
         path: &RelPath,
         file: &File,
         chunks_max: usize,
+        buffer: &mut ChunkBuffer,
         go_on: &mut dyn FnMut(u64) -> Result<(), E>,
     ) -> Result<(u64, Vec<ChunkDigest>), E> {
         let stamp = Stamp::of(file)?;
@@ -125,15 +126,13 @@ impl Digests {
         let mut entry = known.unwrap_or(Entry { stamp, digests: Vec::new(), digested: 0 });
         if entry.digested != stamp.len {
             entry.cut(stamp.len);
-            let mut buffer = Vec::new();
             let mut read = 0;
             while entry.digests.len() < chunks_max {
                 go_on(read)?;
-                buffer.clear();
-                read_chunk(file, entry.digested, &mut buffer)?;
-                read = buffer.len() as u64;
+                let chunk = buffer.read(file, entry.digested)?;
+                read = chunk.len() as u64;
                 if read > 0 {
-                    entry.digests.push(Sha1::digest(&buffer).into());
+                    entry.digests.push(Sha1::digest(chunk).into());
                     entry.digested += read;
                 }
                 if read < CHUNK_BYTES {
@@ -151,21 +150,27 @@ impl Digests {
     }
 }
 
-/// Reads the chunk at `offset`, or what there is of it.
-fn read_chunk(file: &File, offset: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
-    let chunk = usize::try_from(CHUNK_BYTES).map_err(io::Error::other)?;
-    buffer.resize(chunk, 0);
-    let mut filled = 0;
-    while filled < chunk {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(length) => filled += length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+/// Room for a chunk, to be used again.
+pub(super) struct ChunkBuffer(Vec<u8>);
+
+impl ChunkBuffer {
+    pub(super) fn new() -> Self {
+        Self(vec![0; usize::try_from(CHUNK_BYTES).unwrap_or_default()])
     }
-    buffer.truncate(filled);
-    Ok(())
+
+    /// Reads the chunk at `offset`, or what there is of it.
+    fn read(&mut self, file: &File, offset: u64) -> io::Result<&[u8]> {
+        let mut filled = 0;
+        while filled < self.0.len() {
+            match file.read_at(&mut self.0[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(length) => filled += length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(&self.0[..filled])
+    }
 }
 
 #[cfg(test)]
@@ -173,7 +178,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    const CHUNK: usize = CHUNK_BYTES as usize;
+    const CHUNK: usize = 256 << 10;
 
     fn digest(bytes: &[u8]) -> ChunkDigest {
         Sha1::digest(bytes).into()
@@ -183,7 +188,7 @@ mod tests {
     fn told(digests: &Digests, path: &RelPath, file: &File) -> (u64, Vec<ChunkDigest>, u64) {
         let mut read = 0;
         let (len, told) = digests
-            .of::<io::Error>(path, file, 5, &mut |bytes| {
+            .of::<io::Error>(path, file, 5, &mut ChunkBuffer::new(), &mut |bytes| {
                 read += bytes;
                 Ok(())
             })

@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 
-use super::digests::Digests;
+use super::digests::{ChunkBuffer, Digests};
 use super::dir::Dir;
 use super::report::Report;
 use super::shared::Shared;
@@ -23,7 +23,7 @@ use super::status::State;
 use super::track::Unflushed;
 use crate::datadir;
 use crate::error::Error;
-use crate::protocol::extension::{Held, Message, chunks_max, split_inventory};
+use crate::protocol::extension::{Held, Message, split_inventory};
 use crate::types::RelPath;
 
 /// What the reader has for the thread.
@@ -47,6 +47,8 @@ pub(super) struct Told {
     pub(super) folders: Vec<RelPath>,
     /// How many files.
     pub(super) files: usize,
+    /// Files that are longer than was told, and how much of them was.
+    pub(super) cut: Vec<(RelPath, u64)>,
 }
 
 /// What waits to be done.
@@ -147,6 +149,8 @@ pub(super) struct Worker {
     pub(super) digests: Arc<Digests>,
     pub(super) report: Arc<Report>,
     pub(super) shared: Arc<Shared>,
+    /// The most chunks of a file that are told.
+    pub(super) chunks_max: usize,
 }
 
 impl Worker {
@@ -199,8 +203,11 @@ impl Worker {
         told.files = files.len();
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
         self.digests.keep(&files);
-        let mut failed = None;
-        let held = files.iter().map_while(|path| self.held(path).map_err(|error| failed = Some(error)).ok());
+        let (mut failed, mut buffer) = (None, ChunkBuffer::new());
+        let held = files.iter().map_while(|path| {
+            let held = self.held(path, &mut buffer, &mut told.cut);
+            held.map_err(|error| failed = Some(error)).ok()
+        });
         for message in split_inventory(held.flatten()) {
             if !self.report.put(message) {
                 return Err(Error::ShuttingDown);
@@ -219,9 +226,14 @@ impl Worker {
     }
 
     /// A file for the inventory; `None` if it has gone.
-    fn held(&self, path: &RelPath) -> Result<Option<Held>, Error> {
+    fn held(
+        &self,
+        path: &RelPath,
+        buffer: &mut ChunkBuffer,
+        cut: &mut Vec<(RelPath, u64)>,
+    ) -> Result<Option<Held>, Error> {
         let Some(file) = self.dir.open_file(path, OFlags::RDONLY)? else { return Ok(None) };
-        let told = self.digests.of(path, &file, chunks_max(), &mut |bytes| {
+        let told = self.digests.of(path, &file, self.chunks_max, buffer, &mut |bytes| {
             if self.report.is_closed() || self.shared.stopping() {
                 return Err(Stopped::ByUs);
             }
@@ -233,6 +245,9 @@ impl Worker {
             Stopped::By(error) => self.dir.failed("read", path.as_str(), error),
         })?;
         self.shared.update(|status| status.sync.files_hashed += 1);
+        if file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len() > len {
+            cut.push((path.clone(), len));
+        }
         Ok(Some(Held { path: path.clone(), len, digests }))
     }
 }
@@ -246,5 +261,77 @@ enum Stopped {
 impl From<std::io::Error> for Stopped {
     fn from(error: std::io::Error) -> Self {
         Self::By(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datadir::DataDir;
+    use crate::follower::session::{Parts, Session};
+    use crate::follower::track::Track;
+    use crate::protocol::FrameWriter;
+    use crate::protocol::extension::{CHUNK_BYTES, Control};
+    use std::fs;
+    use std::io::Write;
+
+    fn worker(root: &std::path::Path) -> Worker {
+        Worker {
+            jobs: Arc::default(),
+            dir: Arc::new(Dir::open(root).unwrap()),
+            digests: Arc::default(),
+            report: Arc::default(),
+            shared: Arc::default(),
+            chunks_max: 2,
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_told_in_part_is_cut_there_before_the_leader_adds_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let mut data = DataDir::open(root.path(), None).unwrap();
+        fs::write(root.path().join("long"), vec![7; 3 << 18]).unwrap();
+        fs::write(root.path().join("short"), "x").unwrap();
+        let worker = worker(root.path());
+        worker.tell(true).unwrap();
+        let told = worker.jobs.told().unwrap();
+        assert_eq!((told.names.len(), told.files), (2, 2));
+        assert_eq!(told.cut, [(RelPath::new("long").unwrap(), 2 * CHUNK_BYTES)]);
+
+        worker.jobs.state.lock().told = Some(told);
+        let mut wire = Vec::new();
+        Control::SyncBegins { files: 0, bytes: 0 }.encode(&mut wire);
+        Control::SyncEnds.encode(&mut wire);
+        let mut blocks = FrameWriter::new(crate::protocol::FRAME_HEADER.to_vec());
+        blocks.write_all(&wire).and_then(|()| blocks.flush()).unwrap();
+        let (dir, digests) = (worker.dir.clone(), worker.digests.clone());
+        let (shared, report, jobs) = (worker.shared.clone(), worker.report.clone(), worker.jobs.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| worker.run());
+            let parts =
+                Parts { data: &mut data, adopt: false, once: true, shared: &shared, report: &report, jobs: &jobs };
+            let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
+            session.run(&mut crate::protocol::frame_reader(&blocks.get_mut()[..])).unwrap();
+            jobs.close();
+        });
+        assert_eq!(fs::metadata(root.path().join("long")).unwrap().len(), 2 * CHUNK_BYTES);
+        assert_eq!(fs::read(root.path().join("short")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn flushes_that_wait_become_one_and_what_a_thread_leaves_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let worker = worker(root.path());
+        let jobs = &worker.jobs;
+        jobs.put(Job::Flush(Unflushed::default(), 10));
+        jobs.put(Job::Flush(Unflushed::all(), 20));
+        jobs.put(Job::Flush(Unflushed::default(), 0));
+        assert!(matches!(&jobs.state.lock().jobs.make_contiguous()[..], [Job::Flush(_, 20)]));
+        jobs.close();
+        worker.run();
+        let (answer, answered) = crossbeam_channel::bounded(1);
+        jobs.put(Job::Mark(answer));
+        assert!(answered.recv().is_err(), "somebody waits for a thread that has ended");
+        assert!(format!("{:?}", jobs.left()).contains("all: true"));
     }
 }

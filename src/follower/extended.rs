@@ -19,6 +19,7 @@ use super::session::{Parts, Session};
 use super::status::State;
 use super::track::{Track, Unflushed};
 use crate::error::Error;
+use crate::protocol::extension::chunks_max;
 use crate::protocol::frame_reader;
 
 /// The longest that a leader can send a follower away for.
@@ -111,6 +112,7 @@ impl Threads {
             digests: runner.digests.clone(),
             report: started.report.clone(),
             shared: runner.shared.clone(),
+            chunks_max: chunks_max(),
         };
         started.spawn(runner, "paceline-disk", move || worker.run())?;
         Ok(started)

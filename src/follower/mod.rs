@@ -1,22 +1,24 @@
 //! The follower: keeps a directory a copy of the leader's.
 //!
 //! ```text
-//!   connect ─▶ handshake ─▶ sync, round 1 ─▶ sync, round 2 ─▶ stream
-//!      ▲                                                        │
-//!      └────────── delay, growing, half of it chance ◀──────────┘  whatever ended the connection
+//!                   1.0.0 ┌─▶ handshake ─▶ sync, round 1 ─▶ sync, round 2 ─┐
+//!   connect ─▶ ask ───────┤                                                ├─▶ stream
+//!      ▲        extension └─▶ introduction ─▶ inventory ─▶ sync ───────────┘     │
+//!      └───────── delay, growing, half of it chance, or what the leader wants ◀──┘  whatever ended the connection
 //! ```
 //!
-//! Two threads. `paceline-follow` connects, reads and changes the directory, all of it in order. `paceline-ack` lives for
-//! one connection and writes: requests and acknowledgements. The locks are leaves, described where they are
-//! (`shared`, `ack`), and nothing is waited for under one.
+//! `paceline-follow` connects, reads and changes the directory, all of it in order. `paceline-ack` lives for one connection
+//! and writes: requests and acknowledgements (`ack`), or in the extension inventory, marks and heartbeats (`report`). There
+//! `paceline-disk` works beside them for one connection: it reads for the inventory and makes durable (`disk`). The locks are
+//! leaves, described where they are (`shared`, `ack`, `report`, `disk`, `digests`), and nothing is waited for under one.
 //!
-//! Stopping sets a flag, shuts the socket down, which ends every read, write and connecting, and wakes the delay. Both
+//! Stopping sets a flag, shuts the socket down, which ends every read, write and connecting, and wakes the delay. All
 //! threads belong to one `Group`, joined by [`Follower::stop`] and by dropping the follower.
 //!
 //! A leader is not trusted: whatever it sends, nothing outside the directory is touched (`dir`), memory stays bounded,
 //! and the worst it can do is what a leader may do, which is to change and delete replicated files.
 //!
-//! While a full sync is changing the directory, and if it did not end, `.paceline/incomplete` is there: such a directory
+//! While a sync is changing the directory, and if it did not end, `.paceline/incomplete` is there: such a directory
 //! must not be served from.
 
 mod ack;
@@ -66,8 +68,8 @@ pub struct Follower {
 impl Follower {
     /// Checks the settings, creates the directory (0700) if absent, takes its `.lock`, and starts the threads.
     ///
-    /// Does not wait for the leader. The directory is otherwise left as it is until a leader's list has come: only then
-    /// is the id kept in it, and only if the directory is not a foreign one.
+    /// Does not wait for the leader. The directory is otherwise left as it is until a leader's list has come, or a
+    /// sync begins: only then is the id kept in it, and only if the directory is not a foreign one.
     ///
     /// # Errors
     ///

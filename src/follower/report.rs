@@ -77,10 +77,10 @@ impl Default for Report {
 }
 
 impl Report {
-    /// Puts a message of the inventory; blocks while there are enough. False: the report is closed.
+    /// Puts a message of the inventory; blocks while there are enough, except with its end. False: the report is closed.
     pub(super) fn put(&self, message: Message) -> bool {
         let mut state = self.state.lock();
-        while state.messages.len() >= MESSAGES_MAX && !state.closed {
+        while message != Message::InventoryEnd && state.messages.len() >= MESSAGES_MAX && !state.closed {
             self.changed.wait(&mut state);
         }
         state.messages.push_back(message);
@@ -363,7 +363,7 @@ mod tests {
     fn the_first_failure_is_kept_and_whoever_waits_for_room_is_let_go() {
         let report = Report::default();
         std::thread::scope(|scope| {
-            let putting = scope.spawn(|| while report.put(Message::InventoryEnd) {});
+            let putting = scope.spawn(|| while report.put(Message::Inventory(Vec::new())) {});
             while report.state.lock().messages.len() < MESSAGES_MAX {
                 std::thread::yield_now();
             }
@@ -386,5 +386,23 @@ mod tests {
         assert_eq!(silent, QUARTERS as usize, "quarters are counted from when the read was first seen");
         report.reading_since.store(8, Ordering::Relaxed);
         assert!(!silence.look(&report));
+    }
+
+    #[test]
+    fn a_stalled_leader_is_told_from_a_stalled_network() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _leader = listener.accept().unwrap();
+        let report = Report::default();
+        let mut silence = Silence::new(Some(Duration::from_secs(3)));
+        let said = silence.judge(&report, &socket).unwrap().to_string();
+        assert!(said.contains("nothing was heard for 3.0s; the leader is stalled"), "{said}");
+        // As much as the other side's system takes, and more.
+        socket.set_nonblocking(true).unwrap();
+        while (&socket).write(&[0; 65536]).is_ok() {}
+        let said = silence.judge(&report, &socket).unwrap().to_string();
+        assert!(said.contains("the network to the leader is stalled"), "{said}");
+        report.reading_since.store(9, Ordering::Relaxed);
+        assert!(silence.judge(&report, &socket).is_none(), "something was read meanwhile");
     }
 }

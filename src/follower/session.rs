@@ -285,6 +285,7 @@ impl<'a> Session<'a> {
             }
             Control::Empty(path) => {
                 self.changes(&path, false)?;
+                self.sync.files += 1;
                 self.actions.empty(&path)
             }
             Control::PatchAt { path, offset } => {
@@ -335,7 +336,7 @@ impl<'a> Session<'a> {
     }
 
     fn sync_begins(&mut self, files: u64, bytes: u64) -> Result<(), Error> {
-        let mut folders = Vec::new();
+        let (mut folders, mut cut) = (Vec::new(), Vec::new());
         match self.phase {
             Phase::Syncing => return Err(out_of_place("a sync began within another")),
             Phase::Streaming => {}
@@ -352,6 +353,7 @@ impl<'a> Session<'a> {
                 } else {
                     self.provisional = Some(Provisional { names: told.names, changed: false });
                 }
+                cut = told.cut;
             }
         }
         if self.provisional.is_none() {
@@ -365,6 +367,11 @@ impl<'a> Session<'a> {
         self.phase = Phase::Syncing;
         self.sync = Sync::default();
         self.actions.deleted = 0;
+        // The leader adds to the end of what it was told of.
+        for (path, len) in cut {
+            self.changes(&path, false)?;
+            self.actions.truncate(&path, len)?;
+        }
         log::info!("the leader sends {bytes} bytes of {files} files");
         self.parts.shared.update(|status| {
             status.state = State::Syncing;
@@ -387,6 +394,8 @@ impl<'a> Session<'a> {
         let unflushed = self.unflushed();
         self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
         self.phase = Phase::Streaming;
+        let sync = self.parts.shared.status().sync;
+        log::info!("sync done: {} files received with {} bytes", sync.files_received, sync.bytes_received);
         if self.parts.once {
             wait(&synced)?;
             self.done = true;

@@ -5,14 +5,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::io::{self, Read};
 
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 
-use super::hash::is_no_file;
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
+use crate::uncached::Reader;
 
 /// Digests computed so far: those of whole chunks, from each file's beginning, by generation.
 #[derive(Default)]
@@ -21,13 +20,13 @@ pub(crate) struct ChunkCache {
 }
 
 impl ChunkCache {
-    /// The digests of the first `len` bytes of a file of this generation; `None` if it has gone or is shorter than that.
+    /// The digests of the first `len` bytes of the file of this generation that `open` opens; `None` if it has gone or is shorter than that.
     ///
     /// Blocks for as long as it takes to read what was not digested before; `go_on` is told the bytes of each chunk, and its
     /// error ends it.
     pub(crate) fn digests(
         &self,
-        file: &Path,
+        open: impl FnOnce() -> io::Result<Option<File>>,
         generation: u64,
         len: u64,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
@@ -39,12 +38,9 @@ impl ChunkCache {
         if digests.len() as u64 * CHUNK_BYTES == len {
             return Ok(Some(digests));
         }
-        let mut file = match File::open(file) {
-            Ok(file) => file,
-            Err(error) if is_no_file(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        file.seek(SeekFrom::Start(digests.len() as u64 * CHUNK_BYTES))?;
+        let Some(file) = open()? else { return Ok(None) };
+        let mut file = Reader::uncached(file);
+        file.seek(digests.len() as u64 * CHUNK_BYTES);
         let mut chunk = Vec::new();
         while (digests.len() as u64) * CHUNK_BYTES < len {
             let want = CHUNK_BYTES.min(len - digests.len() as u64 * CHUNK_BYTES);
@@ -104,9 +100,16 @@ pub(crate) fn compare(held: &Held, len: u64, ours: &[ChunkDigest]) -> Repair {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::index::hash::is_no_file;
     use crate::types::RelPath;
     use proptest::prelude::*;
+
+    fn open(file: &Path) -> io::Result<Option<File>> {
+        File::open(file).map(Some).or_else(|error| if is_no_file(&error) { Ok(None) } else { Err(error) })
+    }
 
     fn held_of(bytes: &[u8]) -> Held {
         let digests =
@@ -151,7 +154,7 @@ mod tests {
             let cache = ChunkCache::default();
             let comparable = comparable_bytes(&held, len as u64);
             for _twice in 0..2 {
-                let ours = cache.digests(&dir.path().join("f"), 1, comparable, &mut |_| Ok(())).unwrap().unwrap();
+                let ours = cache.digests(|| open(&dir.path().join("f")), 1, comparable, &mut |_| Ok(())).unwrap().unwrap();
                 let repair = compare(&held, len as u64, &ours);
                 prop_assert!(repaired(&copy, &file, &repair) == file);
                 let intact = damage.iter().all(|at| *at >= copy_len) && diverged_at.is_none_or(|from| from >= copy_len);
@@ -186,7 +189,7 @@ mod tests {
                 read += bytes;
                 Ok(())
             };
-            cache.digests(&file, 1, len, &mut count).unwrap().map(|digests| (digests.len(), read))
+            cache.digests(|| open(&file), 1, len, &mut count).unwrap().map(|digests| (digests.len(), read))
         };
         assert_eq!(read(2 * CHUNK_BYTES + 5), Some((3, 2 * CHUNK_BYTES + 5)));
         assert_eq!(read(3 * CHUNK_BYTES + 9), Some((4, CHUNK_BYTES + 9)));

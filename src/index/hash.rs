@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::path::Path;
 
 use parking_lot::Mutex;
@@ -14,6 +14,7 @@ use sha1::{Digest, Sha1};
 use super::Version;
 use crate::protocol::Sha1Sum;
 use crate::types::RelPath;
+use crate::uncached::Reader;
 
 /// Sums computed so far.
 #[derive(Default)]
@@ -72,8 +73,8 @@ fn hash_up_to(
     len: u64,
     go_on: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(hashed.version.len))?;
+    let mut file = Reader::uncached(File::open(path)?);
+    file.seek(hashed.version.len);
     let mut file = file.take(len - hashed.version.len);
     let mut buffer = vec![0; 256 << 10];
     while hashed.version.len < len {

@@ -38,6 +38,9 @@ impl Version {
     }
 }
 
+/// Which file on disk: its device and inode.
+pub(crate) type FileId = (u64, u64);
+
 type Slot = u32;
 
 #[derive(Debug)]
@@ -98,6 +101,8 @@ pub(crate) struct Index {
     free: Vec<Slot>,
     /// Where the files are now whose generation began under another name.
     renamed: HashMap<u64, RelPath, RandomState>,
+    /// Which file on disk was read for a generation, of those that were.
+    read: HashMap<u64, Option<FileId>, RandomState>,
     /// Slots of files that were deleted while tracked; some may exist again.
     dead: Vec<Slot>,
     last_generation: u64,
@@ -117,6 +122,7 @@ impl Index {
             slots: HashMap::default(),
             free: Vec::new(),
             renamed: HashMap::default(),
+            read: HashMap::default(),
             dead: Vec::new(),
             last_generation: 0,
             epoch: 1,
@@ -132,7 +138,7 @@ impl Index {
         self.slots.get(path).map_or(Version::ABSENT, |&slot| self.entries[slot as usize].now)
     }
 
-    /// Where `path` is, if it is or recently was there; for [`append_at`](Self::append_at).
+    /// Where `path` is, if it is or recently was there; for [`grow`](Self::grow).
     pub(crate) fn slot(&self, path: &str) -> Option<Slot> {
         self.slots.get(path).copied()
     }
@@ -165,9 +171,13 @@ impl Index {
 
     /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
     pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath) -> Version {
+        let read = self.read.remove(&self.get(from.as_str()).generation);
         let version = self.remove(from.as_str());
         debug_assert!(version.exists() && from != to);
         self.set(to, version);
+        if let Some(read) = read {
+            self.read.insert(version.generation, read);
+        }
         self.renamed.insert(version.generation, to.clone());
         version
     }
@@ -180,6 +190,24 @@ impl Index {
         self.renamed.get(&generation).cloned()
     }
 
+    /// Notes that for the file of a generation `id` was read, found under `path`. `false`: it has another name by now.
+    ///
+    /// Between a rename on disk and its announcement the old name may be another file's. A replacement would put right what
+    /// was read then, a rename would not: it must not keep the generation unless [`only_read_from`](Self::only_read_from).
+    pub(crate) fn reads(&mut self, path: &RelPath, generation: u64, id: FileId) -> bool {
+        if self.get(path.as_str()).generation != generation {
+            return false;
+        }
+        self.read.entry(generation).and_modify(|read| *read = read.filter(|read| *read == id)).or_insert(Some(id));
+        true
+    }
+
+    /// Whether nothing but this file, if anything, was ever read for `path`.
+    pub(crate) fn only_read_from(&self, path: &RelPath, id: Option<FileId>) -> bool {
+        let read = self.read.get(&self.get(path.as_str()).generation);
+        read.is_none_or(|read| read.is_some() && *read == id)
+    }
+
     fn set(&mut self, path: &RelPath, version: Version) {
         let slot = match self.slots.get(path) {
             Some(&slot) => slot,
@@ -187,6 +215,7 @@ impl Index {
         };
         let was = std::mem::replace(&mut self.touch(slot).now, version);
         self.renamed.remove(&was.generation);
+        self.read.remove(&was.generation);
     }
 
     /// Removes `path`, and returns what it was.
@@ -194,6 +223,7 @@ impl Index {
         let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
         let was = std::mem::replace(&mut self.touch(slot).now, Version::ABSENT);
         self.renamed.remove(&was.generation);
+        self.read.remove(&was.generation);
         self.dead.push(slot);
         if self.trackers.is_empty() {
             self.sweep(1);

@@ -14,7 +14,7 @@ use super::connection::Frame;
 use super::demotion::Demotion;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
-use super::status::{EvictionReason, FollowerState};
+use super::status::{CatchUpStatus, EvictionReason};
 use super::stream::{AttachedQueue, Tracker};
 use super::view::View;
 use crate::error::Error;
@@ -39,20 +39,20 @@ impl<'a> CatchUp<'a> {
         follower: &'a Arc<FollowerHandle>,
         frame: &'a mut Frame,
         demotion: Demotion,
-    ) -> Result<AttachedQueue, Error> {
+    ) -> Result<CaughtUp, Error> {
         let Demotion { files, tracker, discarded } = demotion;
         let (view, changes) = View::behind(&files, discarded, follower.extension);
         drop(files);
-        let ranges = Ranges::new(core, follower);
+        let ranges = Ranges::in_bulk(core, follower);
         let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
         Self { core, follower, frame, ranges, view, ack_timeout }.run(&tracker, changes)
     }
 
-    /// Blocks until the follower is attached and was sent all that came before; returns what comes after. What it lacks of
-    /// `changes`, as of the tracker's last cut, comes first.
-    pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<AttachedQueue, Error> {
+    /// Blocks until the follower is attached, with little left to send. What it lacks of `changes`, as of the tracker's last cut,
+    /// comes first.
+    pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<CaughtUp, Error> {
         let quarter = self.core.config.queue_bytes / 4;
-        self.follower.set_state(FollowerState::CatchingUp);
+        self.follower.catches_up(self.core.stream.position());
         self.wait_acknowledged()?;
         let mut last_bytes = 0;
         if !changes.is_empty() {
@@ -66,12 +66,7 @@ impl<'a> CatchUp<'a> {
                 let steps = self.view.plan(attachment.changes);
                 let bytes = steps.iter().map(Step::bytes).sum::<u64>();
                 if bytes <= quarter {
-                    self.send(steps, Some(attachment.position))?;
-                    self.tell_position(attachment.position)?;
-                    self.follower.sending(0, Some(attachment.position), Instant::now());
-                    self.core.progress.changed();
-                    log::info!("follower {} at {} follows the stream", self.follower.id, self.follower.address);
-                    return Ok(attachment.queue);
+                    return Ok(CaughtUp { steps, position: attachment.position, queue: attachment.queue });
                 }
                 self.core.stream.detach(self.follower);
                 drop(attachment.queue.batches);
@@ -88,41 +83,37 @@ impl<'a> CatchUp<'a> {
 
     fn round(&mut self, steps: Vec<Step>, last_bytes: &mut u64) -> Result<(), Error> {
         let bytes = steps.iter().map(Step::bytes).sum::<u64>();
-        let FollowerHandle { id, address, .. } = &**self.follower;
-        if *last_bytes > 0 && bytes >= *last_bytes {
-            log::warn!(
-                "follower {id} at {address} catches up no faster than writers append: {bytes} bytes are missing"
-            );
-        } else {
-            log::info!("follower {id} at {address} catches up: {bytes} bytes are missing");
-        }
+        let before = self.follower.catch_up_round(self.core.stream.position(), bytes);
+        self.report(bytes, *last_bytes, before);
         *last_bytes = bytes;
-        self.send(steps, None)?;
-        self.wait_acknowledged()
-    }
-
-    /// What follows are the batches from `position` on.
-    fn tell_position(&mut self, position: StreamPosition) -> Result<(), Error> {
-        if self.follower.extension {
-            let _ = self.ranges.send_step(self.frame, &Step::Control(Control::Position(position.0)))?;
-            self.frame.flush().map_err(broken)?;
-            self.follower.written();
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, steps: Vec<Step>, attached: Option<StreamPosition>) -> Result<(), Error> {
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        let turn = self.core.admission.catch_ups.acquire(self.follower, &mut || ranges.beat(frame))?;
         for step in steps {
-            // Once attached, what mends a void file is in the queue already.
-            if let Err(path) = self.ranges.send_step(self.frame, &step)?
-                && attached.is_none()
-            {
+            if let Err(path) = self.ranges.send_step(self.frame, &step)? {
                 self.view.void(&path);
             }
+            self.ranges.beat(self.frame)?;
         }
         self.frame.flush().map_err(broken)?;
         self.follower.written();
-        Ok(())
+        drop(turn);
+        self.wait_acknowledged()
+    }
+
+    fn report(&self, bytes: u64, last_bytes: u64, before: Option<CatchUpStatus>) {
+        let FollowerHandle { id, address, .. } = &**self.follower;
+        let missing = format!("follower {id} at {address} catches up: {bytes} bytes are missing");
+        let Some(CatchUpStatus { rate_bytes_per_s, append_bytes_per_s, estimated, .. }) = before else {
+            log::info!("{missing}");
+            return;
+        };
+        let rates = format!("{rate_bytes_per_s} bytes/s against {append_bytes_per_s} bytes/s appended");
+        match estimated {
+            Some(time) if bytes < last_bytes => log::info!("{missing}, {rates}: about {:.1} s", time.as_secs_f64()),
+            _ => log::warn!(
+                "{missing}, {rates}: it never ends unless writers append less, or the follower or its link gets faster"
+            ),
+        }
     }
 
     fn wait_acknowledged(&mut self) -> Result<(), Error> {
@@ -133,5 +124,39 @@ impl<'a> CatchUp<'a> {
         }
         self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());
         Err(gone())
+    }
+}
+
+/// A follower that is attached to the stream, and what it still lacks of what came before.
+pub(super) struct CaughtUp {
+    steps: Vec<Step>,
+    position: StreamPosition,
+    queue: AttachedQueue,
+}
+
+impl CaughtUp {
+    /// Sends what is left: in time, for its queue fills meanwhile. Returns the queue.
+    pub(super) fn finish(
+        self,
+        core: &Arc<Core>,
+        follower: &Arc<FollowerHandle>,
+        frame: &mut Frame,
+    ) -> Result<AttachedQueue, Error> {
+        let mut ranges = Ranges::new(core, follower);
+        for step in &self.steps {
+            // What mends a void file is in the queue already.
+            let _ = ranges.send_step(frame, step)?;
+        }
+        if follower.extension {
+            // What follows are the batches from here on.
+            let _ = ranges.send_step(frame, &Step::Control(Control::Position(self.position.0)))?;
+        }
+        frame.flush().map_err(broken)?;
+        follower.written();
+        follower.sending(0, Some(self.position), Instant::now());
+        follower.caught_up();
+        core.progress.changed();
+        log::info!("follower {} at {} follows the stream", follower.id, follower.address);
+        Ok(self.queue)
     }
 }

@@ -22,6 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::Core;
 use super::acks::AckThread;
+use super::admission::in_background;
 use super::batch::Body;
 use super::catch_up::CatchUp;
 use super::demotion::{Demotion, Discarded};
@@ -37,6 +38,9 @@ use super::stream::AttachedQueue;
 use crate::error::Error;
 use crate::protocol::{FRAME_HEADER, FrameWriter};
 use crate::types::StreamPosition;
+
+/// How long a follower may take to read that we shut down.
+const GOODBYE_READ_MAX: Duration = Duration::from_millis(500);
 
 /// What the stream of one follower is written to: batches go around the frame writer's buffer, already encoded.
 pub(super) type Frame = FrameWriter<SocketWriter>;
@@ -74,6 +78,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
             error => follower.disconnected(error.to_string()),
         }
     }
+    follower.hang_up();
     core.stream.detach(&follower);
     match follower.end() {
         Some(End::Evicted(eviction)) => {
@@ -100,23 +105,39 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     writer.write_all(&FRAME_HEADER).map_err(broken)?;
     let mut frame = Frame::new(writer);
     let name = format!("ack-{}", follower.id);
-    let mut queue = if follower.extension {
+    let mut reader_ended = None;
+    let (mut frame, mut caught_up) = if follower.extension {
         let (messages, inventory) = MessageThread::new(core, follower, reading);
+        reader_ended = Some(inventory.clone());
         core.threads.spawn(name, move || messages.run()).map_err(broken)?;
-        Resumer::new(core, follower, &mut frame, inventory).join()?
+        in_background(core, follower, move |core, follower| {
+            let caught_up = Resumer::new(core, follower, &mut frame, inventory).join()?;
+            Ok((frame, caught_up))
+        })?
     } else {
         let (acks, requests) = AckThread::new(core, follower, reading);
         core.threads.spawn(name, move || acks.run()).map_err(broken)?;
-        Joiner::new(core, follower, &mut frame, requests).join()?
+        in_background(core, follower, move |core, follower| {
+            let caught_up = Joiner::new(core, follower, &mut frame, requests).join()?;
+            Ok((frame, caught_up))
+        })?
     };
-    frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
-    while let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? {
-        queue = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+    loop {
+        let queue = caught_up.finish(core, follower, &mut frame)?;
+        frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
+        let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? else { break };
+        drop(queue);
+        (frame, caught_up) = in_background(core, follower, move |core, follower| {
+            let caught_up = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+            Ok((frame, caught_up))
+        })?;
     }
-    if follower.extension && !follower.has_ended() {
+    if let Some(reader_ended) = reader_ended.filter(|_| !follower.has_ended()) {
         // Detached without an end: we shut down, and it has everything.
         Ranges::new(core, follower).goodbye(&mut frame, "the leader shuts down")?;
-        follower.evict_at(EvictionReason::Shutdown, core.stream.position());
+        follower.evict_gently(EvictionReason::Shutdown, core.stream.position());
+        // It closes once it has read that; should we close first, with something of it unread, it might not get to read it.
+        let _ = reader_ended.recv_timeout(GOODBYE_READ_MAX);
     }
     Ok(())
 }

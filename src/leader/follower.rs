@@ -18,8 +18,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::meter::{Meter, Moment};
 use super::socket::tick;
-use super::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use super::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::Marks;
@@ -52,6 +53,12 @@ pub(super) struct FollowerHandle {
     /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
     demoted: AtomicBool,
     demotions: AtomicU64,
+    /// Until when it waits for its next full sync, because it was evicted for being slow too often.
+    admitted_at: Mutex<Option<Instant>>,
+    /// When it last waited for the rate of syncs.
+    throttled_at: Mutex<Option<Instant>>,
+    /// While it catches up. A leaf lock, like those above.
+    meter: Mutex<Option<Meter>>,
     was_in_sync: AtomicBool,
 }
 
@@ -105,6 +112,9 @@ pub(super) struct SyncCounters {
 
 struct InFlight {
     pieces: VecDeque<Piece>,
+    /// Where it was asked to make everything durable and has not said that it has: `sent` and stream position.
+    durable_points: VecDeque<(u64, u64)>,
+    durable: Option<u64>,
     /// Action bytes that were or are about to be written.
     sent: u64,
     /// Whether pieces stand for positions. Not while it is detached: what was on its way when it was demoted must not bring it
@@ -146,6 +156,8 @@ impl FollowerHandle {
             queue: QueueDepth::default(),
             in_flight: Mutex::new(InFlight {
                 pieces: VecDeque::new(),
+                durable_points: VecDeque::new(),
+                durable: None,
                 attached: false,
                 sent: 0,
                 written: 0,
@@ -161,6 +173,9 @@ impl FollowerHandle {
             marks: Mutex::default(),
             demoted: AtomicBool::new(false),
             demotions: AtomicU64::new(0),
+            admitted_at: Mutex::default(),
+            throttled_at: Mutex::default(),
+            meter: Mutex::default(),
             was_in_sync: AtomicBool::new(false),
         }
     }
@@ -241,8 +256,23 @@ impl FollowerHandle {
 
     /// Lets it go, unless it is gone already. Never blocks. `now` is the stream's position.
     pub(super) fn evict_at(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Both);
+    }
+
+    /// Lets it go once it has read what was written to it: whoever calls this hangs up later.
+    pub(super) fn evict_gently(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Write);
+    }
+
+    /// Closes the connection for good.
+    pub(super) fn hang_up(&self) {
+        // Fails only if the peer was faster.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn eviction(&self, reason: EvictionReason, now: StreamPosition) -> Eviction {
         let status = self.status(now);
-        let eviction = Eviction {
+        Eviction {
             at: SystemTime::now(),
             id: self.id,
             address: self.address,
@@ -252,20 +282,19 @@ impl FollowerHandle {
             lag: status.lag,
             queued_batches: status.queued_batches,
             queued_bytes: status.queued_bytes,
-        };
-        self.finish(End::Evicted(eviction));
+        }
     }
 
     /// Notes that it went, unless it was let go before. Never blocks.
     pub(super) fn disconnected(&self, why: impl Into<String>) {
-        self.finish(End::Disconnected(why.into()));
+        self.finish(End::Disconnected(why.into()), Shutdown::Both);
     }
 
-    fn finish(&self, end: End) {
+    fn finish(&self, end: End, directions: Shutdown) {
         if self.end.set(end).is_ok() {
             self.ended.store(true, Ordering::Release);
             // Fails only if the peer was faster.
-            let _ = self.socket.shutdown(Shutdown::Both);
+            let _ = self.socket.shutdown(directions);
             // With the lock taken once, a waiter has either seen the flag or sleeps, and is woken.
             drop(self.in_flight.lock());
             self.acknowledged.notify_all();
@@ -292,6 +321,15 @@ impl FollowerHandle {
             }
             None if bytes == 0 => self.passed(position.filter(|_| attached)),
             _ => in_flight.pieces.push_back(Piece { sent_after, position, since }),
+        }
+    }
+
+    /// Notes that it was asked to make durable all up to `position`, with the last that was sent.
+    pub(super) fn asked_for_durable(&self, position: StreamPosition) {
+        let mut in_flight = self.in_flight.lock();
+        let sent = in_flight.sent;
+        if in_flight.durable_points.len() < PIECES_MAX {
+            in_flight.durable_points.push_back((sent, position.0));
         }
     }
 
@@ -328,16 +366,24 @@ impl FollowerHandle {
 
     /// Called with `in_flight` locked.
     /// Takes the marks of a follower that knows the extension, as [`acknowledge`](Self::acknowledge) does.
-    pub(super) fn mark(&self, marks: Marks) -> Result<Option<StreamPosition>, ProtocolError> {
+    pub(super) fn take_marks(&self, marks: Marks) -> Result<Option<StreamPosition>, ProtocolError> {
         let before = std::mem::replace(&mut *self.marks.lock(), marks);
         let in_order = marks.durable <= marks.written && marks.written <= marks.received;
         let forward = marks.durable >= before.durable && marks.received >= before.received;
         if !in_order || !forward || marks.written < before.written {
             return Err(ProtocolError::Malformed("marks"));
         }
-        let sent = self.in_flight.lock().sent;
-        if marks.received > sent {
-            return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent });
+        {
+            let mut in_flight = self.in_flight.lock();
+            if marks.received > in_flight.sent {
+                return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent: in_flight.sent });
+            }
+            while let Some(&(sent, position)) = in_flight.durable_points.front()
+                && sent <= marks.durable
+            {
+                in_flight.durable_points.pop_front();
+                in_flight.durable = Some(position);
+            }
         }
         match marks.written - before.written {
             0 => Ok(None),
@@ -368,7 +414,9 @@ impl FollowerHandle {
         let mut in_flight = self.in_flight.lock();
         let wanted = in_flight.sent;
         while in_flight.acknowledged < wanted && !self.has_ended() && left != Some(Duration::ZERO) {
-            in_flight.progress = false;
+            if timeout.is_some() {
+                in_flight.progress = false;
+            }
             self.acknowledged.wait_for(&mut in_flight, slice);
             left = if in_flight.progress { timeout } else { left.map(|left| left.saturating_sub(slice)) };
             MutexGuard::unlocked(&mut in_flight, &mut *idle)?;
@@ -384,6 +432,74 @@ impl FollowerHandle {
         let mut in_flight = self.in_flight.lock();
         let outstanding = in_flight.acknowledged < in_flight.written;
         !std::mem::replace(&mut in_flight.progress, false) && outstanding
+    }
+
+    // ---- waiting ----
+
+    /// Waits until `when`. `false`: it ended first.
+    fn wait_until(&self, when: Instant) -> bool {
+        let mut in_flight = self.in_flight.lock();
+        while !self.has_ended() && Instant::now() < when {
+            self.acknowledged.wait_until(&mut in_flight, when);
+        }
+        !self.has_ended()
+    }
+
+    /// Waits until `when` for its next full sync. `false`: it ended first. Calls `idle` at least `every` so often, and fails
+    /// with it.
+    pub(super) fn wait_admitted(
+        &self,
+        when: Instant,
+        every: Duration,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        *self.admitted_at.lock() = Some(when);
+        while self.wait_until(when.min(Instant::now() + every)) && Instant::now() < when {
+            idle()?;
+        }
+        *self.admitted_at.lock() = None;
+        Ok(!self.has_ended())
+    }
+
+    /// Waits until `when` for the rate of syncs. `false`: it ended first.
+    pub(super) fn throttled(&self, when: Instant) -> bool {
+        if when <= Instant::now() {
+            return !self.has_ended();
+        }
+        *self.throttled_at.lock() = Some(when);
+        self.wait_until(when)
+    }
+
+    /// Whether it waited for the rate of syncs after `since`.
+    pub(super) fn was_throttled_since(&self, since: Instant) -> bool {
+        self.throttled_at.lock().is_some_and(|when| when > since)
+    }
+
+    // ---- catching up ----
+
+    /// Begins to catch up. `now` is the stream's position, here and below.
+    pub(super) fn catches_up(&self, now: StreamPosition) {
+        let moment = self.moment(now);
+        *self.meter.lock() = Some(Meter::new(moment));
+        self.set_state(FollowerState::CatchingUp);
+    }
+
+    /// A round begins, with this much missing. Returns what is known from those before, if there were any.
+    pub(super) fn catch_up_round(&self, now: StreamPosition, bytes: u64) -> Option<CatchUpStatus> {
+        let moment = self.moment(now);
+        let mut meter = self.meter.lock();
+        let meter = meter.as_mut()?;
+        let before = meter.status(moment);
+        meter.round(moment, bytes);
+        before.map(|before| CatchUpStatus { missing_bytes: bytes, ..before })
+    }
+
+    pub(super) fn caught_up(&self) {
+        *self.meter.lock() = None;
+    }
+
+    fn moment(&self, now: StreamPosition) -> Moment {
+        Moment { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
     }
 
     // ---- looking ----
@@ -415,11 +531,17 @@ impl FollowerHandle {
         let attached = attached_at != NOWHERE;
         let acknowledged = self.position();
         let lag_bytes = attached.then(|| now.since(acknowledged.unwrap_or(StreamPosition(attached_at))));
-        let oldest = self.in_flight.lock().pieces.front().map(|piece| piece.since);
+        let (oldest, durable) = {
+            let in_flight = self.in_flight.lock();
+            (in_flight.pieces.front().map(|piece| piece.since), in_flight.durable)
+        };
         let lag = lag_bytes.map(|bytes| match oldest {
             Some(since) if bytes > 0 => since.elapsed(),
             _ => Duration::ZERO,
         });
+        let admitted_in = self.admitted_at.lock().map(|when| when.saturating_duration_since(Instant::now()));
+        let moment = self.moment(now);
+        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(moment));
         FollowerStatus {
             id: self.id,
             address: self.address,
@@ -429,9 +551,12 @@ impl FollowerHandle {
             lag_bytes,
             lag,
             demotions: self.demotions(),
+            catch_up,
+            admitted_in,
             queued_batches: self.queue.batches.load(Ordering::Relaxed),
             queued_bytes: self.queue.bytes(),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            durable: durable.map(StreamPosition),
             marks: self.extension.then(|| *self.marks.lock()),
             sync: SyncSent {
                 files_requested: self.sync.files_requested.load(Ordering::Relaxed),

@@ -21,13 +21,12 @@ use std::time::Instant;
 
 use super::Core;
 use super::acks::{Offer, Rounds};
-use super::admission::InBulk;
-use super::catch_up::CatchUp;
+use super::admission::{InSlot, wait_admitted};
+use super::catch_up::{CatchUp, CaughtUp};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::status::{EvictionReason, FollowerState};
-use super::stream::AttachedQueue;
 use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
@@ -48,14 +47,14 @@ impl<'a> Joiner<'a> {
         frame: &'a mut Frame,
         rounds: Rounds,
     ) -> Self {
-        Self { core, follower, frame, rounds, ranges: Ranges::new(core, follower) }
+        Self { core, follower, frame, rounds, ranges: Ranges::in_bulk(core, follower) }
     }
 
-    /// Blocks until the follower is attached and was sent all that came before; returns what comes after.
-    pub(super) fn join(mut self) -> Result<AttachedQueue, Error> {
+    /// Blocks until the follower is attached.
+    pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
+        wait_admitted(self.core, self.follower, &mut || Ok(()))?;
+        let slot = self.turn()?;
         let begun = Instant::now();
-        let slot = self.core.bulk.acquire(self.follower, &mut || Ok(()))?;
-        self.follower.set_state(FollowerState::Syncing);
         let tracker = self.core.stream.track();
         let offer = Arc::new(Offer::new(tracker.all()));
         self.core.hashes.retain(|path| offer.contains(path));
@@ -78,13 +77,21 @@ impl<'a> Joiner<'a> {
             .run(&tracker, Vec::new())
     }
 
-    fn full_sync(&mut self, slot: InBulk<'a>, offer: &Arc<Offer>) -> Result<View, Error> {
+    /// Waits for a slot.
+    fn turn(&self) -> Result<InSlot<'a>, Error> {
+        self.follower.set_state(FollowerState::Waiting);
+        let slot = self.core.admission.syncs.acquire(self.follower, &mut || Ok(()))?;
+        self.follower.set_state(FollowerState::Syncing);
+        Ok(slot)
+    }
+
+    fn full_sync(&mut self, slot: InSlot<'a>, offer: &Arc<Offer>) -> Result<View, Error> {
         let mut slot = Some(slot);
         let mut void = vec![false; offer.files.len()];
         for _round in 0..2 {
             let turn = match slot.take() {
                 Some(turn) => turn,
-                None => self.core.bulk.acquire(self.follower, &mut || Ok(()))?,
+                None => self.turn()?,
             };
             self.rounds.offers.send(offer.clone()).map_err(|_| gone())?;
             self.list(offer, &mut void)?;
@@ -93,7 +100,7 @@ impl<'a> Joiner<'a> {
             if requests.is_empty() {
                 continue;
             }
-            let _turn = self.core.bulk.acquire(self.follower, &mut || Ok(()))?;
+            let _turn = self.turn()?;
             for at in requests {
                 let (path, version) = &offer.files[at];
                 void[at] |= !self.content(path, *version)?;
@@ -121,10 +128,10 @@ impl<'a> Joiner<'a> {
     }
 
     fn sum(&self, path: &RelPath, version: Version) -> Result<Option<Sha1Sum>, Error> {
-        let follower = self.follower;
+        let (core, follower) = (self.core, self.follower);
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
-            if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
         };
         let root = self.core.dir.path();
         self.core

@@ -8,6 +8,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::Core;
+use super::admission::admitted_in;
 use crate::protocol::extension::{Fields, Start, VERSION, field};
 use crate::protocol::{ACCEPTED, ProtocolError, REFUSED, START_HEADER, read_node_id, read_secret};
 use crate::types::NodeId;
@@ -94,6 +95,13 @@ fn about_us(core: &Core, follower: NodeId) -> Fields {
         .with(field::ID, &core.dir.id().get().to_le_bytes())
         .with(field::EPOCH, &core.epoch.to_le_bytes())
         .with(field::HEARTBEAT_MS, &heartbeat_ms.to_le_bytes());
+    let fields = match admitted_in(core, follower) {
+        Duration::ZERO => fields,
+        delay => {
+            let delay_ms = u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
+            fields.with(field::ADMITTED_IN_MS, &delay_ms.to_le_bytes())
+        }
+    };
     match core.history.last_of(follower) {
         None => fields,
         Some(last) => {

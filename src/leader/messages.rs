@@ -4,6 +4,7 @@
 //! [`INVENTORY_BYTES_MAX`]. Marks and heartbeats it deals with itself. It ends like the ack thread of a 1.0.0 follower
 //! (`acks.rs`), and holds no lock while reading.
 
+use std::convert::Infallible;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -41,15 +42,16 @@ impl MessageThread {
     }
 
     pub(super) fn run(self) {
-        let ended = self.read_all();
-        connection_ended(&self.core, &self.follower, ended);
+        let Err(ended) = self.read_all();
+        connection_ended(&self.core, &self.follower, Err(ended));
     }
 
-    fn read_all(&self) -> Result<(), ProtocolError> {
+    /// Ends with the connection.
+    fn read_all(&self) -> Result<Infallible, ProtocolError> {
         let watched = Watched::new(&self.core, &self.follower, &self.socket)?;
         let mut reader = BufReader::with_capacity(64 << 10, watched);
         let mut inventory_bytes = Some(0);
-        while !self.follower.has_ended() {
+        loop {
             match (Message::read(&mut reader)?, &mut inventory_bytes) {
                 (Some(Message::Inventory(files)), Some(bytes)) => {
                     *bytes += files.iter().map(held_bytes).sum::<usize>();
@@ -66,7 +68,7 @@ impl MessageThread {
                     return Err(ProtocolError::Malformed("inventory: it was not asked for"));
                 }
                 (Some(Message::Marks(marks)), _) => {
-                    if self.follower.mark(marks)?.is_some() {
+                    if self.follower.take_marks(marks)?.is_some() {
                         self.core.progress.acknowledged(self.follower.position());
                     }
                 }
@@ -74,7 +76,6 @@ impl MessageThread {
                 (Some(Message::Heartbeat) | None, _) => {}
             }
         }
-        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@
 //! # Threads
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
-//! each connection. All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! each connection; `sync-ID` reads in bulk for one, at low priority (`admission.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
@@ -36,6 +36,7 @@ mod follower;
 mod full_sync;
 mod handshake;
 mod messages;
+mod meter;
 mod progress;
 mod ranges;
 mod resume;
@@ -45,9 +46,10 @@ mod stream;
 mod view;
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -56,7 +58,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
-use self::admission::BulkSlot;
+use self::admission::Admission;
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::progress::Progress;
@@ -66,12 +68,12 @@ use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::Index;
 use crate::index::chunks::ChunkCache;
-use crate::index::hash::HashCache;
+use crate::index::hash::{HashCache, is_no_file};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
 pub use self::file::ReplicatedFile;
-pub use self::status::{Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 
 /// The leader of a data directory.
 ///
@@ -92,7 +94,7 @@ struct Core {
     chunks: ChunkCache,
     /// Chosen at random at the start: tells followers that know the extension one start from the next.
     epoch: u64,
-    bulk: BulkSlot,
+    admission: Admission,
     /// All that have authenticated, in the order they came.
     followers: Mutex<Vec<Arc<FollowerHandle>>>,
     history: History,
@@ -158,12 +160,12 @@ impl Leader {
             stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches, config.on_full)),
             exclude,
             dir,
+            admission: Admission::new(&config),
             config,
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
             chunks: ChunkCache::default(),
             epoch: fastrand::u64(1..),
-            bulk: BulkSlot::default(),
             followers: Mutex::default(),
             history: History::default(),
             unauthenticated: Unauthenticated::default(),
@@ -273,7 +275,8 @@ impl Leader {
     /// Announces that a file was renamed, over whatever the new name was, and returns the stream position after it. Never blocks
     /// on a follower. Followers that know the extension rename theirs; others get it whole under the new name.
     ///
-    /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace.
+    /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace; so it
+    /// is where the old name was another file's by the time a follower was sent it.
     ///
     /// # Errors
     ///
@@ -282,9 +285,13 @@ impl Leader {
         if !self.replicates(to) {
             return self.delete(from);
         }
-        match self.core.stream.rename(from, to)? {
+        let file = fs::symlink_metadata(to.below(self.core.dir.path())).ok().map(|meta| (meta.dev(), meta.ino()));
+        match self.core.stream.rename(from, to, file)? {
             Some(position) => Ok(position),
-            None => self.replace(to),
+            None => {
+                self.delete(from)?;
+                self.replace(to)
+            }
         }
     }
 
@@ -296,6 +303,17 @@ impl Leader {
     /// If `len` is beyond the announced length, or the leader is shut down.
     pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
         self.core.stream.truncate(path, len)
+    }
+
+    /// Asks followers that know the extension to make durable everything announced so far, and returns the stream position that
+    /// [`FollowerStatus::durable`] reaches once they have. Never blocks on a follower. So followers sync their disks when
+    /// the host needs it, and not at the pace of the stream.
+    ///
+    /// # Errors
+    ///
+    /// If the leader is shut down.
+    pub fn request_durable(&self) -> Result<StreamPosition, AppendError> {
+        self.core.stream.request_durable()
     }
 
     /// The announced length of a file; `None` if it was not announced.
@@ -382,6 +400,27 @@ impl Drop for Leader {
 }
 
 impl Core {
+    /// Opens the file of a generation, announced as `path` at some time; `None` if there is none, or not with `len` bytes.
+    fn open_announced(&self, path: &RelPath, generation: u64, len: u64) -> io::Result<Option<File>> {
+        loop {
+            // Bytes below an announced length are on disk before they are announced: a file opened after this look has
+            // them, or is newer, and then the index will say so.
+            let Some(path) = self.stream.find(path, generation) else { return Ok(None) };
+            let file = match File::open(path.below(self.dir.path())) {
+                Ok(file) => file,
+                Err(error) if is_no_file(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let meta = file.metadata()?;
+            if !meta.is_file() || meta.len() < len {
+                return Ok(None);
+            }
+            if self.stream.reads(&path, generation, (meta.dev(), meta.ino())) {
+                return Ok(Some(file));
+            }
+        }
+    }
+
     /// Announces the file's content as it is on disk; only if the index has it in `generation`, when one is given.
     ///
     /// Reading and announcing are one step under the file's lock: whoever reads last announces last.
@@ -468,10 +507,11 @@ impl Core {
             self.stream.detach(follower);
         }
         self.progress.wait(Instant::now() + GOODBYE_MAX, Duration::from_millis(10), || {
-            followers.iter().any(|follower| !follower.has_ended()).then_some(StreamPosition(u64::MAX))
+            (!self.followers.lock().is_empty()).then_some(StreamPosition(u64::MAX))
         });
         for follower in followers {
             follower.evict_at(EvictionReason::Shutdown, end);
+            follower.hang_up();
         }
         report
     }
@@ -493,6 +533,13 @@ impl History {
             history.pop_front();
         }
         history.push_back(eviction);
+    }
+
+    /// How long ago the follower was evicted for being slow, each time that is remembered.
+    fn slow_evictions(&self, id: NodeId) -> Vec<Duration> {
+        let history = self.0.lock();
+        let slow = history.iter().filter(|eviction| eviction.id == id && admission::is_for_slowness(&eviction.reason));
+        slow.map(|eviction| eviction.at.elapsed().unwrap_or_default()).collect()
     }
 
     fn last_of(&self, id: NodeId) -> Option<Eviction> {

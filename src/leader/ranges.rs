@@ -1,8 +1,7 @@
 //! Ranges of files, read from disk for one follower.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
@@ -17,6 +16,7 @@ use crate::index::hash::is_no_file;
 use crate::protocol::extension::Control;
 use crate::protocol::{ActionKind, encode_action_header};
 use crate::types::{RelPath, StreamPosition};
+use crate::uncached::Reader;
 
 pub(super) fn broken(error: io::Error) -> Error {
     Error::connection("while a follower joins", error)
@@ -31,6 +31,8 @@ pub(super) struct Ranges<'a> {
     core: &'a Arc<Core>,
     follower: &'a FollowerHandle,
     buffer: Vec<u8>,
+    /// Reads at the pace of all syncs together, and leaves nothing in the page cache.
+    in_bulk: bool,
     /// Files of which a range in the stream was void, and perhaps mended since.
     spoiled: HashSet<RelPath>,
     last_beat: Instant,
@@ -41,7 +43,13 @@ const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), spoiled: HashSet::new(), last_beat: Instant::now() }
+        Self { core, follower, buffer: Vec::new(), in_bulk: false, spoiled: HashSet::new(), last_beat: Instant::now() }
+    }
+
+    /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
+    /// page cache.
+    pub(super) fn in_bulk(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self { in_bulk: true, ..Self::new(core, follower) }
     }
 
     /// Tells a follower that knows the extension that we are alive, once a heartbeat's interval; to be called wherever it may
@@ -72,6 +80,7 @@ impl<'a> Ranges<'a> {
         let begin = batch.end - range.action_bytes();
         if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
             self.spoiled.insert(range.path.clone());
+            self.tell_position(frame, batch)?;
         }
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
@@ -93,14 +102,34 @@ impl<'a> Ranges<'a> {
         };
         if self.follower.extension && !spoiled {
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
+            if action.control == Control::MakeDurable {
+                self.follower.asked_for_durable(StreamPosition(batch.end));
+            }
         } else {
             for step in &action.instead {
-                let _ = self.send_step(frame, step)?;
+                if let Err(void) = self.send_step(frame, step)? {
+                    self.spoiled.insert(void);
+                }
             }
+            if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
+                // 1.0.0 has no empty files.
+                if let Control::Rename { to: path, .. } | Control::Truncate { path, .. } = &action.control {
+                    let _ = self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?;
+                }
+            }
+            self.tell_position(frame, batch)?;
         }
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
+        Ok(())
+    }
+
+    /// Tells a follower that counts positions the one after `batch`, which was not sent as it counts.
+    fn tell_position(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
+        if self.follower.extension {
+            let _ = self.send_step(frame, &Step::Control(Control::Position(batch.end)))?;
+        }
         Ok(())
     }
 
@@ -133,7 +162,7 @@ impl<'a> Ranges<'a> {
             self.mend(&range.path, version)?;
             return Ok(false);
         };
-        file.seek(SeekFrom::Start(range.offset)).map_err(|error| self.unreadable(&range.path, error))?;
+        file.seek(range.offset);
         let mut done = 0;
         let mut header = Vec::new();
         let mut intact = true;
@@ -155,28 +184,31 @@ impl<'a> Ranges<'a> {
     }
 
     /// Opens the file if it is still what `version` says, with at least `len` bytes.
-    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<File>, Error> {
-        // Bytes below an announced length are on disk before they are announced: a file opened after this look has them, or
-        // is newer, and then the index will say so.
-        let Some(path) = &self.core.stream.find(path, version.generation) else { return Ok(None) };
-        let opened = File::open(path.below(self.core.dir.path()))
-            .and_then(|file| file.metadata().map(|meta| (meta.is_file() && meta.len() >= len).then_some(file)));
-        match opened {
-            Ok(file) => Ok(file),
-            Err(error) if is_no_file(&error) => Ok(None),
-            Err(error) => Err(self.unreadable(path, error)),
-        }
+    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<Reader>, Error> {
+        let opened = self.core.open_announced(path, version.generation, len);
+        let file = opened.map_err(|error| self.unreadable(path, error))?;
+        Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new }))
     }
 
     /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
-    pub(super) fn copy(&mut self, frame: &mut Frame, path: &RelPath, file: &mut File, len: u64) -> Result<bool, Error> {
+    pub(super) fn copy(
+        &mut self,
+        frame: &mut Frame,
+        path: &RelPath,
+        file: &mut Reader,
+        len: u64,
+    ) -> Result<bool, Error> {
         const BUFFER_BYTES: usize = 256 << 10;
-        self.buffer.resize(BUFFER_BYTES, 0);
+        let most = if self.in_bulk { self.core.admission.portion_bytes() } else { BUFFER_BYTES };
+        self.buffer.resize(most, 0);
         let mut left = len;
         let mut intact = true;
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(most);
             let mut length = 0;
+            if self.in_bulk && !self.core.admission.pace(want as u64, self.follower) {
+                return Err(gone());
+            }
             if intact {
                 length = file.read(&mut self.buffer[..want]).map_err(|error| self.unreadable(path, error))?;
             }
@@ -195,7 +227,7 @@ impl<'a> Ranges<'a> {
     /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now.
     pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
         let Some(path) = &self.core.stream.find(path, believed.generation) else { return Ok(()) };
-        log::info!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
+        log::debug!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
         match self.core.announce_from_disk(path, Some(believed.generation)) {
             Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
             Err(AppendError::Io { source, .. }) if is_no_file(&source) => {

@@ -15,14 +15,15 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Core;
+use super::admission::wait_admitted;
 use super::batch::{FileRange, RangeKind, Step};
-use super::catch_up::CatchUp;
+use super::catch_up::{CatchUp, CaughtUp};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::socket::{TICKS, tick};
 use super::status::{EvictionReason, FollowerState};
-use super::stream::{AttachedQueue, whole};
+use super::stream::whole;
 use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
@@ -46,17 +47,19 @@ impl<'a> Resumer<'a> {
         frame: &'a mut Frame,
         inventory: Receiver<Option<Vec<Held>>>,
     ) -> Self {
-        Self { core, follower, frame, ranges: Ranges::new(core, follower), inventory }
+        Self { core, follower, frame, ranges: Ranges::in_bulk(core, follower), inventory }
     }
 
-    /// Blocks until the follower is attached and was sent all that came before; returns what comes after.
-    pub(super) fn join(mut self) -> Result<AttachedQueue, Error> {
+    /// Blocks until the follower is attached.
+    pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
+        let core = self.core;
+        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        wait_admitted(core, self.follower, &mut || ranges.beat(frame))?;
         let begun = Instant::now();
         self.tell(&Control::Want)?;
         let held = self.receive_inventory()?;
-        let core = self.core;
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        let turn = core.bulk.acquire(self.follower, &mut || ranges.beat(frame))?;
+        let turn = core.admission.syncs.acquire(self.follower, &mut || ranges.beat(frame))?;
         self.follower.set_state(FollowerState::Syncing);
         let tracker = core.stream.track();
         let files = tracker.all();
@@ -139,28 +142,26 @@ impl<'a> Resumer<'a> {
                 },
             }
         }
-        let mut gone: Vec<_> = held.into_keys().map(Step::Delete).collect();
-        gone.sort_by(|a, b| format!("{a:?}").cmp(&format!("{b:?}")));
-        gone.extend(steps);
-        Ok(gone)
+        let mut gone: Vec<_> = held.into_keys().collect();
+        gone.sort_unstable();
+        Ok(gone.into_iter().map(Step::Delete).chain(steps).collect())
     }
 
     /// The steps that make the follower's copy equal to the file; `None` if ours cannot be read as announced.
     fn repair(&mut self, path: &RelPath, version: Version, copy: &Held) -> Result<Option<Vec<Step>>, Error> {
         let (core, follower) = (self.core, self.follower);
-        let Some(current) = core.stream.find(path, version.generation) else { return Ok(None) };
-        let file = current.below(core.dir.path());
+        let open = || core.open_announced(path, version.generation, 0);
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
             ranges.beat(frame).map_err(io::Error::other)?;
-            if follower.has_ended() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
         };
         let comparable = comparable_bytes(copy, version.len);
         let ours = core
             .chunks
-            .digests(&file, version.generation, comparable, &mut go_on)
-            .map_err(|error| Error::io("read", &file, error))?;
+            .digests(open, version.generation, comparable, &mut go_on)
+            .map_err(|error| Error::io("read", path.below(core.dir.path()), error))?;
         let Some(ours) = ours else { return Ok(None) };
         let repair = compare(copy, version.len, &ours);
         let range = |kind, offset, len| Step::Send(FileRange { kind, offset, len, ..whole(path, version) });

@@ -28,16 +28,38 @@ pub struct FollowerStatus {
     /// How often its queue was full since it connected, and it went back to catching up from disk; always 0 with
     /// [`OnFull::Evict`](crate::config::OnFull::Evict).
     pub demotions: u64,
+    /// How it catches up from disk, while it does.
+    pub catch_up: Option<CatchUpStatus>,
+    /// How long it still waits before its full sync, because it was evicted for being slow several times.
+    pub admitted_in: Option<Duration>,
     /// Batches waiting in its queue.
     pub queued_batches: usize,
     /// Bytes they hold.
     pub queued_bytes: u64,
     /// Bytes written to its socket since it connected, as compressed.
     pub sent_bytes: u64,
+    /// The last position of [`Leader::request_durable`](super::Leader::request_durable) up to which it has made everything
+    /// durable; `None` if there is none, or it does not know the extension.
+    pub durable: Option<StreamPosition>,
     /// How far it says it has come, if it knows the extension: action bytes since it connected.
     pub marks: Option<Marks>,
     /// Files and content bytes of the full sync it was sent so far, before compression.
     pub sync: SyncSent,
+}
+
+/// How a follower catches up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CatchUpStatus {
+    /// Action bytes it lacks, more or less: what was missing when the round began, less what it acknowledged, and what was
+    /// appended since.
+    pub missing_bytes: u64,
+    /// Action bytes it acknowledged a second.
+    pub rate_bytes_per_s: u64,
+    /// Action bytes appended a second meanwhile.
+    pub append_bytes_per_s: u64,
+    /// When it will have caught up at these rates; `None` if never.
+    pub estimated: Option<Duration>,
 }
 
 /// How much of a full sync a follower was sent.
@@ -56,7 +78,7 @@ pub struct SyncSent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FollowerState {
-    /// Waits for another follower's full sync to end.
+    /// Waits for its turn: for another follower's full sync, or because it was evicted for being slow too often.
     Waiting,
     /// Gets the bulk.
     Syncing,

@@ -41,7 +41,7 @@ use super::follower::FollowerHandle;
 use super::status::{EvictionReason, FollowerStatus};
 use crate::config::OnFull;
 use crate::error::AppendError;
-use crate::index::{Index, Version};
+use crate::index::{FileId, Index, Version};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::{RelPath, StreamPosition};
@@ -272,13 +272,19 @@ impl Stream {
         Ok(self.finish(ordered, after))
     }
 
-    /// Announces that `from` was renamed to `to`, over whatever that was. `false`: `from` is unknown, nothing was announced.
-    pub(super) fn rename(&self, from: &RelPath, to: &RelPath) -> Result<Option<StreamPosition>, AppendError> {
+    /// Announces that `from` was renamed to `to`, over whatever that was. `None`: `from` is unknown, or another file than this
+    /// was read in its name; nothing was announced.
+    pub(super) fn rename(
+        &self,
+        from: &RelPath,
+        to: &RelPath,
+        file: Option<FileId>,
+    ) -> Result<Option<StreamPosition>, AppendError> {
         let mut ordered = self.ordered.lock();
         if ordered.closed {
             return Err(AppendError::ShuttingDown);
         }
-        if !ordered.index.get(from.as_str()).exists() {
+        if !ordered.index.get(from.as_str()).exists() || !ordered.index.only_read_from(from, file) {
             return Ok(None);
         }
         if from != to {
@@ -294,6 +300,17 @@ impl Stream {
         }
         let after = ordered.after();
         Ok(Some(self.finish(ordered, after)))
+    }
+
+    /// Asks all followers that know the extension to make durable what came before this.
+    pub(super) fn request_durable(&self) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        ordered.encode_control(Control::MakeDurable, Vec::new());
+        let after = ordered.after();
+        Ok(self.finish(ordered, after))
     }
 
     /// Announces that `path` ends at `len` from now on, which is less than its announced length.
@@ -336,6 +353,11 @@ impl Stream {
     /// Where the file of this generation is now that was under `path`; `None` if there is none any more.
     pub(super) fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath> {
         self.ordered.lock().index.find(path, generation)
+    }
+
+    /// Notes which file is read for a generation; see [`Index::reads`].
+    pub(super) fn reads(&self, path: &RelPath, generation: u64, file: FileId) -> bool {
+        self.ordered.lock().index.reads(path, generation, file)
     }
 
     /// What `path` is now.

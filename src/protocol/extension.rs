@@ -29,8 +29,8 @@
 //! begin with `$`, whose payload is the control's content. So one decoder serves both protocols, and a batch without controls
 //! is the same bytes to every follower.
 //!
-//! Some controls are *actions* on files, part of the one order of all followers, and count in stream positions: rename, truncate,
-//! empty, patch. The others concern this connection only, and do not. Every byte of every action, control or not, counts
+//! Some controls are part of the one order of all followers, and count in stream positions: rename, truncate, empty, make
+//! durable. The others concern this connection only, and do not. Every byte of every action, control or not, counts
 //! in the marks below.
 //!
 //! # The follower's side: messages
@@ -64,8 +64,9 @@ pub const CHUNK_BYTES: u64 = 256 << 10;
 /// The SHA-1 of a chunk.
 pub type ChunkDigest = [u8; 20];
 
-/// The longest message of a follower, in bytes. An inventory goes in as many messages as it needs.
-pub const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+/// The longest message of a follower, in bytes: the digests of a file of 800 GiB fit. An inventory goes in as many messages
+/// as it needs, mostly far shorter ones.
+pub const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 
 /// The longest record of fields, in bytes.
 pub const FIELDS_BYTES_MAX: u64 = 16 << 10;
@@ -257,8 +258,8 @@ impl Held {
     }
 }
 
-/// The most chunks of one file in an inventory: what fits a message with its name. A longer file is told up to there, which says
-/// that no more of it is worth keeping.
+/// The most chunks of one file in an inventory: what fits a message with its name. A longer file is told up to there, and the
+/// follower cuts it there when the sync begins.
 #[must_use]
 pub fn chunks_max() -> usize {
     const OTHERS: usize = 2 + NAME_BYTES_MAX + 8;
@@ -299,7 +300,7 @@ impl Message {
             }
             Self::Heartbeat => Self::HEARTBEAT,
         };
-        assert!(body.len() as u64 <= MESSAGE_BYTES_MAX, "a message has at most 1 MiB");
+        assert!(body.len() as u64 <= MESSAGE_BYTES_MAX, "a message has at most 64 MiB");
         out.push(kind);
         out.extend_from_slice(&u32::try_from(body.len()).expect("checked above").to_le_bytes());
         out.extend_from_slice(&body);
@@ -376,7 +377,7 @@ fn some_fits(bytes: usize, file: &Held, most: usize) -> bool {
 /// What 1.0.0 has no words for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
-    // ---- actions on files: they count in positions ----
+    // ---- of the one order of all followers: they count in positions ----
     /// The file has another name from now on; a file that had it is gone.
     Rename {
         /// Its name before.
@@ -394,17 +395,22 @@ pub enum Control {
     /// The file is there, and empty.
     Empty(RelPath),
 
+    /// Make durable what came before this, and say so by a mark: of all action bytes before this control.
+    MakeDurable,
+
     // ---- of this connection only ----
-    /// The next append to this file is not to be added at the end but written at this offset: the patch of a chunk.
+    /// The append to this file that follows (with no other action on a file between) is not to be added at the end but written
+    /// at this offset: the patch of a chunk. It ends within the file as it is. The append counts in positions like any other.
     PatchAt {
         /// The file, which is there.
         path: RelPath,
         /// Where the bytes go.
         offset: u64,
     },
-    /// Send an inventory.
+    /// Send an inventory. Once a connection.
     Want,
-    /// A sync begins: the copy is incomplete until it ends.
+    /// A sync begins: the copy is incomplete until it ends. The first one of a connection comes after the inventory's end, and
+    /// before any action on a file; another one may come after the last has ended.
     SyncBegins {
         /// Files that will be sent, or parts of them.
         files: u64,
@@ -422,8 +428,6 @@ pub enum Control {
         /// Its clock: microseconds since 1970.
         clock_us: u64,
     },
-    /// Make durable what came before this, and say so by a mark.
-    MakeDurable,
     /// The leader lets the follower go.
     Goodbye {
         /// When to come back, in milliseconds.
@@ -461,7 +465,7 @@ impl Control {
     /// Whether it is part of the one order of all followers, and counts in positions.
     #[must_use]
     pub fn counts_in_positions(&self) -> bool {
-        matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_))
+        matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_) | Self::MakeDurable)
     }
 
     /// Adds the control to the end of `out`, as an action.

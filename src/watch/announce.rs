@@ -13,15 +13,23 @@ pub(super) trait Announce: Send + 'static {
     fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<(), AppendError>;
     fn replace(&self, path: &RelPath) -> Result<(), AppendError>;
     fn delete(&self, path: &RelPath) -> Result<(), AppendError>;
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), AppendError>;
+    fn truncate(&self, path: &RelPath, len: u64) -> Result<(), AppendError>;
     fn file_len(&self, path: &RelPath) -> Option<u64>;
     fn files(&self) -> Vec<(RelPath, u64)>;
     fn replicates(&self, path: &RelPath) -> bool;
+    /// Announced bytes after which [`pace`](Self::pace) is called.
+    fn pace_bytes(&self) -> u64;
     /// Waits a little if followers that keep up have much to acknowledge yet.
     fn pace(&self);
 }
 
-/// How long one [`Announce::pace`] waits at most. With one after every [`super::tree::PACE_BYTES`] a follower that reads
-/// slowly but never stops cannot hold the others below 80 MiB/s, and is evicted as it should be.
+/// The window is looked at after this much, or after a quarter of it if that is less: a burst must not fill the queues before.
+const PACE_BYTES_MAX: u64 = 8 << 20;
+
+/// How long one [`Announce::pace`] waits at most. With one after every 8 MiB a follower that reads slowly but never stops
+/// cannot hold the others below 80 MiB/s, and is evicted as it should be; with a small window it can hold them at
+/// a quarter of it each time.
 const PACE_MAX: Duration = Duration::from_millis(100);
 
 /// A leader, and the window that the watcher keeps.
@@ -47,6 +55,14 @@ impl Announce for Paced {
         self.leader.delete(path).map(drop)
     }
 
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), AppendError> {
+        self.leader.rename(from, to).map(drop)
+    }
+
+    fn truncate(&self, path: &RelPath, len: u64) -> Result<(), AppendError> {
+        self.leader.truncate(path, len).map(drop)
+    }
+
     fn file_len(&self, path: &RelPath) -> Option<u64> {
         self.leader.file_len(path)
     }
@@ -57,6 +73,10 @@ impl Announce for Paced {
 
     fn replicates(&self, path: &RelPath) -> bool {
         self.leader.replicates(path)
+    }
+
+    fn pace_bytes(&self) -> u64 {
+        self.window.as_ref().map_or(PACE_BYTES_MAX, |window| (window.bytes / 4).clamp(1, PACE_BYTES_MAX))
     }
 
     fn pace(&self) {

@@ -20,8 +20,8 @@ const TICK_MAX: Duration = Duration::from_millis(12);
 pub(super) const SUSPICION: Duration = Duration::from_millis(5);
 
 /// Which file it is: inode numbers come back at once, with their birth time they do not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
     dev: u64,
     ino: u64,
     born: Option<SystemTime>,
@@ -35,17 +35,24 @@ pub(super) struct Seen {
     modified: (i64, i64),
     /// Whether a change after this look is sure to carry another time.
     settled: bool,
+    /// Whether a file that gets this inode later is sure to be born at another time.
+    unique: bool,
 }
 
 impl Seen {
     pub(super) fn of(meta: &Metadata) -> Self {
-        let settled = meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > TICK_MAX));
+        let past = |at: io::Result<SystemTime>| at.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > TICK_MAX));
         Self {
             id: Identity { dev: meta.dev(), ino: meta.ino(), born: meta.created().ok() },
             len: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
-            settled,
+            settled: past(meta.modified()),
+            unique: past(meta.created()),
         }
+    }
+
+    pub(super) fn id(&self) -> Identity {
+        self.id
     }
 }
 
@@ -116,6 +123,8 @@ pub(super) enum Verdict {
     Unchanged,
     /// It grew, and what was announced is still there.
     Grown,
+    /// It has no content any more.
+    Emptied,
     /// Its content is another one; why.
     Changed(&'static str),
     /// It may have changed: look again then.
@@ -126,6 +135,16 @@ impl Known {
     /// `seen` must come from before the content was read for the announcement: a change after that shows later.
     pub(super) fn new(seen: Seen, announced: u64, tail: Option<Tail>, by: By, replace_after: Instant) -> Self {
         Self { seen, announced, tail, by, suspected: None, replace_after }
+    }
+
+    pub(super) fn id(&self) -> Identity {
+        self.seen.id
+    }
+
+    /// Whether `seen` is this very file, and not a later one with its inode. Where that cannot be told from its times, the
+    /// tail must cover all that was announced.
+    pub(super) fn is_surely(&self, seen: &Seen) -> bool {
+        self.seen.id == seen.id && (self.seen.unique || self.announced <= TAIL_BYTES_MAX)
     }
 
     /// Whether `seen` shows for sure that nothing happened.
@@ -143,7 +162,7 @@ impl Known {
             return Ok(Verdict::Changed("another file has its name"));
         }
         if seen.len < self.announced {
-            return Ok(Verdict::Changed("shorter"));
+            return Ok(if seen.len == 0 { Verdict::Emptied } else { Verdict::Changed("shorter") });
         }
         if seen.len > self.announced {
             let kept = match &self.tail {

@@ -5,9 +5,19 @@
 //!
 //! | a file that | is announced as |
 //! |---|---|
+//! | has another name | rename |
 //! | grew, its last 4 KiB before the old length as they were | append of what is new |
+//! | became empty | truncation |
 //! | shrank, is another inode, changed before its end or without growing | replace |
 //! | is gone, or is no longer a regular file | delete |
+//!
+//! A rename is found by the file's identity (device, inode and time of birth): what was announced under one path, is no longer
+//! there and is found at another has been renamed, with what it grew by since; so have all files of a renamed folder. Nobody
+//! resends them where followers know the extension. Of files that changed names in a circle, all but one are renamed. A file
+//! is announced anew where its identity is not certain: on file systems without a time of birth, and within one clock tick of
+//! it, unless it has 4 KiB at most.
+//!
+//! Events that come within a millisecond of the last look are looked at together; the first after a pause at once.
 //!
 //! A folder that appears is watched first and listed after, so that nothing created meanwhile is lost; one that goes takes
 //! all its files along. After a queue overflow everything is looked at. A file that changed several times before it was
@@ -54,6 +64,9 @@ use tree::{Tree, Trouble};
 
 /// How long the last look, at what was pending when the watcher was told to stop, may take.
 const LAST_LOOK_MAX: Duration = Duration::from_secs(10);
+
+/// How long events gather after a look: many writes to a file are one look then.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// A directory being watched. Dropping it stops it.
 pub struct Watcher {
@@ -136,10 +149,20 @@ impl Shared {
             };
             match tree.announce_dirty(stopping, &go_on) {
                 Ok(()) if stopping => return Ok(()),
-                Ok(()) => {}
+                Ok(()) => self.gather()?,
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(_) => return Ok(()),
             }
+        }
+    }
+
+    /// Blocks for [`GATHER`], or until the watcher is to stop.
+    fn gather(&self) -> Result<(), Error> {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: GATHER.subsec_nanos().into() };
+        let wake = self.wake.as_fd();
+        match poll(&mut [PollFd::new(&wake, PollFlags::IN)], Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(Error::io("poll", "a wake-up", errno)),
         }
     }
 

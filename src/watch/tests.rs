@@ -32,6 +32,22 @@ struct State {
     log: Vec<String>,
 }
 
+impl State {
+    /// A follower could not make it so.
+    fn assert_no_file_is_a_folder(&self, path: &RelPath) {
+        let below = format!("{path}/");
+        let (path, files) = (path.as_str(), &self.files);
+        let above = path.match_indices('/').find(|(end, _)| files.contains_key(&path[..*end]));
+        let below = files.range(below.clone()..).next().filter(|(other, _)| other.starts_with(&below));
+        assert!(
+            above.is_none() && below.is_none(),
+            "{path}: {above:?} {:?}; {:#?}",
+            below.map(|(path, _)| path),
+            self.log
+        );
+    }
+}
+
 impl Fake {
     fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), state: Arc::default() }
@@ -49,6 +65,7 @@ impl Fake {
             return Err(AppendError::Offset { path: path.clone(), offset, length });
         }
         file.extend_from_slice(bytes);
+        state.assert_no_file_is_a_folder(path);
         Ok(())
     }
 }
@@ -81,6 +98,7 @@ impl Announce for Fake {
         let mut state = self.state.lock();
         state.log.push(format!("replace {path} {}", content.len()));
         state.files.insert(path.to_string(), content);
+        state.assert_no_file_is_a_folder(path);
         Ok(())
     }
 
@@ -88,6 +106,23 @@ impl Announce for Fake {
         let mut state = self.state.lock();
         state.log.push(format!("delete {path}"));
         assert!(state.files.remove(path.as_str()).is_some(), "{path} was deleted but is not known");
+        Ok(())
+    }
+
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        state.log.push(format!("rename {from} {to}"));
+        let file = state.files.remove(from.as_str()).unwrap_or_else(|| panic!("{from} was renamed but is not known"));
+        state.files.insert(to.to_string(), file);
+        state.assert_no_file_is_a_folder(to);
+        Ok(())
+    }
+
+    fn truncate(&self, path: &RelPath, len: u64) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        state.log.push(format!("truncate {path} {len}"));
+        let file = state.files.get_mut(path.as_str()).unwrap();
+        file.truncate(usize::try_from(len).unwrap());
         Ok(())
     }
 
@@ -102,6 +137,10 @@ impl Announce for Fake {
 
     fn replicates(&self, path: &RelPath) -> bool {
         !path.is_reserved() && !path.as_str().ends_with(".excluded")
+    }
+
+    fn pace_bytes(&self) -> u64 {
+        1
     }
 
     fn pace(&self) {}
@@ -207,7 +246,7 @@ fn every_other_change_is_announced_as_a_replace() {
     fs::rename(watch.root().join("b.excluded"), &file).unwrap();
     assert_eq!(watch.step(), ["replace a 12001"], "renamed over");
     File::create(&file).unwrap();
-    assert_eq!(watch.step(), ["replace a 0"], "emptied");
+    assert_eq!(watch.step(), ["truncate a 0"], "emptied");
     fs::remove_file(&file).unwrap();
     assert_eq!(watch.step(), ["delete a"]);
     assert_eq!(contents(watch.root()), watch.fake.state.lock().files);
@@ -218,7 +257,7 @@ fn small_files_whose_time_alone_changed_are_not_announced() {
     let mut watch = Stepped::new(|root| fs::write(root.join("a"), "same").unwrap());
     fs::write(watch.root().join("a"), "same").unwrap();
     let announced = watch.step();
-    assert!(announced.is_empty() || announced == ["replace a 0", "append a 0+4"], "{announced:?}");
+    assert!(announced.is_empty() || announced == ["truncate a 0", "append a 0+4"], "{announced:?}");
     File::open(watch.root().join("a")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(watch.step(), [""; 0]);
 }
@@ -240,7 +279,7 @@ fn folders_are_found_with_what_is_in_them_and_go_with_it() {
     append(watch.root().join("x/y/z/deep"), b"2");
     assert_eq!(watch.step(), ["append x/y/z/deep 1+1"]);
     fs::rename(watch.root().join("x/y"), watch.root().join("w")).unwrap();
-    assert_eq!(watch.step(), ["append w/z/deep 0+2", "delete x/y/z/deep"]);
+    assert_eq!(watch.step(), ["rename x/y/z/deep w/z/deep"]);
     append(watch.root().join("w/z/deep"), b"3");
     assert_eq!(watch.step(), ["append w/z/deep 2+1"], "the watch went with the folder");
     let outside = tempfile::tempdir().unwrap();
@@ -252,6 +291,167 @@ fn folders_are_found_with_what_is_in_them_and_go_with_it() {
     assert_eq!(watch.step(), ["append w/z/deep 0+4"]);
     fs::remove_dir_all(watch.root().join("w")).unwrap();
     assert_eq!(watch.step(), ["delete w/z/deep"]);
+}
+
+/// Past the clock tick in which a file's identity is not certain yet.
+fn pass_tick() {
+    std::thread::sleep(Duration::from_millis(15));
+}
+
+/// Files of more than a tail, each with content of its own, announced when their identity is certain.
+fn with_files(names: &[&str]) -> Stepped {
+    let mut watch = Stepped::new(|root| {
+        for (number, name) in (1..).zip(names) {
+            fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            fs::write(root.join(name), vec![number; 10_000 + usize::from(number)]).unwrap();
+        }
+        pass_tick();
+    });
+    watch.step();
+    watch
+}
+
+impl Stepped {
+    fn rename(&self, from: &str, to: &str) {
+        fs::rename(self.root().join(from), self.root().join(to)).unwrap();
+    }
+
+    /// Announces all that happened, after which the copy must be equal.
+    #[track_caller]
+    fn assert_announced(&mut self, expected: &[&str]) {
+        assert_eq!(self.step(), expected);
+        assert!(contents(self.root()) == self.fake.state.lock().files, "the copy differs");
+    }
+}
+
+#[test]
+fn a_renamed_file_is_announced_as_that_with_what_it_grew_by() {
+    let mut watch = with_files(&["a", "z"]);
+    watch.rename("a", "b");
+    watch.assert_announced(&["rename a b"]);
+    append(watch.root().join("b"), b"+");
+    watch.rename("b", "a");
+    append(watch.root().join("a"), b"+");
+    watch.assert_announced(&["rename b a", "append a 10001+2"]);
+    watch.rename("a", "z");
+    watch.assert_announced(&["rename a z"]);
+    watch.rename("z", "y");
+    watch.rename("y", "x");
+    watch.rename("x", "w");
+    watch.assert_announced(&["rename z w"]);
+    watch.rename("w", "v");
+    watch.rename("v", "w");
+    watch.assert_announced(&[]);
+    fs::hard_link(watch.root().join("w"), watch.root().join("x")).unwrap();
+    watch.assert_announced(&["append x 0+10003"]);
+    fs::remove_file(watch.root().join("w")).unwrap();
+    watch.assert_announced(&["delete w"]);
+}
+
+#[test]
+fn chains_of_renames_are_announced_from_their_end() {
+    let mut watch = with_files(&["log", "log.1", "log.2", "log.3"]);
+    for (from, to) in [("log.2", "log.3"), ("log.1", "log.2"), ("log", "log.1")] {
+        watch.rename(from, to);
+    }
+    fs::write(watch.root().join("log"), "new").unwrap();
+    watch.assert_announced(&["rename log.2 log.3", "rename log.1 log.2", "rename log log.1", "append log 0+3"]);
+    let mut watch = with_files(&["c", "b", "a"]);
+    for (from, to) in [("c", "d"), ("b", "c"), ("a", "b")] {
+        watch.rename(from, to);
+    }
+    watch.assert_announced(&["rename c d", "rename b c", "rename a b"]);
+}
+
+#[test]
+fn of_files_that_change_names_in_a_circle_one_is_announced_anew() {
+    let mut watch = with_files(&["a", "b"]);
+    for (from, to) in [("a", "c"), ("b", "a"), ("c", "b")] {
+        watch.rename(from, to);
+    }
+    watch.assert_announced(&["rename a b", "append a 0+10002"]);
+    for (from, to) in [("a", "c"), ("b", "a"), ("c", "b")] {
+        watch.rename(from, to);
+    }
+    fs::create_dir(watch.root().join("d")).unwrap();
+    watch.rename("b", "d/b");
+    watch.rename("a", "b");
+    watch.rename("d/b", "a");
+    watch.assert_announced(&[]);
+}
+
+#[test]
+fn a_renamed_file_that_changed_as_well_is_announced_anew() {
+    let mut watch = with_files(&["a", "b", "c"]);
+    let rewrite = |name: &str, len| fs::write(watch.dir.path().join(name), vec![9; len]).unwrap();
+    rewrite("a", 12_000);
+    rewrite("b", 9_000);
+    rewrite("c", 0);
+    for (from, to) in [("a", "x"), ("b", "y"), ("c", "z")] {
+        watch.rename(from, to);
+    }
+    let announced = ["rename c z", "delete a", "delete b", "append x 0+12000", "append y 0+9000", "truncate z 0"];
+    watch.assert_announced(&announced);
+}
+
+#[test]
+fn a_file_made_and_renamed_at_once_arrives() {
+    let mut watch = with_files(&["a"]);
+    let temporary = watch.root().join("temporary");
+    fs::write(&temporary, vec![8; 20_000]).unwrap();
+    watch.rename("temporary", "a");
+    watch.assert_announced(&["replace a 20000"]);
+    fs::write(&temporary, vec![7; 20_000]).unwrap();
+    pass_tick();
+    watch.assert_announced(&["append temporary 0+20000"]);
+    watch.rename("temporary", "a");
+    watch.assert_announced(&["rename temporary a"]);
+}
+
+#[test]
+fn files_that_are_not_replicated_are_new_where_they_appear() {
+    let mut watch = with_files(&["a", "b.excluded"]);
+    assert_eq!(watch.fake.state.lock().files.len(), 1);
+    watch.rename("a", "a.excluded");
+    assert_eq!(watch.step(), ["delete a"]);
+    watch.rename("a.excluded", "a");
+    assert_eq!(watch.step(), ["append a 0+10001"]);
+    watch.rename("b.excluded", "a");
+    assert_eq!(watch.step(), ["replace a 10002"]);
+}
+
+#[test]
+fn files_of_a_renamed_folder_are_renamed_and_still_watched() {
+    let mut watch = with_files(&["d/a", "d/e/a", "d/e/b", "z/c"]);
+    watch.rename("d", "y");
+    watch.assert_announced(&["rename d/a y/a", "rename d/e/a y/e/a", "rename d/e/b y/e/b"]);
+    append(watch.root().join("y/e/b"), b"+");
+    watch.assert_announced(&["append y/e/b 10003+1"]);
+    watch.rename("y/e", "e");
+    watch.rename("y", "e/y");
+    watch.rename("e", "d");
+    watch.assert_announced(&["rename y/a d/y/a", "rename y/e/a d/a", "rename y/e/b d/b"]);
+    append(watch.root().join("d/y/a"), b"+");
+    watch.assert_announced(&["append d/y/a 10001+1"]);
+}
+
+#[test]
+fn files_and_folders_that_take_each_others_names_arrive() {
+    let mut watch = with_files(&["a", "d/b", "e/f/c"]);
+    // A file gets the name of its folder.
+    watch.rename("d/b", "b");
+    fs::remove_dir(watch.root().join("d")).unwrap();
+    watch.rename("b", "d");
+    // A folder gets the name of the file that is moved into it.
+    watch.rename("a", "b");
+    fs::create_dir(watch.root().join("a")).unwrap();
+    watch.rename("b", "a/b");
+    // A file gets the name of a folder that was renamed.
+    watch.rename("e", "g");
+    fs::write(watch.root().join("e"), "e").unwrap();
+    let announced = watch.step();
+    assert!(announced.contains(&"rename e/f/c g/f/c".into()), "{announced:?}");
+    assert!(contents(watch.root()) == watch.fake.state.lock().files);
 }
 
 #[test]
@@ -365,7 +565,7 @@ impl Storm {
     /// Whatever fails (the name is a folder, the folder is not there) is passed over.
     fn operation(&mut self) {
         let (name, other, bytes) = (self.name(2), self.name(2), self.bytes());
-        match self.random.u8(..16) {
+        match self.random.u8(..20) {
             0..=5 => {
                 let _ =
                     OpenOptions::new().append(true).create(true).open(name).and_then(|mut file| {
@@ -382,7 +582,21 @@ impl Storm {
             8 => {
                 let _ = fs::write(&other, bytes).and_then(|()| fs::rename(&other, name));
             }
-            9 => drop(fs::rename(name, other)),
+            9 | 16 => drop(fs::rename(name, other)),
+            17 => {
+                let between = self.root.join("between");
+                let _ = fs::rename(&name, &between).and_then(|()| fs::rename(&other, &name));
+                let _ = fs::rename(between, other);
+            }
+            18 => {
+                let turn = ["a", "b", "c", "d"].map(|last| name.with_file_name(last));
+                turn.windows(2).rev().for_each(|names| drop(fs::rename(&names[0], &names[1])));
+            }
+            19 => {
+                if let (Some(folder), Some(to)) = (name.parent(), other.parent()) {
+                    let _ = fs::rename(folder, to.join("e"));
+                }
+            }
             10 => drop(fs::remove_file(name)),
             11 => drop(fs::remove_dir_all(name)),
             12 | 13 => {

@@ -6,14 +6,16 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use paceline::leader::{Eviction, EvictionReason, FollowerState};
-use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, RelPath, Secret};
+use paceline::leader::{Eviction, EvictionReason, FollowerState, FollowerStatus};
+use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, Protocol, RelPath, Secret};
 use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
 
+pub mod extension_leader;
 pub mod fake_follower;
 pub mod fake_leader;
 pub mod lavinmq;
@@ -36,6 +38,13 @@ pub fn path(name: &str) -> RelPath {
 pub fn noise(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(length as u64).fill(&mut bytes);
+    bytes
+}
+
+/// The same, other bytes for each `random`.
+pub fn noise_of(random: &mut fastrand::Rng, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    random.fill(&mut bytes);
     bytes
 }
 
@@ -67,6 +76,15 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: did not come within {PATIENCE:?}");
         std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Ends the writers of a test, also of one that fails.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -181,12 +199,41 @@ impl TestLeader {
         assert_eq!(report.threads_left, 0, "{report:?}");
     }
 
+    /// Shuts down, lets `meanwhile` change the directory, and starts anew on the same directory and address.
+    #[track_caller]
+    pub fn restart(self, change: impl FnOnce(&mut LeaderConfig), meanwhile: impl FnOnce(&Path)) -> Self {
+        self.shut_down();
+        let Self { leader, dir, address } = self;
+        assert!(std::sync::Arc::into_inner(leader).is_some(), "the leader is still in use");
+        meanwhile(dir.path());
+        let mut config = LeaderConfig::new(dir.path(), secret());
+        change(&mut config);
+        let leader = Leader::open(config).unwrap();
+        // Followers that come early hold the port for a moment, without having it.
+        wait_until("the leader listens again", || leader.listen(address).is_ok());
+        Self { leader: leader.into(), dir, address }
+    }
+
+    /// The follower with this id, if it is connected.
+    pub fn status(&self, id: NodeId) -> Option<FollowerStatus> {
+        self.leader.followers().into_iter().find(|follower| follower.id == id)
+    }
+
+    /// As [`assert_copies`](Self::assert_copies), for followers that know the extension and so have empty files too.
+    #[track_caller]
+    pub fn assert_exact_copies(&self, followers: &[&TestFollower]) {
+        self.wait_in_sync(followers.len());
+        for follower in followers {
+            assert_exact(self.dir.path(), follower.dir.path());
+        }
+    }
+
     /// Waits until `followers`, and nobody else, are in sync, then compares the copies byte for byte.
     #[track_caller]
     pub fn assert_copies(&self, followers: &[&TestFollower]) {
         self.wait_in_sync(followers.len());
         for follower in followers {
-            assert_same(self.dir.path(), follower.dir.path());
+            assert_exact(self.dir.path(), follower.dir.path());
         }
     }
 }
@@ -199,15 +246,42 @@ pub struct TestFollower {
 
 impl TestFollower {
     pub fn on(leader: SocketAddr, dir: TempDir) -> Self {
+        Self::with(leader, dir, |_| ())
+    }
+
+    /// One that speaks 1.0.0 only.
+    pub fn v1(leader: SocketAddr) -> Self {
+        Self::with(leader, tempfile::tempdir().unwrap(), |config| config.protocol = Protocol::V1)
+    }
+
+    pub fn with(leader: SocketAddr, dir: TempDir, change: impl FnOnce(&mut FollowerConfig)) -> Self {
         begin();
         let mut config = FollowerConfig::new(leader.to_string(), dir.path(), secret());
         config.retry_delay_max = Duration::from_millis(200);
+        change(&mut config);
         Self { follower: Follower::start(config).unwrap(), dir }
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.follower.id()
+    }
+
+    /// Stops it; its directory is left.
+    pub fn stop(self) -> TempDir {
+        self.follower.stop();
+        self.dir
     }
 }
 
 /// All replicated files below `root`. An empty one is left out: protocol 1.0.0 cannot tell it from none.
 pub fn contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = all_contents(root);
+    found.retain(|_, bytes| !bytes.is_empty());
+    found
+}
+
+/// All replicated files below `root`.
+pub fn all_contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -220,20 +294,27 @@ pub fn contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
             if full.is_dir() {
                 folders.push(full);
             } else {
-                let bytes = fs::read(full).unwrap();
-                if !bytes.is_empty() {
-                    found.insert(name, bytes);
-                }
+                found.insert(name, fs::read(full).unwrap());
             }
         }
     }
     found
 }
 
-/// Compares two directories byte for byte, and says where they differ without printing their bytes.
+/// Compares two directories byte for byte, but for empty files, and says where they differ without printing their bytes.
 #[track_caller]
 pub fn assert_same(leader: &Path, follower: &Path) {
-    let (ours, theirs) = (contents(leader), contents(follower));
+    assert_equal(&contents(leader), &contents(follower));
+}
+
+/// The same, with empty files.
+#[track_caller]
+pub fn assert_exact(leader: &Path, follower: &Path) {
+    assert_equal(&all_contents(leader), &all_contents(follower));
+}
+
+#[track_caller]
+fn assert_equal(ours: &BTreeMap<String, Vec<u8>>, theirs: &BTreeMap<String, Vec<u8>>) {
     let names: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     let differing: Vec<_> = names
         .into_iter()
@@ -244,8 +325,8 @@ pub fn assert_same(leader: &Path, follower: &Path) {
                 ours.get(name).zip(theirs.get(name)).map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count());
             format!(
                 "{name}: {:?} bytes at the leader, {:?} at the follower, equal up to {first:?}",
-                len(&ours),
-                len(&theirs)
+                len(ours),
+                len(theirs)
             )
         })
         .collect();

@@ -19,7 +19,7 @@ use paceline::RelPath;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
-use super::{PATIENCE, assert_same, wait_until};
+use super::{PATIENCE, assert_exact, wait_until};
 
 const SECRET: &str = "the tests' secret";
 
@@ -225,7 +225,7 @@ impl LeaderProcess {
         self.process.stop();
         for follower in followers {
             follower.process.stop();
-            assert_same(&self.dir, &follower.dir);
+            assert_exact(&self.dir, &follower.dir);
         }
     }
 }
@@ -242,14 +242,14 @@ pub fn wait_same(leader: &Path, follower: &Path) {
     let deadline = Instant::now() + PATIENCE;
     while !same_lengths(leader, follower).unwrap_or(false) || !same_bytes(leader, follower).unwrap_or(false) {
         if Instant::now() >= deadline {
-            assert_same(leader, follower);
+            assert_exact(leader, follower);
             panic!("the copy came late, or one of the directories does not come to rest");
         }
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 
-/// Names and lengths of all files that are replicated and not empty.
+/// Names and lengths of all files that are replicated.
 fn lengths(root: &Path) -> io::Result<BTreeMap<PathBuf, u64>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -263,7 +263,7 @@ fn lengths(root: &Path) -> io::Result<BTreeMap<PathBuf, u64>> {
             }
             if meta.is_dir() {
                 folders.push(full);
-            } else if meta.is_file() && meta.len() > 0 {
+            } else if meta.is_file() {
                 found.insert(name.to_owned(), meta.len());
             }
         }

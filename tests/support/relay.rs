@@ -23,7 +23,8 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    held: bool,
+    /// How many bytes of the leader's may pass; `None` for all.
+    allowed: Option<u64>,
     closed: bool,
     sockets: Vec<TcpStream>,
 }
@@ -65,20 +66,46 @@ impl Relay {
     }
 
     pub fn hold(&self) {
-        self.gate.state.lock().held = true;
+        self.gate.state.lock().allowed = Some(0);
+    }
+
+    /// Lets so many bytes of the leader's pass, in addition to those that were allowed before.
+    pub fn allow(&self, bytes: u64) {
+        *self.gate.state.lock().allowed.get_or_insert(0) += bytes;
+        self.gate.changed.notify_all();
     }
 
     pub fn release(&self) {
-        self.gate.state.lock().held = false;
+        self.gate.state.lock().allowed = None;
         self.gate.changed.notify_all();
+    }
+
+    /// Breaks all connections there are.
+    pub fn cut(&self) {
+        let sockets = std::mem::take(&mut self.gate.state.lock().sockets);
+        for socket in sockets {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 }
 
 impl Gate {
-    fn pass(&self) {
+    /// Waits until something may pass. Returns how much of it, up to `most`, and whether what does not pass is to be given back.
+    fn take(&self, most: usize) -> (usize, bool) {
         let mut state = self.state.lock();
-        while state.held && !state.closed {
+        while state.allowed == Some(0) && !state.closed {
             self.changed.wait(&mut state);
+        }
+        let Some(allowed) = &mut state.allowed else { return (most, false) };
+        let taken = most.min(usize::try_from(*allowed).unwrap_or(usize::MAX));
+        *allowed -= taken as u64;
+        (taken, true)
+    }
+
+    fn give_back(&self, bytes: usize) {
+        if let Some(allowed) = &mut self.state.lock().allowed {
+            *allowed += bytes as u64;
+            self.changed.notify_all();
         }
     }
 }
@@ -86,12 +113,13 @@ impl Gate {
 fn pump(mut from: &TcpStream, mut to: &TcpStream, gate: Option<&Gate>) {
     let mut buffer = [0; 16 << 10];
     loop {
-        if let Some(gate) = gate {
-            gate.pass();
+        let (taken, limited) = gate.map_or((buffer.len(), false), |gate| gate.take(buffer.len()));
+        let read = from.read(&mut buffer[..taken]).unwrap_or(0);
+        if let Some(gate) = gate.filter(|_| limited) {
+            gate.give_back(taken - read);
         }
-        match from.read(&mut buffer) {
-            Ok(length) if length > 0 && to.write_all(&buffer[..length]).is_ok() => {}
-            _ => break,
+        if read == 0 || to.write_all(&buffer[..read]).is_err() {
+            break;
         }
     }
     let _ = from.shutdown(Shutdown::Both);

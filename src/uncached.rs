@@ -1,0 +1,99 @@
+//! Reading in bulk without spoiling the page cache for the programs that write the files.
+//!
+//! Linux can read through the cache and keep nothing of it that was not there before (`RWF_DONTCACHE`): what the host has
+//! cached stays, what a sync brings in goes. It is used from Linux 6.16 on: it came with 6.14, and as others write to the very
+//! files that are read, it is given two releases to mature. Where the kernel or the file system does not know it, files
+//! are read as usual and what was read is left to the kernel, which takes back first what was read but once. The other way,
+//! `posix_fadvise` with `POSIX_FADV_DONTNEED`, is not taken: it would also drop what the host had cached, which costs the
+//! host more than a full cache does.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// A file read from an offset on.
+pub(crate) struct Reader {
+    file: File,
+    offset: u64,
+    keep_cached: bool,
+}
+
+impl Reader {
+    /// Reads as usual.
+    pub(crate) fn new(file: File) -> Self {
+        Self { file, offset: 0, keep_cached: true }
+    }
+
+    /// Leaves nothing in the page cache that was not there, if possible.
+    pub(crate) fn uncached(file: File) -> Self {
+        Self { keep_cached: !is_supported(), ..Self::new(file) }
+    }
+
+    /// Goes on at this offset.
+    pub(crate) fn seek(&mut self, offset: u64) {
+        self.offset = offset;
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.keep_cached {
+            match preadv2(&self.file, &mut [IoSliceMut::new(buffer)], self.offset, DONTCACHE) {
+                Ok(length) => {
+                    self.offset += length as u64;
+                    return Ok(length);
+                }
+                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.keep_cached = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let length = self.file.read_at(buffer, self.offset)?;
+        self.offset += length as u64;
+        Ok(length)
+    }
+}
+
+fn is_supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        version(&release).is_some_and(|version| version >= (6, 16))
+    })
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_way_reads_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        for make in [Reader::new, Reader::uncached] {
+            let mut reader = make(File::open(&path).unwrap());
+            reader.seek(1000);
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).unwrap();
+            assert!(read == bytes[1000..]);
+        }
+    }
+
+    #[test]
+    fn kernel_releases_are_read() {
+        assert_eq!(version("6.16.3-amd64\n"), Some((6, 16)));
+        assert_eq!(version("5.4"), Some((5, 4)));
+        assert_eq!(version("none"), None);
+    }
+}

@@ -1,0 +1,151 @@
+//! Files: what is announced of one, from what it was and what it is.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::{Survey, Tree, Trouble};
+use crate::error::AppendError;
+use crate::types::RelPath;
+use crate::watch::announce::Announce;
+use crate::watch::file::{By, Known, Seen, Tail, Verdict, read_range};
+
+/// Growth from here up is announced by reference: the leader's writers read it from the file.
+pub(in crate::watch) const BY_REFERENCE_BYTES_MIN: u64 = 256 << 10;
+/// A file that is replaced over and over is announced at this rate at most.
+const REPLACE_BYTES_PER_S: u64 = 100_000_000;
+
+impl<A: Announce> Tree<A> {
+    pub(super) fn look_at_file(
+        &mut self,
+        path: &RelPath,
+        seen: &Seen,
+        survey: Survey,
+        at_once: bool,
+    ) -> Result<(), Trouble> {
+        if !self.announce.replicates(path) {
+            return Ok(());
+        }
+        let leader_len = self.announce.file_len(path);
+        if let Some(known) = self.files.get(path)
+            && known.is_unchanged(seen)
+            && leader_len == Some(known.announced)
+        {
+            return Ok(());
+        }
+        let file = self.open_file(path)?;
+        let seen = Seen::of(&file.metadata()?);
+        if survey.is_outdated(Some(seen.id())) {
+            self.dirty.insert(path.clone());
+            return Ok(());
+        }
+        let now = Instant::now();
+        let verdict = match (self.files.get_mut(path), leader_len) {
+            (Some(known), leader_len) if leader_len == Some(known.announced) => {
+                known.judge(&seen, &file, now, at_once)?
+            }
+            (Some(_), _) => Verdict::Changed("the leader has another length of it"),
+            (None, Some(leader_len)) if leader_len > seen.len => Verdict::Changed("shorter than the leader has it"),
+            (None, None) if seen.len == 0 => Verdict::Changed("new and empty"),
+            (None, _) => Verdict::Grown,
+        };
+        match verdict {
+            Verdict::Unchanged => Ok(()),
+            Verdict::LookAgain(at) => Err(Trouble::Later(at)),
+            Verdict::Grown => self.append(path, &file, seen, leader_len.unwrap_or(0)),
+            Verdict::Emptied => self.empty(path, seen),
+            Verdict::Changed(why) => {
+                match self.files.get(path) {
+                    Some(known) if known.replace_after > now && !at_once => {
+                        return Err(Trouble::Later(known.replace_after));
+                    }
+                    _ => log::debug!("replace {path}: {why}"),
+                }
+                self.replace(path, &file, seen)
+            }
+        }
+    }
+
+    /// Announces `from..seen.len`; nothing if that is empty (a file that the leader found by itself).
+    fn append(&mut self, path: &RelPath, file: &File, seen: Seen, from: u64) -> Result<(), Trouble> {
+        let growth = seen.len - from;
+        let tail_start = Tail::start(seen.len);
+        let (tail, announced) = if growth < BY_REFERENCE_BYTES_MIN {
+            let start = tail_start.min(from);
+            let bytes = read_range(file, start, seen.len)?;
+            let new = &bytes[usize::try_from(from - start).map_err(io::Error::other)?..];
+            let announced = if new.is_empty() { Ok(()) } else { self.announce.append(path, from, new) };
+            (Tail::of(seen.len, &bytes), announced)
+        } else {
+            let tail = Tail::read(file, seen.len)?;
+            (tail, self.announce.append_from_file(path, from, growth))
+        };
+        match announced {
+            Ok(()) => {}
+            Err(AppendError::Offset { .. }) => return self.replace(path, file, seen),
+            Err(error) => return Err(error.into()),
+        }
+        let replace_after = self.files.get(path).map_or_else(Instant::now, |known| known.replace_after);
+        self.files.insert(path.clone(), Known::new(seen, seen.len, Some(tail), By::Append, replace_after));
+        self.pace(growth);
+        Ok(())
+    }
+
+    fn replace(&mut self, path: &RelPath, file: &File, seen: Seen) -> Result<(), Trouble> {
+        // Read before the leader reads: what changes between the two shows at the next look.
+        let tail = Tail::read(file, seen.len)?;
+        self.announce.replace(path)?;
+        // The leader looked later than we did. If the file had grown by then, our tail is still before what it announced;
+        // if it had shrunk, nothing is known.
+        let announced = self.announce.file_len(path).unwrap_or(0);
+        let tail = (announced >= seen.len).then_some(tail);
+        let pause = Duration::from_millis(announced / (REPLACE_BYTES_PER_S / 1000));
+        self.files.insert(path.clone(), Known::new(seen, announced, tail, By::Replace, Instant::now() + pause));
+        self.pace(announced);
+        Ok(())
+    }
+
+    fn empty(&mut self, path: &RelPath, seen: Seen) -> Result<(), Trouble> {
+        self.announce.truncate(path, 0)?;
+        let replace_after = self.files.get(path).map_or_else(Instant::now, |known| known.replace_after);
+        let known = Known::new(seen, 0, Some(Tail::of(0, &[])), By::Append, replace_after);
+        self.files.insert(path.clone(), known);
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, path: &RelPath) -> Result<(), Trouble> {
+        let known = self.files.remove(path).is_some();
+        self.later.remove(path);
+        self.unreadable.remove(path);
+        if known || self.announce.file_len(path).is_some() {
+            self.announce.delete(path)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a file to look at it.
+    pub(super) fn open_file(&self, path: &RelPath) -> io::Result<File> {
+        let file = self.open_entry(path, OFlags::empty())?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(ErrorKind::NotFound.into()) }
+    }
+
+    /// Opens what is at `path` without following a symbolic link at any part of it, and without waiting for a FIFO's writer.
+    pub(super) fn open_entry(&self, path: &RelPath, flags: OFlags) -> io::Result<File> {
+        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let opened = match rustix::fs::openat2(&self.root_fd, path.as_str(), flags, Mode::empty(), resolve) {
+            // Before Linux 5.6, and in old sandboxes.
+            Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(&self.root_fd, path.as_str(), flags, Mode::empty()),
+            opened => opened,
+        };
+        match opened {
+            Ok(fd) => Ok(File::from(fd)),
+            // It was another kind of thing a moment ago: look again.
+            Err(Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Err(ErrorKind::NotFound.into()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Renames: a known file that is found under another name, and no longer under its own.
+//!
+//! Nothing is concluded from pairs of events. Before anything is announced, all paths that want a look are surveyed: which
+//! file is there now? What is at one path and was announced under another was renamed, be it alone, over another file, in a
+//! chain (`log.1` to `log.2`, `log` to `log.1`) or with its folder. A known file that is no longer where it was, and was not
+//! found elsewhere, may be in events that came meanwhile: they are read before it is given up.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::{Kind, Tree, Trouble};
+use crate::types::RelPath;
+use crate::watch::announce::Announce;
+use crate::watch::file::{Identity, Seen, Verdict};
+
+/// How often events are read once more to find what has vanished.
+const SEARCHES_MAX: u32 = 3;
+
+/// The paths that want a look, and which file was there; `None`: no file.
+pub(super) type Surveyed = BTreeMap<RelPath, Option<Identity>>;
+
+/// Renames, from old to new names.
+type Moves = BTreeMap<RelPath, RelPath>;
+
+impl<A: Announce> Tree<A> {
+    /// Surveys everything that wants a look, lists new folders on the way, and announces renames.
+    pub(super) fn find_renames(&mut self, at_once: bool, go_on: &dyn Fn() -> bool) -> Result<Surveyed, Trouble> {
+        let mut surveyed = Surveyed::new();
+        for search in 0.. {
+            while go_on()
+                && let Some(path) = self.dirty.pop_first()
+            {
+                let found = self.survey(&path);
+                if let Some(found) = self.settle(&path, found)? {
+                    surveyed.insert(path, found);
+                }
+            }
+            let moves = self.moves(&surveyed);
+            let vanished = |(path, found): (&RelPath, &Option<Identity>)| {
+                self.files.get(path).is_some_and(|known| *found != Some(known.id())) && !moves.contains_key(path)
+            };
+            if go_on() && search < SEARCHES_MAX && surveyed.iter().any(vanished) {
+                self.collect().map_err(Trouble::Fatal)?;
+                if !self.dirty.is_empty() {
+                    continue;
+                }
+            }
+            if go_on() {
+                self.announce_moves(moves, at_once)?;
+            }
+            break;
+        }
+        Ok(surveyed)
+    }
+
+    /// Which file is at `path`. A folder is listed if it is new, and forgotten if there is none any more.
+    fn survey(&mut self, path: &RelPath) -> Result<Option<Identity>, Trouble> {
+        match self.kind_of(path)? {
+            Kind::Folder => {
+                self.look_at_folder(path)?;
+                Ok(None)
+            }
+            Kind::File(seen) => {
+                self.forget_folder(path);
+                Ok(Some(seen.id()))
+            }
+            Kind::Other => {
+                self.forget_folder(path);
+                Ok(None)
+            }
+        }
+    }
+
+    fn moves(&self, surveyed: &Surveyed) -> Moves {
+        let moved = |(to, found): (&RelPath, &Option<Identity>)| {
+            let id = (*found)?;
+            let from = self.files.find(id)?;
+            if from == to || self.files.get(to).is_some_and(|known| known.id() == id) || !self.announce.replicates(to) {
+                return None;
+            }
+            let at_old_name = match surveyed.get(from) {
+                Some(found) => *found,
+                None => match self.kind_of(from) {
+                    Ok(Kind::File(seen)) => Some(seen.id()),
+                    Ok(_) => None,
+                    Err(_) => return None,
+                },
+            };
+            (at_old_name != Some(id)).then(|| (from.clone(), to.clone()))
+        };
+        surveyed.iter().filter_map(moved).collect()
+    }
+
+    /// Announces them, each after those that its new name has to wait for. Of a circle, one is left to be announced anew.
+    fn announce_moves(&mut self, mut moves: Moves, at_once: bool) -> Result<(), Trouble> {
+        while let Some(first) = moves.keys().next().cloned() {
+            let mut chain = vec![first];
+            while let Some(from) = chain.last() {
+                let in_the_way = self.files.in_the_way_of(&moves[from]);
+                match in_the_way.into_iter().find(|path| moves.contains_key(path)) {
+                    Some(next) if !chain.contains(&next) => chain.push(next),
+                    circle => {
+                        if let Some((from, to)) = chain.pop().and_then(|from| moves.remove_entry(&from))
+                            && circle.is_none()
+                        {
+                            let announced = self.announce_move(&from, &to, at_once);
+                            // What failed shows again when the two names are looked at.
+                            if let Err(trouble @ (Trouble::Stop | Trouble::Fatal(_))) = announced {
+                                return Err(trouble);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Announces a rename if what was announced is still what the file begins with.
+    fn announce_move(&mut self, from: &RelPath, to: &RelPath, at_once: bool) -> Result<(), Trouble> {
+        let Some(mut known) = self.files.get(from).copied() else { return Ok(()) };
+        let file = self.open_file(to)?;
+        let seen = Seen::of(&file.metadata()?);
+        if !known.is_surely(&seen) || self.announce.file_len(from) != Some(known.announced) {
+            return Ok(());
+        }
+        if let Verdict::Changed(why) = known.judge(&seen, &file, Instant::now(), at_once)? {
+            log::debug!("{from} is {to} now, but announced anew: {why}");
+            return Ok(());
+        }
+        for other in self.files.in_the_way_of(to) {
+            if other != *to {
+                self.delete(&other)?;
+            }
+        }
+        self.announce.rename(from, to)?;
+        log::debug!("renamed {from} to {to}");
+        self.files.remove(from);
+        for path in [from, to] {
+            self.later.remove(path);
+            self.unreadable.remove(path);
+        }
+        // Under its new name it is looked at next, and mended if the leader had something else under the old one.
+        self.files.insert(to.clone(), known);
+        Ok(())
+    }
+}
