@@ -1,7 +1,6 @@
 //! The thread that writes to a leader of the extension: the inventory, marks, and heartbeats. It also watches for silence.
 //!
-//! Marks are totals, so what was done while the last ones were written goes into one message, and nothing is held back but
-//! for a sync's bulk: nobody waits for a mark in the midst of it, so that half a MiB goes into one.
+//! Marks are totals, so what was done while the last ones were written goes into one message, and nothing is held back.
 //! When nothing else was said for a heartbeat's interval, a heartbeat is (or marks, if only what was received has changed:
 //! that alone is not worth a message).
 //!
@@ -28,9 +27,6 @@ use crate::sendqueue::send_queue_bytes;
 
 /// Messages of an inventory that wait to be written; who makes them waits when there are more.
 const MESSAGES_MAX: usize = 2;
-
-/// What a sync writes before marks are worth a message of their own.
-const BULK_BYTES: u64 = 512 << 10;
 
 /// Quarters of the limit.
 const QUARTERS: u32 = 4;
@@ -100,18 +96,8 @@ impl Report {
     /// The total of action bytes written to files.
     pub(super) fn written(&self, total: u64) {
         let mut state = self.state.lock();
-        state.written = total.max(state.written);
-        if state.written > state.said.written {
-            self.changed.notify_all();
-        }
-    }
-
-    /// The same while more is sure to come: goes with what is said next, at the latest with the next heartbeat, unless there is
-    /// much of it.
-    pub(super) fn written_of_bulk(&self, total: u64) {
-        let mut state = self.state.lock();
-        state.written = total.max(state.written);
-        if state.written - state.said.written >= BULK_BYTES {
+        if total > state.written {
+            state.written = total;
             self.changed.notify_all();
         }
     }
@@ -371,29 +357,6 @@ mod tests {
         report.finish();
         assert!(matches!(report.next(now), Next::Say(Message::Marks(_))));
         assert!(matches!(report.next(now), Next::End));
-    }
-
-    #[test]
-    fn nobody_is_woken_for_a_little_of_a_bulk_and_its_last_mark_is_said() {
-        let report = Report::default();
-        std::thread::scope(|scope| {
-            let looks = scope.spawn(|| report.next(Instant::now() + Duration::from_millis(200)));
-            std::thread::sleep(Duration::from_millis(50));
-            report.received(BULK_BYTES);
-            report.written_of_bulk(BULK_BYTES - 1);
-            assert!(matches!(looks.join().unwrap(), Next::Look), "it was woken");
-            let looks = scope.spawn(|| report.next(Instant::now() + Duration::from_secs(60)));
-            report.written_of_bulk(BULK_BYTES);
-            assert!(matches!(looks.join().unwrap(), Next::Say(Message::Marks(_))));
-        });
-        std::thread::scope(|scope| {
-            let looks = scope.spawn(|| report.next(Instant::now() + Duration::from_secs(60)));
-            std::thread::sleep(Duration::from_millis(50));
-            report.received(BULK_BYTES + 1);
-            report.written_of_bulk(BULK_BYTES + 1);
-            report.written(BULK_BYTES + 1);
-            assert!(matches!(looks.join().unwrap(), Next::Say(Message::Marks(_))), "the last mark was held back");
-        });
     }
 
     #[test]
