@@ -1,10 +1,10 @@
 //! One connection's life on the leader's side, from its first byte to its last thread.
 //!
 //! ```text
-//! accepted ─▶ handshake ─▶ registered ─▶ full sync ─▶ catch-up ─▶ attached: writes batches as they come
-//!   (within one deadline)      │             (full_sync.rs, catch_up.rs)                       │
-//!                              └─ starts the ack thread (acks.rs)            │
-//!                                         any of them may end it ────────────┴─▶ cleaned up here
+//! accepted ─▶ handshake ─▶ registered ─▶ full sync or resume ─▶ catch-up ─▶ attached: writes batches as they come
+//!          (handshake.rs,      │        (full_sync.rs, resume.rs)  ▲  (catch_up.rs)     │             │
+//!           one deadline)      └─ starts the ack thread            └──── demoted ───────┘             │
+//!                                 (acks.rs, messages.rs)   any of them may end it ─────▶ cleaned up here
 //! ```
 //!
 //! The thread that shakes hands becomes the follower's *writer thread*; it owns the writing side of the socket and starts

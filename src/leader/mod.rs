@@ -1,7 +1,7 @@
 //! The leader: announces what is written to a data directory to any number of followers, and never waits for one.
 //!
 //! ```text
-//! host threads ── append/replace/delete ──▶ [ordered: index + open batch]     stream.rs
+//! host threads ── append/replace/delete ──▶ [ordered: index + open batch]     stream.rs, stream/announce.rs
 //!                                              │ sealed: Arc<Batch>           batch.rs
 //!                                         leader thread
 //!               try_send ┌────────────────────┼────────────────────┐
@@ -9,20 +9,23 @@
 //!                  bounded channel      bounded channel      bounded channel
 //!                        ▼                    ▼                    ▼
 //!                  writer thread        writer thread        writer thread    connection.rs, socket.rs
-//!                  ack thread           ack thread           ack thread       acks.rs
+//!                  ack thread           ack thread           ack thread       acks.rs, messages.rs
 //! ```
+//!
+//! A follower joins by a full sync (`full_sync.rs`) or, with the extension, by resuming (`resume.rs`), and then catches up
+//! (`catch_up.rs`) until it can attach to the stream; one that is demoted begins there again (`demotion.rs`).
 //!
 //! # Threads
 //!
-//! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections (one a listener); `follower` and `ack-ID` are the two of
-//! each connection; `sync-ID` reads in bulk for one, at low priority (`admission.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections
+//! (one a listener); `follower` and `ack-ID` are the two of each connection; `sync-ID` reads in bulk for one, at low
+//! priority (`admission.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
 //! In the order they are taken: a file's lock (`file.rs`) or a waiter's (`progress.rs`), then those of the stream: `cut`,
-//! `attached`, `ordered` (`stream.rs`).
-//! All others are leaves: nothing is locked while one of them is held. Of I6, no lock is held while a thread is joined, a
-//! socket read or written, or a line logged.
+//! `attached`, `ordered` (`stream.rs`). All others are leaves: nothing is locked while one of them is held. None of them is
+//! held while a thread is joined, a socket read or written, or a line logged (I6).
 
 mod accept;
 mod acks;
