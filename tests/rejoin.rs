@@ -194,6 +194,7 @@ fn of_a_damaged_file_the_damaged_chunks_move() {
 
     // And where nothing is remembered.
     let dir = follower.stop();
+    wait_until("the leader noticed", || leader.leader.followers().is_empty());
     damage(&dir.path().join("queues/2"), 5 << 18);
     let follower = TestFollower::on(leader.address, dir);
     leader.assert_copies(&[&follower]);
