@@ -202,7 +202,7 @@ fn measure(cell: Cell, pool: &[u8], ballast: &Path, options: &Options) -> Result
             .collect();
         let mut all = new_histogram();
         for writer in writers {
-            all += writer.join().expect("a writer")?;
+            all += writer.join().unwrap_or_else(|panic| Err(panicked(&*panic)))?;
         }
         Ok::<_, String>(all)
     })?;
@@ -227,6 +227,12 @@ fn wait_joining(leader: &BenchLeader) -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// What a writer has to say that could not go on.
+fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    format!("a writer panicked: {}", text.unwrap_or("it does not say why"))
 }
 
 fn new_histogram() -> Histogram<u64> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use paceline::NodeId;
 use paceline::leader::{EvictionReason, FollowerState};
 use support::fake_follower::FakeFollower;
-use support::{PATIENCE, TestLeader, logs, noise, wait_until};
+use support::{PATIENCE, TestFollower, TestLeader, logs, noise, wait_until};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -85,5 +85,26 @@ fn ten_followers_that_come_at_once_take_turns_and_end_exact() {
     }
     leader.assert_copies(&followers.iter().collect::<Vec<_>>());
     assert!(leader.leader.evictions().is_empty(), "{:?}", leader.leader.evictions());
+    leader.shut_down();
+}
+
+#[test]
+fn a_follower_that_knows_the_extension_hears_from_the_leader_while_it_waits() {
+    let leader = TestLeader::with(|config| {
+        config.sync_timeout = SHORT;
+        config.heartbeat_interval = Duration::from_millis(20);
+        config.readmit_delay_min = Duration::from_secs(3);
+    });
+    leader.append("log", b"something");
+    let id = NodeId::random();
+    for _ in 0..2 {
+        connect_and_be_evicted(&leader, id);
+    }
+    // It would give up on a leader that is silent for three beats and two seconds.
+    let follower = TestFollower::with(leader.address, tempfile::tempdir().unwrap(), |config| config.id = Some(id));
+    leader.assert_copies(&[&follower]);
+    let named = format!("follower {id} at");
+    assert_eq!(logs::lines(&["INFO", &named, "it is admitted in"]).len(), 1, "it waited once");
+    assert_eq!(leader.leader.evictions().len(), 2);
     leader.shut_down();
 }

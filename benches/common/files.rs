@@ -1,6 +1,6 @@
 //! Files of random bytes, and whether two directories have the same.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -57,12 +57,4 @@ pub fn require_space(bytes: u64) {
 /// Makes durable all that was written to the file system of `dir`.
 pub fn flush(dir: &Path) {
     rustix::fs::syncfs(File::open(dir).expect("a directory")).expect("a disk");
-}
-
-/// Takes a directory's content away.
-pub fn empty(dir: &Path) {
-    for entry in fs::read_dir(dir).expect("a directory") {
-        let path = entry.expect("readable").path();
-        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.expect("ours");
-    }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Options {
     /// How many full syncs read or move content at once [default: 1]
     #[arg(long, value_name = "COUNT", env = "PACELINE_SYNCS_MAX", help_heading = "Limits")]
     syncs_max: Option<usize>,
-    /// Bytes a second that full syncs and catching up read from the directory, all together, such as 100MiB [default: no limit]
+    /// Bytes a second that full syncs and catching up read from the directory, all together, such as 100MiB; at least 1MiB [default: no limit]
     #[arg(long, value_name = "SIZE", env = "PACELINE_SYNC_RATE", value_parser = parse_size, help_heading = "Limits")]
     sync_rate: Option<u64>,
     /// How long a follower may take nothing off its connection [default: 5s]

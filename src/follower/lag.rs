@@ -21,7 +21,8 @@ pub(super) struct Lag {
 }
 
 impl Lag {
-    /// What follows is at this position, which may be before the one that was counted.
+    /// What follows is at this position. It may be before the one counted: where the leader sent a file whole in place of an
+    /// action that no longer fits, it took more bytes than the action counts for.
     pub(super) fn set_own(&mut self, position: u64) {
         self.own = Some(position);
         self.reached();

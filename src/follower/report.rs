@@ -1,6 +1,7 @@
 //! The thread that writes to a leader of the extension: the inventory, marks, and heartbeats. It also watches for silence.
 //!
-//! Marks are totals, so what was done while the last ones were written goes into one message, and nothing is held back.
+//! Marks are totals, so what was done while the last ones were written goes into one message, and nothing is held back but
+//! for a few milliseconds in the midst of a sync, where a mark for each block would cost both sides a wake-up.
 //! When nothing else was said for a heartbeat's interval, a heartbeat is (or marks, if only what was received has changed:
 //! that alone is not worth a message).
 //!
@@ -28,6 +29,9 @@ use crate::sendqueue::send_queue_bytes;
 /// Messages of an inventory that wait to be written; who makes them waits when there are more.
 const MESSAGES_MAX: usize = 2;
 
+/// Between two marks of a sync's bulk.
+const BULK_PAUSE: Duration = Duration::from_millis(5);
+
 /// Quarters of the limit.
 const QUARTERS: u32 = 4;
 
@@ -50,8 +54,12 @@ struct State {
     messages: VecDeque<Message>,
     written: u64,
     durable: u64,
-    /// What was said last.
+    /// What was said last ...
     said: Marks,
+    /// ... and when.
+    said_at: Option<Instant>,
+    /// What was written last was a sync's bulk.
+    of_bulk: bool,
     closed: bool,
     finishing: bool,
     failure: Option<Error>,
@@ -96,8 +104,20 @@ impl Report {
     /// The total of action bytes written to files.
     pub(super) fn written(&self, total: u64) {
         let mut state = self.state.lock();
-        if total > state.written {
-            state.written = total;
+        state.written = total.max(state.written);
+        state.of_bulk = false;
+        if state.written > state.said.written {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The same while more is sure to come, as in the midst of a sync: it may go with what is written within [`BULK_PAUSE`].
+    pub(super) fn written_of_bulk(&self, total: u64) {
+        let mut state = self.state.lock();
+        let waits_already = state.written > state.said.written;
+        state.written = total.max(state.written);
+        state.of_bulk = true;
+        if !waits_already && state.written > state.said.written {
             self.changed.notify_all();
         }
     }
@@ -108,6 +128,7 @@ impl Report {
         debug_assert!(total <= state.written);
         if total > state.durable {
             state.durable = total;
+            state.of_bulk = false;
             self.changed.notify_all();
         }
     }
@@ -160,8 +181,18 @@ impl Report {
             }
             let (written, durable) = (state.written, state.durable);
             if (written, durable) != (state.said.written, state.said.durable) {
-                state.said = self.marks(&state);
-                return Next::Say(Message::Marks(state.said));
+                let now = Instant::now();
+                let due = state.said_at.filter(|_| state.of_bulk).map_or(now, |at| at + BULK_PAUSE);
+                if due <= now {
+                    state.said = self.marks(&state);
+                    state.said_at = Some(now);
+                    return Next::Say(Message::Marks(state.said));
+                }
+                if until <= now {
+                    return Next::Look;
+                }
+                let _ = self.changed.wait_until(&mut state, due.min(until));
+                continue;
             }
             if state.finishing {
                 return Next::End;
@@ -357,6 +388,23 @@ mod tests {
         report.finish();
         assert!(matches!(report.next(now), Next::Say(Message::Marks(_))));
         assert!(matches!(report.next(now), Next::End));
+    }
+
+    #[test]
+    fn marks_of_a_bulk_go_together_and_its_last_one_at_once() {
+        let report = Report::default();
+        let far = || Instant::now() + Duration::from_secs(60);
+        report.received(9);
+        report.written_of_bulk(1);
+        assert!(matches!(report.next(far()), Next::Say(Message::Marks(marks)) if marks.written == 1));
+        report.written_of_bulk(2);
+        assert!(matches!(report.next(Instant::now()), Next::Look), "two at once");
+        let began = Instant::now();
+        assert!(matches!(report.next(far()), Next::Say(Message::Marks(marks)) if marks.written == 2));
+        assert!(began.elapsed() < Duration::from_secs(30));
+        report.written_of_bulk(3);
+        report.written(3);
+        assert!(matches!(report.next(Instant::now()), Next::Say(Message::Marks(marks)) if marks.written == 3));
     }
 
     #[test]

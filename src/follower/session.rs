@@ -178,7 +178,11 @@ impl<'a> Session<'a> {
                 status.sync.files_deleted = deleted;
             }
         });
-        self.parts.report.written(total);
+        if syncing {
+            self.parts.report.written_of_bulk(total);
+        } else {
+            self.parts.report.written(total);
+        }
         if syncing && self.sync.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
             self.sync.unflushed_bytes = 0;
             // It covers no mark: a replacement may be under way.

@@ -3,8 +3,8 @@
 //! A joiner is a [`View`]: for each file, what the follower has of it. Nothing is queued for it in memory; everything is
 //! read from disk, up to the lengths of a cut of the index, with no lock held. In order:
 //!
-//! 1. *Two rounds of full sync*, both listing one cut. One follower at a time reads or moves content (`admission.rs`); it does
-//!    not hold the slot while the follower thinks, nor while it takes nothing.
+//! 1. *Two rounds of full sync*, both listing one cut. So many followers at a time read or move content (`admission.rs`); one does
+//!    not hold its slot while the follower thinks, nor while it takes nothing.
 //! 2. A *probe*, because protocol 1.0.0 acknowledges nothing of a full sync: its acknowledgement says that all before it is
 //!    dealt with.
 //! 3. *Catch-up rounds*, see `catch_up.rs`.

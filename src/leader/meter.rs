@@ -38,6 +38,7 @@ impl Meter {
     /// `now` may have been looked at before a round that began meanwhile.
     pub(super) fn status(&self, now: Moment) -> Option<CatchUpStatus> {
         let bytes = self.bytes?;
+        // A moment that was looked at before a round began may come here after.
         let caught_up = now.acknowledged.saturating_sub(self.since.acknowledged);
         let appended = now.position.saturating_sub(self.since.position);
         let elapsed = now.at.duration_since(self.since.at);
@@ -77,5 +78,6 @@ mod tests {
         let status = meter.status(moment(40, 8000, 12_500)).unwrap();
         assert_eq!((status.rate_bytes_per_s, status.append_bytes_per_s), (300, 400));
         assert_eq!((status.missing_bytes, status.estimated), (4000, None), "it never ends at these rates");
+        assert_eq!(meter.status(moment(5, 100, 100)).unwrap().missing_bytes, 4000, "a moment from before");
     }
 }

@@ -13,12 +13,13 @@
 //! # When a batch is sealed
 //!
 //! The *leader thread* seals and pushes: when a batch is full, when a writer has nothing left to write (`hungry`), or when
-//! asked to. After each push it naps for [`NAP`] before it looks again. Waking a thread costs whoever does it
-//! microseconds, and preempts it at worst, while the append itself takes some tens of nanoseconds: so an append that comes
-//! while the leader thread naps wakes nobody, and under load none does. The first append after a pause wakes it and goes
-//! out at once; those that follow wait for the end of the nap, in a batch that is the larger for it, which saves every
-//! writer and follower system calls. Hunger wakes the leader thread only where it waits for that, with something in the open
-//! batch.
+//! asked to. Waking a thread costs whoever does it microseconds, and a hundred of them where the thread that is woken, and
+//! the writers it wakes in turn, take the core: an append itself takes some tens of nanoseconds. So the leader thread is
+//! seldom woken. After each push it naps for [`NAP`] before it looks again, and goes on looking, a little more seldom, for some
+//! milliseconds after the last append; only then does it sleep until it is woken. An append that comes while it naps wakes
+//! nobody, and under load none does. The price is that it lingers until the end of the nap: [`NAP_MAX`] at most. The
+//! first append after a pause goes out at once. Batches are the larger for it, which saves every writer and follower system
+//! calls. Hunger wakes the leader thread only where it sleeps with something in the open batch.
 //!
 //! What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes itself, which again is only
 //! `try_send`.
@@ -54,9 +55,16 @@ const SEALED_BYTES_MAX: u64 = 4 << 20;
 /// Content up to this size goes through memory; beyond it by reference to the file.
 pub(super) const INLINE_BYTES_MAX: u64 = 256 << 10;
 
-/// How long the leader thread rests after a push, and so how long an append may linger; Linux adds about as much again.
-/// An append at a time is announced at once, unless it follows another within this time.
+/// How long the leader thread rests after a push, and so how long an append may linger under load; Linux adds about as much
+/// again. Each nap after which nothing was there to push is followed by one of twice the length, up to [`NAP_MAX`].
 const NAP: Duration = Duration::from_micros(50);
+
+/// How long an append may linger that follows another within some 2 ms.
+const NAP_MAX: Duration = Duration::from_micros(200);
+
+/// Naps after which nothing was there to push, until the leader thread sleeps: some 2 ms in all. Each costs about as much CPU as
+/// the wake-up that it saves an append, so more of them would show in the load of a host that appends now and then.
+const IDLE_LOOKS: u32 = 8;
 
 /// How long the leader thread sleeps when nothing wakes it. Nothing depends on it: every wake-up is explicit.
 const TICK: Duration = Duration::from_secs(1);
@@ -374,31 +382,39 @@ impl Stream {
     /// The leader thread's life: ends after [`stop`](Self::stop).
     pub(super) fn run_leader(&self) {
         self.leader_thread.get_or_init(std::thread::current);
+        let mut idle_looks = 0;
         while !self.stopped.load(Ordering::Acquire) {
-            if self.something_to_push() {
+            let before_sleep = idle_looks == IDLE_LOOKS;
+            if self.something_to_push(before_sleep) {
                 self.push();
-                // Still `Awake`: nobody wakes it now but who stops it.
-                std::thread::park_timeout(NAP);
-            } else {
+                idle_looks = 0;
+            } else if before_sleep {
                 // A wake-up between the look and here makes this return at once.
                 std::thread::park_timeout(TICK);
-                self.awaits_hunger.store(false, Ordering::Relaxed);
+                continue;
+            } else {
+                idle_looks += 1;
             }
+            // Still `Awake`: nobody wakes it now but who stops it.
+            std::thread::park_timeout((NAP * (1 << idle_looks)).min(NAP_MAX));
         }
     }
 
-    fn something_to_push(&self) -> bool {
+    /// If not, and `before_sleep`, whoever brings something wakes the leader thread.
+    fn something_to_push(&self, before_sleep: bool) -> bool {
         // Before the look at `hungry`, which a writer sets before it looks at this: one of the two sees the other.
-        self.awaits_hunger.store(true, Ordering::SeqCst);
+        self.awaits_hunger.store(before_sleep, Ordering::SeqCst);
         let hungry = self.hungry.load(Ordering::SeqCst);
-        let mut ordered = self.ordered.lock();
-        let something = !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty());
-        ordered.sleep = match (something, hungry) {
-            (true, _) => Sleep::Awake,
-            (false, true) => Sleep::UntilAppend,
-            (false, false) => Sleep::UntilSealed,
+        let something = {
+            let mut ordered = self.ordered.lock();
+            let something = !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty());
+            ordered.sleep = match hungry {
+                _ if something || !before_sleep => Sleep::Awake,
+                true => Sleep::UntilAppend,
+                false => Sleep::UntilSealed,
+            };
+            something
         };
-        drop(ordered);
         if something || hungry {
             self.awaits_hunger.store(false, Ordering::Relaxed);
         }
