@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use fastrand::Rng;
-use paceline::leader::{FollowerState, Window};
+use paceline::leader::{EvictionReason, FollowerState, Window};
 use support::relay::Relay;
 use support::{PATIENCE, TestFollower, TestLeader, noise_of, wait_until};
 
@@ -93,6 +93,8 @@ fn a_flapping_follower_ends_equal_and_leaves_nothing_behind() {
     drop(follower);
     drop(healthy);
     wait_until("nobody is left", || leader.leader.followers().is_empty());
-    assert!(leader.leader.evictions().is_empty(), "{:?}", leader.leader.evictions());
+    // It may be back before the leader has noticed that it went.
+    let evictions = leader.leader.evictions();
+    assert!(evictions.iter().all(|eviction| eviction.reason == EvictionReason::Replaced), "{evictions:?}");
     leader.shut_down();
 }
