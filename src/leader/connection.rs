@@ -71,7 +71,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
                 follower.evict_at(EvictionReason::ProtocolViolation(error.to_string()), core.stream.position());
             }
             // Ours to put right: followers come back and fail again until it is.
-            error @ Error::Io { .. } => {
+            error @ Error::Io { .. } if !follower.has_ended() => {
                 log::error!("cannot serve follower {id} at {address}: {error}");
                 follower.disconnected("the leader cannot read its own files");
             }
