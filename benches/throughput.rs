@@ -159,7 +159,9 @@ fn paceline(cell: &Cell, pool: &[u8], options: &Options) -> Result<Figures, Stri
     let ids: Vec<NodeId> = children.iter().map(|child| child.id).collect();
 
     let bytes = total(cell, options);
-    let window = Window::new(WINDOW_BYTES);
+    let mut window = Window::new(WINDOW_BYTES);
+    // All are healthy, however long a busy machine leaves one without a core.
+    window.stall_grace = PATIENCE;
     let mut log = Log::new(&leader, "log");
     let mut pieces = Pieces::new(pool, cell.size, 0);
     let (began, cpu, writer_cpu) = (Instant::now(), process_cpu(), thread_cpu());
