@@ -16,10 +16,11 @@
 //! 1 MiB/s. Both make the leader's queue run full: in each interval they are there, their queue fills, they are evicted
 //! about half-way, and the rest goes on without them. How many were evicted is printed.
 //!
-//! Or all are healthy, and one more *joins*: with nothing, again and again, all the time that is measured. The leader then has 256 MiB of files besides (in
-//! memory, most likely), which it sends each time; the healthy followers have them from the beginning. It is a follower
-//! of the extension in a process of its own, with the lowest priority, for it stands for a machine of its own; what it writes goes
-//! to this one's disk, but for `--sinks`. How often it was still joining when the interval ended is printed.
+//! Or all are healthy, and one more *joins*: with nothing, again and again, all the time that is measured. The leader then
+//! has 256 MiB of files besides (in memory, most likely), which it sends each time; the healthy followers have them from the
+//! beginning. It is a follower of the extension in a process of its own, with the lowest priority, for it stands for a
+//! machine of its own; what it writes goes to this one's disk, but for `--sinks`. In how many intervals it joined to the end
+//! is printed.
 //!
 //! The window is over the healthy followers by name. [`Leader::wait_for_window`] is not used: it waits for whoever still
 //! acknowledges anything, and would run at the pace of the slow one.
@@ -142,6 +143,8 @@ fn main() {
     }
     print(&groups, &results);
     summary(&groups, &results);
+    // It would outlive the process.
+    drop(ballast);
     finish(&invalid);
 }
 

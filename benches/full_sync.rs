@@ -142,17 +142,16 @@ fn main() {
     // A small file takes a block, and its share of a folder and of the inodes.
     let small = (1 + options.rounds as u64 * ways.len() as u64) * count * 2 * SMALL_BYTES;
     require_space(small.max(2 * total));
-    let (mut invalid, mut table) = (Vec::new(), table());
-    let mut aims = Vec::new();
+    let mut invalid = Vec::new();
     for make in [&(|| Origin::large(total)) as &dyn Fn() -> Origin, &|| Origin::small(count)] {
         let origin = make();
         let results = measure(&origin, &ways, options.rounds, &mut invalid);
+        let mut table = table();
         rows(&mut table, &origin, &results);
-        aims.extend(outcome(&origin, &results));
+        table.print();
+        outcome(&origin, &results).iter().for_each(|aim| println!("{aim}"));
+        println!();
     }
-    table.print();
-    println!();
-    aims.iter().for_each(|aim| println!("{aim}"));
     finish(&invalid);
 }
 
@@ -257,7 +256,6 @@ fn rates(took: &[Took], bytes: u64, pick: fn(&Took) -> Duration) -> impl Iterato
 }
 
 fn rows(table: &mut Table, origin: &Origin, results: &HashMap<Way, Vec<Took>>) {
-    table.gap();
     for way in Way::ALL {
         let Some(took) = results.get(&way) else { continue };
         let mut row = vec![origin.name.clone(), way.name().into()];

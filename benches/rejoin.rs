@@ -136,6 +136,8 @@ fn main() {
     }
     print(&results, first, &restarts);
     summary(&results);
+    // It would outlive the process.
+    drop(pair);
     finish(&invalid);
 }
 

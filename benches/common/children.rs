@@ -57,7 +57,8 @@ pub fn run_if_child() {
         "joining" => {
             beside_others();
             loop {
-                let dir = tempfile::tempdir().expect("a temporary directory");
+                // Within the parent's: a process that is killed removes nothing.
+                let dir = tempfile::tempdir_in(&dir).expect("a temporary directory");
                 let mut config = FollowerConfig::new(address.to_string(), dir.path(), secret());
                 config.once = true;
                 let ended = Follower::start(config).expect("a follower").wait(None);
