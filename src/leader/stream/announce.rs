@@ -28,10 +28,7 @@ impl Stream {
         bytes: Content<'_>,
         may_create: impl FnOnce() -> bool,
     ) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.ordered.lock();
-        if ordered.closed {
-            return Err(AppendError::ShuttingDown);
-        }
+        let mut ordered = self.enter()?;
         let slot = ordered.index.slot(path.as_str());
         let version = slot.map_or(Version::ABSENT, |slot| ordered.index.version_at(slot));
         if version.len != offset {
@@ -62,8 +59,7 @@ impl Stream {
                 });
             }
         }
-        let after = ordered.after();
-        Ok(self.finish(ordered, after))
+        Ok(self.finish(ordered))
     }
 
     /// Announces that `path` has new content; only if it is of `generation`, when one is given.
@@ -73,10 +69,7 @@ impl Stream {
         content: Content<'_>,
         generation: Option<u64>,
     ) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.ordered.lock();
-        if ordered.closed {
-            return Err(AppendError::ShuttingDown);
-        }
+        let mut ordered = self.enter()?;
         let was = ordered.index.get(path.as_str());
         if generation.is_some_and(|generation| generation != was.generation) {
             return Ok(StreamPosition(ordered.position));
@@ -89,8 +82,7 @@ impl Stream {
         } else {
             ordered.encode_replace(path, version, content);
         }
-        let after = ordered.after();
-        Ok(self.finish(ordered, after))
+        Ok(self.finish(ordered))
     }
 
     /// Announces that `path` has gone; only if it was of `generation`, when one is given. For an unknown file there is
@@ -100,17 +92,13 @@ impl Stream {
         path: &RelPath,
         generation: Option<u64>,
     ) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.ordered.lock();
-        if ordered.closed {
-            return Err(AppendError::ShuttingDown);
-        }
+        let mut ordered = self.enter()?;
         let was = ordered.index.get(path.as_str());
         if was.exists() && generation.is_none_or(|generation| generation == was.generation) {
             ordered.index.remove(path.as_str());
             ordered.encode(path, ActionKind::Delete, &[]);
         }
-        let after = ordered.after();
-        Ok(self.finish(ordered, after))
+        Ok(self.finish(ordered))
     }
 
     /// Announces that `from` was renamed to `to`, over whatever that was. `None`: `from` is unknown, or another file than this
@@ -121,10 +109,7 @@ impl Stream {
         to: &RelPath,
         file: Option<FileId>,
     ) -> Result<Option<StreamPosition>, AppendError> {
-        let mut ordered = self.ordered.lock();
-        if ordered.closed {
-            return Err(AppendError::ShuttingDown);
-        }
+        let mut ordered = self.enter()?;
         if !ordered.index.get(from.as_str()).exists() || !ordered.index.only_read_from(from, file) {
             return Ok(None);
         }
@@ -139,27 +124,19 @@ impl Stream {
             }
             ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
         }
-        let after = ordered.after();
-        Ok(Some(self.finish(ordered, after)))
+        Ok(Some(self.finish(ordered)))
     }
 
     /// Asks all followers that know the extension to make durable what came before this.
     pub(in crate::leader) fn request_durable(&self) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.ordered.lock();
-        if ordered.closed {
-            return Err(AppendError::ShuttingDown);
-        }
+        let mut ordered = self.enter()?;
         ordered.encode_control(Control::MakeDurable, Vec::new());
-        let after = ordered.after();
-        Ok(self.finish(ordered, after))
+        Ok(self.finish(ordered))
     }
 
     /// Announces that `path` ends at `len` from now on, which is less than its announced length.
     pub(in crate::leader) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.ordered.lock();
-        if ordered.closed {
-            return Err(AppendError::ShuttingDown);
-        }
+        let mut ordered = self.enter()?;
         let was = ordered.index.get(path.as_str());
         if was.len < len {
             return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len });
@@ -172,11 +149,18 @@ impl Stream {
             };
             ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
         }
-        let after = ordered.after();
-        Ok(self.finish(ordered, after))
+        Ok(self.finish(ordered))
     }
 
-    fn finish(&self, ordered: MutexGuard<'_, Ordered>, after: After) -> StreamPosition {
+    /// Begins the critical section, unless nothing may be announced any more.
+    fn enter(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
+        let ordered = self.ordered.lock();
+        if ordered.closed { Err(AppendError::ShuttingDown) } else { Ok(ordered) }
+    }
+
+    /// Ends it, and does what it left to do.
+    fn finish(&self, mut ordered: MutexGuard<'_, Ordered>) -> StreamPosition {
+        let after = ordered.after();
         drop(ordered);
         if after.wake {
             self.wake_leader();
