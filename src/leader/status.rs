@@ -43,7 +43,7 @@ pub struct FollowerStatus {
     pub durable: Option<StreamPosition>,
     /// How far it says it has come, if it knows the extension: action bytes since it connected.
     pub marks: Option<Marks>,
-    /// Files and content bytes of the full sync it was sent so far, before compression.
+    /// What it was sent that was read from files.
     pub sync: SyncSent,
 }
 
@@ -62,15 +62,16 @@ pub struct CatchUpStatus {
     pub estimated: Option<Duration>,
 }
 
-/// How much of a full sync a follower was sent.
+/// How much a follower was sent since it connected that was read from files: in full syncs, while catching up, and large
+/// appends and replaces of the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SyncSent {
-    /// Files it asked for.
+    /// Files it asked for in full syncs, or that were found to differ.
     pub files_requested: u64,
     /// Of these, files it was sent.
     pub files_sent: u64,
-    /// Their bytes.
+    /// Bytes read from files for it, before compression.
     pub bytes_sent: u64,
 }
 
