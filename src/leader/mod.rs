@@ -70,9 +70,9 @@ use self::stream::{Content, INLINE_BYTES_MAX, Stream};
 use crate::config::{LeaderConfig, OnFull};
 use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
-use crate::index::Index;
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::{HashCache, is_no_file};
+use crate::index::{Index, Version};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
@@ -431,6 +431,21 @@ impl Core {
     fn announce_from_disk(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
         let _one_at_a_time = self.file_locks.of(path).lock();
         self.announce_locked(path, generation)
+    }
+
+    /// Announces that a file is gone that was not there a moment ago. Should it be there after all, moved away and back with its
+    /// folder, it is announced as it is: who told us of it may have looked already, and not look again.
+    ///
+    /// One step under the file's lock, so that a host that announces the same delete makes no new file meanwhile.
+    fn announce_gone(&self, path: &RelPath, generation: u64) -> io::Result<()> {
+        let _one_at_a_time = self.file_locks.of(path).lock();
+        let announced = self.stream.delete(path, Some(generation));
+        match announced.and_then(|_| self.announce_locked(path, Some(Version::ABSENT.generation))) {
+            Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
+            Err(AppendError::Io { source, .. }) if is_no_file(&source) => Ok(()),
+            Err(AppendError::Io { source, .. }) => Err(source),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     /// The same, for who holds the file's lock.

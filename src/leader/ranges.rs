@@ -232,9 +232,7 @@ impl<'a> Ranges<'a> {
         match self.core.announce_from_disk(path, Some(believed.generation)) {
             Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
             Err(AppendError::Io { source, .. }) if is_no_file(&source) => {
-                // Refused only when shutting down.
-                let _ = self.core.stream.delete(path, Some(believed.generation));
-                Ok(())
+                self.core.announce_gone(path, believed.generation).map_err(|source| self.unreadable(path, source))
             }
             Err(AppendError::Io { source, .. }) => Err(self.unreadable(path, source)),
             Err(error) => Err(self.unreadable(path, io::Error::other(error))),
