@@ -79,7 +79,7 @@ impl Follower {
         let path = &config.data_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|error| Error::io("make the folder", path, error))?;
-        let data = DataDir::open_unclaimed(path, config.id)?;
+        let data = DataDir::open_unclaimed(path, config.id, config.lock.clone())?;
         let dir = Dir::open(path)?;
         if datadir::is_incomplete(path) {
             log::warn!("the last full sync of {} did not end: it is no copy until the next one does", path.display());

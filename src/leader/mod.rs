@@ -152,7 +152,8 @@ impl Leader {
     pub fn open(config: LeaderConfig) -> Result<Self, Error> {
         config.check()?;
         let exclude = globs(&config.exclude)?;
-        let dir = DataDir::open(&config.data_dir, config.id)?;
+        let mut dir = DataDir::open_unclaimed(&config.data_dir, config.id, config.lock.clone())?;
+        dir.claim()?;
         remove_own_folder(dir.path())?;
         let mut index = Index::new();
         walk(dir.path(), None, &mut |_| (), &mut |file| {
