@@ -70,6 +70,7 @@ pub mod error;
 pub mod follower;
 mod index;
 pub mod leader;
+pub mod node;
 pub mod protocol;
 mod sendqueue;
 mod thread;

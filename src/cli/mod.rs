@@ -5,6 +5,7 @@
 
 mod demo;
 mod follow;
+mod guard;
 mod leader;
 mod units;
 
@@ -65,6 +66,12 @@ enum Command {
     /// The leader process of the demo
     #[command(hide = true)]
     DemoLeader(demo::LeaderOptions),
+    /// The process between a node and its program
+    #[command(hide = true)]
+    Guard(guard::GuardOptions),
+    /// The program, before it becomes that
+    #[command(hide = true)]
+    Guarded(guard::GuardedOptions),
 }
 
 /// What both kinds of node are given.
@@ -126,6 +133,8 @@ pub(crate) fn main() -> ExitCode {
             Command::Follow(options) => follow::run(options),
             Command::Demo(options) => demo::run(&options),
             Command::DemoLeader(options) => demo::run_leader(&options),
+            Command::Guard(options) => guard::run_guard(&options),
+            Command::Guarded(options) => Err(guard::run_guarded(&options)),
         },
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
