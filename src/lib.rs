@@ -65,6 +65,7 @@
 //! `cli` (on by default) is the `paceline` binary and its dependencies; embedding hosts want `default-features = false`.
 
 pub mod config;
+pub mod coordinator;
 mod datadir;
 pub mod error;
 pub mod follower;
@@ -73,6 +74,7 @@ pub mod leader;
 pub mod node;
 pub mod protocol;
 mod sendqueue;
+mod stop;
 mod thread;
 mod types;
 mod uncached;

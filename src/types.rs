@@ -236,13 +236,13 @@ pub struct InvalidValue {
 }
 
 impl InvalidValue {
-    fn new(what: &'static str, value: impl Into<String>, remedy: &'static str) -> Self {
+    pub(crate) fn new(what: &'static str, value: impl Into<String>, remedy: &'static str) -> Self {
         Self { what, value: value.into(), remedy }
     }
 }
 
 /// A peer chooses the names in our errors: show no more than fits a line.
-fn shorten(name: &str) -> String {
+pub(crate) fn shorten(name: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 120;
     match name.char_indices().nth(SHOWN_CHARS_MAX) {
         None => name.to_owned(),

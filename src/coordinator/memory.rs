@@ -1,0 +1,448 @@
+//! A coordinator in memory: for groups within one process, and for tests, which can make it fail.
+//!
+//! One lock holds everything and is held for moments only; calls that wait do so on its condition variable. No threads but
+//! those of observations. A leadership lasts until it is resigned, or ended by [`MemoryCoordinator::expire_leadership`]: in
+//! memory nothing comes between a node and the coordinator, so there is nothing to renew by the clock.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
+use crate::stop::Stop;
+use crate::types::{NodeId, Secret};
+
+/// A handle of a cluster in memory. Each clone is a handle of its own of the same cluster, as another node would have.
+#[derive(Default)]
+pub struct MemoryCoordinator {
+    cluster: Arc<Cluster>,
+    /// Tells handles apart.
+    number: u64,
+}
+
+#[derive(Default)]
+struct Cluster {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    secret: Option<Secret>,
+    in_sync: Option<InSyncSet>,
+    /// In the order they came; the first is elected.
+    candidates: VecDeque<Arc<Candidate>>,
+    last_term: u64,
+    last_handle: u64,
+    unreachable: bool,
+    writes_held: bool,
+    writes_waiting: usize,
+    fault: Option<WriteFault>,
+}
+
+struct Candidate {
+    term: u64,
+    handle: u64,
+    id: NodeId,
+    uri: String,
+    /// It was taken out of the candidates.
+    over: AtomicBool,
+    health: Mutex<Option<Arc<Health>>>,
+}
+
+type Health = dyn Fn() -> bool + Send + Sync;
+
+/// What becomes of writes of the in-sync set while it is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteFault {
+    /// They fail with [`CoordinatorError::NotRecorded`].
+    NotRecorded,
+    /// They fail with [`CoordinatorError::Unknown`], and did not happen.
+    UnknownNotDone,
+    /// They fail with [`CoordinatorError::Unknown`], and did happen.
+    UnknownDone,
+}
+
+impl MemoryCoordinator {
+    /// A cluster with nothing recorded.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the leadership there is, as if it had not been renewed in time; the next candidate is elected.
+    pub fn expire_leadership(&self) {
+        let mut state = self.cluster.state.lock();
+        if let Some(leader) = state.candidates.front().cloned() {
+            self.cluster.remove(&mut state, &leader);
+        }
+    }
+
+    /// Does what a renewal does: asks the leader's health check, if there is one, and ends the leadership if it says no.
+    pub fn renew(&self) {
+        let leader = self.cluster.state.lock().candidates.front().cloned();
+        let Some(leader) = leader else { return };
+        let health = leader.health.lock().clone();
+        if health.is_some_and(|is_alive| !is_alive()) {
+            self.cluster.remove(&mut self.cluster.state.lock(), &leader);
+        }
+    }
+
+    /// Records an in-sync set, or none, without anybody's election.
+    pub fn set_in_sync_set(&self, set: Option<InSyncSet>) {
+        self.cluster.state.lock().in_sync = set;
+        self.cluster.changed.notify_all();
+    }
+
+    /// What becomes of leaders' writes of the in-sync set from now on; `None` lets them succeed.
+    pub fn set_write_fault(&self, fault: Option<WriteFault>) {
+        self.cluster.state.lock().fault = fault;
+    }
+
+    /// While held, leaders' writes of the in-sync set do not return: they reach the cluster when they are let go.
+    pub fn hold_writes(&self, held: bool) {
+        self.cluster.state.lock().writes_held = held;
+        self.cluster.changed.notify_all();
+    }
+
+    /// How many writes are being held.
+    #[must_use]
+    pub fn writes_waiting(&self) -> usize {
+        self.cluster.state.lock().writes_waiting
+    }
+
+    /// While it cannot be reached calls fail, those that wait go on waiting, and leaderships stay.
+    pub fn set_reachable(&self, reachable: bool) {
+        self.cluster.state.lock().unreachable = !reachable;
+        self.cluster.changed.notify_all();
+    }
+
+    fn observe<T: PartialEq + Clone + Send + 'static>(
+        &self,
+        name: &str,
+        get: fn(&State) -> T,
+    ) -> Result<Observation<T>, CoordinatorError> {
+        let cluster = self.cluster.clone();
+        Observation::start(name, move |latest, stop| {
+            let _wake = cluster.wake_on(&stop);
+            let mut last = None;
+            let mut state = cluster.state.lock();
+            while !stop.is_set() {
+                let now = Some(get(&state));
+                if now != last && !state.unreachable {
+                    last.clone_from(&now);
+                    MutexGuard::unlocked(&mut state, || now.into_iter().for_each(|now| latest.put(now)));
+                } else {
+                    cluster.changed.wait(&mut state);
+                }
+            }
+        })
+    }
+}
+
+impl Clone for MemoryCoordinator {
+    fn clone(&self) -> Self {
+        let mut state = self.cluster.state.lock();
+        state.last_handle += 1;
+        Self { cluster: self.cluster.clone(), number: state.last_handle }
+    }
+}
+
+impl Cluster {
+    fn reach(&self) -> Result<MutexGuard<'_, State>, CoordinatorError> {
+        let state = self.state.lock();
+        if state.unreachable {
+            return Err(CoordinatorError::Unavailable("it was made unreachable".into()));
+        }
+        Ok(state)
+    }
+
+    fn remove(&self, state: &mut State, candidate: &Arc<Candidate>) {
+        state.candidates.retain(|other| !Arc::ptr_eq(other, candidate));
+        candidate.over.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Wakes who waits for changes when `stop` is set. The lock is taken so that nobody is between its look at `stop` and
+    /// its wait.
+    fn wake_on(self: &Arc<Self>, stop: &Stop) -> crate::stop::OnSet {
+        let cluster = self.clone();
+        stop.on_set(move || {
+            drop(cluster.state.lock());
+            cluster.changed.notify_all();
+        })
+    }
+}
+
+impl State {
+    fn leader(&self) -> Option<LeaderInfo> {
+        let leader = self.candidates.front()?;
+        Some(LeaderInfo { uri: leader.uri.clone(), id: Some(leader.id), term: leader.term })
+    }
+
+    /// Makes room for a candidate with this id: a leadership of the same handle is given up.
+    fn admit(&mut self, cluster: &Cluster, id: NodeId, handle: u64) -> Result<(), CoordinatorError> {
+        let Some(index) = self.candidates.iter().position(|other| other.id == id) else { return Ok(()) };
+        let other = self.candidates[index].clone();
+        if index > 0 || other.handle != handle {
+            return Err(CoordinatorError::IdInUse { id, uri: Some(other.uri.clone()) });
+        }
+        cluster.remove(self, &other);
+        Ok(())
+    }
+}
+
+impl Coordinator for MemoryCoordinator {
+    fn secret(&self) -> Result<Secret, CoordinatorError> {
+        let made = Secret::new(random_bytes()?).map_err(|error| CoordinatorError::Unexpected(error.to_string()))?;
+        Ok(self.cluster.reach()?.secret.get_or_insert(made).clone())
+    }
+
+    fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
+        Ok(self.cluster.reach()?.in_sync.clone())
+    }
+
+    fn remove_from_in_sync_set(&self, id: NodeId) -> Result<bool, CoordinatorError> {
+        let mut state = self.cluster.reach()?;
+        let Some(set) = state.in_sync.as_ref().filter(|set| set.contains(id)) else { return Ok(false) };
+        state.in_sync = Some(set.without(id).ok_or(CoordinatorError::LastInSync(id))?);
+        self.cluster.changed.notify_all();
+        Ok(true)
+    }
+
+    fn campaign(&self, id: NodeId, uri: &str, stop: &Stop) -> Result<Option<Arc<dyn Leadership>>, CoordinatorError> {
+        let _wake = self.cluster.wake_on(stop);
+        let mut state = self.cluster.reach()?;
+        state.admit(&self.cluster, id, self.number)?;
+        state.last_term += 1;
+        let candidate = Arc::new(Candidate {
+            term: state.last_term,
+            handle: self.number,
+            id,
+            uri: uri.to_owned(),
+            over: AtomicBool::new(false),
+            health: Mutex::new(None),
+        });
+        state.candidates.push_back(candidate.clone());
+        self.cluster.changed.notify_all();
+        let is_elected = |state: &State| state.candidates.front().is_some_and(|first| Arc::ptr_eq(first, &candidate));
+        while !stop.is_set() && (state.unreachable || !is_elected(&state)) {
+            self.cluster.changed.wait(&mut state);
+        }
+        if stop.is_set() {
+            self.cluster.remove(&mut state, &candidate);
+            return Ok(None);
+        }
+        drop(state);
+        Ok(Some(Arc::new(MemoryLeadership { cluster: self.cluster.clone(), candidate })))
+    }
+
+    fn observe_leader(&self) -> Result<Observation<Option<LeaderInfo>>, CoordinatorError> {
+        self.observe("leader-observer", State::leader)
+    }
+
+    fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError> {
+        self.observe("in-sync-observer", |state| state.in_sync.clone())
+    }
+}
+
+struct MemoryLeadership {
+    cluster: Arc<Cluster>,
+    candidate: Arc<Candidate>,
+}
+
+impl Leadership for MemoryLeadership {
+    fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
+        let mut state = self.cluster.state.lock();
+        state.writes_waiting += 1;
+        while state.writes_held {
+            self.cluster.changed.wait(&mut state);
+        }
+        state.writes_waiting -= 1;
+        if state.unreachable {
+            return Err(CoordinatorError::NotRecorded("the coordinator was made unreachable".into()));
+        }
+        if !self.is_held() {
+            return Err(CoordinatorError::Lost);
+        }
+        let fault = state.fault;
+        if matches!(fault, None | Some(WriteFault::UnknownDone)) {
+            state.in_sync = Some(set.clone());
+            self.cluster.changed.notify_all();
+        }
+        match fault {
+            None => Ok(()),
+            Some(WriteFault::NotRecorded) => Err(CoordinatorError::NotRecorded("a fault was set".into())),
+            Some(_) => Err(CoordinatorError::Unknown("a fault was set".into())),
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        !self.candidate.over.load(Ordering::Acquire)
+    }
+
+    fn resign(&self) {
+        self.cluster.remove(&mut self.cluster.state.lock(), &self.candidate);
+    }
+
+    fn set_health(&self, health: Box<dyn Fn() -> bool + Send + Sync>) {
+        *self.candidate.health.lock() = Some(health.into());
+    }
+
+    fn wait_lost(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut state = self.cluster.state.lock();
+        while self.is_held() {
+            match deadline {
+                Some(deadline) if self.cluster.changed.wait_until(&mut state, deadline).timed_out() => break,
+                Some(_) => (),
+                None => self.cluster.changed.wait(&mut state),
+            }
+        }
+        !self.is_held()
+    }
+}
+
+impl Drop for MemoryLeadership {
+    fn drop(&mut self) {
+        self.resign();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn id(id: i32) -> NodeId {
+        NodeId::new(id).unwrap()
+    }
+
+    fn elected(coordinator: &MemoryCoordinator, node: i32) -> Arc<dyn Leadership> {
+        coordinator.campaign(id(node), &format!("tcp://node{node}:1"), &Stop::new()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_next_candidate_is_elected_when_the_leader_goes_and_the_former_one_cannot_record() {
+        let one = MemoryCoordinator::new();
+        let two = one.clone();
+        let observation = two.observe_leader().unwrap();
+        let seen = || observation.receiver().recv_timeout(PATIENCE).unwrap();
+        assert_eq!(seen(), None);
+        let first = elected(&one, 1);
+        let leader = seen().unwrap();
+        assert_eq!((leader.id, leader.uri.as_str()), (Some(id(1)), "tcp://node1:1"));
+        assert!(first.is_held() && !first.wait_lost(Duration::ZERO));
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| elected(&two, 2));
+            one.expire_leadership();
+            assert!(first.wait_lost(PATIENCE) && !first.is_held());
+            let second = second.join().unwrap();
+            first.resign();
+            assert!(second.is_held());
+            second.record_in_sync(&InSyncSet::of(id(2))).unwrap();
+            assert!(matches!(first.record_in_sync(&InSyncSet::of(id(1))), Err(CoordinatorError::Lost)));
+            assert_eq!(one.in_sync_set().unwrap(), Some(InSyncSet::of(id(2))));
+        });
+        // Dropped with the scope, so given up.
+        while seen().is_some() {}
+    }
+
+    #[test]
+    fn a_cancelled_campaign_leaves_no_candidate_and_an_id_is_not_used_twice() {
+        let one = MemoryCoordinator::new();
+        let first = elected(&one, 1);
+        let two = one.clone();
+        let stop = Stop::new();
+        std::thread::scope(|scope| {
+            let campaign = scope.spawn(|| two.campaign(id(2), "tcp://node2:1", &stop));
+            let cancelled = Stop::new();
+            cancelled.set();
+            // Until the campaign has begun, this one is only cancelled.
+            while one.campaign(id(2), "", &cancelled).is_ok() {
+                std::thread::yield_now();
+            }
+            stop.set();
+            assert!(campaign.join().unwrap().unwrap().is_none());
+        });
+        let again = elected(&one, 1);
+        assert!(again.is_held() && !first.is_held());
+        let taken = two.campaign(id(1), "", &Stop::new());
+        assert!(matches!(taken, Err(CoordinatorError::IdInUse { uri: Some(uri), .. }) if uri == "tcp://node1:1"));
+        drop(again);
+        assert!(elected(&two, 2).is_held());
+    }
+
+    #[test]
+    fn writes_fail_as_they_are_told_to() {
+        let cluster = MemoryCoordinator::new();
+        let leader = elected(&cluster, 1);
+        let (old, new) = (InSyncSet::of(id(1)), InSyncSet::new([id(1), id(2)]).unwrap());
+        for (fault, recorded) in [
+            (Some(WriteFault::NotRecorded), &old),
+            (Some(WriteFault::UnknownNotDone), &old),
+            (Some(WriteFault::UnknownDone), &new),
+            (None, &new),
+        ] {
+            cluster.set_in_sync_set(Some(old.clone()));
+            cluster.set_write_fault(fault);
+            let result = leader.record_in_sync(&new);
+            assert!(match fault {
+                None => result.is_ok(),
+                Some(WriteFault::NotRecorded) => matches!(result, Err(CoordinatorError::NotRecorded(_))),
+                Some(_) => matches!(result, Err(CoordinatorError::Unknown(_))),
+            });
+            assert_eq!(cluster.in_sync_set().unwrap().as_ref(), Some(recorded), "{fault:?}");
+        }
+        cluster.hold_writes(true);
+        std::thread::scope(|scope| {
+            let write = scope.spawn(|| leader.record_in_sync(&old));
+            while cluster.writes_waiting() == 0 {
+                std::thread::yield_now();
+            }
+            cluster.expire_leadership();
+            cluster.hold_writes(false);
+            assert!(matches!(write.join().unwrap(), Err(CoordinatorError::Lost)));
+        });
+        assert_eq!(cluster.in_sync_set().unwrap(), Some(new));
+    }
+
+    #[test]
+    fn an_operator_takes_ids_out_of_the_in_sync_set_but_not_the_last() {
+        let cluster = MemoryCoordinator::new();
+        assert!(!cluster.remove_from_in_sync_set(id(1)).unwrap());
+        cluster.set_in_sync_set(Some(InSyncSet::new([id(1), id(2)]).unwrap()));
+        assert!(!cluster.remove_from_in_sync_set(id(3)).unwrap());
+        assert!(cluster.remove_from_in_sync_set(id(1)).unwrap());
+        let last = cluster.remove_from_in_sync_set(id(2));
+        assert!(matches!(last, Err(CoordinatorError::LastInSync(node)) if node == id(2)));
+        assert_eq!(cluster.in_sync_set().unwrap(), Some(InSyncSet::of(id(2))));
+        cluster.set_reachable(false);
+        assert!(matches!(cluster.in_sync_set(), Err(CoordinatorError::Unavailable(_))));
+    }
+
+    #[test]
+    fn a_leader_that_is_not_well_is_not_renewed_and_the_secret_is_made_once() {
+        let cluster = MemoryCoordinator::new();
+        let leader = elected(&cluster, 1);
+        cluster.renew();
+        leader.set_health(Box::new(|| true));
+        cluster.renew();
+        assert!(leader.is_held());
+        leader.set_health(Box::new(|| false));
+        assert!(leader.is_held());
+        cluster.renew();
+        assert!(!leader.is_held());
+        let secret = cluster.secret().unwrap();
+        assert_eq!(secret.as_bytes().len(), 32);
+        assert!(cluster.clone().secret().unwrap().matches(secret.as_bytes()));
+        assert!(!MemoryCoordinator::new().secret().unwrap().matches(secret.as_bytes()));
+    }
+}
