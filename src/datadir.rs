@@ -3,6 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,19 @@ impl DirLock {
             Ok(()) => Ok(Self(Arc::new(lock))),
             Err(TryLockError::WouldBlock) => Err(Error::InUse(dir.to_owned())),
             Err(TryLockError::Error(error)) => Err(Error::io("lock", &path, error)),
+        }
+    }
+
+    /// For a watchdog, which has no better way to learn whether the disk works: writes to the lock file who holds it, as LavinMQ
+    /// does, and returns once that is on the disk. Does not hold the lock between calls, and does nothing once that is free.
+    pub(crate) fn disk_probe(&self) -> impl Fn() -> std::io::Result<()> + Send + 'static {
+        let lock = Arc::downgrade(&self.0);
+        move || {
+            let Some(lock) = lock.upgrade() else { return Ok(()) };
+            let holder = format!("PID {}", std::process::id());
+            lock.set_len(holder.len() as u64)?;
+            lock.write_all_at(holder.as_bytes(), 0)?;
+            lock.sync_data()
         }
     }
 

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::types::{InvalidValue, NodeId, Secret};
 
@@ -67,6 +67,12 @@ pub trait Leadership: Send + Sync + 'static {
 
     /// Whether it is still held. Once it is not, it never is again. Never blocks.
     fn is_held(&self) -> bool;
+
+    /// Until when it is held if it is not renewed again, by our own clock; `None` if it needs no renewal. Whatever must not go
+    /// on without it is told this. Never blocks.
+    fn held_until(&self) -> Option<Instant> {
+        None
+    }
 
     /// Gives it up, so that someone else's campaign wins at once; also frees the id if it was lost before. Blocks, within
     /// bounds. Doing it again does nothing.

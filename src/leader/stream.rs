@@ -27,10 +27,10 @@
 mod announce;
 mod cuts;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
@@ -72,6 +72,8 @@ pub(super) struct Stream {
     /// The leader thread sleeps until that is so.
     awaits_hunger: AtomicBool,
     leader_thread: OnceLock<Thread>,
+    /// Of the leader thread, so that a watchdog sees that it goes on.
+    rounds: AtomicU64,
     stopped: AtomicBool,
     pub(super) buffers: Buffers,
     queue_bytes: u64,
@@ -163,6 +165,7 @@ impl Stream {
             hungry: AtomicBool::new(false),
             awaits_hunger: AtomicBool::new(false),
             leader_thread: OnceLock::new(),
+            rounds: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             buffers: Buffers::default(),
             queue_bytes,
@@ -180,6 +183,7 @@ impl Stream {
         self.leader_thread.get_or_init(std::thread::current);
         let mut idle_looks = 0;
         while !self.stopped.load(Ordering::Acquire) {
+            self.rounds.fetch_add(1, Ordering::Relaxed);
             let before_sleep = idle_looks == IDLE_LOOKS;
             if self.something_to_push(before_sleep) {
                 self.push();
@@ -221,6 +225,20 @@ impl Stream {
         if let Some(thread) = self.leader_thread.get() {
             thread.unpark();
         }
+    }
+
+    /// Whether the leader thread goes on, or has been stopped. Blocks up to `within`.
+    pub(super) fn is_dispatching(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let before = self.rounds.load(Ordering::Relaxed);
+        self.wake_leader();
+        while self.rounds.load(Ordering::Relaxed) == before && !self.stopped.load(Ordering::Acquire) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        true
     }
 
     pub(super) fn stop(&self) {

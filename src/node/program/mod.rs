@@ -72,6 +72,7 @@ impl Program {
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(program);
         command.arg0("paceline").args(arguments).arg(&config.command).arg(config.stop_grace.as_millis().to_string());
+        without_secrets(&mut command);
         // A process group of its own: Ctrl-C is for the node, which then stops the program in its own order.
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs))).process_group(0);
         let guard = command.spawn().map_err(failed)?;
@@ -138,6 +139,22 @@ impl Program {
     fn order(&self, line: &str) {
         // Not taken: the guard is gone, or it is frozen and has thousands of lines to read.
         let _ = send(&self.control, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+}
+
+/// What an operator wrote. It gets none of our secrets: those in the environment are for us.
+pub(super) fn shell(command: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(command);
+    without_secrets(&mut shell);
+    shell
+}
+
+fn without_secrets(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("PACELINE_")) {
+            command.env_remove(name);
+        }
     }
 }
 
