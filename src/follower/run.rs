@@ -47,7 +47,11 @@ impl Runner {
     pub(super) fn run(mut self) -> Result<(), Error> {
         let mut delays = Delays::new(self.config.retry_delay_min, self.config.retry_delay_max);
         while let Some(leader) = self.shared.leader() {
-            self.config.leader = leader;
+            if leader != self.config.leader {
+                // It was not this one that could not be reached.
+                delays.reset();
+                self.config.leader = leader;
+            }
             let mut in_sync = false;
             let Err(error) = self.connection(&mut in_sync) else { return Ok(()) };
             self.shared.unregister();
@@ -58,7 +62,7 @@ impl Runner {
             let why = error.to_string();
             let moved = self.shared.moved();
             let fatal = matches!(error, Error::SecretRefused | Error::ForeignDirectory { .. }) || self.config.once;
-            if moved || in_sync && matches!(error, Error::Connection { .. }) {
+            if in_sync && matches!(error, Error::Connection { .. }) {
                 // A full disk, or a leader that breaks the protocol, would have us sync again and again without pause.
                 delays.reset();
             }
