@@ -73,6 +73,9 @@ impl Runner {
     /// Follows whoever is elected, and campaigns while it may. Returns the leadership that was won and may be taken, when
     /// nothing follows any more; `None` to stop.
     fn follow(&mut self) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
+        if self.shared.stop.is_set() {
+            return Ok(None);
+        }
         self.shared.set_role(Role::Following);
         let mut config = self.config.follower.clone();
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));

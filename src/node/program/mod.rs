@@ -22,6 +22,8 @@ use crate::datadir::DirLock;
 use crate::error::Error;
 use crate::thread::Group;
 
+/// Permits that end within so little of each other are one.
+const SAME: Duration = Duration::from_millis(20);
 /// How often a process group whose guard was killed is looked at, until it is gone.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -90,7 +92,8 @@ impl Program {
 
     /// Permits it to go on until then. Never blocks.
     pub(super) fn permit(&mut self, until: Instant) {
-        if self.permit == Some(until) {
+        // The same moment, reckoned from one clock to another, is never quite the same.
+        if self.permit.is_some_and(|last| until <= last + SAME && last <= until + SAME) {
             return;
         }
         self.permit = Some(until);
