@@ -234,6 +234,25 @@ fn a_host_that_fails_hands_over_to_another_node() {
 }
 
 #[test]
+fn a_node_is_renewed_only_while_its_data_path_is_alive() {
+    let cluster = MemoryCoordinator::new();
+    let well = TestNode::start(cluster.clone(), 1);
+    well.wait_role(Role::Leading);
+    cluster.renew();
+    assert_eq!(well.node.status().role, Role::Leading);
+    well.node.stop().unwrap();
+    let unwell = TestNode::with(cluster.clone(), 2, tempfile::tempdir().unwrap(), |config| {
+        // No disk is as fast as that.
+        config.stall_timeout = Duration::from_nanos(1);
+    });
+    unwell.wait_role(Role::Leading);
+    cluster.set_in_sync_set(set(&[7]));
+    cluster.renew();
+    unwell.wait_role(Role::Following);
+    assert_eq!([unwell.told(), unwell.told(), unwell.told()], [Told::Prepare, Told::Start, Told::Stop { leads: false }]);
+}
+
+#[test]
 fn a_node_that_is_not_in_the_recorded_set_never_leads_and_does_once_it_is() {
     let cluster = MemoryCoordinator::new();
     cluster.set_in_sync_set(set(&[7]));
