@@ -172,6 +172,8 @@ fn a_follower_that_takes_nothing_is_evicted_in_this_mode_too() {
     let (leader, relay, follower) = scene(Protocol::Auto, |config| config.write_timeout = Duration::from_millis(400));
     let id = follower.follower.id();
     relay.hold();
+    // More than the system's buffers take on any host: the writer is blocked in it when the queue is full.
+    leader.append("log", &noise(16 << 20));
     append_until_demoted(&leader, id, 1);
     let eviction = leader.wait_evicted_for(id, &EvictionReason::WriteTimeout);
     assert_eq!(eviction.state, FollowerState::CatchingUp);

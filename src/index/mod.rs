@@ -51,6 +51,44 @@ struct Entry {
     before: Version,
     /// The epoch of its last change.
     epoch: u64,
+    /// It changed since it was last taken to be made durable; `Index::unsynced` has its slot.
+    unsynced: bool,
+}
+
+/// What changed since it was last made durable here, on this host; see [`Index::take_unsynced`].
+#[derive(Debug, Default)]
+pub(crate) struct Unsynced {
+    slots: Vec<Slot>,
+    /// Files that came or went by these names, so that their folders changed.
+    names: Vec<RelPath>,
+    /// Something changed that is not named here.
+    pub(crate) others: bool,
+}
+
+/// Names remembered singly for their folders' sake.
+const UNSYNCED_NAMES_MAX: usize = 1024;
+
+impl Unsynced {
+    /// The slots whose files changed; see [`Index::syncing`].
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Files that came or went: their folders have changed.
+    pub(crate) fn names(&self) -> &[RelPath] {
+        &self.names
+    }
+
+    fn note_name(&mut self, path: &RelPath) {
+        if self.names.last() == Some(path) {
+            return;
+        }
+        if self.names.len() < UNSYNCED_NAMES_MAX {
+            self.names.push(path.clone());
+        } else {
+            self.others = true;
+        }
+    }
 }
 
 /// Names a tracker.
@@ -113,6 +151,7 @@ pub(crate) struct Index {
     closed: VecDeque<(u64, Arc<Vec<Slot>>)>,
     /// What changed in this epoch; kept up while there are trackers.
     changed: Vec<Slot>,
+    unsynced: Unsynced,
 }
 
 impl Index {
@@ -130,7 +169,22 @@ impl Index {
             trackers: Vec::new(),
             closed: VecDeque::new(),
             changed: Vec::new(),
+            // Nobody knows what of the files found at the start is durable.
+            unsynced: Unsynced { others: true, ..Unsynced::default() },
         }
+    }
+
+    /// What changed since the last call, for the caller to make durable: O(1). A slot of it counts as unchanged again only once
+    /// [`syncing`](Self::syncing) is called for it; what changes before that is on disk, as bytes, by then.
+    pub(crate) fn take_unsynced(&mut self) -> Unsynced {
+        std::mem::take(&mut self.unsynced)
+    }
+
+    /// The file in a slot of [`Unsynced`], about to be made durable; `None` if it has gone.
+    pub(crate) fn syncing(&mut self, slot: Slot) -> Option<RelPath> {
+        let entry = &mut self.entries[slot as usize];
+        entry.unsynced = false;
+        entry.now.exists().then(|| entry.path.clone())
     }
 
     /// What `path` is now.
@@ -214,6 +268,8 @@ impl Index {
             None => self.insert(path),
         };
         let was = std::mem::replace(&mut self.touch(slot).now, version);
+        // Also a file that was there may have been replaced by way of a rename.
+        self.unsynced.note_name(path);
         self.renamed.remove(&was.generation);
         self.read.remove(&was.generation);
     }
@@ -222,6 +278,8 @@ impl Index {
     pub(crate) fn remove(&mut self, path: &str) -> Version {
         let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
         let was = std::mem::replace(&mut self.touch(slot).now, Version::ABSENT);
+        let path = self.entries[slot as usize].path.clone();
+        self.unsynced.note_name(&path);
         self.renamed.remove(&was.generation);
         self.read.remove(&was.generation);
         self.dead.push(slot);
@@ -233,10 +291,13 @@ impl Index {
 
     fn insert(&mut self, path: &RelPath) -> Slot {
         // Epoch 0 is none: the entry's first change counts as one in whatever epoch this is.
-        let entry = Entry { path: path.clone(), now: Version::ABSENT, before: Version::ABSENT, epoch: 0 };
+        let (now, before) = (Version::ABSENT, Version::ABSENT);
+        let entry = Entry { path: path.clone(), now, before, epoch: 0, unsynced: false };
         let slot = match self.free.pop() {
             Some(slot) => {
-                self.entries[slot as usize] = entry;
+                // If the slot is noted already, it is not noted again.
+                let unsynced = self.entries[slot as usize].unsynced;
+                self.entries[slot as usize] = Entry { unsynced, ..entry };
                 slot
             }
             None => {
@@ -251,6 +312,10 @@ impl Index {
     /// The entry, about to be changed.
     fn touch(&mut self, slot: Slot) -> &mut Entry {
         let entry = &mut self.entries[slot as usize];
+        if !entry.unsynced {
+            entry.unsynced = true;
+            self.unsynced.slots.push(slot);
+        }
         if entry.epoch != self.epoch {
             entry.before = entry.now;
             entry.epoch = self.epoch;

@@ -57,7 +57,10 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
         }
     };
     let follower = match socket.try_clone() {
-        Ok(clone) => Arc::new(FollowerHandle::new(id, address, clone, extension)),
+        Ok(clone) => {
+            let v1_acks = (!extension).then_some(core.config.v1_acks);
+            Arc::new(FollowerHandle::new(id, address, clone, v1_acks))
+        }
         Err(error) => {
             log::error!("follower {id} at {address}: cannot clone its socket: {error}");
             return;
@@ -88,6 +91,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
         Some(End::Disconnected(why)) => log::info!("follower {id} at {address} disconnected: {why}"),
         None => {}
     }
+    core.commits.left(&follower, core.stream.position());
     core.unregister(&follower);
     core.progress.changed();
 }

@@ -46,6 +46,7 @@ pub(super) fn run(core: &Core) {
         let (unqueued, files) = stream.unqueue_lost();
         let files = Arc::new(files);
         for unqueued in unqueued {
+            core.commits.joins(&unqueued.follower);
             demote(unqueued, files.clone());
         }
         // Who waits for followers does not wait for these.

@@ -53,6 +53,7 @@ impl<'a> Joiner<'a> {
     /// Blocks until the follower is attached.
     pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
         wait_admitted(self.core, self.follower, &mut || Ok(()))?;
+        self.ranges.wait_out_of_sync(self.frame)?;
         let slot = self.turn()?;
         let begun = Instant::now();
         let tracker = self.core.stream.track();

@@ -32,12 +32,14 @@ mod acks;
 mod admission;
 mod batch;
 mod catch_up;
+mod commit;
 mod connection;
 mod demotion;
 mod file;
 mod follower;
 mod full_sync;
 mod handshake;
+mod in_flight;
 mod messages;
 mod meter;
 mod moves;
@@ -45,6 +47,7 @@ mod progress;
 mod ranges;
 mod resume;
 mod socket;
+mod stalls;
 mod status;
 mod stream;
 mod view;
@@ -63,11 +66,13 @@ use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
 use self::admission::Admission;
+use self::commit::{Alone, Commits, Wanted};
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
-use crate::config::{LeaderConfig, OnFull};
+use crate::config::{Durability, LeaderConfig, OnFull};
+use crate::coordinator::{InSyncSet, Leadership};
 use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::chunks::ChunkCache;
@@ -76,6 +81,9 @@ use crate::index::{Index, Version};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
+pub use self::commit::{
+    BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown,
+};
 pub use self::file::ReplicatedFile;
 pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 
@@ -105,6 +113,7 @@ struct Core {
     unauthenticated: Unauthenticated,
     listeners: Mutex<Vec<TcpListener>>,
     progress: Progress,
+    commits: Commits,
     threads: Group,
     stopping: AtomicBool,
 }
@@ -132,9 +141,10 @@ impl Window {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Followers that have acknowledged everything.
+    /// Followers that have acknowledged everything, as durable if commits ask for that and the follower ever says so.
     pub drained: Vec<NodeId>,
-    /// Followers that have not, and how many action bytes they lack; `None` if they were still joining.
+    /// Followers that have not, and how many action bytes they had not acknowledged (0: what they have is perhaps not durable);
+    /// `None` if they were still joining.
     pub undrained: Vec<(NodeId, Option<u64>)>,
     /// Threads that did not end in time; always 0 unless the disk hangs.
     pub threads_left: usize,
@@ -150,6 +160,29 @@ impl Leader {
     ///
     /// If a setting is out of range, the directory is missing, in use or cannot be read.
     pub fn open(config: LeaderConfig) -> Result<Self, Error> {
+        Self::open_with(config, Arc::new(Alone), None)
+    }
+
+    /// Like [`open`](Self::open), for a node of a cluster that has won an election: what follows in sync is recorded with the
+    /// coordinator by a thread of its own, and nothing is confirmed as committed once the election is not held any more.
+    /// `recorded` is the in-sync set as the coordinator has it, which this node should be in.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open`](Self::open).
+    pub fn open_elected(
+        config: LeaderConfig,
+        leadership: Arc<dyn Leadership>,
+        recorded: Option<&InSyncSet>,
+    ) -> Result<Self, Error> {
+        Self::open_with(config, leadership, recorded)
+    }
+
+    fn open_with(
+        config: LeaderConfig,
+        leadership: Arc<dyn Leadership>,
+        recorded: Option<&InSyncSet>,
+    ) -> Result<Self, Error> {
         config.check()?;
         let exclude = globs(&config.exclude)?;
         let dir = DataDir::open(&config.data_dir, config.id)?;
@@ -161,8 +194,9 @@ impl Leader {
             }
         })?;
         let core = Arc::new(Core {
-            stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches, config.on_full)),
+            stream: Arc::new(Stream::new(index, &config)),
             exclude,
+            commits: Commits::new(&config, dir.id(), leadership, recorded),
             dir,
             admission: Admission::new(&config),
             config,
@@ -186,6 +220,12 @@ impl Leader {
     fn start_threads(&self) -> io::Result<()> {
         let stream = self.core.stream.clone();
         self.core.threads.spawn("leader", move || stream.run_leader())?;
+        let core = self.core.clone();
+        self.core.threads.spawn("in-sync", move || core.commits.run_recorder(&core.stream))?;
+        let core = self.core.clone();
+        self.core.threads.spawn("sync", move || core.commits.run_syncer(&core.stream, core.dir.path()))?;
+        let core = self.core.clone();
+        self.core.threads.spawn("commits", move || core.commits.run_callbacks())?;
         if self.core.config.on_full == OnFull::CatchUp {
             let core = self.core.clone();
             self.core.threads.spawn("demotion", move || demotion::run(&core))?;
@@ -359,6 +399,54 @@ impl Leader {
         self.core.history.0.lock().iter().cloned().collect()
     }
 
+    /// Waits until everything up to `position` is committed at [`LeaderConfig::commit_level`], and says what came of it. Blocks
+    /// for `timeout` at most, and not at all where the outcome is clear at once. Any number of threads may wait at once: what they
+    /// wait for takes one request to the followers and one sync of the disk, for as many as came meanwhile.
+    pub fn commit(&self, position: StreamPosition, timeout: Duration) -> CommitOutcome {
+        self.commit_at(position, self.core.config.commit_level, timeout)
+    }
+
+    /// The same at another level.
+    pub fn commit_at(&self, position: StreamPosition, level: CommitLevel, timeout: Duration) -> CommitOutcome {
+        let wanted = self.wanted(position, level);
+        self.core.commits.wait(wanted, timeout)
+    }
+
+    /// The same for who does not want to wait: calls `done` with the outcome, within `timeout`, on a thread of the leader's that
+    /// serves all such calls one after another: it must not block. Never blocks itself.
+    pub fn commit_then(
+        &self,
+        position: StreamPosition,
+        level: CommitLevel,
+        timeout: Duration,
+        done: impl FnOnce(CommitOutcome) + Send + 'static,
+    ) {
+        let wanted = self.wanted(position, level);
+        self.core.commits.call(wanted, timeout, Box::new(done));
+    }
+
+    fn wanted(&self, position: StreamPosition, level: CommitLevel) -> Wanted {
+        if level.durability != Durability::Durable {
+            // The thread that asks for durability pushes for all.
+            self.core.stream.push_up_to(position);
+        }
+        Wanted { position, level, end: self.position() }
+    }
+
+    /// Up to where everything is committed at this level; 0 once the election is lost. Never waits for anybody.
+    ///
+    /// Nothing is asked of followers for it: at [`Durable`](Durability::Durable) it moves only as commits ask.
+    #[must_use]
+    pub fn committed(&self, level: CommitLevel) -> StreamPosition {
+        self.core.commits.committed(level, self.position())
+    }
+
+    /// Which followers are in sync. Never waits for anybody.
+    #[must_use]
+    pub fn in_sync(&self) -> InSyncStatus {
+        self.core.commits.status(self.position())
+    }
+
     /// Waits until every follower that keeps up has acknowledged all but `window.bytes`; for hosts that would rather wait
     /// than have a healthy follower evicted by sheer speed. Call it between appends.
     ///
@@ -376,20 +464,25 @@ impl Leader {
         self.core.progress.wait(Instant::now() + timeout, window.stall_grace, || full(window.bytes / 2))
     }
 
-    /// Refuses further announcements, lets attached followers acknowledge everything for up to `drain`, then closes all
-    /// connections and joins all threads. Blocks for `drain` and 5 s at most. What is done already is not done again.
+    /// Refuses further announcements, lets attached followers acknowledge everything for up to `drain`, at the durability that
+    /// commits ask for, then closes all connections and joins all threads. Who has everything stays recorded as in sync. Blocks
+    /// for `drain` and 8 s at most. What is done already is not done again.
     pub fn shutdown(&self, drain: Duration) -> ShutdownReport {
         let core = &self.core;
         core.stop_accepting();
-        let end = core.stream.close();
+        // What is not waited for need not be asked for.
+        let durability = if drain.is_zero() { Durability::Written } else { core.config.commit_level.durability };
+        let end = core.stream.close(durability == Durability::Durable);
         core.stream.push();
         let deadline = Instant::now() + drain;
         // Wakes at each step of the slowest: drains are rare, and short.
         core.progress.wait(deadline, Duration::from_millis(100), || {
-            let behind = |follower: &FollowerHandle| !follower.has_ended() && follower.position() != Some(end);
+            let behind = |follower: &FollowerHandle| !follower.has_ended() && !follower.has_all(end, durability);
             core.stream.any_attached(behind).then_some(end)
         });
-        let report = core.evict_all(end);
+        let report = core.evict_all(end, durability);
+        core.commits.settle(Instant::now() + RECORD_MAX);
+        core.commits.stop();
         core.stream.stop();
         let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
         ShutdownReport { threads_left, ..report }
@@ -465,6 +558,17 @@ impl Core {
         self.stream.replace(path, Content::Bytes(&bytes), generation)
     }
 
+    /// A follower may have more of the stream than before.
+    fn passed(&self, follower: &FollowerHandle) {
+        self.commits.passed(follower);
+        if self.stopping.load(Ordering::Relaxed) {
+            // Who drains waits for more than positions.
+            self.progress.changed();
+        } else {
+            self.progress.acknowledged(follower.position());
+        }
+    }
+
     /// Adds a follower. One that is here with the same id makes way.
     fn register(&self, follower: &Arc<FollowerHandle>) {
         let replaced: Vec<_> = {
@@ -473,6 +577,7 @@ impl Core {
             followers.push(follower.clone());
             replaced
         };
+        self.commits.joins(follower);
         for other in replaced {
             other.evict_at(EvictionReason::Replaced, self.stream.position());
             self.stream.detach(&other);
@@ -505,20 +610,16 @@ impl Core {
     }
 
     /// Lets all go. Who has everything and knows the extension is told so first, for up to [`GOODBYE_MAX`].
-    fn evict_all(&self, end: StreamPosition) -> ShutdownReport {
+    fn evict_all(&self, end: StreamPosition, durability: Durability) -> ShutdownReport {
         let mut report = ShutdownReport::default();
         let followers = self.followers.lock().clone();
         for follower in followers.iter().filter(|follower| !follower.has_ended()) {
-            let drained = match follower.status(end).lag_bytes {
-                Some(0) if follower.position().is_some() => {
-                    report.drained.push(follower.id);
-                    true
-                }
-                lag => {
-                    report.undrained.push((follower.id, lag));
-                    false
-                }
-            };
+            let drained = follower.has_all(end, durability);
+            if drained {
+                report.drained.push(follower.id);
+            } else {
+                report.undrained.push((follower.id, follower.status(end).lag_bytes));
+            }
             if !(drained && follower.extension) {
                 follower.evict_at(EvictionReason::Shutdown, end);
             }
@@ -535,6 +636,9 @@ impl Core {
         report
     }
 }
+
+/// How long a shutdown waits until it is recorded who was in sync at the end.
+const RECORD_MAX: Duration = Duration::from_secs(2);
 
 /// How long a shutdown waits until followers are told of it.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);

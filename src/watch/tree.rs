@@ -66,6 +66,7 @@ impl From<AppendError> for Trouble {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::ShuttingDown => Self::Stop,
+            AppendError::WouldBlock => Self::Later(Instant::now() + AGAIN),
             AppendError::Io { source, .. } => source.into(),
             error => Self::Io(io::Error::other(error)),
         }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use super::cuts::CUT_ENTRIES;
 use super::{After, Ordered, Sleep, Stream};
 use crate::error::AppendError;
-use crate::index::{FileId, Version};
+use crate::index::{FileId, Unsynced, Version};
 use crate::leader::batch::{BATCH_BYTES_MAX, Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
@@ -134,6 +135,28 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
+    /// The same, and takes what has to be made durable here for that: see [`Index::take_unsynced`](crate::index::Index::take_unsynced).
+    pub(in crate::leader) fn make_durable(&self) -> Result<(StreamPosition, Unsynced), AppendError> {
+        // Not held back: it is what makes room.
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        ordered.encode_control(Control::MakeDurable, Vec::new());
+        let unsynced = ordered.index.take_unsynced();
+        Ok((self.finish(ordered), unsynced))
+    }
+
+    /// The files of `unsynced` that are there, and count as changed again if they change from here on; read in portions.
+    pub(in crate::leader) fn syncing(&self, unsynced: &Unsynced) -> Vec<RelPath> {
+        let mut files = Vec::new();
+        for slots in unsynced.slots().chunks(CUT_ENTRIES) {
+            let mut ordered = self.ordered.lock();
+            files.extend(slots.iter().filter_map(|&slot| ordered.index.syncing(slot)));
+        }
+        files
+    }
+
     /// Announces that `path` ends at `len` from now on, which is less than its announced length.
     pub(in crate::leader) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
@@ -152,8 +175,9 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
-    /// Begins the critical section, unless nothing may be announced any more.
+    /// Begins the critical section, unless nothing may be announced any more, or not now.
     fn enter(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
+        self.admit()?;
         let ordered = self.ordered.lock();
         if ordered.closed { Err(AppendError::ShuttingDown) } else { Ok(ordered) }
     }
@@ -190,9 +214,13 @@ impl Stream {
         self.ordered.lock().index.get(path.as_str())
     }
 
-    /// Refuses whatever is announced from now on, and returns the last position.
-    pub(in crate::leader) fn close(&self) -> StreamPosition {
+    /// Refuses whatever is announced from now on, and returns the last position. With `durable`, the last that is announced is
+    /// the request to make everything so.
+    pub(in crate::leader) fn close(&self, durable: bool) -> StreamPosition {
         let mut ordered = self.ordered.lock();
+        if durable && !ordered.closed {
+            ordered.encode_control(Control::MakeDurable, Vec::new());
+        }
         ordered.closed = true;
         StreamPosition(ordered.position)
     }
