@@ -273,9 +273,9 @@ impl FollowerHandle {
         self.passed(&in_flight);
     }
 
-    /// Notes that it was asked to make durable all up to `position`, with the last that was sent.
-    pub(super) fn asked_for_durable(&self, position: StreamPosition) {
-        self.in_flight.lock().asked_for_durable(position.0);
+    /// Notes that it is about to be asked to make durable what was sent so far, which is all that counts up to `position`.
+    pub(super) fn asking_for_durable(&self, position: StreamPosition) {
+        self.in_flight.lock().asking_for_durable(position.0);
     }
 
     /// Notes that all that was being sent is written.

@@ -22,11 +22,10 @@ pub(super) struct InFlight {
     pieces: VecDeque<Piece>,
     /// How many of them it has received, but not written.
     received: usize,
-    /// Where it was asked to make everything durable and has not said that it has: `sent` and stream position.
+    /// Where it was asked to make everything durable and has not said that it has: `sent` before that, and the stream position
+    /// after.
     durable_points: VecDeque<(u64, u64)>,
     durable: Option<u64>,
-    /// Bytes that it said are durable.
-    durable_bytes: u64,
     /// Up to where it has received and written the stream; `None` until it has written all up to where it attached.
     reached: Option<Reached>,
     holds: Vec<Hold>,
@@ -79,7 +78,6 @@ impl InFlight {
             received: 0,
             durable_points: VecDeque::new(),
             durable: None,
-            durable_bytes: 0,
             reached: None,
             holds: Vec::new(),
             void_from: None,
@@ -131,12 +129,10 @@ impl InFlight {
         }
     }
 
-    /// It was asked to make durable all up to `position`, with the last that was sent.
-    pub(super) fn asked_for_durable(&mut self, position: u64) {
+    /// It is about to be asked to make durable what was sent so far: all up to `position` but for that request.
+    pub(super) fn asking_for_durable(&mut self, position: u64) {
         if self.durable_points.len() < PIECES_MAX {
             self.durable_points.push_back((self.sent, position));
-            // It may have said so already.
-            self.durable(self.durable_bytes);
         }
     }
 
@@ -195,7 +191,6 @@ impl InFlight {
 
     /// So many bytes in all are durable.
     pub(super) fn durable(&mut self, bytes: u64) {
-        self.durable_bytes = bytes;
         while let Some(&(sent, position)) = self.durable_points.front()
             && sent <= bytes
         {
@@ -294,7 +289,7 @@ mod tests {
         let mut in_flight = attached();
         send(&mut in_flight, 10, 110);
         send(&mut in_flight, 10, 120);
-        in_flight.asked_for_durable(120);
+        in_flight.asking_for_durable(120);
         in_flight.received(19).unwrap();
         assert_eq!(marks(&in_flight), (110, 100, 0));
         assert!(!in_flight.acknowledge(10, Instant::now()).unwrap());
@@ -329,7 +324,7 @@ mod tests {
     fn what_a_detached_follower_made_durable_says_nothing_of_what_it_is_sent_after() {
         let mut in_flight = attached();
         send(&mut in_flight, 10, 110);
-        in_flight.asked_for_durable(110);
+        in_flight.asking_for_durable(110);
         in_flight.detached();
         in_flight.sending(5, None, Instant::now(), Instant::now());
         in_flight.acknowledge(15, Instant::now()).unwrap();

@@ -110,10 +110,10 @@ impl<'a> Ranges<'a> {
             _ => false,
         };
         if self.follower.extension && !spoiled {
-            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
             if action.control == Control::MakeDurable {
-                self.follower.asked_for_durable(StreamPosition(batch.end));
+                self.follower.asking_for_durable(StreamPosition(batch.end));
             }
+            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
         } else {
             for step in &action.instead {
                 let _ = self.send_step(frame, step)?;

@@ -67,7 +67,7 @@ struct State {
     /// When those end that have nobody to see to it.
     deadlines: BTreeMap<(Instant, u64), (CommitLevel, u64)>,
     calls: Vec<(Callback, CommitOutcome)>,
-    /// Followers were asked to make durable all up to here ...
+    /// All followers that count were asked to make durable all up to here ...
     requested: u64,
     /// ... and are to be asked again.
     sync_wanted: bool,
@@ -159,7 +159,12 @@ impl Commits {
         let Some((ticket, has)) = follower.has() else { return };
         let mut state = self.state.lock();
         state.end = state.end.max(has.received);
-        state.sync_wanted |= state.rule.has(follower.id, ticket, has);
+        if state.rule.has(follower.id, ticket, has) {
+            // It was not asked with the others.
+            state.requested = 0;
+            let waiting = state.waiting.keys().any(|level| level.durability == Durability::Durable);
+            state.sync_wanted |= waiting || state.rule.was_durable();
+        }
         self.changed(state);
     }
 

@@ -146,7 +146,7 @@ impl Rule {
     }
 
     /// It is attached to the stream, has acknowledged all up to there, and has this much now. Returns whether it just began to be
-    /// counted and lacks durability: nobody else may ask for that.
+    /// counted.
     pub(super) fn has(&mut self, id: NodeId, ticket: Ticket, has: Has) -> bool {
         let committed = self.committed;
         let Some(member) = self.member(id, ticket) else { return false };
@@ -158,7 +158,12 @@ impl Rule {
         if member.stage == Stage::Counted && has.reaches(committed) {
             member.stage = Stage::In;
         }
-        begins && has.durable < committed.durable
+        begins
+    }
+
+    /// Whether anything was called durable on all so far: who becomes in sync has to have made it so.
+    pub(super) fn was_durable(&self) -> bool {
+        self.committed.durable > 0
     }
 
     /// Its connection has ended. `end` is the stream's.
