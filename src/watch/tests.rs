@@ -436,6 +436,17 @@ fn files_of_a_renamed_folder_are_renamed_and_still_watched() {
 }
 
 #[test]
+fn what_the_leader_lost_while_a_folder_was_away_is_announced_when_it_is_back() {
+    let mut watch = with_files(&["d/a", "d/e/b", "d/e/c"]);
+    watch.rename("d", "$away");
+    for name in ["d/a", "d/e/b"] {
+        watch.fake.state.lock().files.remove(name);
+    }
+    watch.rename("$away", "d");
+    watch.assert_announced(&["replace d/a 10001", "replace d/e/b 10002"]);
+}
+
+#[test]
 fn files_and_folders_that_take_each_others_names_arrive() {
     let mut watch = with_files(&["a", "d/b", "e/f/c"]);
     // A file gets the name of its folder.
