@@ -139,7 +139,7 @@ pub(crate) struct Index {
     free: Vec<Slot>,
     /// Where the files are now whose generation began under another name.
     renamed: HashMap<u64, RelPath, RandomState>,
-    /// Which file on disk was read for a generation, of those that were.
+    /// Which file on disk was read for a generation, of those that were; `None`: not one alone, or it is in doubt.
     read: HashMap<u64, Option<FileId>, RandomState>,
     /// Slots of files that were deleted while tracked; some may exist again.
     dead: Vec<Slot>,
@@ -217,10 +217,15 @@ impl Index {
         version
     }
 
-    /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void.
+    /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void. What it was read
+    /// from counts on.
     pub(crate) fn truncate(&mut self, path: &RelPath, len: u64) -> Version {
-        debug_assert!(len <= self.get(path.as_str()).len);
-        self.put(path, len)
+        let was = self.get(path.as_str());
+        debug_assert!(len <= was.len);
+        let read = self.read.remove(&was.generation);
+        let version = self.put(path, len);
+        self.read.extend(read.map(|read| (version.generation, read)));
+        version
     }
 
     /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
@@ -229,9 +234,7 @@ impl Index {
         let version = self.remove(from.as_str());
         debug_assert!(version.exists() && from != to);
         self.set(to, version);
-        if let Some(read) = read {
-            self.read.insert(version.generation, read);
-        }
+        self.read.extend(read.map(|read| (version.generation, read)));
         self.renamed.insert(version.generation, to.clone());
         version
     }
@@ -248,6 +251,7 @@ impl Index {
     ///
     /// Between a rename on disk and its announcement the old name may be another file's. A replacement would put right what
     /// was read then, a rename would not: it must not keep the generation unless [`only_read_from`](Self::only_read_from).
+    /// Nor would the file's return to its name, after which there is nothing to announce: its host has to ask the same.
     pub(crate) fn reads(&mut self, path: &RelPath, generation: u64, id: FileId) -> bool {
         if self.get(path.as_str()).generation != generation {
             return false;
@@ -256,7 +260,18 @@ impl Index {
         true
     }
 
-    /// Whether nothing but this file, if anything, was ever read for `path`.
+    /// Notes that of a generation, found where it was last known under `path`, somebody may have something else than what was
+    /// announced. Returns where it is and what; `None` if it is no more.
+    ///
+    /// It stays so until the file is announced anew, and [`only_read_from`](Self::only_read_from) says it.
+    pub(crate) fn doubt(&mut self, path: &RelPath, generation: u64) -> Option<(RelPath, Version)> {
+        let path = self.find(path, generation)?;
+        self.read.insert(generation, None);
+        let version = self.get(path.as_str());
+        Some((path, version))
+    }
+
+    /// Whether nothing but this file, if anything, was ever read for `path`, and nothing of it is in doubt.
     pub(crate) fn only_read_from(&self, path: &RelPath, id: Option<FileId>) -> bool {
         let read = self.read.get(&self.get(path.as_str()).generation);
         read.is_none_or(|read| read.is_some() && *read == id)

@@ -53,7 +53,7 @@ mod stream;
 mod view;
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
@@ -77,7 +77,7 @@ use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::{HashCache, is_no_file};
-use crate::index::{Index, Version};
+use crate::index::{FileId, Index};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
@@ -300,7 +300,8 @@ impl Leader {
         if !self.replicates(path) {
             return Err(AppendError::NotReplicated(path.clone()));
         }
-        self.core.announce_from_disk(path, None)
+        let _one_at_a_time = self.core.file_locks.of(path).lock();
+        self.core.announce_locked(path)
     }
 
     /// Announces that the file is gone, and returns the stream position after that. Never blocks on a follower. Does nothing
@@ -313,14 +314,14 @@ impl Leader {
     /// If the leader is shut down.
     pub fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
         let _one_at_a_time = self.core.file_locks.of(path).lock();
-        self.core.stream.delete(path, None)
+        self.core.stream.delete(path)
     }
 
     /// Announces that a file was renamed, over whatever the new name was, and returns the stream position after it. Never blocks
     /// on a follower. Followers that know the extension rename theirs; others get it whole under the new name.
     ///
     /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace; so it
-    /// is where the old name was another file's by the time a follower was sent it.
+    /// is where the old name was another file's, or none's, when it was read for a follower.
     ///
     /// # Errors
     ///
@@ -329,7 +330,7 @@ impl Leader {
         if !self.replicates(to) {
             return self.delete(from);
         }
-        let file = fs::symlink_metadata(to.below(self.core.dir.path())).ok().map(|meta| (meta.dev(), meta.ino()));
+        let file = fs::symlink_metadata(to.below(self.core.dir.path())).ok().map(|meta| id_of(&meta));
         match self.core.stream.rename(from, to, file)? {
             Some(position) => Ok(position),
             None => {
@@ -365,6 +366,17 @@ impl Leader {
     pub fn file_len(&self, path: &RelPath) -> Option<u64> {
         let version = self.core.stream.version(path);
         version.exists().then_some(version.len)
+    }
+
+    /// Whether followers have of `path`, as far as it was announced, what is in the file with this device and inode. Never
+    /// blocks.
+    ///
+    /// `false` if another file was read under that name since it was announced, or if it was found gone or too short, and
+    /// announced as it was found. Such a moment leaves no trace where a file, or a folder with it, is moved away and back: who
+    /// finds a file as it was asks this after that, and announces it with [`replace`](Self::replace) if it is not so.
+    #[must_use]
+    pub fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool {
+        self.core.stream.only_read_from(path, (device, inode))
     }
 
     /// All announced files and their lengths, as of one moment.
@@ -503,7 +515,8 @@ impl Core {
             // Bytes below an announced length are on disk before they are announced: a file opened after this look has
             // them, or is newer, and then the index will say so.
             let Some(path) = self.stream.find(path, generation) else { return Ok(None) };
-            let file = match File::open(path.below(self.dir.path())) {
+            let full = path.below(self.dir.path());
+            let file = match File::open(&full) {
                 Ok(file) => file,
                 Err(error) if is_no_file(&error) => return Ok(None),
                 Err(error) => return Err(error),
@@ -512,37 +525,19 @@ impl Core {
             if !meta.is_file() || meta.len() < len {
                 return Ok(None);
             }
-            if self.stream.reads(&path, generation, (meta.dev(), meta.ino())) {
+            // It may be there for a moment only, in another one's place. Is it still, now that it is noted which one is read,
+            // then whoever moves it away finds the note after that.
+            let id = id_of(&meta);
+            if self.stream.reads(&path, generation, id) && fs::metadata(&full).is_ok_and(|now| id_of(&now) == id) {
                 return Ok(Some(file));
             }
         }
     }
 
-    /// Announces the file's content as it is on disk; only if the index has it in `generation`, when one is given.
+    /// Announces the file's content as it is on disk.
     ///
-    /// Reading and announcing are one step under the file's lock: whoever reads last announces last.
-    fn announce_from_disk(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
-        let _one_at_a_time = self.file_locks.of(path).lock();
-        self.announce_locked(path, generation)
-    }
-
-    /// Announces that a file is gone that was not there a moment ago. Should it be there after all, moved away and back with its
-    /// folder, it is announced as it is: who told us of it may have looked already, and not look again.
-    ///
-    /// One step under the file's lock, so that a host that announces the same delete makes no new file meanwhile.
-    fn announce_gone(&self, path: &RelPath, generation: u64) -> io::Result<()> {
-        let _one_at_a_time = self.file_locks.of(path).lock();
-        let announced = self.stream.delete(path, Some(generation));
-        match announced.and_then(|_| self.announce_locked(path, Some(Version::ABSENT.generation))) {
-            Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
-            Err(AppendError::Io { source, .. }) if is_no_file(&source) => Ok(()),
-            Err(AppendError::Io { source, .. }) => Err(source),
-            Err(error) => Err(io::Error::other(error)),
-        }
-    }
-
-    /// The same, for who holds the file's lock.
-    fn announce_locked(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
+    /// Reading and announcing are one step under the file's lock, which the caller holds: whoever reads last announces last.
+    fn announce_locked(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
         let file = File::open(path.below(self.dir.path())).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
@@ -551,11 +546,11 @@ impl Core {
         }
         let length = meta.len();
         if length > INLINE_BYTES_MAX {
-            return self.stream.replace(path, Content::OnDisk(length), generation);
+            return self.stream.replace(path, Content::OnDisk(length), id_of(&meta));
         }
         let mut bytes = Vec::new();
         file.take(length).read_to_end(&mut bytes).map_err(failed)?;
-        self.stream.replace(path, Content::Bytes(&bytes), generation)
+        self.stream.replace(path, Content::Bytes(&bytes), id_of(&meta))
     }
 
     /// A follower may have more of the stream than before.
@@ -635,6 +630,10 @@ impl Core {
         }
         report
     }
+}
+
+fn id_of(meta: &Metadata) -> FileId {
+    (meta.dev(), meta.ino())
 }
 
 /// How long a shutdown waits until it is recorded who was in sync at the end.

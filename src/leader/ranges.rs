@@ -1,5 +1,6 @@
 //! Ranges of files, read from disk for one follower.
 
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +10,7 @@ use super::Core;
 use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
-use crate::error::{AppendError, Error};
+use crate::error::Error;
 use crate::index::Version;
 use crate::index::hash::is_no_file;
 use crate::protocol::extension::Control;
@@ -251,17 +252,20 @@ impl<'a> Ranges<'a> {
         Ok(())
     }
 
+    /// Files are the host's: one that is gone may be back in a moment, with its folder. So the doubt is noted *before* the look
+    /// at the disk. What happens to the file after the look is for the host to announce, and when it looks, it finds the doubt
+    /// as well ([`Leader::vouches_for`](super::Leader::vouches_for)).
     fn announce_anew(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
-        let Some(path) = &self.core.stream.find(path, believed.generation) else { return Ok(()) };
-        log::debug!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
-        match self.core.announce_from_disk(path, Some(believed.generation)) {
-            Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
-            Err(AppendError::Io { source, .. }) if is_no_file(&source) => {
-                self.core.announce_gone(path, believed.generation).map_err(|source| self.unreadable(path, source))
-            }
-            Err(AppendError::Io { source, .. }) => Err(self.unreadable(path, source)),
-            Err(error) => Err(self.unreadable(path, io::Error::other(error))),
-        }
+        let stream = &self.core.stream;
+        let Some((path, doubted)) = stream.doubt(path, believed.generation) else { return Ok(()) };
+        let found = match fs::metadata(path.below(self.core.dir.path())) {
+            Ok(meta) => meta.is_file().then_some(meta.len()),
+            Err(error) if is_no_file(&error) => None,
+            Err(error) => return Err(self.unreadable(&path, error)),
+        };
+        log::debug!("{path} could not be read as announced: of {} bytes there are now {found:?}", doubted.len);
+        stream.mend(&path, doubted, found);
+        Ok(())
     }
 
     fn unreadable(&self, path: &RelPath, error: io::Error) -> Error {
