@@ -34,6 +34,7 @@ mod batch;
 mod catch_up;
 mod connection;
 mod demotion;
+mod discarded;
 mod file;
 mod follower;
 mod full_sync;

@@ -78,7 +78,7 @@ impl Stream {
         if version.len == 0 {
             // To a 1.0.0 follower an empty file and none are the same: it may hold either.
             let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
-            ordered.encode_control(Control::Empty(path.clone()), instead);
+            ordered.encode_control(Control::Empty(path.clone()), was.len, instead);
         } else {
             ordered.encode_replace(path, version, content);
         }
@@ -122,7 +122,7 @@ impl Stream {
             } else if was.len > 0 {
                 instead.push(Step::Delete(to.clone()));
             }
-            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
+            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, version.len, instead);
         }
         Ok(Some(self.finish(ordered)))
     }
@@ -130,7 +130,7 @@ impl Stream {
     /// Asks all followers that know the extension to make durable what came before this.
     pub(in crate::leader) fn request_durable(&self) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
-        ordered.encode_control(Control::MakeDurable, Vec::new());
+        ordered.encode_control(Control::MakeDurable, 0, Vec::new());
         Ok(self.finish(ordered))
     }
 
@@ -147,7 +147,7 @@ impl Stream {
                 0 => vec![Step::Delete(path.clone())],
                 _ => ordered.replace_steps(path, version),
             };
-            ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
+            ordered.encode_control(Control::Truncate { path: path.clone(), len }, was.len, instead);
         }
         Ok(self.finish(ordered))
     }
@@ -262,13 +262,14 @@ impl Ordered {
     }
 
     /// What 1.0.0 has no words for is a batch of its own.
-    fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
+    /// `had` is the length of its file before.
+    fn encode_control(&mut self, control: Control, had: u64, instead: Vec<Step>) {
         if self.queues > 0 {
             self.seal();
         }
         self.position += control_bytes(&control);
         if self.queues > 0 {
-            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
+            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, had, instead })));
         }
     }
 
