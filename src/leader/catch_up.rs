@@ -41,8 +41,12 @@ impl<'a> CatchUp<'a> {
         demotion: Demotion,
     ) -> Result<CaughtUp, Error> {
         let Demotion { files, tracker, discarded } = demotion;
-        let (view, changes) = View::behind(&files, discarded, follower.extension);
+        let (mut view, changes) = View::behind(&files, discarded, follower.extension);
         drop(files);
+        // Of these it was not sent what it should have been.
+        for path in follower.spoiled.lock().iter() {
+            view.void(path);
+        }
         let mut ranges = Ranges::in_bulk(core, follower);
         ranges.wait_out_of_sync(frame)?;
         let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);

@@ -17,7 +17,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, TryRecvError};
+use crossbeam_channel::{Select, TryRecvError};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::Core;
@@ -25,7 +25,7 @@ use super::acks::AckThread;
 use super::admission::in_background;
 use super::batch::Body;
 use super::catch_up::CatchUp;
-use super::demotion::{Demotion, Discarded};
+use super::demotion::Demotion;
 use super::follower::{End, FollowerHandle};
 use super::full_sync::Joiner;
 use super::handshake::{Shaken, shake};
@@ -156,30 +156,21 @@ fn write_batches(
 ) -> Result<Option<Demotion>, Error> {
     let broken = |error: io::Error| Error::connection("writing to a follower", error);
     let mut ranges = Ranges::new(core, follower);
-    let mut discarded = Discarded::default();
+    let mut arrival = Select::new();
+    arrival.recv(&queue.batches);
     loop {
-        let batch = match queue.batches.try_recv() {
+        let batch = match follower.take(&queue.batches) {
             Ok(batch) => batch,
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 core.stream.now_hungry();
-                match queue.batches.recv_timeout(core.config.heartbeat_interval) {
-                    Ok(batch) => batch,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                    Err(RecvTimeoutError::Timeout) => {
-                        ranges.beat(frame)?;
-                        continue;
-                    }
+                if arrival.ready_timeout(core.config.heartbeat_interval).is_err() {
+                    ranges.beat(frame)?;
                 }
+                continue;
             }
         };
         ranges.beat(frame)?;
-        // Not before the batch is taken: see `demotion.rs`.
-        if follower.is_demoted() {
-            discarded.add(&batch);
-            follower.queue.remove(batch.cost());
-            continue;
-        }
         match &batch.body {
             Body::Actions(actions) => {
                 let end = StreamPosition(batch.end);
@@ -193,8 +184,5 @@ fn write_batches(
         }
         follower.queue.remove(batch.cost());
     }
-    Ok(queue.demotions.recv().ok().map(|mut demotion| {
-        demotion.discarded.merge(discarded);
-        demotion
-    }))
+    Ok(queue.demotions.recv().ok())
 }

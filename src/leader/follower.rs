@@ -8,12 +8,14 @@
 
 use std::collections::HashSet;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam_channel::{Receiver, TryRecvError};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::batch::Batch;
 use super::commit::{Has, Ticket};
 use super::in_flight::InFlight;
 use super::meter::{Meter, Moment};
@@ -51,8 +53,10 @@ pub(super) struct FollowerHandle {
     pub(super) sync: SyncCounters,
     /// Of a follower that knows the extension.
     marks: Mutex<Marks>,
-    /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
+    /// Its queue was full, and it is to go on from disk: what is still there is discarded.
     demoted: AtomicBool,
+    /// Held by its writer while it looks at that and takes a batch. A leaf lock, of nobody who appends.
+    taking: Mutex<()>,
     demotions: AtomicU64,
     /// Until when it waits for its next full sync, because it was evicted for being slow too often.
     admitted_at: Mutex<Option<Instant>>,
@@ -134,6 +138,7 @@ impl FollowerHandle {
             sync: SyncCounters::default(),
             marks: Mutex::default(),
             demoted: AtomicBool::new(false),
+            taking: Mutex::default(),
             demotions: AtomicU64::new(0),
             admitted_at: Mutex::default(),
             throttled_at: Mutex::default(),
@@ -190,9 +195,16 @@ impl FollowerHandle {
         self.set_state(FollowerState::CatchingUp);
     }
 
-    /// Whether what is in its queue is to be discarded.
-    pub(super) fn is_demoted(&self) -> bool {
-        self.demoted.load(Ordering::Acquire)
+    /// The next batch of its queue, for its writer; none, as if nobody pushed any more, from when it was demoted.
+    pub(super) fn take(&self, batches: &Receiver<Arc<Batch>>) -> Result<Arc<Batch>, TryRecvError> {
+        let _one_step = self.taking.lock();
+        if self.demoted.load(Ordering::Acquire) { Err(TryRecvError::Disconnected) } else { batches.try_recv() }
+    }
+
+    /// When this returns, its writer takes no batch any more. To be called once it is demoted.
+    pub(super) fn taken_over(&self) {
+        debug_assert!(self.demoted.load(Ordering::Acquire));
+        drop(self.taking.lock());
     }
 
     /// Whether it ever was: then the first, and longest, flush of what it was sent is behind it.

@@ -35,6 +35,7 @@ mod catch_up;
 mod commit;
 mod connection;
 mod demotion;
+mod discarded;
 mod file;
 mod follower;
 mod full_sync;

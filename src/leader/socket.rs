@@ -1,6 +1,6 @@
 //! A follower's socket as its writer thread sees it: blocking writes that give up without progress.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,22 +51,16 @@ impl SocketWriter {
         self.limit = limit;
         self.socket.set_write_timeout(Some(tick(limit)))
     }
-}
 
-/// A fraction of the limit that the kernel takes for a timeout (zero would be none).
-pub(super) fn tick(limit: Duration) -> Duration {
-    (limit / TICKS).max(Duration::from_millis(1))
-}
-
-impl Write for SocketWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    /// Calls `write` until it has written something.
+    fn write_once(&mut self, mut write: impl FnMut(&mut TcpStream) -> io::Result<usize>) -> io::Result<usize> {
         let mut stalled = 0;
         let mut send_queue = None;
         loop {
             if self.follower.has_ended() {
                 return Err(ErrorKind::ConnectionAborted.into());
             }
-            match self.socket.write(bytes) {
+            match write(&mut self.socket) {
                 Ok(written) => {
                     self.grace.moved();
                     self.follower.sent_bytes.fetch_add(written as u64, Ordering::Relaxed);
@@ -94,6 +88,21 @@ impl Write for SocketWriter {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// A fraction of the limit that the kernel takes for a timeout (zero would be none).
+pub(super) fn tick(limit: Duration) -> Duration {
+    (limit / TICKS).max(Duration::from_millis(1))
+}
+
+impl Write for SocketWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_once(|socket| socket.write(bytes))
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write_once(|socket| socket.write_vectored(slices))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -129,7 +129,7 @@ impl Stream {
             } else if was.len > 0 {
                 instead.push(Step::Delete(to.clone()));
             }
-            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
+            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, version.len, instead);
         }
         Ok(Some(self.finish(ordered)))
     }
@@ -137,7 +137,7 @@ impl Stream {
     /// Asks all followers that know the extension to make durable what came before this.
     pub(in crate::leader) fn request_durable(&self) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
-        ordered.encode_control(Control::MakeDurable, Vec::new());
+        ordered.encode_control(Control::MakeDurable, 0, Vec::new());
         Ok(self.finish(ordered))
     }
 
@@ -148,7 +148,7 @@ impl Stream {
         if ordered.closed {
             return Err(AppendError::ShuttingDown);
         }
-        ordered.encode_control(Control::MakeDurable, Vec::new());
+        ordered.encode_control(Control::MakeDurable, 0, Vec::new());
         let unsynced = ordered.index.take_unsynced();
         Ok((self.finish(ordered), unsynced))
     }
@@ -176,7 +176,7 @@ impl Stream {
                 0 => vec![Step::Delete(path.clone())],
                 _ => ordered.replace_steps(path, version),
             };
-            ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
+            ordered.encode_control(Control::Truncate { path: path.clone(), len }, was.len, instead);
         }
         Ok(self.finish(ordered))
     }
@@ -231,7 +231,7 @@ impl Stream {
     pub(in crate::leader) fn close(&self, durable: bool) -> StreamPosition {
         let mut ordered = self.ordered.lock();
         if durable && !ordered.closed {
-            ordered.encode_control(Control::MakeDurable, Vec::new());
+            ordered.encode_control(Control::MakeDurable, 0, Vec::new());
         }
         ordered.closed = true;
         StreamPosition(ordered.position)
@@ -268,7 +268,7 @@ impl Ordered {
         if version.len == 0 {
             // To a 1.0.0 follower an empty file and none are the same: it may hold either.
             let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
-            self.encode_control(Control::Empty(path.clone()), instead);
+            self.encode_control(Control::Empty(path.clone()), was.len, instead);
         } else {
             self.encode_replace(path, version, content);
         }
@@ -327,13 +327,14 @@ impl Ordered {
     }
 
     /// What 1.0.0 has no words for is a batch of its own.
-    fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
+    /// `had` is the length of its file before.
+    fn encode_control(&mut self, control: Control, had: u64, instead: Vec<Step>) {
         if self.queues > 0 {
             self.seal();
         }
         self.position += control_bytes(&control);
         if self.queues > 0 {
-            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
+            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, had, instead })));
         }
     }
 
