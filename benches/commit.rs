@@ -123,12 +123,7 @@ fn print(results: &HashMap<(usize, Way), Vec<Done>>) {
 }
 
 /// Runs `one` again and again in so many threads, each with what `open` gave it.
-fn measure<T: Send>(
-    threads: usize,
-    time: Duration,
-    open: impl Fn(usize) -> T,
-    one: impl Fn(&mut T) + Sync,
-) -> Done {
+fn measure<T: Send>(threads: usize, time: Duration, open: impl Fn(usize) -> T, one: impl Fn(&mut T) + Sync) -> Done {
     let stop = AtomicBool::new(false);
     let mut with: Vec<_> = (0..threads).map(open).collect();
     let begun = Instant::now();

@@ -195,7 +195,10 @@ impl LeaderConfig {
             return Err(Error::Setting { name: "min_in_sync", reason });
         }
         if self.commit_level.quorum == Quorum::Majority && self.cluster_size.is_none() {
-            return Err(Error::Setting { name: "cluster_size", reason: "must be set for commits on a majority".into() });
+            return Err(Error::Setting {
+                name: "cluster_size",
+                reason: "must be set for commits on a majority".into(),
+            });
         }
         positive("write_timeout", self.write_timeout)?;
         positive("ack_timeout", self.ack_timeout)?;

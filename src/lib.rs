@@ -59,6 +59,8 @@
 //!   until it has synced anew.
 //! - **I9** A follower's directory is marked incomplete, durably, before the first step of a full sync that makes it so,
 //!   until that sync is complete and durable.
+//! - **I10** Whoever is in an in-sync set that may be recorded has everything that was confirmed as committed on all, at the
+//!   durability it was confirmed with; and is out of all of them before it is made to change a file other than by the stream.
 //!
 //! # Features
 //!
@@ -83,7 +85,7 @@ pub mod watch;
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;
 
-pub use config::{FollowerConfig, LeaderConfig, OnFull, Protocol};
+pub use config::{BackPressure, Durability, FollowerConfig, LeaderConfig, OnFull, Protocol};
 pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;

@@ -166,10 +166,7 @@ fn below_the_minimum_everything_works_but_commits_which_are_refused() {
         drop(fake);
         commit.join().unwrap()
     });
-    assert!(
-        matches!(outcome, CommitOutcome::Unknown(Unknown::TooFewInSync) | CommitOutcome::Refused(_)),
-        "{outcome}"
-    );
+    assert!(matches!(outcome, CommitOutcome::Unknown(Unknown::TooFewInSync) | CommitOutcome::Refused(_)), "{outcome}");
     leader.shut_down();
 }
 
@@ -356,7 +353,10 @@ fn nothing_is_confirmed_once_the_election_is_lost() {
         scene.cluster.expire_leadership();
         let outcome = waiting.join().unwrap();
         assert!(
-            matches!(outcome, CommitOutcome::Unknown(Unknown::NotElected) | CommitOutcome::Refused(Refusal::NotElected)),
+            matches!(
+                outcome,
+                CommitOutcome::Unknown(Unknown::NotElected) | CommitOutcome::Refused(Refusal::NotElected)
+            ),
             "{outcome}"
         );
     });

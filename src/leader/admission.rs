@@ -310,7 +310,12 @@ mod tests {
     fn follower() -> Arc<FollowerHandle> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        Arc::new(FollowerHandle::new(NodeId::random(), listener.local_addr().unwrap(), socket, Some(Durability::Written)))
+        Arc::new(FollowerHandle::new(
+            NodeId::random(),
+            listener.local_addr().unwrap(),
+            socket,
+            Some(Durability::Written),
+        ))
     }
 
     #[test]

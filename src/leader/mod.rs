@@ -19,11 +19,11 @@
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections
 //! (one a listener); `follower` and `ack-ID` are the two of each connection; `sync-ID` reads in bulk for one, at low
-//! priority (`admission.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! priority (`admission.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
-//! In the order they are taken: a file's lock (`file.rs`) or a waiter's (`progress.rs`), then those of the stream: `cut`,
+//! In the order they are taken: that of commits (`commit/`), with nothing else; a file's lock (`file.rs`) or a waiter's (`progress.rs`), then those of the stream: `cut`,
 //! `attached`, `ordered` (`stream.rs`). All others are leaves: nothing is locked while one of them is held. None of them is
 //! held while a thread is joined, a socket read or written, or a line logged (I6).
 
@@ -82,9 +82,7 @@ use crate::index::{FileId, Index};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
-pub use self::commit::{
-    BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown,
-};
+pub use self::commit::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
 pub use self::file::ReplicatedFile;
 pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 

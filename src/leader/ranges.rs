@@ -43,7 +43,14 @@ const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), in_bulk: false, before: StreamPosition(0), last_beat: Instant::now() }
+        Self {
+            core,
+            follower,
+            buffer: Vec::new(),
+            in_bulk: false,
+            before: StreamPosition(0),
+            last_beat: Instant::now(),
+        }
     }
 
     /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the

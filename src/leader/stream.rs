@@ -38,9 +38,9 @@ use parking_lot::Mutex;
 
 pub(super) use self::announce::{Content, INLINE_BYTES_MAX, temporary_of, whole};
 pub(super) use self::cuts::{AttachedQueue, Tracker, Unqueued};
+use self::pressure::{OVERRUN_BYTES_MAX, Pressure, is_in_sync};
 use super::batch::{Batch, Buffers};
 use super::demotion::Demotion;
-use self::pressure::{OVERRUN_BYTES_MAX, Pressure, is_in_sync};
 use super::follower::FollowerHandle;
 use super::stalls::{Grace, Stalls};
 use super::status::{EvictionReason, FollowerStatus};

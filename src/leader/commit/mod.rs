@@ -11,7 +11,8 @@
 //! # Locks
 //!
 //! `state` is taken by those threads, by callers of commits and by the threads of followers, never while another lock is
-//! held, and nothing is locked, written or logged while it is. Callbacks are called, and callers woken, without it.
+//! held. While it is, nothing is written or logged, and nothing locked but what a follower has in flight, which is a leaf.
+//! Callbacks are called, and callers woken, without it.
 //!
 //! # How it stops
 //!
@@ -30,9 +31,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-pub use self::level::{
-    BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown,
-};
+pub use self::level::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
 pub(super) use self::recorder::Alone;
 pub(super) use self::rule::{Has, Ticket};
 use self::rule::{Rule, Set};
@@ -295,9 +294,8 @@ impl Commits {
         if state.local_sync_failed && level.durability == Durability::Durable {
             return Some(Refusal::LocalSyncFailed);
         }
-        let waits = |refusal: &Refusal| {
-            self.below_min == BelowMin::Wait && matches!(refusal, Refusal::TooFewInSync { .. })
-        };
+        let waits =
+            |refusal: &Refusal| self.below_min == BelowMin::Wait && matches!(refusal, Refusal::TooFewInSync { .. });
         state.rule.refusal(level).filter(|refusal| !waits(refusal))
     }
 
@@ -328,7 +326,8 @@ impl Commits {
             let done = std::mem::replace(waiters, left);
             let (mut outcomes, lost) = (Vec::new(), matches!(refusal, Some(Refusal::NotElected)));
             for (at, waiter) in done {
-                let outcome = if lost { CommitOutcome::Unknown(Unknown::NotElected) } else { state.committed(at.0, level) };
+                let outcome =
+                    if lost { CommitOutcome::Unknown(Unknown::NotElected) } else { state.committed(at.0, level) };
                 outcomes.push((at, waiter, outcome));
             }
             if let Some(refusal) = refusal {

@@ -141,7 +141,9 @@ impl Report {
         let min = self.min_in_sync;
         let is_below = followers < min;
         if is_below && !std::mem::replace(&mut self.is_below, true) {
-            log::warn!("only {followers} followers are in sync, fewer than the minimum of {min}: commits are not confirmed");
+            log::warn!(
+                "only {followers} followers are in sync, fewer than the minimum of {min}: commits are not confirmed"
+            );
         } else if !is_below && std::mem::replace(&mut self.is_below, false) && min > 0 {
             log::info!("{followers} followers are in sync, the minimum is {min}: commits are confirmed");
         }

@@ -4,7 +4,7 @@
 //!
 //! A coordinator keeps the *recorded* in-sync set; whoever is in it may lead next. Between a write of it and the answer several
 //! sets *may* be recorded: the last one confirmed, and each sent since, whatever the answers were. What is committed on all
-//! must be on every member of all of these: [`Rule::counted`].
+//! must be on every member of all of these (invariant I10): [`Rule::counted`].
 //!
 //! # A follower's way into it and out of it
 //!

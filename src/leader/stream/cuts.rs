@@ -68,7 +68,8 @@ impl Tracker {
         let stream = &self.stream;
         let (sender, batches) = crossbeam_channel::bounded(stream.limits.queue_batches);
         let (demotion, demotions) = crossbeam_channel::bounded(1);
-        let demotable = (stream.limits.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
+        let demotable =
+            (stream.limits.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
         let _reading = stream.cut.lock();
         let mut attached = stream.attached.lock();
         let mut at = None;

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Limits, Queue, Stream};
 use super::announce::SEALED_BYTES_MAX;
+use super::{Limits, Queue, Stream};
 use crate::config::BackPressure;
 use crate::error::AppendError;
 use crate::leader::batch::BATCH_BYTES_MAX;
@@ -91,7 +91,8 @@ impl Stream {
 
     /// Whether evicting one more follower of the stream that is in sync would leave too few.
     pub(super) fn protects<'a>(&self, followers: impl Iterator<Item = &'a FollowerHandle>) -> bool {
-        self.limits.back_pressure.longest().is_some() && followers.filter(|it| is_in_sync(it)).count() <= self.limits.min_in_sync
+        self.limits.back_pressure.longest().is_some()
+            && followers.filter(|it| is_in_sync(it)).count() <= self.limits.min_in_sync
     }
 
     /// Whether a queue is filled to so many quarters of what it may hold.

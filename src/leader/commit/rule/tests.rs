@@ -168,7 +168,8 @@ impl World {
         if !self.rule.is_settled() {
             return Err("what is in sync is never recorded".to_owned());
         }
-        let out = |at: &usize| self.followers[*at].connection != Connection::Gone && !self.rule.may_be_recorded(node(*at));
+        let out =
+            |at: &usize| self.followers[*at].connection != Connection::Gone && !self.rule.may_be_recorded(node(*at));
         (0..self.followers.len()).find(out).map_or(Ok(()), |at| Err(format!("{} never gets in", node(at))))
     }
 
@@ -218,7 +219,8 @@ fn in_every_history_of_a_small_cluster_whoever_may_be_elected_has_all_that_was_a
             }
             // Seeing it settle takes far longer: of one in so many.
             let settles = worlds.len().is_multiple_of(10);
-            let checked = next.check().and_then(|()| if settles { next.clone().settle().check_settled() } else { Ok(()) });
+            let checked =
+                next.check().and_then(|()| if settles { next.clone().settle().check_settled() } else { Ok(()) });
             if let Err(wrong) = checked {
                 panic!("{wrong}, after {:?}", history(&worlds, at, &what));
             }
