@@ -127,14 +127,15 @@ fn measure<T: Send>(threads: usize, time: Duration, open: impl Fn(usize) -> T, o
     let stop = AtomicBool::new(false);
     let mut with: Vec<_> = (0..threads).map(open).collect();
     let begun = Instant::now();
-    let mut latency = Histogram::<u64>::new(3).expect("three digits");
+    let mut latency = Histogram::<u64>::new_with_max(600_000_000_000, 3).expect("ten minutes in three digits");
     std::thread::scope(|scope| {
         let (stop, one) = (&stop, &one);
         let running: Vec<_> = with
             .iter_mut()
             .map(|with| {
                 scope.spawn(move || {
-                    let mut latency = Histogram::<u64>::new(3).expect("three digits");
+                    let mut latency =
+                        Histogram::<u64>::new_with_max(600_000_000_000, 3).expect("ten minutes in three digits");
                     while !stop.load(Ordering::Relaxed) {
                         let begun = Instant::now();
                         one(with);
