@@ -4,9 +4,10 @@
 //! begins after that, so the pace is that of our own disk, and the slower that is, the more commits share a turn.
 //!
 //! What has to be synced is what the index noted as changed since the last turn: contents with `fdatasync`, folders in which
-//! names came or went with `fsync`; all of the file system with `syncfs` where that is less work, and in the first turn, which
-//! also covers what was found at the start. A failed sync latches: the system may have dropped what it could not write, and
-//! would not say so again, so nothing is called durable any more.
+//! names came or went with `fsync`; all of the file system with `syncfs` where that is less work (`follower/flush.rs` has the
+//! measurements), and in the first turn, which also covers what was found at the start. A failed sync latches: the system may
+//! have dropped what it could not write, and would not say so again, so nothing is called durable any more. A failure is told
+//! to whoever syncs first: if that was the host, it knows.
 //!
 //! No lock is held while it syncs. It ends with [`Commits::stop`], after its turn.
 
@@ -20,18 +21,23 @@ use super::Commits;
 use crate::index::Unsynced;
 use crate::leader::stream::Stream;
 
-/// Files and folders synced one by one; for more, the whole file system is.
-const SYNCED_SINGLY_MAX: usize = 16;
+/// At most so many files are synced one by one, and as many folders; for more, the whole file system is.
+const SYNCED_SINGLY_MAX: usize = 8;
 
 impl Commits {
     /// The thread's life.
     pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, root: &Path) {
+        // `syncfs` tells of failures since this was opened.
+        let root_folder = File::open(root);
         while self.wait_to_sync() {
             // Fails only when the stream is closed: nothing can be asked for then.
             let Ok((position, unsynced)) = stream.make_durable() else { return };
             self.state.lock().requested = position.0;
             stream.push();
-            let synced = sync(stream, root, &unsynced);
+            let synced = match &root_folder {
+                Ok(folder) => sync(stream, root, folder, &unsynced),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
             let mut state = self.state.lock();
             match synced {
                 Ok(()) => state.rule.local_durable(position.0),
@@ -61,18 +67,19 @@ impl Commits {
     }
 }
 
-fn sync(stream: &Stream, root: &Path, unsynced: &Unsynced) -> io::Result<()> {
+fn sync(stream: &Stream, root: &Path, root_folder: &File, unsynced: &Unsynced) -> io::Result<()> {
+    let sync_all = || Ok(rustix::fs::syncfs(root_folder)?);
     let files = stream.syncing(unsynced);
     let folders: BTreeSet<PathBuf> =
         unsynced.names().iter().filter_map(|name| Some(name.below(root).parent()?.to_owned())).collect();
-    if unsynced.others || files.len() + folders.len() > SYNCED_SINGLY_MAX {
-        return sync_all(root);
+    if unsynced.others || files.len().max(folders.len()) > SYNCED_SINGLY_MAX {
+        return sync_all();
     }
     for path in files {
         match File::open(path.below(root)) {
             Ok(file) => file.sync_data()?,
             // It has another name by now, or is gone: whichever it is, this covers it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return sync_all(root),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return sync_all(),
             Err(error) => return Err(error),
         }
     }
@@ -81,14 +88,10 @@ fn sync(stream: &Stream, root: &Path, unsynced: &Unsynced) -> io::Result<()> {
         for folder in folder.ancestors().take_while(|folder| folder.starts_with(root)) {
             match File::open(folder) {
                 Ok(folder) => folder.sync_all()?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return sync_all(root),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return sync_all(),
                 Err(error) => return Err(error),
             }
         }
     }
     Ok(())
-}
-
-fn sync_all(root: &Path) -> io::Result<()> {
-    Ok(rustix::fs::syncfs(File::open(root)?)?)
 }
