@@ -238,6 +238,15 @@ pub struct FollowerConfig {
     pub once: bool,
     /// What to speak. Defaults to [`Protocol::Auto`]: asking costs a leader of 1.0.0 one more connection.
     pub protocol: Protocol,
+    /// What an acknowledgement says of bytes to a leader of 1.0.0, which knows one kind. (A leader of the extension is told all
+    /// three by marks, whatever is set here; durable is what it asked to be made so.)
+    ///
+    /// Defaults to [`Durability::Durable`]: that is what LavinMQ's own followers have meant by it since 2.9, and what a leader
+    /// relies on that confirms to its clients by it. What is applied while the disk is at work is made durable and acknowledged
+    /// together; the stream is not held up. `Written` is what followers up to 2.8 meant, and quicker with leaders up to 2.8, which
+    /// send nothing more until all is acknowledged. LavinMQ 2.9 drops a follower after about 3 s without an acknowledgement:
+    /// where the disk may take longer, only `Written` helps.
+    pub durability: Durability,
     /// How long connecting and each step of the handshake may take. Defaults to 5 s.
     pub connect_timeout: Duration,
     /// The first delay before connecting again; it doubles with each failure, and half of it is jitter. Defaults to 100 ms.
@@ -257,6 +266,7 @@ impl FollowerConfig {
             adopt: false,
             once: false,
             protocol: Protocol::default(),
+            durability: Durability::Durable,
             connect_timeout: Duration::from_secs(5),
             retry_delay_min: Duration::from_millis(100),
             retry_delay_max: Duration::from_secs(10),

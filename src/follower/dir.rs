@@ -6,18 +6,21 @@
 //! kept, so none can outlive its folder. Where the kernel can do all that in one step (`openat2`), files are opened so. (Files that are appended to are kept open, see [`apply`](super::apply).)
 //!
 //! Also here is `.paceline/`, the follower's own folder: the one temporary file, and the mark of a sync that did not end.
-//! No threads, no locks.
+//! What makes durable is in [`flush`](super::flush). No threads, no locks.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{AtFlags, Dir as Entries, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 
-use crate::datadir::INCOMPLETE_MARK;
+use super::flush::Flusher;
+use crate::datadir::{self, INCOMPLETE_MARK, SUSPECT_MARK};
 use crate::error::Error;
 use crate::protocol::Sha1Sum;
 use crate::types::{OWN_FOLDER, RelPath};
@@ -40,6 +43,10 @@ pub(super) struct Dir {
     path: PathBuf,
     temporary: RelPath,
     mark: RelPath,
+    suspect_mark: RelPath,
+    pub(super) flusher: Arc<dyn Flusher>,
+    /// A flush has failed, and what it may have lost was not mended.
+    pub(super) suspect: AtomicBool,
 }
 
 /// A folder on the way to a file; `None` is the data directory itself.
@@ -55,16 +62,43 @@ impl AsFd for Folder<'_> {
 }
 
 impl Dir {
+    /// Of tests.
+    #[cfg(test)]
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_flushed_by(path, Arc::new(super::flush::SystemFlusher))
+    }
+
+    pub(super) fn open_flushed_by(path: &Path, flusher: Arc<dyn Flusher>) -> Result<Self, Error> {
         // The directory itself may be reached through a link: its owner chose that, no leader did.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
         let own = |name| RelPath::new(&format!("{OWN_FOLDER}/{name}"));
-        Ok(Self { root, path: path.to_owned(), temporary: own(TEMPORARY)?, mark: own(INCOMPLETE_MARK)? })
+        let suspect = AtomicBool::new(datadir::is_marked(path, SUSPECT_MARK));
+        Ok(Self {
+            root,
+            path: path.to_owned(),
+            temporary: own(TEMPORARY)?,
+            mark: own(INCOMPLETE_MARK)?,
+            suspect_mark: own(SUSPECT_MARK)?,
+            flusher,
+            suspect,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    pub(super) fn mark(&self) -> &RelPath {
+        &self.mark
+    }
+
+    pub(super) fn suspect_mark(&self) -> &RelPath {
+        &self.suspect_mark
     }
 
     /// Opens a file to append to; it and its folders are made if absent.
@@ -95,7 +129,7 @@ impl Dir {
             }
         }
         if flush {
-            file.sync_all().map_err(|error| self.failed("flush", path.as_str(), error))?;
+            self.flush_file(path.as_str(), &file)?;
         }
         Ok(Some(sha1.finalize().into()))
     }
@@ -164,14 +198,14 @@ impl Dir {
         self.remove_folder(OWN_FOLDER);
     }
 
-    /// Removes what an earlier run left in the own folder, except for the mark.
+    /// Removes what an earlier run left in the own folder, except for the marks.
     pub(super) fn tidy(&self) -> Result<(), Error> {
         let Some((folder, _)) = self.parent(&self.mark, false)? else { return Ok(()) };
         let failed = |error: Errno| self.failed("list", OWN_FOLDER, error);
         for entry in Entries::read_from(&folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            if [&b"."[..], b"..", INCOMPLETE_MARK.as_bytes()].contains(&name.to_bytes()) {
+            if [&b"."[..], b"..", INCOMPLETE_MARK.as_bytes(), SUSPECT_MARK.as_bytes()].contains(&name.to_bytes()) {
                 continue;
             }
             match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
@@ -189,44 +223,26 @@ impl Dir {
 
     /// Marks the directory as incomplete; the mark is on disk when this returns.
     pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
-        let failed = |error: io::Error| self.failed("write", self.mark.as_str(), error);
-        self.open_made(&self.mark, OFlags::WRONLY | OFlags::CREATE)?.sync_all().map_err(failed)?;
+        let file = self.open_made(&self.mark, OFlags::WRONLY | OFlags::CREATE)?;
+        self.flush_file(self.mark.as_str(), &file)?;
         self.flush_folders([OWN_FOLDER].into_iter())
     }
 
     /// Takes the mark away; that is on disk when this returns.
     pub(super) fn clear_incomplete(&self) -> Result<(), Error> {
-        let Some((folder, name)) = self.parent(&self.mark, false)? else { return Ok(()) };
-        match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(self.failed("remove", self.mark.as_str(), error)),
-        }
-        drop(folder);
+        self.remove_mark(&self.mark)?;
         self.flush_folders([OWN_FOLDER].into_iter())?;
         self.remove_own_folder();
         Ok(())
     }
 
-    /// Makes durable what was put into, or taken out of, these folders and the directory itself.
-    pub(super) fn flush_folders<'a>(&self, folders: impl Iterator<Item = &'a str>) -> Result<(), Error> {
-        for path in folders {
-            let Some((above, name)) = self.parent_of(path, false)? else { continue };
-            // It may have gone meanwhile: then those above it say so.
-            if let Some(folder) = self.enter(&above, name, path, false)? {
-                rustix::fs::fsync(folder).map_err(|error| self.failed("flush", path, error))?;
-            }
-        }
-        rustix::fs::fsync(&self.root).map_err(|error| Error::io("flush", &self.path, error))
-    }
-
-    /// Makes all that was written durable, by whomever on this file system. Blocks as long as the disk takes.
-    pub(super) fn flush(&self) -> Result<(), Error> {
-        rustix::fs::syncfs(&self.root).map_err(|error| Error::io("flush", &self.path, error))
-    }
-
-    /// A local I/O error that names its file.
+    /// A local I/O error that names its file; without a name, the directory.
     pub(super) fn failed(&self, doing: &'static str, path: &str, error: impl Into<io::Error>) -> Error {
-        Error::io(doing, self.path.join(path), error)
+        if path.is_empty() {
+            Error::io(doing, &self.path, error)
+        } else {
+            Error::io(doing, self.path.join(path), error)
+        }
     }
 
     pub(super) fn refused(&self, path: &str, why: &'static str) -> Error {
@@ -278,6 +294,12 @@ impl Dir {
         }
     }
 
+    /// Whether there is a file of that name.
+    pub(super) fn holds(&self, path: &RelPath) -> Result<bool, Error> {
+        let Some((folder, name)) = self.parent(path, false)? else { return Ok(false) };
+        Ok(self.kind_of(&folder, name, path)? == Some(FileType::RegularFile))
+    }
+
     /// Whether there is a file or a folder of that name. A link, or anything else, is an error.
     pub(super) fn kind_of(&self, folder: &Folder<'_>, name: &str, path: &RelPath) -> Result<Option<FileType>, Error> {
         match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -295,7 +317,7 @@ impl Dir {
         self.parent(path, true)?.ok_or_else(|| self.failed("make the folder of", path.as_str(), Errno::NOENT))
     }
 
-    fn parent<'a>(&self, path: &'a RelPath, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
+    pub(super) fn parent<'a>(&self, path: &'a RelPath, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
         self.parent_of(path.as_str(), make)
     }
 
@@ -312,6 +334,14 @@ impl Dir {
             start = end + 1;
         }
         Ok(Some((folder, &path[start..])))
+    }
+
+    /// Opens a folder; `None` if it is not there.
+    pub(super) fn open_folder(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
+        match self.parent_of(path, false)? {
+            Some((above, name)) => self.enter(&above, name, path, false),
+            None => Ok(None),
+        }
     }
 
     fn enter(&self, at: &Folder<'_>, part: &str, so_far: &str, make: bool) -> Result<Option<OwnedFd>, Error> {

@@ -16,12 +16,14 @@ use tempfile::TempDir;
 use self::fake_follower::FakeFollower;
 
 pub mod extension_leader;
+pub mod fake_disk;
 pub mod fake_follower;
 pub mod fake_leader;
 pub mod lavinmq;
 pub mod logs;
 pub mod processes;
 pub mod relay;
+pub mod volume;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
