@@ -1,7 +1,7 @@
 //! Commits a second, and how long each takes, by how many threads commit and what they ask for; beside a loop of `fdatasync` on
 //! the same file system, and a real Redis with one replica (`appendfsync always` on both, and `WAIT 1`), at as many clients.
 //!
-//! Each thread appends 256 B to a file of its own and commits, again and again. The follower is a process of its own, with
+//! Each thread appends 256 B to one log, as Redis does for its clients, and commits, again and again. The follower is a process of its own, with
 //! its directory on the same disk: all sides sync that one disk.
 #![allow(missing_docs)]
 #![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
@@ -173,10 +173,8 @@ fn commit(level: CommitLevel, threads: usize, time: Duration) -> Result<Done, St
         std::thread::sleep(Duration::from_millis(1));
     }
     let failed = AtomicBool::new(false);
-    let open = |thread: usize| {
-        let name = RelPath::new(&format!("log-{thread}")).expect("a name");
-        leader.leader.file(&name).expect("a file")
-    };
+    let name = RelPath::new("log").expect("a name");
+    let open = |_| leader.leader.file(&name).expect("a file");
     let done = measure(threads, time, open, |file| {
         let position = file.append(&RECORD).expect("an append");
         if !leader.leader.commit_at(position, level, PATIENCE).is_committed() {
