@@ -93,6 +93,7 @@ fn main() {
         }
     }
     print(&results);
+    drop(redis);
     finish(&invalid);
 }
 
