@@ -70,7 +70,7 @@ pub struct LeaderConfig {
     pub min_in_sync: usize,
     /// What becomes of commits while there are fewer. Defaults to [`BelowMin::Refuse`].
     pub below_min: BelowMin,
-    /// How many nodes there are in all, the leader included; for [`Quorum::Majority`]. Defaults to
+    /// How many nodes there are in all, the leader included; for [`Quorum::Majority`](crate::leader::Quorum::Majority). Defaults to
     /// `None`: not known.
     pub cluster_size: Option<usize>,
     /// What followers that speak protocol 1.0.0 say with an acknowledgement: LavinMQ up to 2.8 does not sync its disk before, 2.9
@@ -242,10 +242,10 @@ pub struct FollowerConfig {
     /// three by marks, whatever is set here; durable is what it asked to be made so.)
     ///
     /// Defaults to [`Durability::Durable`]: that is what LavinMQ's own followers have meant by it since 2.9, and what a leader
-    /// relies on that confirms to its clients by it. What is applied while the disk is at work is made durable and acknowledged
-    /// together; the stream is not held up. `Written` is what followers up to 2.8 meant, and quicker with leaders up to 2.8, which
-    /// send nothing more until all is acknowledged. LavinMQ 2.9 drops a follower after about 3 s without an acknowledgement:
-    /// where the disk may take longer, only `Written` helps.
+    /// relies on that confirms to its clients by it. The stream goes on while the disk is at work, by up to 64 MiB, and what is
+    /// applied meanwhile is made durable and acknowledged together. `Written` is what followers up to 2.8 meant, and quicker with
+    /// leaders up to 2.8, which send nothing more until all is acknowledged. LavinMQ 2.9 drops a follower after about 3 s without
+    /// an acknowledgement: where the disk may take longer, only `Written` helps.
     pub durability: Durability,
     /// How long connecting and each step of the handshake may take. Defaults to 5 s.
     pub connect_timeout: Duration,

@@ -3,10 +3,11 @@
 //! A name is resolved part by part from the directory's descriptor, and no symbolic link is ever followed, neither on the
 //! way nor as the file itself: whatever a name is, nothing outside the directory is read, written or removed. What is
 //! neither a file nor a folder is refused as well. Each resolution starts at the top: descriptors of folders are not
-//! kept, so none can outlive its folder. Where the kernel can do all that in one step (`openat2`), files are opened so. (Files that are appended to are kept open, see [`apply`](super::apply).)
+//! kept, so none can outlive its folder. Where the kernel can do all that in one step (`openat2`), files are opened so.
+//! (Files that are appended to are kept open, see [`apply`](super::apply).)
 //!
-//! Also here is `.paceline/`, the follower's own folder: the one temporary file, and the mark of a sync that did not end.
-//! What makes durable is in [`flush`](super::flush). No threads, no locks.
+//! Other parts of [`Dir`] are in [`own`](super::own), the follower's own folder; [`flush`](super::flush), what makes durable;
+//! [`mend`](super::mend), and [`reshape`](super::reshape). No threads, no locks.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,18 +16,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, Dir as Entries, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 
 use super::flush::Flusher;
-use crate::datadir::{self, INCOMPLETE_MARK, SUSPECT_MARK};
+use super::own::Own;
+use crate::datadir::{self, SUSPECT_MARK};
 use crate::error::Error;
 use crate::protocol::Sha1Sum;
-use crate::types::{OWN_FOLDER, RelPath};
-
-/// The one file that is being received: there is one reader, and it receives one at a time.
-const TEMPORARY: &str = "incoming";
+use crate::types::RelPath;
 
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const FOLDER_MODE: Mode = Mode::RWXU;
@@ -41,9 +40,7 @@ const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBL
 pub(super) struct Dir {
     root: OwnedFd,
     path: PathBuf,
-    temporary: RelPath,
-    mark: RelPath,
-    suspect_mark: RelPath,
+    pub(super) own: Own,
     pub(super) flusher: Arc<dyn Flusher>,
     /// A flush has failed, and what it may have lost was not mended.
     pub(super) suspect: AtomicBool,
@@ -72,17 +69,8 @@ impl Dir {
         // The directory itself may be reached through a link: its owner chose that, no leader did.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
-        let own = |name| RelPath::new(&format!("{OWN_FOLDER}/{name}"));
         let suspect = AtomicBool::new(datadir::is_marked(path, SUSPECT_MARK));
-        Ok(Self {
-            root,
-            path: path.to_owned(),
-            temporary: own(TEMPORARY)?,
-            mark: own(INCOMPLETE_MARK)?,
-            suspect_mark: own(SUSPECT_MARK)?,
-            flusher,
-            suspect,
-        })
+        Ok(Self { root, path: path.to_owned(), own: Own::new()?, flusher, suspect })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -91,14 +79,6 @@ impl Dir {
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
-    }
-
-    pub(super) fn mark(&self) -> &RelPath {
-        &self.mark
-    }
-
-    pub(super) fn suspect_mark(&self) -> &RelPath {
-        &self.suspect_mark
     }
 
     /// Opens a file to append to; it and its folders are made if absent.
@@ -170,70 +150,6 @@ impl Dir {
             Ok(Some((above, name))) => rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR).is_ok(),
             _ => false,
         }
-    }
-
-    /// A new, empty temporary file. Only one can be in use at a time.
-    pub(super) fn create_temporary(&self) -> Result<File, Error> {
-        self.remove_temporary()?;
-        self.open_made(&self.temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
-    }
-
-    /// Removes the temporary file, if there is one, and the own folder, if there is nothing else in it.
-    pub(super) fn remove_temporary(&self) -> Result<(), Error> {
-        self.remove(&self.temporary).map(drop)
-    }
-
-    /// Makes the temporary file the content of `path`, in one step: nobody sees a part of it.
-    pub(super) fn place_temporary(&self, path: &RelPath) -> Result<(), Error> {
-        let (folder, name) = self.parent_made(path)?;
-        if self.kind_of(&folder, name, path)? == Some(FileType::Directory) {
-            return Err(self.refused(path.as_str(), "is a folder that is not empty, and the leader has a file there"));
-        }
-        let (own, temporary) = self.parent_made(&self.temporary)?;
-        rustix::fs::renameat(own, temporary, folder, name).map_err(|error| self.failed("replace", path.as_str(), error))
-    }
-
-    /// Removes the own folder, if there is nothing in it.
-    pub(super) fn remove_own_folder(&self) {
-        self.remove_folder(OWN_FOLDER);
-    }
-
-    /// Removes what an earlier run left in the own folder, except for the marks.
-    pub(super) fn tidy(&self) -> Result<(), Error> {
-        let Some((folder, _)) = self.parent(&self.mark, false)? else { return Ok(()) };
-        let failed = |error: Errno| self.failed("list", OWN_FOLDER, error);
-        for entry in Entries::read_from(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            if [&b"."[..], b"..", INCOMPLETE_MARK.as_bytes(), SUSPECT_MARK.as_bytes()].contains(&name.to_bytes()) {
-                continue;
-            }
-            match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                // Not ours to take apart, and in nobody's way.
-                Err(Errno::ISDIR | Errno::PERM) => log::warn!("left alone: {OWN_FOLDER}/{}", name.to_string_lossy()),
-                Err(error) => {
-                    return Err(self.failed("remove", &format!("{OWN_FOLDER}/{}", name.to_string_lossy()), error));
-                }
-            }
-        }
-        self.remove_own_folder();
-        Ok(())
-    }
-
-    /// Marks the directory as incomplete; the mark is on disk when this returns.
-    pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
-        let file = self.open_made(&self.mark, OFlags::WRONLY | OFlags::CREATE)?;
-        self.flush_file(self.mark.as_str(), &file)?;
-        self.flush_folders([OWN_FOLDER].into_iter())
-    }
-
-    /// Takes the mark away; that is on disk when this returns.
-    pub(super) fn clear_incomplete(&self) -> Result<(), Error> {
-        self.remove_mark(&self.mark)?;
-        self.flush_folders([OWN_FOLDER].into_iter())?;
-        self.remove_own_folder();
-        Ok(())
     }
 
     /// A local I/O error that names its file; without a name, the directory.
@@ -411,17 +327,6 @@ mod tests {
     }
 
     #[test]
-    fn the_own_folder_may_be_removed_by_one_thread_while_another_needs_it() {
-        let (_root, dir) = opened();
-        std::thread::scope(|scope| {
-            let remover = scope.spawn(|| (0..20_000).for_each(|_| dir.remove_own_folder()));
-            while !remover.is_finished() {
-                place(&dir, "a", "x").unwrap();
-            }
-        });
-    }
-
-    #[test]
     fn no_link_is_followed_and_nothing_outside_changes() {
         let (root, dir) = opened();
         let outside = tempfile::tempdir().unwrap();
@@ -456,17 +361,5 @@ mod tests {
         assert!(place(&dir, "fifo", "").is_err() && place(&dir, "folder", "").is_err());
         assert!(dir.open_append(&path("folder")).is_err() && dir.open_append(&path("plain/x")).is_err());
         assert!(!dir.remove(&path("folder")).unwrap() && !dir.remove(&path("plain/x")).unwrap());
-    }
-
-    #[test]
-    fn leftovers_go_and_the_mark_stays_until_it_is_cleared() {
-        let (root, dir) = opened();
-        dir.mark_incomplete().unwrap();
-        drop(dir.create_temporary().unwrap());
-        dir.tidy().unwrap();
-        assert!(crate::datadir::is_incomplete(root.path()));
-        assert_eq!(fs::read_dir(root.path().join(OWN_FOLDER)).unwrap().count(), 1);
-        dir.clear_incomplete().unwrap();
-        assert!(!crate::datadir::is_incomplete(root.path()) && !root.path().join(OWN_FOLDER).exists());
     }
 }

@@ -27,19 +27,17 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use foldhash::fast::RandomState;
-use rustix::fs::{AtFlags, OFlags};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
 use super::dir::Dir;
 use super::flush::Unflushed;
 use crate::datadir;
 use crate::error::Error;
-use crate::types::{OWN_FOLDER, RelPath};
+use crate::types::RelPath;
 
 /// Bytes copied at once.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -64,22 +62,12 @@ impl Dir {
     /// To be called when any call that makes durable has failed.
     pub(super) fn flush_failed(&self, path: &str, error: io::Error) -> Error {
         if !self.suspect.swap(true, Ordering::AcqRel) {
-            let marked = self.leave_mark(self.mark()).and_then(|()| self.leave_mark(self.suspect_mark()));
+            let marked = self.leave_mark(&self.own.incomplete).and_then(|()| self.leave_mark(&self.own.suspect));
             if let Err(error) = marked {
                 log::warn!("the failed flush leaves no mark: {error}; have this process go on until it has mended it");
             }
         }
         self.failed("flush", path, error)
-    }
-
-    /// Makes a mark, and durable if that can be done.
-    fn leave_mark(&self, mark: &RelPath) -> Result<(), Error> {
-        let file = self.open_made(mark, OFlags::WRONLY | OFlags::CREATE)?;
-        // A disk that has just failed may do so again; the mark is there, and tells whom the cache would deceive.
-        let _ = self.flusher.file(file.as_fd());
-        let _ = self.open_folder(OWN_FOLDER)?.map(|folder| self.flusher.folder(folder.as_fd()));
-        let _ = self.flusher.folder(self.root());
-        Ok(())
     }
 
     /// See the module's documentation. `lost` is what was not durable. Returns how many bytes were copied. `go_on` is asked before
@@ -100,7 +88,7 @@ impl Dir {
             }
         }
         self.flush()?;
-        self.remove_mark(self.suspect_mark())?;
+        self.remove_mark(&self.own.suspect)?;
         self.suspect.store(false, Ordering::Release);
         Ok(bytes)
     }
@@ -128,15 +116,6 @@ impl Dir {
         self.flush_file(path.as_str(), &to)?;
         self.place_temporary(path)?;
         Ok(bytes)
-    }
-
-    /// Removes a mark, if it is there.
-    pub(super) fn remove_mark(&self, mark: &RelPath) -> Result<(), Error> {
-        let Some((folder, name)) = self.parent(mark, false)? else { return Ok(()) };
-        match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(self.failed("remove", mark.as_str(), error)),
-        }
     }
 }
 

@@ -32,6 +32,7 @@ mod flush;
 mod lag;
 mod mend;
 mod negotiate;
+mod own;
 mod report;
 mod reshape;
 mod run;
