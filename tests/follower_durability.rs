@@ -282,7 +282,7 @@ type Model = std::collections::BTreeMap<&'static str, (Vec<u8>, usize)>;
 
 /// Does a step to the model; returns its wire, or nothing if it does not apply.
 fn apply(step: &Step, at: usize, model: &mut Model) -> Option<Vec<u8>> {
-    let bytes = |length: usize| (0..length).map(|n| (n * 31 + at * 7) as u8).collect::<Vec<u8>>();
+    let bytes = |length: usize| (0..length).map(|n| (n * 31 + at * 7).to_le_bytes()[0]).collect::<Vec<u8>>();
     match *step {
         Step::Append(name, length) => {
             let more = bytes(length);
