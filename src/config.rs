@@ -70,7 +70,7 @@ pub struct LeaderConfig {
     pub min_in_sync: usize,
     /// What becomes of commits while there are fewer. Defaults to [`BelowMin::Refuse`].
     pub below_min: BelowMin,
-    /// How many nodes there are in all, the leader included; for [`Quorum::Majority`](crate::leader::Quorum::Majority). Defaults to
+    /// How many nodes there are in all, the leader included; for [`Quorum::Majority`]. Defaults to
     /// `None`: not known.
     pub cluster_size: Option<usize>,
     /// What followers that speak protocol 1.0.0 say with an acknowledgement: LavinMQ up to 2.8 does not sync its disk before, 2.9

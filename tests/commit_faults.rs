@@ -10,9 +10,12 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use paceline::leader::{CommitLevel, CommitOutcome, Unknown};
 use paceline::{Leader, LeaderConfig};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{TestFollower, contents, path, secret};
+use support::processes::Stage;
+use support::volume::Volume;
+use support::{PATIENCE, TestFollower, contents, path, secret, wait_until};
 
 const HOST_DIR: &str = "PACELINE_TEST_HOST_DIR";
 const THREADS: usize = 8;
@@ -167,4 +170,31 @@ fn a_leader_stopped_for_longer_than_its_deadlines_blames_no_follower() {
     for follower in followers {
         assert_has_confirmed(&host, follower.stop().path());
     }
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn while_the_leaders_disk_stalls_appends_go_on_and_nothing_is_confirmed_as_durable() {
+    let stage = Stage::new();
+    let volume = Volume::that_stalls(&stage);
+    let leader = Leader::open(LeaderConfig::new(volume.path(""), secret())).unwrap();
+    let address = leader.listen("127.0.0.1:0").unwrap();
+    let follower = TestFollower::on(address, tempfile::tempdir().unwrap());
+    wait_until("the follower is in sync", || leader.in_sync().followers == [follower.id()]);
+    let mut log = leader.file(&path("log")).unwrap();
+    let first = log.append(b"first ").unwrap();
+    assert!(leader.commit(first, PATIENCE).is_committed());
+    let stall = volume.stall();
+    let second = log.append(b"second ").unwrap();
+    let short = Duration::from_millis(300);
+    assert_eq!(leader.commit(second, short), CommitOutcome::Unknown(Unknown::Deadline));
+    // Nothing else waits for the disk.
+    let third = log.append(b"third").unwrap();
+    assert!(leader.commit_at(third, CommitLevel::ALL_WRITTEN, PATIENCE).is_committed());
+    assert!(leader.committed(CommitLevel::ALL_DURABLE) < second);
+    drop(stall);
+    assert!(leader.commit(third, PATIENCE).is_committed());
+    assert_eq!(contents(follower.dir.path())["log"], b"first second third");
+    drop(log);
+    assert_eq!(leader.shutdown(PATIENCE).threads_left, 0);
 }

@@ -50,6 +50,27 @@ impl<'a> Volume<'a> {
         )
     }
 
+    /// An ext4 of 32 MiB whose disk can be made to [stall](Self::stall): it is a file on another ext4. Needs root.
+    pub fn that_stalls(stage: &'a Stage) -> Self {
+        let (mount, backing, made) = (stage.folder(MOUNT), stage.folder(BACKING), stage.path("made"));
+        let (mount, backing, made) = (mount.display(), backing.display(), made.display());
+        let mkfs = find("mkfs.ext4", "e2fsprogs");
+        let mkfs = mkfs.display();
+        Self::mounted(
+            stage,
+            &format!(
+                "truncate -s 64M {made} && {mkfs} -q {made} && mount -o loop {made} {backing} && \
+                 truncate -s 32M {backing}/disk && {mkfs} -q {backing}/disk && mount -o loop {backing}/disk {mount}"
+            ),
+        )
+    }
+
+    /// From now on whatever waits for the disk waits, until the result is dropped. What goes to the page cache does not.
+    pub fn stall(&self) -> Stall<'_> {
+        self.run(&format!("fsfreeze --freeze {}", self.stage.path(BACKING).display()));
+        Stall(self)
+    }
+
     fn mounted(stage: &'a Stage, mounting: &str) -> Self {
         let as_user = !rustix::process::geteuid().is_root();
         let user: &[&str] = if as_user { &["--user", "--map-root-user"] } else { &[] };
@@ -120,5 +141,14 @@ impl<'a> Volume<'a> {
         use std::io::Write;
         let mut filler = std::fs::File::create(path).unwrap();
         while filler.write_all(&[0xff; 4096]).is_ok() {}
+    }
+}
+
+/// A disk that stalls.
+pub struct Stall<'a>(&'a Volume<'a>);
+
+impl Drop for Stall<'_> {
+    fn drop(&mut self) {
+        self.0.run(&format!("fsfreeze --unfreeze {}", self.0.stage.path(BACKING).display()));
     }
 }

@@ -1,6 +1,6 @@
 //! Commits: waiting until followers have something, and who of them is in sync.
 //!
-//! What is committed and who is in sync is for [`rule`](self::rule) to say. Around it are here: the callers that wait, and two
+//! What is committed and who is in sync is for [`rule`] to say. Around it are here: the callers that wait, and two
 //! threads. `in-sync` writes the set to the coordinator (`recorder.rs`); `sync` makes the leader's own files durable and asks
 //! followers to do the same (`syncer.rs`): one request and one flush for all the commits that came meanwhile. A third,
 //! `commits`, runs callbacks and ends what has waited long enough; callers that block see to their own deadline.
@@ -19,6 +19,7 @@
 //! [`Commits::stop`] ends all that waits as [`CommitOutcome::ShutDown`], and then the threads; before that,
 //! [`Commits::settle`] gives the recorder time to record who had everything at the end.
 
+mod api;
 mod level;
 mod recorder;
 mod rule;

@@ -45,6 +45,9 @@ enum Connection {
     Attached,
 }
 
+/// Takes a change of the world, and what it is called.
+type Add<'a> = &'a mut dyn FnMut(String, &dyn Fn(&mut World));
+
 impl World {
     fn new() -> Self {
         let follower = Follower { connection: Connection::Gone, disk: Some(0) };
@@ -108,7 +111,7 @@ impl World {
         next
     }
 
-    fn next_of(&self, at: usize, add: &mut dyn FnMut(String, &dyn Fn(&mut Self))) {
+    fn next_of(&self, at: usize, add: Add<'_>) {
         let node = node(at);
         let follower = &self.followers[at];
         // Also as a newer connection, or demoted.
