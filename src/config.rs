@@ -1,10 +1,12 @@
 //! Settings: plain structs with defaults and a check.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::datadir::DirLock;
 use crate::error::Error;
+use crate::leader::{BelowMin, CommitLevel, Quorum};
 use crate::types::{NodeId, Secret};
 
 /// Settings of a [`Leader`](crate::Leader).
@@ -20,6 +22,13 @@ pub struct LeaderConfig {
     /// Bytes held for one follower before it is evicted for a full queue; batches are shared, so this bounds the sum of
     /// all followers too. Defaults to 64 MiB: at 500 MB/s an eighth of a second of a follower standing still.
     pub queue_bytes: u64,
+    /// Bytes held for one follower for longer than `queue_soft_time` before its queue counts as full: lower than `queue_bytes`, it
+    /// lets bursts pass and catches who is slow for good. Defaults to `None`: there is no such limit.
+    pub queue_soft_bytes: Option<u64>,
+    /// See `queue_soft_bytes`. Defaults to 10 s.
+    pub queue_soft_time: Duration,
+    /// Whether appends wait rather than lose a follower that `min_in_sync` needs. Defaults to [`BackPressure::Off`].
+    pub back_pressure: BackPressure,
     /// What becomes of a follower whose queue is full. Defaults to [`OnFull::Evict`].
     pub on_full: OnFull,
     /// Batches held for one follower. Defaults to 65,536, wide enough that bytes decide: a follower that stands still
@@ -55,6 +64,19 @@ pub struct LeaderConfig {
     pub heartbeat_interval: Duration,
     /// How many connections may be unauthenticated at once; beyond it the oldest is closed. Defaults to 64.
     pub unauthenticated_max: usize,
+    /// What a commit asks for that does not say otherwise. Defaults to [`CommitLevel::ALL_DURABLE`].
+    pub commit_level: CommitLevel,
+    /// How many followers must be in sync, without the leader, for a commit to be confirmed, at every level. It guards commits
+    /// only: never start-up, the listener or an append. Defaults to 0.
+    pub min_in_sync: usize,
+    /// What becomes of commits while there are fewer. Defaults to [`BelowMin::Refuse`].
+    pub below_min: BelowMin,
+    /// How many nodes there are in all, the leader included; for [`Quorum::Majority`]. Defaults to
+    /// `None`: not known.
+    pub cluster_size: Option<usize>,
+    /// What followers that speak protocol 1.0.0 say with an acknowledgement: LavinMQ up to 2.8 does not sync its disk before, 2.9
+    /// does unless it is configured not to, and they cannot be told apart. Defaults to [`Durability::Written`].
+    pub v1_acks: Durability,
     /// Files not to replicate, as globs on names relative to the data directory (`*.tmp`, `cache/**`; `*` does not cross a
     /// `/`, `**` does). Defaults to none.
     pub exclude: Vec<String>,
@@ -78,6 +100,53 @@ pub enum OnFull {
     CatchUp,
 }
 
+/// How safe bytes are at a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// They have arrived in the node's memory. Lost when its process ends.
+    Received,
+    /// They are written to its files, but perhaps only in the system's page cache. Lost when its host loses power or crashes.
+    Written,
+    /// They survive a loss of power.
+    Durable,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Received => "received",
+            Self::Written => "written",
+            Self::Durable => "durable",
+        })
+    }
+}
+
+/// What appends do when the queue of a follower is full whose eviction would leave fewer than
+/// [`LeaderConfig::min_in_sync`] in sync. Up to another 8 MiB may be held for such a follower.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BackPressure {
+    /// They go on, and it is evicted: no append ever waits for a follower.
+    #[default]
+    Off,
+    /// They fail with [`AppendError::WouldBlock`](crate::AppendError::WouldBlock) until there is room; after so long the follower is
+    /// evicted after all.
+    WouldBlock(Duration),
+    /// They block until there is room; after so long the follower is evicted after all.
+    Wait(Duration),
+}
+
+impl BackPressure {
+    /// How long it may last.
+    pub(crate) fn longest(self) -> Option<Duration> {
+        match self {
+            Self::Off => None,
+            Self::WouldBlock(longest) | Self::Wait(longest) => Some(longest),
+        }
+    }
+}
+
 impl LeaderConfig {
     /// The defaults, for this directory and secret.
     pub fn new(data_dir: impl Into<PathBuf>, secret: Secret) -> Self {
@@ -86,6 +155,9 @@ impl LeaderConfig {
             secret,
             id: None,
             queue_bytes: 64 << 20,
+            queue_soft_bytes: None,
+            queue_soft_time: Duration::from_secs(10),
+            back_pressure: BackPressure::Off,
             on_full: OnFull::Evict,
             queue_batches: 65_536,
             write_timeout: Duration::from_secs(5),
@@ -100,6 +172,11 @@ impl LeaderConfig {
             handshake_timeout: Duration::from_secs(5),
             heartbeat_interval: Duration::from_secs(1),
             unauthenticated_max: 64,
+            commit_level: CommitLevel::ALL_DURABLE,
+            min_in_sync: 0,
+            below_min: BelowMin::Refuse,
+            cluster_size: None,
+            v1_acks: Durability::Written,
             exclude: Vec::new(),
             lock: None,
         }
@@ -116,6 +193,16 @@ impl LeaderConfig {
         // A queue's slots are allocated up front.
         if self.queue_batches > 1 << 24 {
             return Err(Error::Setting { name: "queue_batches", reason: "must be at most 16777216".into() });
+        }
+        if self.back_pressure != BackPressure::Off && self.min_in_sync == 0 {
+            let reason = "must be at least 1 with back-pressure, which protects so many followers".into();
+            return Err(Error::Setting { name: "min_in_sync", reason });
+        }
+        if self.commit_level.quorum == Quorum::Majority && self.cluster_size.is_none() {
+            return Err(Error::Setting {
+                name: "cluster_size",
+                reason: "must be set for commits on a majority".into(),
+            });
         }
         positive("write_timeout", self.write_timeout)?;
         positive("ack_timeout", self.ack_timeout)?;
@@ -155,6 +242,15 @@ pub struct FollowerConfig {
     pub once: bool,
     /// What to speak. Defaults to [`Protocol::Auto`]: asking costs a leader of 1.0.0 one more connection.
     pub protocol: Protocol,
+    /// What an acknowledgement says of bytes to a leader of 1.0.0, which knows one kind. (A leader of the extension is told all
+    /// three by marks, whatever is set here; durable is what it asked to be made so.)
+    ///
+    /// Defaults to [`Durability::Durable`]: that is what LavinMQ's own followers have meant by it since 2.9, and what a leader
+    /// relies on that confirms to its clients by it. The stream goes on while the disk is at work, by up to 64 MiB, and what is
+    /// applied meanwhile is made durable and acknowledged together. `Written` is what followers up to 2.8 meant, and quicker with
+    /// leaders up to 2.8, which send nothing more until all is acknowledged. LavinMQ 2.9 drops a follower after about 3 s without
+    /// an acknowledgement: where the disk may take longer, only `Written` helps.
+    pub durability: Durability,
     /// How long connecting and each step of the handshake may take. Defaults to 5 s.
     pub connect_timeout: Duration,
     /// The first delay before connecting again; it doubles with each failure, and half of it is jitter. Defaults to 100 ms.
@@ -176,6 +272,7 @@ impl FollowerConfig {
             adopt: false,
             once: false,
             protocol: Protocol::default(),
+            durability: Durability::Durable,
             connect_timeout: Duration::from_secs(5),
             retry_delay_min: Duration::from_millis(100),
             retry_delay_max: Duration::from_secs(10),

@@ -220,9 +220,16 @@ pub(crate) fn remove_own_folder(root: &Path) -> Result<(), Error> {
 /// be served from.
 pub(crate) const INCOMPLETE_MARK: &str = "incomplete";
 
-/// Whether the directory carries the mark of a full sync that did not end.
+/// The same, of a directory of which not all is on disk that can be read from it.
+pub(crate) const SUSPECT_MARK: &str = "suspect";
+
+/// Whether the directory is no copy until the next full sync has ended: the last one did not, or a flush has failed.
 pub(crate) fn is_incomplete(root: &Path) -> bool {
-    fs::symlink_metadata(root.join(OWN_FOLDER).join(INCOMPLETE_MARK)).is_ok()
+    is_marked(root, INCOMPLETE_MARK) || is_marked(root, SUSPECT_MARK)
+}
+
+pub(crate) fn is_marked(root: &Path, mark: &str) -> bool {
+    fs::symlink_metadata(root.join(OWN_FOLDER).join(mark)).is_ok()
 }
 
 #[cfg(test)]

@@ -104,6 +104,10 @@ pub enum AppendError {
     /// The name is reserved, or excluded by the settings.
     #[error("{0} is never replicated: the name is reserved or excluded by the settings")]
     NotReplicated(RelPath),
+    /// A follower that is needed cannot keep up, and the host asked to be told rather than lose it: try again later. See
+    /// [`BackPressure`](crate::config::BackPressure).
+    #[error("a follower that is needed cannot keep up: try again later")]
+    WouldBlock,
     /// The local file could not be read or written.
     #[error("{doing} {path}: {source}")]
     Io {

@@ -55,10 +55,12 @@
 //! - **I6** No lock is held while a thread is joined, a socket is read or written, or a line is logged.
 //! - **I7** A length from a peer is checked against its maximum before anything is allocated for it, and a name from a peer
 //!   leads to nothing outside the data directory.
-//! - **I8** A follower acknowledges what it has applied, once, in order. After a failed write it acknowledges nothing
-//!   until it has synced anew.
+//! - **I8** A follower acknowledges what it has applied (or, as its owner chose, received or made durable), once, in order.
+//!   After a failed write or flush it acknowledges nothing until it has synced anew.
 //! - **I9** A follower's directory is marked incomplete, durably, before the first step of a full sync that makes it so,
 //!   until that sync is complete and durable.
+//! - **I10** Whoever is in an in-sync set that may be recorded has everything that was confirmed as committed on all, at the
+//!   durability it was confirmed with; and is out of all of them before it is made to change a file other than by the stream.
 //!
 //! # Features
 //!
@@ -84,7 +86,7 @@ pub mod watch;
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;
 
-pub use config::{FollowerConfig, LeaderConfig, OnFull, Protocol};
+pub use config::{BackPressure, Durability, FollowerConfig, LeaderConfig, OnFull, Protocol};
 pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;

@@ -60,10 +60,13 @@ impl Read for Reader {
 
 fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
-    *SUPPORTED.get_or_init(|| {
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        version(&release).is_some_and(|version| version >= (6, 16))
-    })
+    *SUPPORTED.get_or_init(|| kernel_is_since(6, 16))
+}
+
+/// Whether this is Linux of that version or a later one; if that cannot be told, it is not.
+pub(crate) fn kernel_is_since(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    version(&release).is_some_and(|version| version >= (major, minor))
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

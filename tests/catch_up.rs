@@ -120,6 +120,48 @@ fn discard_all_kinds(protocol: Protocol) {
 }
 
 #[test]
+fn of_files_renamed_or_cut_short_nothing_moves_that_was_there() {
+    const MIB: usize = 1 << 20;
+    let (leader, relay, follower) = scene(Protocol::Auto, |_| ());
+    let id = follower.follower.id();
+    let address = status(&leader, id).address;
+    let on_disk = |name: &str| leader.dir.path().join(name);
+    let rename = |from: &str, to: &str| {
+        std::fs::rename(on_disk(from), on_disk(to)).unwrap();
+        leader.leader.rename(&support::path(from), &support::path(to)).unwrap();
+    };
+    let truncate = |name: &str, len: usize| {
+        std::fs::File::options().write(true).open(on_disk(name)).unwrap().set_len(len as u64).unwrap();
+        leader.leader.truncate(&support::path(name), len as u64).unwrap();
+    };
+    for name in ["rotated", "rotated.1", "cut", "cut-and-renamed", "renamed-over"] {
+        leader.append(name, &noise(8 * MIB));
+    }
+    leader.wait_in_sync(1);
+    let before = status(&leader, id).sent_bytes;
+    let begun = leader.leader.position();
+    relay.hold();
+    // Behind this its writer waits; all that follows is discarded.
+    leader.append("log", &noise(4 * MIB));
+    rename("rotated.1", "rotated.2");
+    rename("rotated", "rotated.1");
+    leader.append("rotated", b"made anew");
+    leader.append("rotated.1", b"to a file that has moved");
+    truncate("cut", 5 * MIB);
+    leader.append("cut", b"after a cut");
+    truncate("cut-and-renamed", 7 * MIB);
+    rename("cut-and-renamed", "renamed-over");
+    truncate("renamed-over", 6 * MIB);
+    append_until_demoted(&leader, id, 1);
+    relay.release();
+    leader.wait_in_sync(1);
+    let sent = status(&leader, id).sent_bytes - before;
+    let appended = leader.leader.position().since(begun);
+    assert!(sent < appended + MIB as u64, "{sent} bytes were sent, and {appended} were appended");
+    assert_unbroken(&leader, &follower, address);
+}
+
+#[test]
 fn a_follower_may_be_demoted_again_and_again() {
     let (leader, relay, follower) = scene(Protocol::Auto, |_| ());
     let id = follower.follower.id();
@@ -172,6 +214,8 @@ fn a_follower_that_takes_nothing_is_evicted_in_this_mode_too() {
     let (leader, relay, follower) = scene(Protocol::Auto, |config| config.write_timeout = Duration::from_millis(400));
     let id = follower.follower.id();
     relay.hold();
+    // More than the system's buffers take on any host: the writer is blocked in it when the queue is full.
+    leader.append("log", &noise(16 << 20));
     append_until_demoted(&leader, id, 1);
     let eviction = leader.wait_evicted_for(id, &EvictionReason::WriteTimeout);
     assert_eq!(eviction.state, FollowerState::CatchingUp);

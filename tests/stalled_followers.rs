@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use paceline::leader::{EvictionReason, FollowerState};
@@ -13,7 +14,7 @@ use paceline::protocol::START_HEADER;
 use paceline::{LeaderConfig, NodeId};
 use support::fake_follower::FakeFollower;
 use support::lavinmq::LavinMq;
-use support::{PATIENCE, TestLeader, contents, noise, path, wait_until};
+use support::{PATIENCE, StopOnDrop, TestLeader, contents, noise, path, wait_until};
 use tempfile::TempDir;
 
 const SHORT: Duration = Duration::from_millis(400);
@@ -256,10 +257,9 @@ fn appends_complete_while_followers_stand_still_in_every_stage() {
 }
 
 /// Reads a little at a time off a full socket.
-fn read_slowly(socket: &TcpStream, time: Duration) {
-    let begun = Instant::now();
+fn read_slowly(socket: &TcpStream, is_done: impl Fn() -> bool) {
     let mut buffer = [0; 4 << 10];
-    while begun.elapsed() < time {
+    while !is_done() {
         assert!((&*socket).read(&mut buffer).unwrap() > 0, "the leader closed it");
         std::thread::park_timeout(Duration::from_millis(20));
     }
@@ -278,13 +278,17 @@ fn a_slow_reader_is_kept_as_long_as_bytes_move() {
     let connect = || FakeFollower::connect(leader.address).shake(NodeId::random());
     let in_stream = connect().join();
     leader.wait_state(in_stream.id(), FollowerState::InSync);
+    // Both read until the end: who stops is not slow.
+    let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _done = StopOnDrop(&is_done);
         leader.append("log", &noise(24 << 20));
-        scope.spawn(|| read_slowly(&in_stream.socket, 3 * limit));
+        scope.spawn(|| read_slowly(&in_stream.socket, || is_done.load(Ordering::Relaxed)));
         let mut in_bulk = connect();
         in_bulk.list();
         in_bulk.request([&path("big")]);
-        read_slowly(&in_bulk.socket, 3 * limit);
+        let begun = Instant::now();
+        read_slowly(&in_bulk.socket, || begun.elapsed() >= 3 * limit);
         assert!(leader.leader.followers().iter().all(|follower| follower.sent_bytes < 20 << 20), "it was slow enough");
     });
     let evictions = leader.leader.evictions();

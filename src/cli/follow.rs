@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use paceline::follower::{State, Status, SyncProgress};
-use paceline::{Follower, FollowerConfig, Protocol};
+use paceline::{Durability, Follower, FollowerConfig, Protocol};
 
 use super::units::{parse_address, show_bytes, show_rate};
 use super::{Failure, NodeOptions, bars, say, signals, start_logging};
@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// What to speak: Paceline's extension if the leader knows it and 1.0.0 if not, or only 1.0.0
     #[arg(long, value_name = "PROTOCOL", default_value = "auto", env = "PACELINE_PROTOCOL")]
     protocol: Speaks,
+    /// When to acknowledge to a leader of 1.0.0: what has come, is written, or is on disk (Paceline's extension tells all three)
+    #[arg(long, value_name = "LEVEL", default_value = "durable", env = "PACELINE_DURABILITY")]
+    durability: Level,
     /// End with the process that started this one
     #[arg(long, hide = true)]
     end_with_parent: bool,
@@ -54,6 +57,14 @@ enum Speaks {
     V1,
 }
 
+/// The values of `--durability`.
+#[derive(Clone, Copy, ValueEnum)]
+enum Level {
+    Received,
+    Written,
+    Durable,
+}
+
 impl Options {
     fn config(&self) -> Result<FollowerConfig, Failure> {
         let mut config = FollowerConfig::new(&self.leader, &self.data_dir, self.node.secret()?);
@@ -63,6 +74,11 @@ impl Options {
         config.protocol = match self.protocol {
             Speaks::Auto => Protocol::Auto,
             Speaks::V1 => Protocol::V1,
+        };
+        config.durability = match self.durability {
+            Level::Received => Durability::Received,
+            Level::Written => Durability::Written,
+            Level::Durable => Durability::Durable,
         };
         config.check().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(config)

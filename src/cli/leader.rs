@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// connection and sends what it lacks from disk
     #[arg(long, value_name = "WHAT", env = "PACELINE_ON_FULL", value_parser = parse_on_full, default_value = "evict", help_heading = "Limits")]
     on_full: OnFull,
+    /// Followers that should be in sync, without this leader: falling below it, and coming back, are logged. Nothing waits for it
+    #[arg(long, value_name = "COUNT", env = "PACELINE_MIN_IN_SYNC", help_heading = "Limits")]
+    min_in_sync: Option<usize>,
     /// How many full syncs read or move content at once [default: 1]
     #[arg(long, value_name = "COUNT", env = "PACELINE_SYNCS_MAX", help_heading = "Limits")]
     syncs_max: Option<usize>,
@@ -66,6 +69,7 @@ impl Options {
         config.exclude.clone_from(&self.exclude);
         config.queue_bytes = self.queue_bytes.unwrap_or(config.queue_bytes);
         config.on_full = self.on_full;
+        config.min_in_sync = self.min_in_sync.unwrap_or(config.min_in_sync);
         config.syncs_max = self.syncs_max.unwrap_or(config.syncs_max);
         config.sync_rate = self.sync_rate;
         config.write_timeout = self.write_timeout.unwrap_or(config.write_timeout);

@@ -5,19 +5,32 @@
 //!
 //! The reader puts names and applied bytes into the [`Outbox`]; the thread takes all that is there and writes it. So one
 //! acknowledgement covers what was applied while the last one was written, and nothing is ever held back for more.
-//! An acknowledgement says that the bytes were written to the files, not that they are on disk.
+//! What an acknowledgement says is [`Durability`](crate::Durability): the reader puts bytes here when that is so, or, for those
+//! that are to be durable, together with the changes that are not. Then the thread makes those durable first, all that have come
+//! at once. When that fails it acknowledges nothing more.
 //!
 //! One thread a connection. One lock, the outbox's, held only to put and take, never while writing. It stops when the
 //! outbox is closed, or when a write fails; a blocked write fails because who closes the outbox shuts the socket down.
 
 use std::collections::VecDeque;
 use std::io::{self, BufWriter, Write};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::dir::Dir;
+use super::flush::Unflushed;
 use super::shared::Shared;
+use crate::error::Error;
 use crate::protocol::{write_end, write_name};
 use crate::types::RelPath;
+
+/// Bytes applied that wait to be made durable, beside those that are being; the reader waits when there are more. Otherwise a leader
+/// that is faster than the disk would have ever more to be flushed at once, and wait ever longer for an acknowledgement.
+const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
+
+/// A disk that takes so long is worth a warning: LavinMQ 2.9 drops a follower after 3 s.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What is to be written.
 #[derive(Default)]
@@ -30,16 +43,20 @@ pub(super) struct Outbox {
 struct State {
     /// The requests of a round each; at most two, since a round's answers are awaited before the next.
     requests: VecDeque<Vec<RelPath>>,
-    /// Bytes applied and not acknowledged.
-    applied: u64,
+    /// Bytes not acknowledged.
+    done: u64,
+    /// Changes to be made durable before those bytes are acknowledged.
+    unflushed: Unflushed,
     closed: bool,
     finishing: bool,
-    failure: Option<io::Error>,
+    /// The thread has ended.
+    ended: bool,
+    failure: Option<Error>,
 }
 
 enum Work {
     Requests(Vec<RelPath>),
-    Acknowledge(u64),
+    Acknowledge(u64, Unflushed),
 }
 
 impl Outbox {
@@ -49,10 +66,27 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// Says that so many more bytes of actions have been applied.
-    pub(super) fn applied(&self, bytes: u64) {
-        self.state.lock().applied += bytes;
+    /// So many more bytes of actions are to be acknowledged.
+    pub(super) fn done(&self, bytes: u64) {
+        self.state.lock().done += bytes;
         self.changed.notify_one();
+    }
+
+    /// The same, when these changes are durable. Blocks while the disk has too much to do.
+    pub(super) fn done_when_durable(&self, bytes: u64, changes: Unflushed) {
+        let mut state = self.state.lock();
+        state.done += bytes;
+        state.unflushed.merge(changes);
+        // Nobody else waits then: the thread has something to do.
+        self.changed.notify_one();
+        while state.done > UNFLUSHED_BYTES_MAX && !state.ended {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// What the thread, which has ended, did not make durable.
+    pub(super) fn left(&self) -> Unflushed {
+        std::mem::take(&mut self.state.lock().unflushed)
     }
 
     /// Ends the thread. What was not written yet is dropped: after a failed write to a file nothing is acknowledged.
@@ -67,8 +101,8 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// Why writing failed, if that was what ended the connection.
-    pub(super) fn failure(&self) -> Option<io::Error> {
+    /// What the thread failed at, if that was what ended the connection.
+    pub(super) fn failure(&self) -> Option<Error> {
         self.state.lock().failure.take()
     }
 
@@ -81,8 +115,11 @@ impl Outbox {
             if let Some(names) = state.requests.pop_front() {
                 return Some(Work::Requests(names));
             }
-            if state.applied > 0 {
-                return Some(Work::Acknowledge(std::mem::take(&mut state.applied)));
+            if state.done > 0 {
+                self.changed.notify_one();
+                let state = &mut *state;
+                let (bytes, changes) = (std::mem::take(&mut state.done), std::mem::take(&mut state.unflushed));
+                return Some(Work::Acknowledge(bytes, changes));
             }
             if state.finishing {
                 return None;
@@ -94,13 +131,16 @@ impl Outbox {
 
 /// The thread's life: writes to `socket` until the outbox is closed. A failure is left in the outbox, for the reader,
 /// which the caller must wake.
-pub(super) fn run(outbox: &Outbox, mut socket: impl Write, shared: &Shared) {
+pub(super) fn run(outbox: &Outbox, mut socket: impl Write, dir: &Dir, shared: &Shared) {
+    let _at_end = AtEnd(outbox);
+    let mut warned = false;
     while let Some(work) = outbox.take() {
-        let written = match work {
-            Work::Requests(names) => write_requests(&mut socket, &names),
-            Work::Acknowledge(bytes) => acknowledge(&mut socket, bytes, shared),
+        let done = match work {
+            Work::Requests(names) => write_requests(&mut socket, &names).map_err(lost),
+            Work::Acknowledge(bytes, changes) => make_durable(outbox, changes, dir, &mut warned)
+                .and_then(|()| acknowledge(&mut socket, bytes, shared).map_err(lost)),
         };
-        if let Err(error) = written {
+        if let Err(error) = done {
             let mut state = outbox.state.lock();
             if !state.closed {
                 state.failure = Some(error);
@@ -108,6 +148,39 @@ pub(super) fn run(outbox: &Outbox, mut socket: impl Write, shared: &Shared) {
             return;
         }
     }
+}
+
+/// Lets go the reader that waits for the thread, also when it panicked.
+struct AtEnd<'a>(&'a Outbox);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().ended = true;
+        self.0.changed.notify_one();
+    }
+}
+
+fn lost(error: io::Error) -> Error {
+    Error::connection("lost while writing", error)
+}
+
+fn make_durable(outbox: &Outbox, changes: Unflushed, dir: &Dir, warned: &mut bool) -> Result<(), Error> {
+    if changes.is_empty() {
+        return dir.check_flushed();
+    }
+    let began = Instant::now();
+    let flushed = changes.flush(dir);
+    if flushed.is_err() {
+        outbox.state.lock().unflushed.merge(changes);
+    }
+    let took = began.elapsed();
+    if took >= SLOW && !std::mem::replace(warned, true) {
+        log::warn!(
+            "it took the disk {took:.1?} to make changes durable, and the leader waited for their acknowledgement so long; \
+             LavinMQ lets a follower go after about 3 s: a faster disk helps, or a weaker durability (written)"
+        );
+    }
+    flushed
 }
 
 fn write_requests(socket: &mut impl Write, names: &[RelPath]) -> io::Result<()> {
@@ -130,6 +203,12 @@ fn acknowledge(socket: &mut impl Write, bytes: u64, shared: &Shared) -> io::Resu
 mod tests {
     use super::*;
 
+    fn opened() -> (tempfile::TempDir, Dir) {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        (root, dir)
+    }
+
     /// Writes are collected; the outbox is closed after the first.
     struct ClosesAfterOne<'a>(&'a Outbox, Vec<u8>);
 
@@ -148,9 +227,9 @@ mod tests {
     #[test]
     fn what_accumulated_is_acknowledged_in_one_write() {
         let (outbox, shared) = (Outbox::default(), Shared::default());
-        (1..=3).for_each(|bytes| outbox.applied(bytes));
+        (1..=3).for_each(|bytes| outbox.done(bytes));
         let mut socket = ClosesAfterOne(&outbox, Vec::new());
-        run(&outbox, &mut socket, &shared);
+        run(&outbox, &mut socket, &opened().1, &shared);
         assert_eq!(socket.1, 6_i64.to_le_bytes());
         assert_eq!(shared.status().acknowledged_bytes, 6);
     }
@@ -159,23 +238,23 @@ mod tests {
     fn finishing_writes_what_is_there() {
         let (outbox, shared, mut socket) = (Outbox::default(), Shared::default(), Vec::new());
         outbox.request(Vec::new());
-        outbox.applied(1);
+        outbox.done(1);
         outbox.finish();
-        run(&outbox, &mut socket, &shared);
+        run(&outbox, &mut socket, &opened().1, &shared);
         assert_eq!(socket, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
     fn nothing_is_written_after_closing_and_a_failure_is_kept() {
         let (outbox, shared) = (Outbox::default(), Shared::default());
-        outbox.applied(7);
+        outbox.done(7);
         let mut full: &mut [u8] = &mut [0; 3];
-        run(&outbox, &mut full, &shared);
+        run(&outbox, &mut full, &opened().1, &shared);
         assert!(outbox.failure().is_some());
         outbox.request(vec![RelPath::new("a").unwrap()]);
         outbox.close();
         let mut socket = Vec::new();
-        run(&outbox, &mut socket, &shared);
+        run(&outbox, &mut socket, &opened().1, &shared);
         assert!(socket.is_empty());
     }
 }

@@ -20,10 +20,14 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use super::ack::Outbox;
 use super::connection::lost;
 use super::dir::Dir;
+use super::flush::Unflushed;
 use super::reshape::Patch;
+use super::shared::Shared;
 use super::track::Track;
+use crate::config::Durability;
 use crate::error::Error;
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
 use crate::types::RelPath;
@@ -39,14 +43,14 @@ const WRITTEN_DIRECTLY_BYTES_MIN: usize = 16 << 10;
 
 /// Applies the stream until it ends, which is always an error: a leader never ends it, only the connection.
 ///
-/// `applied` is called after each block with the bytes of actions that it completed.
+/// What `durability` makes of each block goes to the outbox; with [`Durability::Durable`], `actions` keep track of changes.
 pub(super) fn apply_stream(
     reader: &mut impl BufRead,
-    dir: &Dir,
-    applied: &mut dyn FnMut(u64),
+    actions: &mut Actions<'_>,
+    durability: Durability,
+    (outbox, shared): (&Outbox, &Shared),
 ) -> Result<std::convert::Infallible, Error> {
     let mut decoder = ActionDecoder::new();
-    let mut actions = Actions::new(dir);
     loop {
         let block = reader.fill_buf().map_err(|error| lost("in the stream", error.into()))?;
         if block.is_empty() {
@@ -54,11 +58,38 @@ pub(super) fn apply_stream(
             return Err(lost(at, ProtocolError::Io(std::io::ErrorKind::UnexpectedEof.into())));
         }
         let length = block.len();
-        let bytes = apply_block(&mut decoder, &mut actions, block)?;
-        reader.consume(length);
-        if bytes > 0 {
-            applied(bytes);
+        if durability == Durability::Received {
+            outbox.done(action_bytes(&decoder, block)?);
         }
+        let bytes = apply_block(&mut decoder, actions, block)?;
+        reader.consume(length);
+        if bytes == 0 {
+            continue;
+        }
+        // In this order: what is acknowledged was counted as applied.
+        shared.update(|status| status.applied_bytes += bytes);
+        match durability {
+            Durability::Received => {}
+            Durability::Written => outbox.done(bytes),
+            Durability::Durable => outbox.done_when_durable(bytes, actions.unflushed()),
+        }
+    }
+}
+
+/// How many bytes of actions are in a block that nothing was done with yet.
+fn action_bytes(decoder: &ActionDecoder, mut block: &[u8]) -> Result<u64, Error> {
+    let (mut decoder, mut sum) = (decoder.clone(), 0);
+    while let Some(event) = decoder.next(&mut block)? {
+        sum += bytes_of(&event);
+    }
+    Ok(sum)
+}
+
+fn bytes_of(event: &Event<'_>) -> u64 {
+    match event {
+        Event::Action { path, .. } => framing_bytes(path),
+        Event::Payload { bytes, .. } => bytes.len() as u64,
+        Event::Heartbeat => 0,
     }
 }
 
@@ -66,15 +97,10 @@ pub(super) fn apply_stream(
 fn apply_block(decoder: &mut ActionDecoder, actions: &mut Actions<'_>, mut block: &[u8]) -> Result<u64, Error> {
     let mut bytes_done = 0;
     while let Some(event) = decoder.next(&mut block)? {
+        bytes_done += bytes_of(&event);
         match event {
-            Event::Action { path, kind } => {
-                bytes_done += framing_bytes(&path);
-                actions.begin(path, kind)?;
-            }
-            Event::Payload { bytes, remaining } => {
-                bytes_done += bytes.len() as u64;
-                actions.payload(bytes, remaining)?;
-            }
+            Event::Action { path, kind } => actions.begin(path, kind)?,
+            Event::Payload { bytes, remaining } => actions.payload(bytes, remaining)?,
             Event::Heartbeat => {}
         }
     }
@@ -85,8 +111,10 @@ fn apply_block(decoder: &mut ActionDecoder, actions: &mut Actions<'_>, mut block
 /// Applies actions.
 pub(super) struct Actions<'a> {
     pub(super) dir: &'a Dir,
-    /// With the extension.
+    /// With the extension, and where changes are made durable.
     pub(super) track: Option<Track>,
+    /// Whether what is durable is not to be lost to what is not, see [`flush`](super::flush).
+    pub(super) guard: bool,
     /// What the next payload goes to instead of a file's end.
     pub(super) patching: Option<Patch>,
     open: HashMap<RelPath, OpenFile, RandomState>,
@@ -113,6 +141,7 @@ impl<'a> Actions<'a> {
         Self {
             dir,
             track: None,
+            guard: false,
             patching: None,
             open: HashMap::default(),
             uses: 0,
@@ -168,6 +197,9 @@ impl<'a> Actions<'a> {
             if remaining == 0
                 && let Some((path, file)) = self.replacing.take()
             {
+                if self.guard && self.dir.holds(&path)? {
+                    self.dir.flush_file(path.as_str(), &file)?;
+                }
                 self.dir.place_temporary(&path)?;
                 self.gone(&path);
                 self.writes(&path, &Arc::new(file), 0);
@@ -195,6 +227,11 @@ impl<'a> Actions<'a> {
             self.dir.remove_own_folder();
         }
         Ok(())
+    }
+
+    /// What was changed and is not durable, if that is kept track of.
+    pub(super) fn unflushed(&mut self) -> Unflushed {
+        self.track.as_mut().map(Track::take).unwrap_or_default()
     }
 
     fn write_gathered(&mut self) -> Result<(), Error> {
@@ -239,14 +276,14 @@ impl<'a> Actions<'a> {
         Ok(file)
     }
 
-    /// Says, with the extension, that a file is about to be written to at or behind `offset`.
+    /// Says, where it is kept track of, that a file is about to be written to at or behind `offset`.
     pub(super) fn writes(&mut self, path: &RelPath, file: &Arc<File>, offset: u64) {
         if let Some(track) = &mut self.track {
             track.writes(path, file, offset);
         }
     }
 
-    /// Says, with the extension, that a name means no file any more, or another one.
+    /// Says, where it is kept track of, that a name means no file any more, or another one.
     fn gone(&mut self, path: &RelPath) {
         if let Some(track) = &mut self.track {
             track.gone(path);

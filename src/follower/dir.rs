@@ -3,30 +3,34 @@
 //! A name is resolved part by part from the directory's descriptor, and no symbolic link is ever followed, neither on the
 //! way nor as the file itself: whatever a name is, nothing outside the directory is read, written or removed. What is
 //! neither a file nor a folder is refused as well. Each resolution starts at the top: descriptors of folders are not
-//! kept, so none can outlive its folder. (Files that are appended to are kept open, see [`apply`](super::apply).)
+//! kept, so none can outlive its folder. Where the kernel can do all that in one step (`openat2`), files are opened so.
+//! (Files that are appended to are kept open, see [`apply`](super::apply).)
 //!
-//! Also here is `.paceline/`, the follower's own folder: the one temporary file, and the mark of a sync that did not end.
-//! No threads, no locks.
+//! Other parts of [`Dir`] are in [`own`](super::own), the follower's own folder; [`flush`](super::flush), what makes durable;
+//! [`mend`](super::mend), and [`reshape`](super::reshape). No threads, no locks.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, Dir as Entries, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 
-use crate::datadir::INCOMPLETE_MARK;
+use super::flush::Flusher;
+use super::own::Own;
+use crate::datadir::{self, SUSPECT_MARK};
 use crate::error::Error;
 use crate::protocol::Sha1Sum;
-use crate::types::{OWN_FOLDER, RelPath};
-
-/// The one file that is being received: there is one reader, and it receives one at a time.
-const TEMPORARY: &str = "incoming";
+use crate::types::RelPath;
 
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const FOLDER_MODE: Mode = Mode::RWXU;
+/// What `open_file`'s way step by step sees to.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// `NONBLOCK` matters to what is not a regular file: opening a FIFO must not wait for its other end.
 const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
@@ -36,8 +40,10 @@ const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBL
 pub(super) struct Dir {
     root: OwnedFd,
     path: PathBuf,
-    temporary: RelPath,
-    mark: RelPath,
+    pub(super) own: Own,
+    pub(super) flusher: Arc<dyn Flusher>,
+    /// A flush has failed, and what it may have lost was not mended.
+    pub(super) suspect: AtomicBool,
 }
 
 /// A folder on the way to a file; `None` is the data directory itself.
@@ -53,16 +59,26 @@ impl AsFd for Folder<'_> {
 }
 
 impl Dir {
+    /// Of tests.
+    #[cfg(test)]
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_flushed_by(path, Arc::new(super::flush::SystemFlusher))
+    }
+
+    pub(super) fn open_flushed_by(path: &Path, flusher: Arc<dyn Flusher>) -> Result<Self, Error> {
         // The directory itself may be reached through a link: its owner chose that, no leader did.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
-        let own = |name| RelPath::new(&format!("{OWN_FOLDER}/{name}"));
-        Ok(Self { root, path: path.to_owned(), temporary: own(TEMPORARY)?, mark: own(INCOMPLETE_MARK)? })
+        let suspect = AtomicBool::new(datadir::is_marked(path, SUSPECT_MARK));
+        Ok(Self { root, path: path.to_owned(), own: Own::new()?, flusher, suspect })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// Opens a file to append to; it and its folders are made if absent.
@@ -93,7 +109,7 @@ impl Dir {
             }
         }
         if flush {
-            file.sync_all().map_err(|error| self.failed("flush", path.as_str(), error))?;
+            self.flush_file(path.as_str(), &file)?;
         }
         Ok(Some(sha1.finalize().into()))
     }
@@ -136,95 +152,13 @@ impl Dir {
         }
     }
 
-    /// A new, empty temporary file. Only one can be in use at a time.
-    pub(super) fn create_temporary(&self) -> Result<File, Error> {
-        self.remove_temporary()?;
-        self.open_made(&self.temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
-    }
-
-    /// Removes the temporary file, if there is one, and the own folder, if there is nothing else in it.
-    pub(super) fn remove_temporary(&self) -> Result<(), Error> {
-        self.remove(&self.temporary).map(drop)
-    }
-
-    /// Makes the temporary file the content of `path`, in one step: nobody sees a part of it.
-    pub(super) fn place_temporary(&self, path: &RelPath) -> Result<(), Error> {
-        let (folder, name) = self.parent_made(path)?;
-        if self.kind_of(&folder, name, path)? == Some(FileType::Directory) {
-            return Err(self.refused(path.as_str(), "is a folder that is not empty, and the leader has a file there"));
-        }
-        let (own, temporary) = self.parent_made(&self.temporary)?;
-        rustix::fs::renameat(own, temporary, folder, name).map_err(|error| self.failed("replace", path.as_str(), error))
-    }
-
-    /// Removes the own folder, if there is nothing in it.
-    pub(super) fn remove_own_folder(&self) {
-        self.remove_folder(OWN_FOLDER);
-    }
-
-    /// Removes what an earlier run left in the own folder, except for the mark.
-    pub(super) fn tidy(&self) -> Result<(), Error> {
-        let Some((folder, _)) = self.parent(&self.mark, false)? else { return Ok(()) };
-        let failed = |error: Errno| self.failed("list", OWN_FOLDER, error);
-        for entry in Entries::read_from(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            if [&b"."[..], b"..", INCOMPLETE_MARK.as_bytes()].contains(&name.to_bytes()) {
-                continue;
-            }
-            match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                // Not ours to take apart, and in nobody's way.
-                Err(Errno::ISDIR | Errno::PERM) => log::warn!("left alone: {OWN_FOLDER}/{}", name.to_string_lossy()),
-                Err(error) => {
-                    return Err(self.failed("remove", &format!("{OWN_FOLDER}/{}", name.to_string_lossy()), error));
-                }
-            }
-        }
-        self.remove_own_folder();
-        Ok(())
-    }
-
-    /// Marks the directory as incomplete; the mark is on disk when this returns.
-    pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
-        let failed = |error: io::Error| self.failed("write", self.mark.as_str(), error);
-        self.open_made(&self.mark, OFlags::WRONLY | OFlags::CREATE)?.sync_all().map_err(failed)?;
-        self.flush_folders([OWN_FOLDER].into_iter())
-    }
-
-    /// Takes the mark away; that is on disk when this returns.
-    pub(super) fn clear_incomplete(&self) -> Result<(), Error> {
-        let Some((folder, name)) = self.parent(&self.mark, false)? else { return Ok(()) };
-        match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(self.failed("remove", self.mark.as_str(), error)),
-        }
-        drop(folder);
-        self.flush_folders([OWN_FOLDER].into_iter())?;
-        self.remove_own_folder();
-        Ok(())
-    }
-
-    /// Makes durable what was put into, or taken out of, these folders and the directory itself.
-    pub(super) fn flush_folders<'a>(&self, folders: impl Iterator<Item = &'a str>) -> Result<(), Error> {
-        for path in folders {
-            let Some((above, name)) = self.parent_of(path, false)? else { continue };
-            // It may have gone meanwhile: then those above it say so.
-            if let Some(folder) = self.enter(&above, name, path, false)? {
-                rustix::fs::fsync(folder).map_err(|error| self.failed("flush", path, error))?;
-            }
-        }
-        rustix::fs::fsync(&self.root).map_err(|error| Error::io("flush", &self.path, error))
-    }
-
-    /// Makes all that was written durable, by whomever on this file system. Blocks as long as the disk takes.
-    pub(super) fn flush(&self) -> Result<(), Error> {
-        rustix::fs::syncfs(&self.root).map_err(|error| Error::io("flush", &self.path, error))
-    }
-
-    /// A local I/O error that names its file.
+    /// A local I/O error that names its file; without a name, the directory.
     pub(super) fn failed(&self, doing: &'static str, path: &str, error: impl Into<io::Error>) -> Error {
-        Error::io(doing, self.path.join(path), error)
+        if path.is_empty() {
+            Error::io(doing, &self.path, error)
+        } else {
+            Error::io(doing, self.path.join(path), error)
+        }
     }
 
     pub(super) fn refused(&self, path: &str, why: &'static str) -> Error {
@@ -245,6 +179,9 @@ impl Dir {
 
     pub(super) fn open_file(&self, path: &RelPath, flags: OFlags) -> Result<Option<File>, Error> {
         let make = flags.contains(OFlags::CREATE);
+        if let Some(fd) = self.open_at_once(path, flags) {
+            return self.regular(path, fd).map(Some);
+        }
         let Some((folder, name)) = self.parent(path, make)? else { return Ok(None) };
         let fd = match rustix::fs::openat(&folder, name, flags | FILE, FILE_MODE) {
             Ok(fd) => fd,
@@ -255,11 +192,28 @@ impl Dir {
                 return Err(self.failed("open", path.as_str(), error));
             }
         };
+        self.regular(path, fd).map(Some)
+    }
+
+    /// The same in one system call instead of two for each folder on the way; `None` where that fails: the steps one by one tell
+    /// why, make the folders, and do on kernels that know no `openat2`.
+    fn open_at_once(&self, path: &RelPath, flags: OFlags) -> Option<OwnedFd> {
+        let mode = if flags.contains(OFlags::CREATE) { FILE_MODE } else { Mode::empty() };
+        rustix::fs::openat2(&self.root, path.as_str(), flags | FILE, mode, BENEATH).ok()
+    }
+
+    fn regular(&self, path: &RelPath, fd: OwnedFd) -> Result<File, Error> {
         let stat = rustix::fs::fstat(&fd).map_err(|error| self.failed("stat", path.as_str(), error))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok(Some(File::from(fd))),
+            FileType::RegularFile => Ok(File::from(fd)),
             _ => Err(self.refused(path.as_str(), NOT_A_FILE)),
         }
+    }
+
+    /// Whether there is a file of that name.
+    pub(super) fn holds(&self, path: &RelPath) -> Result<bool, Error> {
+        let Some((folder, name)) = self.parent(path, false)? else { return Ok(false) };
+        Ok(self.kind_of(&folder, name, path)? == Some(FileType::RegularFile))
     }
 
     /// Whether there is a file or a folder of that name. A link, or anything else, is an error.
@@ -279,7 +233,7 @@ impl Dir {
         self.parent(path, true)?.ok_or_else(|| self.failed("make the folder of", path.as_str(), Errno::NOENT))
     }
 
-    fn parent<'a>(&self, path: &'a RelPath, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
+    pub(super) fn parent<'a>(&self, path: &'a RelPath, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
         self.parent_of(path.as_str(), make)
     }
 
@@ -296,6 +250,14 @@ impl Dir {
             start = end + 1;
         }
         Ok(Some((folder, &path[start..])))
+    }
+
+    /// Opens a folder; `None` if it is not there.
+    pub(super) fn open_folder(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
+        match self.parent_of(path, false)? {
+            Some((above, name)) => self.enter(&above, name, path, false),
+            None => Ok(None),
+        }
     }
 
     fn enter(&self, at: &Folder<'_>, part: &str, so_far: &str, make: bool) -> Result<Option<OwnedFd>, Error> {
@@ -365,17 +327,6 @@ mod tests {
     }
 
     #[test]
-    fn the_own_folder_may_be_removed_by_one_thread_while_another_needs_it() {
-        let (_root, dir) = opened();
-        std::thread::scope(|scope| {
-            let remover = scope.spawn(|| (0..20_000).for_each(|_| dir.remove_own_folder()));
-            while !remover.is_finished() {
-                place(&dir, "a", "x").unwrap();
-            }
-        });
-    }
-
-    #[test]
     fn no_link_is_followed_and_nothing_outside_changes() {
         let (root, dir) = opened();
         let outside = tempfile::tempdir().unwrap();
@@ -410,17 +361,5 @@ mod tests {
         assert!(place(&dir, "fifo", "").is_err() && place(&dir, "folder", "").is_err());
         assert!(dir.open_append(&path("folder")).is_err() && dir.open_append(&path("plain/x")).is_err());
         assert!(!dir.remove(&path("folder")).unwrap() && !dir.remove(&path("plain/x")).unwrap());
-    }
-
-    #[test]
-    fn leftovers_go_and_the_mark_stays_until_it_is_cleared() {
-        let (root, dir) = opened();
-        dir.mark_incomplete().unwrap();
-        drop(dir.create_temporary().unwrap());
-        dir.tidy().unwrap();
-        assert!(crate::datadir::is_incomplete(root.path()));
-        assert_eq!(fs::read_dir(root.path().join(OWN_FOLDER)).unwrap().count(), 1);
-        dir.clear_incomplete().unwrap();
-        assert!(!crate::datadir::is_incomplete(root.path()) && !root.path().join(OWN_FOLDER).exists());
     }
 }

@@ -17,10 +17,10 @@ use rustix::fs::OFlags;
 
 use super::digests::{ChunkBuffer, Digests};
 use super::dir::Dir;
+use super::flush::Unflushed;
 use super::report::Report;
 use super::shared::Shared;
 use super::status::State;
-use super::track::Unflushed;
 use crate::datadir;
 use crate::error::Error;
 use crate::protocol::extension::{Held, Message, split_inventory};
@@ -159,7 +159,6 @@ impl Worker {
         let _at_end = AtEnd(&self.jobs);
         while let Some(job) = self.jobs.take() {
             if let Err(error) = self.work(job) {
-                self.jobs.state.lock().left.everything();
                 self.digests.forget_all();
                 self.report.fail(error);
                 return;
@@ -171,7 +170,7 @@ impl Worker {
         match job {
             Job::Inventory { names } => self.tell(names),
             Job::Flush(unflushed, mark) => {
-                unflushed.flush(&self.dir)?;
+                self.flush(unflushed)?;
                 self.report.durable(mark);
                 Ok(())
             }
@@ -182,7 +181,7 @@ impl Worker {
                 Ok(())
             }
             Job::Synced(unflushed, mark, answer) => {
-                unflushed.flush(&self.dir)?;
+                self.flush(unflushed)?;
                 self.dir.clear_incomplete()?;
                 self.report.durable(mark);
                 self.jobs.state.lock().synced = true;
@@ -192,6 +191,14 @@ impl Worker {
                 Ok(())
             }
         }
+    }
+
+    fn flush(&self, unflushed: Unflushed) -> Result<(), Error> {
+        let flushed = unflushed.flush(&self.dir);
+        if flushed.is_err() {
+            self.jobs.state.lock().left.merge(unflushed);
+        }
+        flushed
     }
 
     fn tell(&self, names: bool) -> Result<(), Error> {
@@ -308,8 +315,15 @@ mod tests {
         let (shared, report, jobs) = (worker.shared.clone(), worker.report.clone(), worker.jobs.clone());
         std::thread::scope(|scope| {
             scope.spawn(|| worker.run());
-            let parts =
-                Parts { data: &mut data, adopt: false, once: true, shared: &shared, report: &report, jobs: &jobs };
+            let parts = Parts {
+                data: &mut data,
+                adopt: false,
+                once: true,
+                shared: &shared,
+                report: &report,
+                jobs: &jobs,
+                durable_asked: &mut false,
+            };
             let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
             session.run(&mut crate::protocol::frame_reader(&blocks.get_mut()[..])).unwrap();
             jobs.close();

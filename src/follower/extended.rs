@@ -12,12 +12,13 @@ use crossbeam_channel::Receiver;
 
 use super::connection::bound_unanswered;
 use super::disk::{Jobs, Worker};
+use super::flush::Unflushed;
 use super::negotiate::{Introduction, introduce};
 use super::report::{Report, Speaker, Watched};
 use super::run::Runner;
 use super::session::{Parts, Session};
 use super::status::State;
-use super::track::{Track, Unflushed};
+use super::track::Track;
 use crate::error::Error;
 use crate::protocol::extension::chunks_max;
 use crate::protocol::frame_reader;
@@ -43,6 +44,7 @@ impl Runner {
             shared: &self.shared,
             report: &threads.report,
             jobs: &threads.jobs,
+            durable_asked: &mut self.durable_asked,
         };
         let mut session = Session::new(parts, &self.dir, Track::new(self.digests.clone(), unflushed));
         let result = session.run(&mut frame_reader(Watched(&*threads.socket, &threads.report)));
@@ -56,7 +58,6 @@ impl Runner {
         if matches!(result, Err(Error::Io { .. })) {
             // Nothing is known of what was not written.
             self.digests.forget_all();
-            left.everything();
         }
         left.merge(jobs.left());
         self.unflushed = left;

@@ -19,8 +19,8 @@
 //! A leader is not trusted: whatever it sends, nothing outside the directory is touched (`dir`), memory stays bounded,
 //! and the worst it can do is what a leader may do, which is to change and delete replicated files.
 //!
-//! While a sync is changing the directory, and if it did not end, `.paceline/incomplete` is there: such a directory
-//! must not be served from.
+//! While a sync is changing the directory, if it did not end, and after a flush has failed, `.paceline/incomplete` is there: such
+//! a directory must not be served from. What durable means here is in `flush`, and what is done when a flush fails in `mend`.
 
 mod ack;
 mod apply;
@@ -29,8 +29,11 @@ mod digests;
 mod dir;
 mod disk;
 mod extended;
+mod flush;
 mod lag;
+mod mend;
 mod negotiate;
+mod own;
 mod report;
 mod reshape;
 mod run;
@@ -46,16 +49,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::dir::Dir;
+#[doc(hidden)]
+pub use self::flush::Flusher;
+use self::flush::{SystemFlusher, Unflushed};
 use self::negotiate::Dialects;
 use self::run::Runner;
 use self::shared::Shared;
 pub use self::status::{State, Status, SyncProgress};
-use self::track::Unflushed;
 use crate::config::FollowerConfig;
 use crate::datadir::{self, DataDir};
 use crate::error::Error;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;
+use crate::uncached;
 
 /// A running follower: its threads connect, sync, apply, acknowledge and reconnect until it is stopped.
 ///
@@ -76,14 +82,29 @@ impl Follower {
     ///
     /// [`Error::Setting`], [`Error::InUse`], [`Error::InvalidValue`] for a damaged `.clustering_id`, and [`Error::Io`].
     pub fn start(config: FollowerConfig) -> Result<Self, Error> {
+        Self::start_flushed_by(config, Arc::new(SystemFlusher))
+    }
+
+    /// The same with calls of one's own that make durable. For tests.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    #[doc(hidden)]
+    pub fn start_flushed_by(config: FollowerConfig, flusher: Arc<dyn Flusher>) -> Result<Self, Error> {
         config.check()?;
         let path = &config.data_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|error| Error::io("make the folder", path, error))?;
         let data = DataDir::open_unclaimed(path, config.id, config.lock.clone())?;
-        let dir = Dir::open(path)?;
+        let dir = Dir::open_flushed_by(path, flusher)?;
         if datadir::is_incomplete(path) {
             log::warn!("the last full sync of {} did not end: it is no copy until the next one does", path.display());
+        }
+        if !uncached::kernel_is_since(5, 8) {
+            log::warn!(
+                "this kernel tells nobody of writes that fail in the background (Linux does since 5.8): use a later one"
+            );
         }
         let id = data.id();
         let (shared, threads) = (Arc::new(Shared::default()), Arc::new(Group::default()));
@@ -98,6 +119,7 @@ impl Follower {
             dialects: Dialects::default(),
             digests: Arc::default(),
             unflushed: Unflushed::all(),
+            durable_asked: false,
             away: None,
         };
         let at_end = FinishAtEnd(shared);

@@ -49,6 +49,9 @@ impl Actions<'_> {
         if from == to {
             return Ok(());
         }
+        if self.guard && self.dir.holds(to)? {
+            self.dir.flush_file(from.as_str(), &file)?;
+        }
         if let Some(track) = &mut self.track {
             track.renames(from, &file);
         }
@@ -83,7 +86,10 @@ impl Actions<'_> {
 
     fn cut(&mut self, path: &RelPath, file: &Arc<File>, len: u64) -> Result<(), Error> {
         self.writes(path, file, len);
-        file.set_len(len).map_err(|error| self.dir.failed("truncate", path.as_str(), error))
+        let failed = |error| self.dir.failed("truncate", path.as_str(), error);
+        let shrinks = self.guard && file.metadata().map_err(failed)?.len() > len;
+        file.set_len(len).map_err(failed)?;
+        if shrinks { self.dir.flush_file(path.as_str(), file) } else { Ok(()) }
     }
 
     /// The payload to come, of `len` bytes, goes to `offset` in the file instead of to its end.

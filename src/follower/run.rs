@@ -4,22 +4,23 @@
 //! thread that writes (see `ack`), and outlives it. It ends when it is
 //! told to stop, after one sync if that was asked for, or when trying again would not mend what failed.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ack::{self, Outbox};
-use super::apply::apply_stream;
+use super::apply::{Actions, apply_stream};
 use super::connection::{bound_unanswered, connect, handshake, lost};
 use super::digests::Digests;
 use super::dir::Dir;
+use super::flush::Unflushed;
 use super::negotiate::{Answer, Dialects, negotiate};
 use super::shared::Shared;
 use super::status::State;
 use super::sync::Sync;
-use super::track::Unflushed;
-use crate::config::FollowerConfig;
+use super::track::Track;
+use crate::config::{Durability, FollowerConfig};
 use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::protocol::{ProtocolError, frame_reader};
@@ -38,6 +39,8 @@ pub(super) struct Runner {
     pub(super) digests: Arc<Digests>,
     /// What the connections before did not make durable.
     pub(super) unflushed: Unflushed,
+    /// Whether a leader of the extension has asked for anything to be made durable.
+    pub(super) durable_asked: bool,
     /// The leader let us go, and wants us to stay away for so long.
     pub(super) away: Option<Duration>,
 }
@@ -70,7 +73,10 @@ impl Runner {
             match &error {
                 _ if moved => log::info!("no longer follows {leader}"),
                 _ if fatal => log::error!("ended, disconnected from {leader}: {why}"),
-                Error::Io { .. } => log::error!("disconnected from {leader}: {why}; next attempt in {delay:.1?}"),
+                Error::Io { source, .. } => {
+                    let remedy = remedy(source);
+                    log::error!("disconnected from {leader}: {why}; next attempt in {delay:.1?}; {remedy}");
+                }
                 _ => log::warn!("disconnected from {leader}: {why}; next attempt in {delay:.1?}"),
             }
             self.shared.update(|status| {
@@ -92,6 +98,7 @@ impl Runner {
     fn connection(&mut self, in_sync: &mut bool) -> Result<(), Error> {
         // Of a connection that was cut while a file was coming.
         self.dir.tidy()?;
+        self.mend()?;
         let (mut socket, mut address) = connect(&self.config, &self.shared)?;
         if self.dialects.ask(self.config.protocol, address) {
             let answer = negotiate(&socket, &self.config)?;
@@ -109,20 +116,41 @@ impl Runner {
         handshake(&socket, &self.config, self.data.id())?;
         log::info!("connected to the leader at {address}; it speaks 1.0.0");
         self.shared.update_with_lag(None, |status| status.connections += 1);
-        // It does not keep account of them.
-        self.unflushed = Unflushed::all();
-        let writer = Writer::start(&self.threads, Arc::new(socket), self.shared.clone())?;
+        let writer = Writer::start(self, Arc::new(socket))?;
         let result = self.follow(&writer, in_sync);
         if *in_sync {
             self.dialects.ended();
         }
-        writer.end(result)
+        let outbox = writer.outbox.clone();
+        let result = writer.end(result);
+        self.unflushed.merge(outbox.left());
+        result
+    }
+
+    /// After a failed flush, of this process or one before: see [`mend`](super::mend).
+    fn mend(&mut self) -> Result<(), Error> {
+        if !self.dir.is_suspect() {
+            return Ok(());
+        }
+        log::info!(
+            "a flush has failed: the files that were not durable are copied before they are compared with the leader's"
+        );
+        self.digests.forget_all();
+        let bytes = self.dir.mend(&self.unflushed, &|| self.shared.check())?;
+        self.unflushed = Unflushed::default();
+        log::info!("{bytes} bytes were copied, and are durable");
+        Ok(())
     }
 
     fn follow(&mut self, writer: &Writer, in_sync: &mut bool) -> Result<(), Error> {
         let mut reader = frame_reader(&*writer.socket);
         let began = Instant::now();
-        Sync::new(&mut reader, &self.dir, &writer.outbox, &self.shared).run(&mut self.data, self.config.adopt)?;
+        let durable = self.config.durability == Durability::Durable;
+        // Until it is known better.
+        let unflushed = std::mem::replace(&mut self.unflushed, Unflushed::all());
+        let flush = durable.then(|| !unflushed.is_empty());
+        let sync = Sync::new(&mut reader, &self.dir, &writer.outbox, &self.shared, flush);
+        sync.run(&mut self.data, self.config.adopt)?;
         let sync = self.shared.status().sync;
         log::info!(
             "full sync done: {} files, of which {} received with {} bytes; {} deleted; in {:.1?}",
@@ -142,13 +170,36 @@ impl Runner {
         });
         log::info!("in sync, following the stream");
         *in_sync = true;
-        let (shared, outbox) = (&self.shared, &writer.outbox);
-        let never = apply_stream(&mut reader, &self.dir, &mut |bytes| {
-            // In this order: what is acknowledged was counted as applied.
-            shared.update(|status| status.applied_bytes += bytes);
-            outbox.applied(bytes);
-        })?;
-        match never {}
+        let mut actions = Actions::new(&self.dir);
+        if durable {
+            actions.track = Some(Track::new(self.digests.clone(), Unflushed::default()));
+            actions.guard = true;
+        }
+        let tell = (&*writer.outbox, &*self.shared);
+        let Err(ended) = apply_stream(&mut reader, &mut actions, self.config.durability, tell);
+        if durable {
+            self.unflushed = actions.unflushed();
+        }
+        Err(ended)
+    }
+}
+
+/// What a person can do about a failed write or flush.
+fn remedy(error: &io::Error) -> &'static str {
+    const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+    match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _) => {
+            "nothing is acknowledged until there is space; make some, and the follower goes on by itself"
+        }
+        (ErrorKind::ReadOnlyFilesystem, _) => {
+            "nothing is acknowledged until the file system can be written to; if a failure of the disk made it read-only, the \
+             kernel's log says so"
+        }
+        (_, Some(EIO)) => {
+            "the disk has failed, see the kernel's log; nothing is acknowledged until it can be written to; a file that cannot be \
+             read any more may be removed and will be sent again"
+        }
+        _ => "nothing is acknowledged until it succeeds",
     }
 }
 
@@ -161,21 +212,21 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(threads: &Group, socket: Arc<TcpStream>, shared: Arc<Shared>) -> Result<Self, Error> {
-        let outbox = Arc::new(Outbox::default());
+    fn start(runner: &Runner, socket: Arc<TcpStream>) -> Result<Self, Error> {
+        let (outbox, dir, shared) = (Arc::new(Outbox::default()), runner.dir.clone(), runner.shared.clone());
         let (running, ended) = crossbeam_channel::bounded(0);
         let its = (socket.clone(), outbox.clone());
-        let spawned = threads.spawn("paceline-ack", move || {
+        let spawned = runner.threads.spawn("paceline-ack", move || {
             let ((socket, outbox), _running) = (its, running);
-            ack::run(&outbox, &*socket, &shared);
-            // Whoever reads has to hear of a failed write.
+            ack::run(&outbox, &*socket, &dir, &shared);
+            // Whoever reads has to hear of a failure.
             let _ = socket.shutdown(Shutdown::Both);
         });
         spawned.map_err(|error| Error::connection("could not start its thread", error))?;
         Ok(Self { socket, outbox, ended })
     }
 
-    /// Ends the thread and the connection, and says why that was: a failed write is what the reader saw as a close.
+    /// Ends the thread and the connection, and says why that was: what the thread failed at is what the reader saw as a close.
     fn end(self, result: Result<(), Error>) -> Result<(), Error> {
         if result.is_ok() {
             // The end of the last requests may still have to be written: the leader is not to take this for a failure.
@@ -185,7 +236,7 @@ impl Writer {
         let failure = self.outbox.failure();
         drop(self);
         match (result, failure) {
-            (Err(Error::Connection { .. }), Some(failure)) => Err(Error::connection("lost while writing", failure)),
+            (Err(Error::Connection { .. }), Some(failure)) => Err(failure),
             (result, _) => result,
         }
     }

@@ -26,11 +26,12 @@ use super::apply::Actions;
 use super::connection::lost;
 use super::dir::Dir;
 use super::disk::{Job, Jobs};
+use super::flush::Unflushed;
 use super::lag::Lag;
 use super::report::Report;
 use super::shared::Shared;
 use super::status::{State, SyncProgress};
-use super::track::{Track, Unflushed};
+use super::track::Track;
 use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
@@ -48,6 +49,8 @@ pub(super) struct Parts<'a> {
     pub(super) shared: &'a Shared,
     pub(super) report: &'a Report,
     pub(super) jobs: &'a Jobs,
+    /// Whether a leader has asked for anything to be made durable: then it counts on what is.
+    pub(super) durable_asked: &'a mut bool,
 }
 
 /// See the module's documentation.
@@ -148,7 +151,7 @@ impl<'a> Session<'a> {
 
     /// When the leader said to come back, in milliseconds, if it let us go; and what is not durable.
     pub(super) fn end(mut self) -> (Option<u32>, Unflushed) {
-        (self.goodbye, self.unflushed())
+        (self.goodbye, self.actions.unflushed())
     }
 
     fn block(&mut self, mut block: &[u8]) -> Result<(), Error> {
@@ -186,14 +189,15 @@ impl<'a> Session<'a> {
         if syncing && self.sync.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
             self.sync.unflushed_bytes = 0;
             // It covers no mark: a replacement may be under way.
-            let unflushed = self.unflushed();
+            let unflushed = self.actions.unflushed();
             self.parts.jobs.put(Job::Flush(unflushed, 0));
         }
         Ok(())
     }
 
-    fn unflushed(&mut self) -> Unflushed {
-        self.actions.track.as_mut().map(Track::take).unwrap_or_default()
+    /// While a sync is under way the directory is marked, and nobody counts on what is in it.
+    fn guard(&mut self) {
+        self.actions.guard = *self.parts.durable_asked && self.phase == Phase::Streaming;
     }
 
     fn begin(&mut self, path: RelPath, kind: ActionKind) -> Result<(), Error> {
@@ -311,7 +315,9 @@ impl<'a> Session<'a> {
             }
             Control::MakeDurable => {
                 self.written_before(whole)?;
-                let unflushed = self.unflushed();
+                *self.parts.durable_asked = true;
+                self.guard();
+                let unflushed = self.actions.unflushed();
                 self.parts.jobs.put(Job::Flush(unflushed, whole.before));
                 Ok(())
             }
@@ -350,7 +356,7 @@ impl<'a> Session<'a> {
                 let told = told.ok_or_else(|| out_of_place("a sync began before the inventory was told"))?;
                 if told.files == 0 {
                     // Of what is not there nothing has to be made durable.
-                    self.unflushed();
+                    self.actions.unflushed();
                 }
                 if self.parts.data.is_claimed() || self.parts.adopt || told.files == 0 {
                     self.parts.data.claim()?;
@@ -370,6 +376,7 @@ impl<'a> Session<'a> {
             self.actions.dir.remove_folder(folder.as_str());
         }
         self.phase = Phase::Syncing;
+        self.guard();
         self.sync = Sync::default();
         self.actions.deleted = 0;
         // The leader adds to the end of what it was told of.
@@ -396,9 +403,10 @@ impl<'a> Session<'a> {
             self.parts.data.claim()?;
         }
         let (answer, synced) = crossbeam_channel::bounded(1);
-        let unflushed = self.unflushed();
+        let unflushed = self.actions.unflushed();
         self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
         self.phase = Phase::Streaming;
+        self.guard();
         let sync = self.parts.shared.status().sync;
         log::info!("sync done: {} files received with {} bytes", sync.files_received, sync.bytes_received);
         if self.parts.once {

@@ -17,9 +17,10 @@ pub struct Status {
     /// Action bytes applied (framing included): with 1.0.0 since the stream began on the present or last connection, with
     /// the extension since that connection did.
     pub applied_bytes: u64,
-    /// Of these, acknowledged. An acknowledgement says *written*, not on disk.
+    /// Of these, acknowledged: with 1.0.0 as [`Durability`](crate::Durability) has it, so that with `Received` they may be more
+    /// than were applied; with the extension, written.
     pub acknowledged_bytes: u64,
-    /// Of these, said to be durable; 0 with 1.0.0, which has no word for it.
+    /// Said to be durable, with the extension; 0 with 1.0.0, which has no word for it.
     pub durable_bytes: u64,
     /// Bytes of the stream from where this follower is to where the leader said it is; `None` with 1.0.0, and before the
     /// leader has told both.

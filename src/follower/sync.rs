@@ -54,6 +54,8 @@ pub(super) struct Sync<'a, R> {
     /// The SHA-1 of each file that is here.
     known: HashMap<RelPath, Sha1Sum, RandomState>,
     marked: bool,
+    /// Whether all that is here is to be durable in the end, also if nothing had to change.
+    durable: bool,
     /// Whether files are here that may not be durable and were not made so one by one.
     flush_all: bool,
     /// Whether the files at hand are made durable one by one.
@@ -65,7 +67,15 @@ pub(super) struct Sync<'a, R> {
 }
 
 impl<'a, R: BufRead> Sync<'a, R> {
-    pub(super) fn new(reader: &'a mut R, dir: &'a Dir, outbox: &'a Outbox, shared: &'a Shared) -> Self {
+    /// `flush`: whether all that is here is to be durable in the end, also if nothing has to change; and if so, whether
+    /// anything may not be so now.
+    pub(super) fn new(
+        reader: &'a mut R,
+        dir: &'a Dir,
+        outbox: &'a Outbox,
+        shared: &'a Shared,
+        flush: Option<bool>,
+    ) -> Self {
         Self {
             reader,
             dir,
@@ -73,7 +83,8 @@ impl<'a, R: BufRead> Sync<'a, R> {
             shared,
             known: HashMap::default(),
             marked: false,
-            flush_all: false,
+            durable: flush.is_some(),
+            flush_all: flush.unwrap_or_default(),
             singly: false,
             unflushed_folders: HashSet::default(),
             unflushed_bytes: 0,
@@ -88,7 +99,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         let list = read_list(self.reader, self.shared, waiting)?;
         // From a sync that did not end: this one ends it.
         self.marked = datadir::is_incomplete(self.dir.path());
-        self.flush_all = self.marked;
+        self.flush_all |= self.marked;
         let (unlisted, folders) = self.compare_local(&list, data, adopt)?;
         self.round(list, &unlisted, folders)?;
 
@@ -184,7 +195,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
     }
 
     fn receive_content(&mut self, path: &RelPath, file: &mut File, length: u64) -> Result<Sha1Sum, Error> {
-        let flush = |file: &File| file.sync_all().map_err(|error| self.dir.failed("flush", path.as_str(), error));
+        let flush = |file: &File| self.dir.flush_file(path.as_str(), file);
         let singly = self.singly || length >= FLUSHED_SINGLY_BYTES_MIN;
         let (mut remaining, mut unflushed) = (length, 0);
         let mut sha1 = Sha1::new();
@@ -234,9 +245,9 @@ impl<'a, R: BufRead> Sync<'a, R> {
         }
     }
 
-    /// Makes a round durable, and what was here before it, unless nothing has changed so far.
+    /// Makes a round durable, and what was here before it, unless nothing has changed so far and nobody counts on it.
     fn flush(&mut self) -> Result<(), Error> {
-        if !self.marked {
+        if !self.marked && !self.durable {
             return Ok(());
         }
         if self.flush_all || !self.singly {

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
 
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
@@ -29,13 +28,13 @@ struct Hashed {
 }
 
 impl HashCache {
-    /// The SHA-1 of the first `version.len` bytes of `path`; `None` if that is no file, or a shorter one.
+    /// The SHA-1 of the first `version.len` bytes of `path`, which `open` opens; `None` if it has gone or is shorter than that.
     ///
     /// Blocks for as long as it takes to read what was not hashed before; `go_on` is told the bytes of each portion, and its
     /// error ends it.
     pub(crate) fn sum(
         &self,
-        root: &Path,
+        open: impl FnOnce() -> io::Result<Option<File>>,
         path: &RelPath,
         version: Version,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
@@ -45,11 +44,9 @@ impl HashCache {
             .filter(|known| known.version.generation == version.generation && known.version.len <= version.len)
             .unwrap_or_else(|| Hashed { version: Version { len: 0, ..version }, state: Sha1::new() });
         if hashed.version.len < version.len {
-            match hash_up_to(&mut hashed, &path.below(root), version.len, go_on) {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(error) if is_no_file(&error) => return Ok(None),
-                Err(error) => return Err(error),
+            let Some(file) = open()? else { return Ok(None) };
+            if !hash_up_to(&mut hashed, file, version.len, go_on)? {
+                return Ok(None);
             }
             self.known.lock().insert(path.clone(), hashed.clone());
         }
@@ -69,11 +66,11 @@ pub(crate) fn is_no_file(error: &io::Error) -> bool {
 
 fn hash_up_to(
     hashed: &mut Hashed,
-    path: &Path,
+    file: File,
     len: u64,
     go_on: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<bool> {
-    let mut file = Reader::uncached(File::open(path)?);
+    let mut file = Reader::uncached(file);
     file.seek(hashed.version.len);
     let mut file = file.take(len - hashed.version.len);
     let mut buffer = vec![0; 256 << 10];
@@ -98,7 +95,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = RelPath::new("f").unwrap();
         let cache = HashCache::default();
-        let sum = |generation, len| cache.sum(dir.path(), &path, Version { generation, len }, &mut |_| Ok(())).unwrap();
+        let open = || match File::open(dir.path().join("f")) {
+            Ok(file) => Ok(Some(file).filter(|file| file.metadata().unwrap().is_file())),
+            Err(error) if is_no_file(&error) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let sum = |generation, len| cache.sum(open, &path, Version { generation, len }, &mut |_| Ok(())).unwrap();
         let expected = |bytes: &[u8]| -> Option<Sha1Sum> { Some(Sha1::digest(bytes).into()) };
         std::fs::write(dir.path().join("f"), "hello world").unwrap();
         assert_eq!(sum(1, 5), expected(b"hello"));

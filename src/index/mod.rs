@@ -51,6 +51,44 @@ struct Entry {
     before: Version,
     /// The epoch of its last change.
     epoch: u64,
+    /// It changed since it was last taken to be made durable; `Index::unsynced` has its slot.
+    unsynced: bool,
+}
+
+/// What changed since it was last made durable here, on this host; see [`Index::take_unsynced`].
+#[derive(Debug, Default)]
+pub(crate) struct Unsynced {
+    slots: Vec<Slot>,
+    /// Files that came or went by these names, so that their folders changed.
+    names: Vec<RelPath>,
+    /// Something changed that is not named here.
+    pub(crate) others: bool,
+}
+
+/// Names remembered singly for their folders' sake.
+const UNSYNCED_NAMES_MAX: usize = 1024;
+
+impl Unsynced {
+    /// The slots whose files changed; see [`Index::syncing`].
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Files that came or went: their folders have changed.
+    pub(crate) fn names(&self) -> &[RelPath] {
+        &self.names
+    }
+
+    fn note_name(&mut self, path: &RelPath) {
+        if self.names.last() == Some(path) {
+            return;
+        }
+        if self.names.len() < UNSYNCED_NAMES_MAX {
+            self.names.push(path.clone());
+        } else {
+            self.others = true;
+        }
+    }
 }
 
 /// Names a tracker.
@@ -101,7 +139,7 @@ pub(crate) struct Index {
     free: Vec<Slot>,
     /// Where the files are now whose generation began under another name.
     renamed: HashMap<u64, RelPath, RandomState>,
-    /// Which file on disk was read for a generation, of those that were.
+    /// Which file on disk was read for a generation, of those that were; `None`: not one alone, or it is in doubt.
     read: HashMap<u64, Option<FileId>, RandomState>,
     /// Slots of files that were deleted while tracked; some may exist again.
     dead: Vec<Slot>,
@@ -113,6 +151,7 @@ pub(crate) struct Index {
     closed: VecDeque<(u64, Arc<Vec<Slot>>)>,
     /// What changed in this epoch; kept up while there are trackers.
     changed: Vec<Slot>,
+    unsynced: Unsynced,
 }
 
 impl Index {
@@ -130,7 +169,22 @@ impl Index {
             trackers: Vec::new(),
             closed: VecDeque::new(),
             changed: Vec::new(),
+            // Nobody knows what of the files found at the start is durable.
+            unsynced: Unsynced { others: true, ..Unsynced::default() },
         }
+    }
+
+    /// What changed since the last call, for the caller to make durable: O(1). A slot of it counts as unchanged again only once
+    /// [`syncing`](Self::syncing) is called for it; what changes before that is on disk, as bytes, by then.
+    pub(crate) fn take_unsynced(&mut self) -> Unsynced {
+        std::mem::take(&mut self.unsynced)
+    }
+
+    /// The file in a slot of [`Unsynced`], about to be made durable; `None` if it has gone.
+    pub(crate) fn syncing(&mut self, slot: Slot) -> Option<RelPath> {
+        let entry = &mut self.entries[slot as usize];
+        entry.unsynced = false;
+        entry.now.exists().then(|| entry.path.clone())
     }
 
     /// What `path` is now.
@@ -163,10 +217,15 @@ impl Index {
         version
     }
 
-    /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void.
+    /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void. What it was read
+    /// from counts on.
     pub(crate) fn truncate(&mut self, path: &RelPath, len: u64) -> Version {
-        debug_assert!(len <= self.get(path.as_str()).len);
-        self.put(path, len)
+        let was = self.get(path.as_str());
+        debug_assert!(len <= was.len);
+        let read = self.read.remove(&was.generation);
+        let version = self.put(path, len);
+        self.read.extend(read.map(|read| (version.generation, read)));
+        version
     }
 
     /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
@@ -175,9 +234,7 @@ impl Index {
         let version = self.remove(from.as_str());
         debug_assert!(version.exists() && from != to);
         self.set(to, version);
-        if let Some(read) = read {
-            self.read.insert(version.generation, read);
-        }
+        self.read.extend(read.map(|read| (version.generation, read)));
         self.renamed.insert(version.generation, to.clone());
         version
     }
@@ -194,6 +251,7 @@ impl Index {
     ///
     /// Between a rename on disk and its announcement the old name may be another file's. A replacement would put right what
     /// was read then, a rename would not: it must not keep the generation unless [`only_read_from`](Self::only_read_from).
+    /// Nor would the file's return to its name, after which there is nothing to announce: its host has to ask the same.
     pub(crate) fn reads(&mut self, path: &RelPath, generation: u64, id: FileId) -> bool {
         if self.get(path.as_str()).generation != generation {
             return false;
@@ -202,7 +260,18 @@ impl Index {
         true
     }
 
-    /// Whether nothing but this file, if anything, was ever read for `path`.
+    /// Notes that of a generation, found where it was last known under `path`, somebody may have something else than what was
+    /// announced. Returns where it is and what; `None` if it is no more.
+    ///
+    /// It stays so until the file is announced anew, and [`only_read_from`](Self::only_read_from) says it.
+    pub(crate) fn doubt(&mut self, path: &RelPath, generation: u64) -> Option<(RelPath, Version)> {
+        let path = self.find(path, generation)?;
+        self.read.insert(generation, None);
+        let version = self.get(path.as_str());
+        Some((path, version))
+    }
+
+    /// Whether nothing but this file, if anything, was ever read for `path`, and nothing of it is in doubt.
     pub(crate) fn only_read_from(&self, path: &RelPath, id: Option<FileId>) -> bool {
         let read = self.read.get(&self.get(path.as_str()).generation);
         read.is_none_or(|read| read.is_some() && *read == id)
@@ -214,6 +283,8 @@ impl Index {
             None => self.insert(path),
         };
         let was = std::mem::replace(&mut self.touch(slot).now, version);
+        // Also a file that was there may have been replaced by way of a rename.
+        self.unsynced.note_name(path);
         self.renamed.remove(&was.generation);
         self.read.remove(&was.generation);
     }
@@ -222,6 +293,8 @@ impl Index {
     pub(crate) fn remove(&mut self, path: &str) -> Version {
         let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
         let was = std::mem::replace(&mut self.touch(slot).now, Version::ABSENT);
+        let path = self.entries[slot as usize].path.clone();
+        self.unsynced.note_name(&path);
         self.renamed.remove(&was.generation);
         self.read.remove(&was.generation);
         self.dead.push(slot);
@@ -233,10 +306,13 @@ impl Index {
 
     fn insert(&mut self, path: &RelPath) -> Slot {
         // Epoch 0 is none: the entry's first change counts as one in whatever epoch this is.
-        let entry = Entry { path: path.clone(), now: Version::ABSENT, before: Version::ABSENT, epoch: 0 };
+        let (now, before) = (Version::ABSENT, Version::ABSENT);
+        let entry = Entry { path: path.clone(), now, before, epoch: 0, unsynced: false };
         let slot = match self.free.pop() {
             Some(slot) => {
-                self.entries[slot as usize] = entry;
+                // If the slot is noted already, it is not noted again.
+                let unsynced = self.entries[slot as usize].unsynced;
+                self.entries[slot as usize] = Entry { unsynced, ..entry };
                 slot
             }
             None => {
@@ -251,6 +327,10 @@ impl Index {
     /// The entry, about to be changed.
     fn touch(&mut self, slot: Slot) -> &mut Entry {
         let entry = &mut self.entries[slot as usize];
+        if !entry.unsynced {
+            entry.unsynced = true;
+            self.unsynced.slots.push(slot);
+        }
         if entry.epoch != self.epoch {
             entry.before = entry.now;
             entry.epoch = self.epoch;

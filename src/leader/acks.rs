@@ -18,7 +18,9 @@ use crossbeam_channel::{Receiver, Sender};
 use super::Core;
 use super::follower::FollowerHandle;
 use super::socket::{send_queue_bytes, tick};
+use super::stalls::Grace;
 use super::status::{EvictionReason, FollowerState};
+use super::stream::Stream;
 use crate::config::LeaderConfig;
 use crate::index::Version;
 use crate::protocol::{ProtocolError, read_name};
@@ -121,8 +123,9 @@ impl AckThread {
                 bytes = bytes.saturating_add(ack);
             }
             partial.drain(..whole);
-            if bytes > 0 && self.follower.acknowledge(bytes)?.is_some() {
-                self.core.progress.acknowledged(self.follower.position());
+            if bytes > 0 {
+                self.follower.acknowledge(bytes)?;
+                self.core.passed(&self.follower);
             }
             match (&self.socket).read(&mut buffer) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
@@ -131,7 +134,7 @@ impl AckThread {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => watch.is_due = true,
                 Err(error) => return Err(error.into()),
             }
-            if let Some(reason) = watch.overdue(&self.follower, &self.socket) {
+            if let Some(reason) = watch.overdue(&self.core.stream, &self.follower, &self.socket) {
                 self.follower.evict_at(reason, self.core.stream.position());
                 return Ok(());
             }
@@ -166,6 +169,7 @@ pub(super) struct Watch {
     looked_at: Instant,
     stuck_ticks: u32,
     send_queue: Option<u64>,
+    grace: Grace,
 }
 
 impl Watch {
@@ -180,6 +184,7 @@ impl Watch {
             looked_at: Instant::now(),
             stuck_ticks: 0,
             send_queue: None,
+            grace: Grace::default(),
         }
     }
 
@@ -190,7 +195,12 @@ impl Watch {
 
     /// Why the follower has to go, if it has. Looks once a tick, whatever was read meanwhile: bytes that acknowledge nothing
     /// are no progress.
-    pub(super) fn overdue(&mut self, follower: &FollowerHandle, socket: &TcpStream) -> Option<EvictionReason> {
+    pub(super) fn overdue(
+        &mut self,
+        stream: &Stream,
+        follower: &FollowerHandle,
+        socket: &TcpStream,
+    ) -> Option<EvictionReason> {
         if !std::mem::take(&mut self.is_due) && self.looked_at.elapsed() < self.tick {
             return None;
         }
@@ -210,15 +220,24 @@ impl Watch {
             return self.moves();
         }
         let queued = send_queue_bytes(socket);
-        if matches!((queued, self.send_queue), (Some(now), Some(before)) if now < before) {
+        let moves = matches!((queued, self.send_queue), (Some(now), Some(before)) if now < before);
+        if moves || self.grace.begins_anew(&stream.stalls) {
             self.stuck_ticks = 0;
         }
         self.send_queue = queued;
         self.stuck_ticks += 1;
-        (self.stuck_ticks >= limit).then_some(reason)
+        if self.stuck_ticks < limit {
+            return None;
+        }
+        if self.grace.take(|| stream.all_are_late(follower, self.tick * limit)) {
+            self.stuck_ticks = 0;
+            return None;
+        }
+        Some(reason)
     }
 
     fn moves(&mut self) -> Option<EvictionReason> {
+        self.grace.moved();
         self.stuck_ticks = 0;
         self.send_queue = None;
         None

@@ -245,6 +245,7 @@ pub(super) fn wait_admitted(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Durability;
     use crate::types::Secret;
     use std::net::{TcpListener, TcpStream};
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -309,7 +310,12 @@ mod tests {
     fn follower() -> Arc<FollowerHandle> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        Arc::new(FollowerHandle::new(NodeId::random(), listener.local_addr().unwrap(), socket, false))
+        Arc::new(FollowerHandle::new(
+            NodeId::random(),
+            listener.local_addr().unwrap(),
+            socket,
+            Some(Durability::Written),
+        ))
     }
 
     #[test]

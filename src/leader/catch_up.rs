@@ -41,9 +41,14 @@ impl<'a> CatchUp<'a> {
         demotion: Demotion,
     ) -> Result<CaughtUp, Error> {
         let Demotion { files, tracker, discarded } = demotion;
-        let (view, changes) = View::behind(&files, discarded, follower.extension);
+        let (mut view, changes) = View::behind(&files, discarded, follower.extension);
         drop(files);
-        let ranges = Ranges::in_bulk(core, follower);
+        // Of these it was not sent what it should have been.
+        for path in follower.spoiled.lock().iter() {
+            view.void(path);
+        }
+        let mut ranges = Ranges::in_bulk(core, follower);
+        ranges.wait_out_of_sync(frame)?;
         let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
         Self { core, follower, frame, ranges, view, ack_timeout }.run(&tracker, changes)
     }
@@ -154,6 +159,7 @@ impl CaughtUp {
         frame.flush().map_err(broken)?;
         follower.written();
         follower.sending(0, Some(self.position), Instant::now());
+        core.passed(follower);
         follower.caught_up();
         core.progress.changed();
         log::info!("follower {} at {} follows the stream", follower.id, follower.address);

@@ -17,7 +17,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, TryRecvError};
+use crossbeam_channel::{Select, TryRecvError};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::Core;
@@ -25,7 +25,7 @@ use super::acks::AckThread;
 use super::admission::in_background;
 use super::batch::Body;
 use super::catch_up::CatchUp;
-use super::demotion::{Demotion, Discarded};
+use super::demotion::Demotion;
 use super::follower::{End, FollowerHandle};
 use super::full_sync::Joiner;
 use super::handshake::{Shaken, shake};
@@ -57,7 +57,10 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
         }
     };
     let follower = match socket.try_clone() {
-        Ok(clone) => Arc::new(FollowerHandle::new(id, address, clone, extension)),
+        Ok(clone) => {
+            let v1_acks = (!extension).then_some(core.config.v1_acks);
+            Arc::new(FollowerHandle::new(id, address, clone, v1_acks))
+        }
         Err(error) => {
             log::error!("follower {id} at {address}: cannot clone its socket: {error}");
             return;
@@ -88,6 +91,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
         Some(End::Disconnected(why)) => log::info!("follower {id} at {address} disconnected: {why}"),
         None => {}
     }
+    core.commits.left(&follower, core.stream.position());
     core.unregister(&follower);
     core.progress.changed();
 }
@@ -152,30 +156,21 @@ fn write_batches(
 ) -> Result<Option<Demotion>, Error> {
     let broken = |error: io::Error| Error::connection("writing to a follower", error);
     let mut ranges = Ranges::new(core, follower);
-    let mut discarded = Discarded::default();
+    let mut arrival = Select::new();
+    arrival.recv(&queue.batches);
     loop {
-        let batch = match queue.batches.try_recv() {
+        let batch = match follower.take(&queue.batches) {
             Ok(batch) => batch,
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 core.stream.now_hungry();
-                match queue.batches.recv_timeout(core.config.heartbeat_interval) {
-                    Ok(batch) => batch,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                    Err(RecvTimeoutError::Timeout) => {
-                        ranges.beat(frame)?;
-                        continue;
-                    }
+                if arrival.ready_timeout(core.config.heartbeat_interval).is_err() {
+                    ranges.beat(frame)?;
                 }
+                continue;
             }
         };
         ranges.beat(frame)?;
-        // Not before the batch is taken: see `demotion.rs`.
-        if follower.is_demoted() {
-            discarded.add(&batch);
-            follower.queue.remove(batch.cost());
-            continue;
-        }
         match &batch.body {
             Body::Actions(actions) => {
                 let end = StreamPosition(batch.end);
@@ -189,8 +184,5 @@ fn write_batches(
         }
         follower.queue.remove(batch.cost());
     }
-    Ok(queue.demotions.recv().ok().map(|mut demotion| {
-        demotion.discarded.merge(discarded);
-        demotion
-    }))
+    Ok(queue.demotions.recv().ok())
 }

@@ -6,27 +6,24 @@
 //! 2. The *demotion thread* (`demotion`, one a leader, only with this setting) makes a cut of the index, takes the queue off the
 //!    list at that very moment, and empties it, whatever the writer is blocked in: memory is given back now and not
 //!    when the follower moves. Of the discarded batches only [`Discarded`] is left: how much of which file.
-//! 3. The writer thread finishes the batch it is at, discards what it takes out of the queue after that, and at the queue's
-//!    end finds the [`Demotion`]. The files as of the cut, less what was discarded, are what the follower has: from there it
-//!    goes on as after a full sync (`catch_up.rs`).
+//! 3. The writer thread finishes the batch it is at, takes no more, and waits for the [`Demotion`]. The files as of the cut,
+//!    less what was discarded, are what the follower has: from there it goes on as after a full sync (`catch_up.rs`).
 //!
-//! What is discarded is folded without regard to order: the bytes of appends add up, and anything else makes the file
-//! void. So it does not matter who took which batch out of the queue. A batch is either written or discarded as a whole, because
-//! the writer looks at the flag *after* it took a batch: if it is not set by then, all batches taken out so far were the writer's.
+//! So a batch is either written or discarded as a whole, and what is discarded is discarded by this thread alone, in order:
+//! the writer looks at the flag and takes a batch in one step (`FollowerHandle::take`), and of this thread's first look into
+//! the queue no such step is under way any more (`FollowerHandle::taken_over`). In order, because a rename stays a rename
+//! then, and a truncation a truncation (`discarded.rs`).
 //!
 //! Followers whose queues are full at the same time share one cut. The thread takes the stream's locks (`cut`, `attached`,
 //! `ordered`), none while it folds, logs or hands over; it ends with the leader thread.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Core;
-use super::batch::{Batch, Body, RangeKind};
+use super::discarded::Discarded;
 use super::status::FollowerStatus;
 use super::stream::{Tracker, Unqueued};
 use crate::index::Version;
-use crate::protocol::extension::Control;
-use crate::protocol::{ActionDecoder, ActionKind, Event};
 use crate::types::RelPath;
 
 /// What a writer needs to go on from disk.
@@ -46,6 +43,7 @@ pub(super) fn run(core: &Core) {
         let (unqueued, files) = stream.unqueue_lost();
         let files = Arc::new(files);
         for unqueued in unqueued {
+            core.commits.joins(&unqueued.follower);
             demote(unqueued, files.clone());
         }
         // Who waits for followers does not wait for these.
@@ -56,6 +54,7 @@ pub(super) fn run(core: &Core) {
 fn demote(unqueued: Unqueued, files: Arc<Vec<(RelPath, Version)>>) {
     let Unqueued { follower, status, tracker, batches, lost, demotion, sender } = unqueued;
     let mut discarded = Discarded::default();
+    follower.taken_over();
     for batch in batches.try_iter() {
         discarded.add(&batch);
         follower.queue.remove(batch.cost());
@@ -82,83 +81,13 @@ fn line(status: &FollowerStatus, files: usize) -> String {
     )
 }
 
-/// What discarded batches would have changed.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Discarded(HashMap<RelPath, Missing, foldhash::fast::RandomState>);
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Missing {
-    /// This many bytes were appended, and nothing else happened to the file.
-    Tail(u64),
-    /// It was replaced or deleted.
-    Void,
-}
-
-impl Discarded {
-    pub(super) fn add(&mut self, batch: &Batch) {
-        match &batch.body {
-            Body::Actions(actions) => actions.with_raw(|raw| self.add_actions(raw)),
-            Body::File(range) => self.note(
-                &range.path,
-                match range.kind {
-                    RangeKind::Append => Missing::Tail(range.len),
-                    RangeKind::Replace | RangeKind::Patch => Missing::Void,
-                },
-            ),
-            Body::Control(action) => match &action.control {
-                Control::Rename { from, to } => {
-                    self.note(from, Missing::Void);
-                    self.note(to, Missing::Void);
-                }
-                Control::Truncate { path, .. } | Control::Empty(path) => self.note(path, Missing::Void),
-                // The others change no file.
-                _ => {}
-            },
-        }
-    }
-
-    fn add_actions(&mut self, mut raw: &[u8]) {
-        let mut decoder = ActionDecoder::new();
-        while let Some(event) = decoder.next(&mut raw).expect("our own actions") {
-            if let Event::Action { path, kind } = event {
-                let missing = match kind {
-                    ActionKind::Append(bytes) => Missing::Tail(bytes),
-                    ActionKind::Replace(_) | ActionKind::Delete => Missing::Void,
-                };
-                self.note(&path, missing);
-            }
-        }
-    }
-
-    /// Adds what the writer discarded itself.
-    pub(super) fn merge(&mut self, other: Self) {
-        for (path, missing) in other.0 {
-            self.note(&path, missing);
-        }
-    }
-
-    fn note(&mut self, path: &RelPath, missing: Missing) {
-        match (self.0.get_mut(path), missing) {
-            (Some(Missing::Tail(bytes)), Missing::Tail(more)) => *bytes += more,
-            (Some(noted), _) => *noted = Missing::Void,
-            (None, _) => {
-                self.0.insert(path.clone(), missing);
-            }
-        }
-    }
-
-    pub(super) fn into_files(self) -> impl Iterator<Item = (RelPath, Missing)> {
-        self.0.into_iter()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leader::batch::Step;
-    use crate::leader::batch::{Buffers, FileRange};
+    use crate::leader::batch::{Batch, Body, Buffers, FileRange, RangeKind, Step};
+    use crate::leader::discarded::Missing;
     use crate::leader::view::View;
-    use crate::protocol::{BlockEncoder, encode_action_header};
+    use crate::protocol::{ActionKind, BlockEncoder, encode_action_header};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

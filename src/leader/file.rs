@@ -69,7 +69,7 @@ impl Leader {
         let (file, length) = open().map_err(|source| AppendError::Io { doing: "open", path: path.clone(), source })?;
         let announced = core.stream.version(path);
         if !announced.exists() || announced.len != length {
-            core.announce_locked(path, None)?;
+            core.announce_locked(path)?;
         }
         let generation = core.stream.version(path).generation;
         Ok(ReplicatedFile { leader: self, path: path.clone(), file, generation, position: self.position() })
@@ -93,7 +93,7 @@ impl ReplicatedFile<'_> {
     ///
     /// # Errors
     ///
-    /// If the local write fails, or the file was replaced or deleted since this was opened: open it again.
+    /// If the local write fails, the bytes cannot be announced (they are taken out of the local file again), or the file was replaced or deleted since this was opened: open it again.
     pub fn append(&mut self, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "write", path: self.path.clone(), source };
         let core = &self.leader.core;
@@ -107,8 +107,16 @@ impl ReplicatedFile<'_> {
             let _ = self.file.set_len(announced.len);
             return Err(failed(error));
         }
-        self.position = self.leader.append(&self.path, announced.len, bytes)?;
-        Ok(self.position)
+        match self.leader.append(&self.path, announced.len, bytes) {
+            Ok(position) => {
+                self.position = position;
+                Ok(position)
+            }
+            Err(error) => {
+                let _ = self.file.set_len(announced.len);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -117,6 +125,7 @@ impl Write for ReplicatedFile<'_> {
         match self.append(bytes) {
             Ok(_) => Ok(bytes.len()),
             Err(AppendError::Io { source, .. }) => Err(source),
+            Err(error @ AppendError::WouldBlock) => Err(io::Error::new(io::ErrorKind::WouldBlock, error)),
             Err(error) => Err(io::Error::other(error)),
         }
     }

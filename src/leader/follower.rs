@@ -3,24 +3,25 @@
 //! Letting a follower go is one step that never waits (I5): the first caller sets [`end`](FollowerHandle::end) and shuts the
 //! socket down. The follower's own threads notice, clean up, log why and leave; nobody joins them while holding a lock.
 //!
-//! # Positions
-//!
-//! A 1.0.0 follower acknowledges action bytes, counted since its stream began. What was sent before it attached (catching up)
-//! counts in that too, so bytes are mapped back to positions piece by piece: [`InFlight`] remembers for each piece sent
-//! where it ended in both. `in_flight` is a leaf lock: nothing is locked or awaited while it is held, except
-//! the condition that somebody acknowledged.
+//! What is on its way to it, and what it has, is in `in_flight.rs`. Its lock is a leaf: nothing is locked or awaited while it is
+//! held, except the condition that somebody acknowledged.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam_channel::{Receiver, TryRecvError};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::batch::Batch;
+use super::commit::{Has, Ticket};
+use super::in_flight::InFlight;
 use super::meter::{Meter, Moment};
 use super::socket::tick;
 use super::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use crate::config::Durability;
 use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::Marks;
@@ -52,8 +53,10 @@ pub(super) struct FollowerHandle {
     pub(super) sync: SyncCounters,
     /// Of a follower that knows the extension.
     marks: Mutex<Marks>,
-    /// Its queue was full, and it is to go on from disk: its writer discards what it still finds there.
+    /// Its queue was full, and it is to go on from disk: what is still there is discarded.
     demoted: AtomicBool,
+    /// Held by its writer while it looks at that and takes a batch. A leaf lock, of nobody who appends.
+    taking: Mutex<()>,
     demotions: AtomicU64,
     /// Until when it waits for its next full sync, because it was evicted for being slow too often.
     admitted_at: Mutex<Option<Instant>>,
@@ -112,44 +115,14 @@ pub(super) struct SyncCounters {
     pub(super) bytes_sent: AtomicU64,
 }
 
-struct InFlight {
-    pieces: VecDeque<Piece>,
-    /// Where it was asked to make everything durable and has not said that it has: `sent` and stream position.
-    durable_points: VecDeque<(u64, u64)>,
-    durable: Option<u64>,
-    /// Action bytes that were or are about to be written.
-    sent: u64,
-    /// Whether pieces stand for positions. Not while it is detached: what was on its way when it was demoted must not bring it
-    /// in sync when it is acknowledged.
-    attached: bool,
-    /// Action bytes of pieces that are wholly written.
-    written: u64,
-    acknowledged: u64,
-    /// Whether it acknowledged anything, or had nothing to acknowledge, since [`FollowerHandle::is_stuck`] last looked.
-    progress: bool,
-    /// When it last acknowledged anything, or was sent something while it had acknowledged everything.
-    progress_at: Instant,
-}
-
-/// A part of the stream on its way.
-struct Piece {
-    /// `sent` after it.
-    sent_after: u64,
-    /// The stream position after it; `None` while catching up.
-    position: Option<u64>,
-    since: Instant,
-}
-
-/// Pieces remembered singly; beyond it they are merged, and acknowledged positions get coarser.
-const PIECES_MAX: usize = 65_536;
-
 impl FollowerHandle {
-    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream, extension: bool) -> Self {
+    /// `v1_acks`: what it says with its acknowledgements, if it does not know the extension.
+    pub(super) fn new(id: NodeId, address: SocketAddr, socket: TcpStream, v1_acks: Option<Durability>) -> Self {
         let now = Instant::now();
         Self {
             id,
             address,
-            extension,
+            extension: v1_acks.is_none(),
             spoiled: Mutex::default(),
             connected_at: now,
             socket,
@@ -157,17 +130,7 @@ impl FollowerHandle {
             end: OnceLock::new(),
             ended: AtomicBool::new(false),
             queue: QueueDepth::default(),
-            in_flight: Mutex::new(InFlight {
-                pieces: VecDeque::new(),
-                durable_points: VecDeque::new(),
-                durable: None,
-                attached: false,
-                sent: 0,
-                written: 0,
-                acknowledged: 0,
-                progress: true,
-                progress_at: now,
-            }),
+            in_flight: Mutex::new(InFlight::new(v1_acks, now)),
             acknowledged: Condvar::new(),
             attached_at: AtomicU64::new(NOWHERE),
             position: AtomicU64::new(NOWHERE),
@@ -175,6 +138,7 @@ impl FollowerHandle {
             sync: SyncCounters::default(),
             marks: Mutex::default(),
             demoted: AtomicBool::new(false),
+            taking: Mutex::default(),
             demotions: AtomicU64::new(0),
             admitted_at: Mutex::default(),
             throttled_at: Mutex::default(),
@@ -203,7 +167,7 @@ impl FollowerHandle {
     /// It gets all batches from `position` on. Called with the stream locked.
     pub(super) fn attached_at(&self, position: StreamPosition) {
         let mut in_flight = self.in_flight.lock();
-        in_flight.attached = true;
+        in_flight.attached();
         self.demoted.store(false, Ordering::Release);
         self.attached_at.store(position.0, Ordering::Release);
         self.set_state(FollowerState::Attached);
@@ -225,15 +189,22 @@ impl FollowerHandle {
 
     fn leave_stream(&self) {
         let mut in_flight = self.in_flight.lock();
-        in_flight.attached = false;
+        in_flight.detached();
         self.attached_at.store(NOWHERE, Ordering::Release);
         self.position.store(NOWHERE, Ordering::Release);
         self.set_state(FollowerState::CatchingUp);
     }
 
-    /// Whether what is in its queue is to be discarded.
-    pub(super) fn is_demoted(&self) -> bool {
-        self.demoted.load(Ordering::Acquire)
+    /// The next batch of its queue, for its writer; none, as if nobody pushed any more, from when it was demoted.
+    pub(super) fn take(&self, batches: &Receiver<Arc<Batch>>) -> Result<Arc<Batch>, TryRecvError> {
+        let _one_step = self.taking.lock();
+        if self.demoted.load(Ordering::Acquire) { Err(TryRecvError::Disconnected) } else { batches.try_recv() }
+    }
+
+    /// When this returns, its writer takes no batch any more. To be called once it is demoted.
+    pub(super) fn taken_over(&self) {
+        debug_assert!(self.demoted.load(Ordering::Acquire));
+        drop(self.taking.lock());
     }
 
     /// Whether it ever was: then the first, and longest, flush of what it was sent is behind it.
@@ -310,66 +281,42 @@ impl FollowerHandle {
     /// no bytes it only says which position is reached once all that was sent is acknowledged.
     pub(super) fn sending(&self, bytes: u64, position: Option<StreamPosition>, since: Instant) {
         let mut in_flight = self.in_flight.lock();
-        if in_flight.acknowledged == in_flight.sent {
-            in_flight.progress_at = Instant::now();
-        }
-        in_flight.sent += bytes;
-        let (sent_after, position) = (in_flight.sent, position.map(|position| position.0));
-        let attached = in_flight.attached;
-        let full = in_flight.pieces.len() >= PIECES_MAX;
-        match in_flight.pieces.back_mut() {
-            Some(last) if full || bytes == 0 => {
-                last.sent_after = sent_after;
-                last.position = position.or(last.position);
-            }
-            None if bytes == 0 => self.passed(position.filter(|_| attached)),
-            _ => in_flight.pieces.push_back(Piece { sent_after, position, since }),
-        }
+        in_flight.sending(bytes, position.map(|position| position.0), since, Instant::now());
+        self.passed(&in_flight);
     }
 
-    /// Notes that it was asked to make durable all up to `position`, with the last that was sent.
-    pub(super) fn asked_for_durable(&self, position: StreamPosition) {
-        let mut in_flight = self.in_flight.lock();
-        let sent = in_flight.sent;
-        if in_flight.durable_points.len() < PIECES_MAX {
-            in_flight.durable_points.push_back((sent, position.0));
-        }
+    /// Notes that it is about to be asked to make durable what was sent so far, which is all that counts up to `position`.
+    pub(super) fn asking_for_durable(&self, position: StreamPosition) {
+        self.in_flight.lock().asking_for_durable(position.0);
     }
 
     /// Notes that all that was being sent is written.
     pub(super) fn written(&self) {
-        let mut in_flight = self.in_flight.lock();
-        if in_flight.written <= in_flight.acknowledged {
-            in_flight.progress = true;
-        }
-        in_flight.written = in_flight.sent;
+        self.in_flight.lock().written();
     }
 
-    /// Takes an acknowledgement. Returns the position that is acknowledged now, if there is a new one.
-    pub(super) fn acknowledge(&self, bytes: u64) -> Result<Option<StreamPosition>, ProtocolError> {
+    /// Notes that what it is sent after `from` is void ...
+    pub(super) fn void(&self, from: StreamPosition) {
+        self.in_flight.lock().void(from.0);
+    }
+
+    /// ... until it has all up to `until`.
+    pub(super) fn mended(&self, until: StreamPosition) {
+        self.in_flight.lock().mended(until.0);
+    }
+
+    /// Takes an acknowledgement.
+    pub(super) fn acknowledge(&self, bytes: u64) -> Result<(), ProtocolError> {
         let mut in_flight = self.in_flight.lock();
-        let acknowledged = in_flight.acknowledged.saturating_add(bytes);
-        if acknowledged > in_flight.sent {
-            return Err(ProtocolError::AckedTooMuch { acknowledged, sent: in_flight.sent });
-        }
-        in_flight.acknowledged = acknowledged;
-        in_flight.progress = true;
-        in_flight.progress_at = Instant::now();
-        let mut position = None;
-        while in_flight.pieces.front().is_some_and(|piece| piece.sent_after <= acknowledged) {
-            position = in_flight.pieces.pop_front().and_then(|piece| piece.position).or(position);
-        }
-        if in_flight.pieces.is_empty() {
+        if in_flight.acknowledge(bytes, Instant::now())? {
             self.acknowledged.notify_all();
         }
-        let position = position.filter(|_| in_flight.attached);
-        self.passed(position);
-        Ok(position.map(StreamPosition))
+        self.passed(&in_flight);
+        Ok(())
     }
 
-    /// Called with `in_flight` locked.
     /// Takes the marks of a follower that knows the extension, as [`acknowledge`](Self::acknowledge) does.
-    pub(super) fn take_marks(&self, marks: Marks) -> Result<Option<StreamPosition>, ProtocolError> {
+    pub(super) fn take_marks(&self, marks: Marks) -> Result<(), ProtocolError> {
         let before = std::mem::replace(&mut *self.marks.lock(), marks);
         let in_order = marks.durable <= marks.written && marks.written <= marks.received;
         let forward = marks.durable >= before.durable && marks.received >= before.received;
@@ -378,24 +325,18 @@ impl FollowerHandle {
         }
         {
             let mut in_flight = self.in_flight.lock();
-            if marks.received > in_flight.sent {
-                return Err(ProtocolError::AckedTooMuch { acknowledged: marks.received, sent: in_flight.sent });
-            }
-            while let Some(&(sent, position)) = in_flight.durable_points.front()
-                && sent <= marks.durable
-            {
-                in_flight.durable_points.pop_front();
-                in_flight.durable = Some(position);
-            }
+            in_flight.received(marks.received)?;
+            in_flight.durable(marks.durable);
         }
         match marks.written - before.written {
-            0 => Ok(None),
+            0 => Ok(()),
             bytes => self.acknowledge(bytes),
         }
     }
 
-    fn passed(&self, position: Option<u64>) {
-        let Some(position) = position else { return };
+    /// Called with `in_flight` locked, after it may have moved.
+    fn passed(&self, in_flight: &InFlight) {
+        let Some(position) = in_flight.position() else { return };
         self.position.store(position, Ordering::Release);
         if self.state() == FollowerState::Attached {
             self.set_state(FollowerState::InSync);
@@ -432,9 +373,7 @@ impl FollowerHandle {
     /// Called at intervals, it counts our own clock's ticks rather than time: a leader that was itself stopped for longer
     /// than every deadline finds one tick gone, not all of them.
     pub(super) fn is_stuck(&self) -> bool {
-        let mut in_flight = self.in_flight.lock();
-        let outstanding = in_flight.acknowledged < in_flight.written;
-        !std::mem::replace(&mut in_flight.progress, false) && outstanding
+        self.in_flight.lock().is_stuck()
     }
 
     // ---- waiting ----
@@ -505,11 +444,43 @@ impl FollowerHandle {
         Moment { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
     }
 
+    // ---- commits ----
+
+    /// It begins its way to the stream anew.
+    pub(super) fn joins(&self, ticket: Ticket) {
+        self.in_flight.lock().joins(ticket);
+    }
+
+    /// Its way to the stream, and what of that it has; see [`InFlight::has`].
+    pub(super) fn has(&self) -> Option<(Ticket, Has)> {
+        self.in_flight.lock().has()
+    }
+
+    /// Whether it has everything up to `end`: durable, if that is asked for and it ever says so.
+    pub(super) fn has_all(&self, end: StreamPosition, durability: Durability) -> bool {
+        let has_all = |has: Has| match durability {
+            Durability::Durable if self.extension => has.durable >= end.0,
+            _ if self.extension => has.written >= end.0,
+            // Whatever its acknowledgements say.
+            _ => has.received >= end.0,
+        };
+        self.has().is_some_and(|(_, has)| has_all(has))
+    }
+
+    pub(super) fn ticket(&self) -> Ticket {
+        self.in_flight.lock().ticket()
+    }
+
     // ---- looking ----
 
     /// Bytes read from disk or written to its socket for its sake so far: says whether a full sync moves.
     pub(super) fn moved_bytes(&self) -> u64 {
         self.sync.bytes_hashed.load(Ordering::Relaxed) + self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// For how long it has acknowledged nothing of what it was sent; zero if there is nothing.
+    pub(super) fn silent_for(&self) -> Duration {
+        self.in_flight.lock().silent_for()
     }
 
     /// Everything up to here is acknowledged, once it is in sync.
@@ -524,8 +495,7 @@ impl FollowerHandle {
         if self.has_ended() || now.since(StreamPosition(reached)) <= bytes {
             return false;
         }
-        let in_flight = self.in_flight.lock();
-        in_flight.acknowledged == in_flight.sent || in_flight.progress_at.elapsed() < grace
+        self.in_flight.lock().silent_for() < grace
     }
 
     /// A snapshot. `now` is the stream's position.
@@ -536,7 +506,7 @@ impl FollowerHandle {
         let lag_bytes = attached.then(|| now.since(acknowledged.unwrap_or(StreamPosition(attached_at))));
         let (oldest, durable) = {
             let in_flight = self.in_flight.lock();
-            (in_flight.pieces.front().map(|piece| piece.since), in_flight.durable)
+            (in_flight.oldest(), in_flight.durable_position())
         };
         let lag = lag_bytes.map(|bytes| match oldest {
             Some(since) if bytes > 0 => since.elapsed(),

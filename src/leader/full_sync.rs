@@ -53,6 +53,7 @@ impl<'a> Joiner<'a> {
     /// Blocks until the follower is attached.
     pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
         wait_admitted(self.core, self.follower, &mut || Ok(()))?;
+        self.ranges.wait_out_of_sync(self.frame)?;
         let slot = self.turn()?;
         let begun = Instant::now();
         let tracker = self.core.stream.track();
@@ -133,11 +134,9 @@ impl<'a> Joiner<'a> {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
             if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
         };
-        let root = self.core.dir.path();
-        self.core
-            .hashes
-            .sum(root, path, version, &mut go_on)
-            .map_err(|error| Error::io("read", path.below(root), error))
+        let open = || core.open_announced(path, version.generation, version.len);
+        let sum = core.hashes.sum(open, path, version, &mut go_on);
+        sum.map_err(|error| Error::io("read", path.below(core.dir.path()), error))
     }
 
     /// The round's requests, in the order asked. The deadline begins anew with each.

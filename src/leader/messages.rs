@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::Core;
 use super::acks::{Watch, connection_ended};
 use super::follower::FollowerHandle;
+use super::stalls::Grace;
 use super::status::EvictionReason;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{Held, Message};
@@ -68,9 +69,8 @@ impl MessageThread {
                     return Err(ProtocolError::Malformed("inventory: it was not asked for"));
                 }
                 (Some(Message::Marks(marks)), _) => {
-                    if self.follower.take_marks(marks)?.is_some() {
-                        self.core.progress.acknowledged(self.follower.position());
-                    }
+                    self.follower.take_marks(marks)?;
+                    self.core.passed(&self.follower);
                 }
                 // Of a kind that a later version knows.
                 (Some(Message::Heartbeat) | None, _) => {}
@@ -93,6 +93,7 @@ struct Watched<'a> {
     /// stopped finds one tick gone.
     silent_ticks_max: u32,
     silent_ticks: u32,
+    grace: Grace,
 }
 
 impl<'a> Watched<'a> {
@@ -101,14 +102,17 @@ impl<'a> Watched<'a> {
         let watch = Watch::new(&core.config, silence);
         socket.set_read_timeout(Some(watch.tick))?;
         let silent_ticks_max = watch.ticks(silence);
-        Ok(Self { core, follower, socket, watch, silent_ticks_max, silent_ticks: 0 })
+        Ok(Self { core, follower, socket, watch, silent_ticks_max, silent_ticks: 0, grace: Grace::default() })
     }
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let overdue = self.watch.overdue(self.follower, self.socket);
+            let overdue = self.watch.overdue(&self.core.stream, self.follower, self.socket);
+            if self.grace.begins_anew(&self.core.stream.stalls) {
+                self.silent_ticks = 0;
+            }
             let silent = (self.silent_ticks >= self.silent_ticks_max).then_some(EvictionReason::Silent);
             if let Some(reason) = overdue.or(silent) {
                 self.follower.evict_at(reason, self.core.stream.position());

@@ -19,11 +19,11 @@
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections
 //! (one a listener); `follower` and `ack-ID` are the two of each connection; `sync-ID` reads in bulk for one, at low
-//! priority (`admission.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! priority (`admission.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
-//! In the order they are taken: a file's lock (`file.rs`) or a waiter's (`progress.rs`), then those of the stream: `cut`,
+//! In the order they are taken: that of commits (`commit/`), with nothing else; a file's lock (`file.rs`) or a waiter's (`progress.rs`), then those of the stream: `cut`,
 //! `attached`, `ordered` (`stream.rs`). All others are leaves: nothing is locked while one of them is held. None of them is
 //! held while a thread is joined, a socket read or written, or a line logged (I6).
 
@@ -32,12 +32,15 @@ mod acks;
 mod admission;
 mod batch;
 mod catch_up;
+mod commit;
 mod connection;
 mod demotion;
+mod discarded;
 mod file;
 mod follower;
 mod full_sync;
 mod handshake;
+mod in_flight;
 mod messages;
 mod meter;
 mod moves;
@@ -45,12 +48,13 @@ mod progress;
 mod ranges;
 mod resume;
 mod socket;
+mod stalls;
 mod status;
 mod stream;
 mod view;
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
@@ -63,19 +67,22 @@ use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
 use self::admission::Admission;
+use self::commit::{Alone, Commits};
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
-use crate::config::{LeaderConfig, OnFull};
+use crate::config::{Durability, LeaderConfig, OnFull};
+use crate::coordinator::{InSyncSet, Leadership};
 use crate::datadir::{DataDir, remove_own_folder, walk};
 use crate::error::{AppendError, Error};
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::{HashCache, is_no_file};
-use crate::index::{Index, Version};
+use crate::index::{FileId, Index};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
+pub use self::commit::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
 pub use self::file::ReplicatedFile;
 pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 
@@ -105,6 +112,7 @@ struct Core {
     unauthenticated: Unauthenticated,
     listeners: Mutex<Vec<TcpListener>>,
     progress: Progress,
+    commits: Commits,
     threads: Group,
     stopping: AtomicBool,
 }
@@ -132,9 +140,10 @@ impl Window {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Followers that have acknowledged everything.
+    /// Followers that have acknowledged everything, as durable if commits ask for that and the follower ever says so.
     pub drained: Vec<NodeId>,
-    /// Followers that have not, and how many action bytes they lack; `None` if they were still joining.
+    /// Followers that have not, and how many action bytes they had not acknowledged (0: what they have is perhaps not durable);
+    /// `None` if they were still joining.
     pub undrained: Vec<(NodeId, Option<u64>)>,
     /// Threads that did not end in time; always 0 unless the disk hangs.
     pub threads_left: usize,
@@ -150,6 +159,29 @@ impl Leader {
     ///
     /// If a setting is out of range, the directory is missing, in use or cannot be read.
     pub fn open(config: LeaderConfig) -> Result<Self, Error> {
+        Self::open_with(config, Arc::new(Alone), None)
+    }
+
+    /// Like [`open`](Self::open), for a node of a cluster that has won an election: what follows in sync is recorded with the
+    /// coordinator by a thread of its own, and nothing is confirmed as committed once the election is not held any more.
+    /// `recorded` is the in-sync set as the coordinator has it, which this node should be in.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open`](Self::open).
+    pub fn open_elected(
+        config: LeaderConfig,
+        leadership: Arc<dyn Leadership>,
+        recorded: Option<&InSyncSet>,
+    ) -> Result<Self, Error> {
+        Self::open_with(config, leadership, recorded)
+    }
+
+    fn open_with(
+        config: LeaderConfig,
+        leadership: Arc<dyn Leadership>,
+        recorded: Option<&InSyncSet>,
+    ) -> Result<Self, Error> {
         config.check()?;
         let exclude = globs(&config.exclude)?;
         let mut dir = DataDir::open_unclaimed(&config.data_dir, config.id, config.lock.clone())?;
@@ -162,8 +194,9 @@ impl Leader {
             }
         })?;
         let core = Arc::new(Core {
-            stream: Arc::new(Stream::new(index, config.queue_bytes, config.queue_batches, config.on_full)),
+            stream: Arc::new(Stream::new(index, &config)),
             exclude,
+            commits: Commits::new(&config, dir.id(), leadership, recorded),
             dir,
             admission: Admission::new(&config),
             config,
@@ -187,6 +220,12 @@ impl Leader {
     fn start_threads(&self) -> io::Result<()> {
         let stream = self.core.stream.clone();
         self.core.threads.spawn("leader", move || stream.run_leader())?;
+        let core = self.core.clone();
+        self.core.threads.spawn("in-sync", move || core.commits.run_recorder(&core.stream))?;
+        let core = self.core.clone();
+        self.core.threads.spawn("sync", move || core.commits.run_syncer(&core.stream, core.dir.path()))?;
+        let core = self.core.clone();
+        self.core.threads.spawn("commits", move || core.commits.run_callbacks())?;
         if self.core.config.on_full == OnFull::CatchUp {
             let core = self.core.clone();
             self.core.threads.spawn("demotion", move || demotion::run(&core))?;
@@ -271,7 +310,8 @@ impl Leader {
         if !self.replicates(path) {
             return Err(AppendError::NotReplicated(path.clone()));
         }
-        self.core.announce_from_disk(path, None)
+        let _one_at_a_time = self.core.file_locks.of(path).lock();
+        self.core.announce_locked(path)
     }
 
     /// Announces that the file is gone, and returns the stream position after that. Never blocks on a follower. Does nothing
@@ -284,14 +324,14 @@ impl Leader {
     /// If the leader is shut down.
     pub fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
         let _one_at_a_time = self.core.file_locks.of(path).lock();
-        self.core.stream.delete(path, None)
+        self.core.stream.delete(path)
     }
 
     /// Announces that a file was renamed, over whatever the new name was, and returns the stream position after it. Never blocks
     /// on a follower. Followers that know the extension rename theirs; others get it whole under the new name.
     ///
     /// The file must have its new name already. Where only one of the names is replicated, this is a delete or a replace; so it
-    /// is where the old name was another file's by the time a follower was sent it.
+    /// is where the old name was another file's, or none's, when it was read for a follower.
     ///
     /// # Errors
     ///
@@ -300,7 +340,7 @@ impl Leader {
         if !self.replicates(to) {
             return self.delete(from);
         }
-        let file = fs::symlink_metadata(to.below(self.core.dir.path())).ok().map(|meta| (meta.dev(), meta.ino()));
+        let file = fs::symlink_metadata(to.below(self.core.dir.path())).ok().map(|meta| id_of(&meta));
         match self.core.stream.rename(from, to, file)? {
             Some(position) => Ok(position),
             None => {
@@ -336,6 +376,17 @@ impl Leader {
     pub fn file_len(&self, path: &RelPath) -> Option<u64> {
         let version = self.core.stream.version(path);
         version.exists().then_some(version.len)
+    }
+
+    /// Whether followers have of `path`, as far as it was announced, what is in the file with this device and inode. Never
+    /// blocks.
+    ///
+    /// `false` if another file was read under that name since it was announced, or if it was found gone or too short, and
+    /// announced as it was found. Such a moment leaves no trace where a file, or a folder with it, is moved away and back: who
+    /// finds a file as it was asks this after that, and announces it with [`replace`](Self::replace) if it is not so.
+    #[must_use]
+    pub fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool {
+        self.core.stream.only_read_from(path, (device, inode))
     }
 
     /// All announced files and their lengths, as of one moment.
@@ -394,20 +445,25 @@ impl Leader {
         self.core.stream.is_dispatching(within)
     }
 
-    /// Refuses further announcements, lets attached followers acknowledge everything for up to `drain`, then closes all
-    /// connections and joins all threads. Blocks for `drain` and 5 s at most. What is done already is not done again.
+    /// Refuses further announcements, lets attached followers acknowledge everything for up to `drain`, at the durability that
+    /// commits ask for, then closes all connections and joins all threads. Who has everything stays recorded as in sync. Blocks
+    /// for `drain` and 8 s at most. What is done already is not done again.
     pub fn shutdown(&self, drain: Duration) -> ShutdownReport {
         let core = &self.core;
         core.stop_accepting();
-        let end = core.stream.close();
+        // What is not waited for need not be asked for.
+        let durability = if drain.is_zero() { Durability::Written } else { core.config.commit_level.durability };
+        let end = core.stream.close(durability == Durability::Durable);
         core.stream.push();
         let deadline = Instant::now() + drain;
         // Wakes at each step of the slowest: drains are rare, and short.
         core.progress.wait(deadline, Duration::from_millis(100), || {
-            let behind = |follower: &FollowerHandle| !follower.has_ended() && follower.position() != Some(end);
+            let behind = |follower: &FollowerHandle| !follower.has_ended() && !follower.has_all(end, durability);
             core.stream.any_attached(behind).then_some(end)
         });
-        let report = core.evict_all(end);
+        let report = core.evict_all(end, durability);
+        core.commits.settle(Instant::now() + RECORD_MAX);
+        core.commits.stop();
         core.stream.stop();
         let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
         ShutdownReport { threads_left, ..report }
@@ -428,7 +484,8 @@ impl Core {
             // Bytes below an announced length are on disk before they are announced: a file opened after this look has
             // them, or is newer, and then the index will say so.
             let Some(path) = self.stream.find(path, generation) else { return Ok(None) };
-            let file = match File::open(path.below(self.dir.path())) {
+            let full = path.below(self.dir.path());
+            let file = match File::open(&full) {
                 Ok(file) => file,
                 Err(error) if is_no_file(&error) => return Ok(None),
                 Err(error) => return Err(error),
@@ -437,37 +494,19 @@ impl Core {
             if !meta.is_file() || meta.len() < len {
                 return Ok(None);
             }
-            if self.stream.reads(&path, generation, (meta.dev(), meta.ino())) {
+            // It may be there for a moment only, in another one's place. Is it still, now that it is noted which one is read,
+            // then whoever moves it away finds the note after that.
+            let id = id_of(&meta);
+            if self.stream.reads(&path, generation, id) && fs::metadata(&full).is_ok_and(|now| id_of(&now) == id) {
                 return Ok(Some(file));
             }
         }
     }
 
-    /// Announces the file's content as it is on disk; only if the index has it in `generation`, when one is given.
+    /// Announces the file's content as it is on disk.
     ///
-    /// Reading and announcing are one step under the file's lock: whoever reads last announces last.
-    fn announce_from_disk(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
-        let _one_at_a_time = self.file_locks.of(path).lock();
-        self.announce_locked(path, generation)
-    }
-
-    /// Announces that a file is gone that was not there a moment ago. Should it be there after all, moved away and back with its
-    /// folder, it is announced as it is: who told us of it may have looked already, and not look again.
-    ///
-    /// One step under the file's lock, so that a host that announces the same delete makes no new file meanwhile.
-    fn announce_gone(&self, path: &RelPath, generation: u64) -> io::Result<()> {
-        let _one_at_a_time = self.file_locks.of(path).lock();
-        let announced = self.stream.delete(path, Some(generation));
-        match announced.and_then(|_| self.announce_locked(path, Some(Version::ABSENT.generation))) {
-            Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
-            Err(AppendError::Io { source, .. }) if is_no_file(&source) => Ok(()),
-            Err(AppendError::Io { source, .. }) => Err(source),
-            Err(error) => Err(io::Error::other(error)),
-        }
-    }
-
-    /// The same, for who holds the file's lock.
-    fn announce_locked(&self, path: &RelPath, generation: Option<u64>) -> Result<StreamPosition, AppendError> {
+    /// Reading and announcing are one step under the file's lock, which the caller holds: whoever reads last announces last.
+    fn announce_locked(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
         let file = File::open(path.below(self.dir.path())).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
@@ -476,11 +515,22 @@ impl Core {
         }
         let length = meta.len();
         if length > INLINE_BYTES_MAX {
-            return self.stream.replace(path, Content::OnDisk(length), generation);
+            return self.stream.replace(path, Content::OnDisk(length), id_of(&meta));
         }
         let mut bytes = Vec::new();
         file.take(length).read_to_end(&mut bytes).map_err(failed)?;
-        self.stream.replace(path, Content::Bytes(&bytes), generation)
+        self.stream.replace(path, Content::Bytes(&bytes), id_of(&meta))
+    }
+
+    /// A follower may have more of the stream than before.
+    fn passed(&self, follower: &FollowerHandle) {
+        self.commits.passed(follower);
+        if self.stopping.load(Ordering::Relaxed) {
+            // Who drains waits for more than positions.
+            self.progress.changed();
+        } else {
+            self.progress.acknowledged(follower.position());
+        }
     }
 
     /// Adds a follower. One that is here with the same id makes way.
@@ -491,6 +541,7 @@ impl Core {
             followers.push(follower.clone());
             replaced
         };
+        self.commits.joins(follower);
         for other in replaced {
             other.evict_at(EvictionReason::Replaced, self.stream.position());
             self.stream.detach(&other);
@@ -523,20 +574,16 @@ impl Core {
     }
 
     /// Lets all go. Who has everything and knows the extension is told so first, for up to [`GOODBYE_MAX`].
-    fn evict_all(&self, end: StreamPosition) -> ShutdownReport {
+    fn evict_all(&self, end: StreamPosition, durability: Durability) -> ShutdownReport {
         let mut report = ShutdownReport::default();
         let followers = self.followers.lock().clone();
         for follower in followers.iter().filter(|follower| !follower.has_ended()) {
-            let drained = match follower.status(end).lag_bytes {
-                Some(0) if follower.position().is_some() => {
-                    report.drained.push(follower.id);
-                    true
-                }
-                lag => {
-                    report.undrained.push((follower.id, lag));
-                    false
-                }
-            };
+            let drained = follower.has_all(end, durability);
+            if drained {
+                report.drained.push(follower.id);
+            } else {
+                report.undrained.push((follower.id, follower.status(end).lag_bytes));
+            }
             if !(drained && follower.extension) {
                 follower.evict_at(EvictionReason::Shutdown, end);
             }
@@ -553,6 +600,13 @@ impl Core {
         report
     }
 }
+
+fn id_of(meta: &Metadata) -> FileId {
+    (meta.dev(), meta.ino())
+}
+
+/// How long a shutdown waits until it is recorded who was in sync at the end.
+const RECORD_MAX: Duration = Duration::from_secs(2);
 
 /// How long a shutdown waits until followers are told of it.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);

@@ -1,5 +1,6 @@
 //! Ranges of files, read from disk for one follower.
 
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +10,7 @@ use super::Core;
 use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
 use super::connection::Frame;
 use super::follower::FollowerHandle;
-use crate::error::{AppendError, Error};
+use crate::error::Error;
 use crate::index::Version;
 use crate::index::hash::is_no_file;
 use crate::protocol::extension::Control;
@@ -32,6 +33,8 @@ pub(super) struct Ranges<'a> {
     buffer: Vec<u8>,
     /// Reads at the pace of all syncs together, and leaves nothing in the page cache.
     in_bulk: bool,
+    /// The position before what is being sent: from there on it is void, should it be.
+    before: StreamPosition,
     last_beat: Instant,
 }
 
@@ -40,7 +43,14 @@ const BACK_IN_MS: u32 = 1000;
 
 impl<'a> Ranges<'a> {
     pub(super) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
-        Self { core, follower, buffer: Vec::new(), in_bulk: false, last_beat: Instant::now() }
+        Self {
+            core,
+            follower,
+            buffer: Vec::new(),
+            in_bulk: false,
+            before: StreamPosition(0),
+            last_beat: Instant::now(),
+        }
     }
 
     /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
@@ -65,6 +75,14 @@ impl<'a> Ranges<'a> {
         Ok(())
     }
 
+    /// Waits until no node can be elected for having been in sync that is about to be made to change its files in any
+    /// other way than by the stream. Blocks while the coordinator cannot be reached.
+    pub(super) fn wait_out_of_sync(&mut self, frame: &mut Frame) -> Result<(), Error> {
+        let (core, every) = (self.core, self.core.config.heartbeat_interval);
+        let follower = self.follower;
+        if core.commits.wait_out(follower, every, &mut || self.beat(frame))? { Ok(()) } else { Err(gone()) }
+    }
+
     /// Tells a follower that knows the extension that it is let go.
     pub(super) fn goodbye(&mut self, frame: &mut Frame, reason: &str) -> Result<(), Error> {
         let goodbye = Control::Goodbye { back_in_ms: BACK_IN_MS, reason: reason.to_owned() };
@@ -81,6 +99,7 @@ impl<'a> Ranges<'a> {
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
+        self.core.passed(self.follower);
         Ok(())
     }
 
@@ -99,10 +118,10 @@ impl<'a> Ranges<'a> {
             _ => false,
         };
         if self.follower.extension && !spoiled {
-            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
             if action.control == Control::MakeDurable {
-                self.follower.asked_for_durable(StreamPosition(batch.end));
+                self.follower.asking_for_durable(StreamPosition(batch.end));
             }
+            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
         } else {
             for step in &action.instead {
                 let _ = self.send_step(frame, step)?;
@@ -118,6 +137,7 @@ impl<'a> Ranges<'a> {
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
+        self.core.passed(self.follower);
         Ok(())
     }
 
@@ -154,8 +174,11 @@ impl<'a> Ranges<'a> {
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<bool, Error> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
+        let before = |done| at(done).map_or(StreamPosition(0), |(position, _)| position);
+        self.before = before(0);
         let Some(mut file) = self.open(&range.path, version, version.len)? else {
             self.follower.spoiled.lock().insert(range.path.clone());
+            self.follower.void(self.before);
             self.mend(&range.path, version)?;
             return Ok(false);
         };
@@ -168,6 +191,7 @@ impl<'a> Ranges<'a> {
             header.clear();
             range.encode_header(&mut header, piece);
             let bytes = header.len() as u64 + piece.1;
+            self.before = before(done);
             done += bytes;
             let (position, since) = at(done).unzip();
             self.follower.sending(bytes, position, since.unwrap_or_else(Instant::now));
@@ -214,6 +238,8 @@ impl<'a> Ranges<'a> {
                 length = file.read(&mut self.buffer[..want]).map_err(|error| self.unreadable(path, error))?;
             }
             if length == 0 {
+                // Before any of the padding can be acknowledged.
+                self.follower.void(self.before);
                 self.buffer.fill(0);
                 intact = false;
                 length = want;
@@ -225,18 +251,28 @@ impl<'a> Ranges<'a> {
         Ok(intact)
     }
 
-    /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now.
+    /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now. What was void
+    /// at the follower is not once it has all up to where this ends.
     pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
-        let Some(path) = &self.core.stream.find(path, believed.generation) else { return Ok(()) };
-        log::debug!("{path} is shorter on disk than the {} bytes announced: announcing it anew", believed.len);
-        match self.core.announce_from_disk(path, Some(believed.generation)) {
-            Ok(_) | Err(AppendError::ShuttingDown) => Ok(()),
-            Err(AppendError::Io { source, .. }) if is_no_file(&source) => {
-                self.core.announce_gone(path, believed.generation).map_err(|source| self.unreadable(path, source))
-            }
-            Err(AppendError::Io { source, .. }) => Err(self.unreadable(path, source)),
-            Err(error) => Err(self.unreadable(path, io::Error::other(error))),
-        }
+        self.announce_anew(path, believed)?;
+        self.follower.mended(self.core.stream.position());
+        Ok(())
+    }
+
+    /// Files are the host's: one that is gone may be back in a moment, with its folder. So the doubt is noted *before* the look
+    /// at the disk. What happens to the file after the look is for the host to announce, and when it looks, it finds the doubt
+    /// as well ([`Leader::vouches_for`](super::Leader::vouches_for)).
+    fn announce_anew(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
+        let stream = &self.core.stream;
+        let Some((path, doubted)) = stream.doubt(path, believed.generation) else { return Ok(()) };
+        let found = match fs::metadata(path.below(self.core.dir.path())) {
+            Ok(meta) => meta.is_file().then_some(meta.len()),
+            Err(error) if is_no_file(&error) => None,
+            Err(error) => return Err(self.unreadable(&path, error)),
+        };
+        log::debug!("{path} could not be read as announced: of {} bytes there are now {found:?}", doubted.len);
+        stream.mend(&path, doubted, found);
+        Ok(())
     }
 
     fn unreadable(&self, path: &RelPath, error: io::Error) -> Error {

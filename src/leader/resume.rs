@@ -60,6 +60,7 @@ impl<'a> Resumer<'a> {
         self.tell(&Control::Want)?;
         let held = self.receive_inventory()?;
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        ranges.wait_out_of_sync(frame)?;
         let turn = core.admission.syncs.acquire(self.follower, &mut || ranges.beat(frame))?;
         self.follower.set_state(FollowerState::Syncing);
         let tracker = core.stream.track();

@@ -1,12 +1,13 @@
 //! A follower's socket as its writer thread sees it: blocking writes that give up without progress.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::follower::FollowerHandle;
+use super::stalls::Grace;
 use super::status::EvictionReason;
 use super::stream::Stream;
 pub(super) use crate::sendqueue::send_queue_bytes;
@@ -23,6 +24,8 @@ pub(super) struct SocketWriter {
     follower: Arc<FollowerHandle>,
     stream: Arc<Stream>,
     reason: EvictionReason,
+    limit: Duration,
+    grace: Grace,
 }
 
 /// Ticks without progress until the limit is reached.
@@ -36,7 +39,8 @@ impl SocketWriter {
         limit: Duration,
         reason: EvictionReason,
     ) -> io::Result<Self> {
-        let mut writer = Self { socket, follower, stream, reason: EvictionReason::WriteTimeout };
+        let grace = Grace::default();
+        let mut writer = Self { socket, follower, stream, reason: reason.clone(), limit, grace };
         writer.set_limit(limit, reason)?;
         Ok(writer)
     }
@@ -44,7 +48,46 @@ impl SocketWriter {
     /// From now on, no progress for `limit` is a reason to evict.
     pub(super) fn set_limit(&mut self, limit: Duration, reason: EvictionReason) -> io::Result<()> {
         self.reason = reason;
+        self.limit = limit;
         self.socket.set_write_timeout(Some(tick(limit)))
+    }
+
+    /// Calls `write` until it has written something.
+    fn write_once(&mut self, mut write: impl FnMut(&mut TcpStream) -> io::Result<usize>) -> io::Result<usize> {
+        let mut stalled = 0;
+        let mut send_queue = None;
+        loop {
+            if self.follower.has_ended() {
+                return Err(ErrorKind::ConnectionAborted.into());
+            }
+            match write(&mut self.socket) {
+                Ok(written) => {
+                    self.grace.moved();
+                    self.follower.sent_bytes.fetch_add(written as u64, Ordering::Relaxed);
+                    return Ok(written);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    stalled += 1;
+                    let queued = send_queue_bytes(&self.socket);
+                    let moves = matches!((queued, send_queue), (Some(now), Some(before)) if now < before);
+                    if moves || self.grace.begins_anew(&self.stream.stalls) {
+                        stalled = 1;
+                    }
+                    send_queue = queued;
+                    if stalled < TICKS {
+                        continue;
+                    }
+                    let all_late = || self.stream.all_are_late(&self.follower, self.limit);
+                    if self.reason == EvictionReason::WriteTimeout && self.grace.take(all_late) {
+                        stalled = 0;
+                    } else {
+                        self.follower.evict_at(self.reason.clone(), self.stream.position());
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
@@ -55,32 +98,11 @@ pub(super) fn tick(limit: Duration) -> Duration {
 
 impl Write for SocketWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut stalled = 0;
-        let mut send_queue = None;
-        loop {
-            if self.follower.has_ended() {
-                return Err(ErrorKind::ConnectionAborted.into());
-            }
-            match self.socket.write(bytes) {
-                Ok(written) => {
-                    self.follower.sent_bytes.fetch_add(written as u64, Ordering::Relaxed);
-                    return Ok(written);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    stalled += 1;
-                    let queued = send_queue_bytes(&self.socket);
-                    if matches!((queued, send_queue), (Some(now), Some(before)) if now < before) {
-                        stalled = 1;
-                    }
-                    send_queue = queued;
-                    if stalled == TICKS {
-                        self.follower.evict_at(self.reason.clone(), self.stream.position());
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.write_once(|socket| socket.write(bytes))
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write_once(|socket| socket.write_vectored(slices))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -26,6 +26,7 @@
 
 mod announce;
 mod cuts;
+mod pressure;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -37,11 +38,13 @@ use parking_lot::Mutex;
 
 pub(super) use self::announce::{Content, INLINE_BYTES_MAX, temporary_of, whole};
 pub(super) use self::cuts::{AttachedQueue, Tracker, Unqueued};
+use self::pressure::{OVERRUN_BYTES_MAX, Pressure, is_in_sync};
 use super::batch::{Batch, Buffers};
 use super::demotion::Demotion;
 use super::follower::FollowerHandle;
+use super::stalls::{Grace, Stalls};
 use super::status::{EvictionReason, FollowerStatus};
-use crate::config::OnFull;
+use crate::config::{BackPressure, LeaderConfig, OnFull};
 use crate::index::Index;
 use crate::types::StreamPosition;
 
@@ -76,12 +79,25 @@ pub(super) struct Stream {
     rounds: AtomicU64,
     stopped: AtomicBool,
     pub(super) buffers: Buffers,
-    queue_bytes: u64,
-    queue_batches: usize,
-    on_full: OnFull,
+    limits: Limits,
+    pressure: Pressure,
+    pub(super) stalls: Stalls,
     /// Parked until `to_demote`; there is one with [`OnFull::CatchUp`].
     demotion_thread: OnceLock<Thread>,
     to_demote: AtomicBool,
+    /// Everything up to this position was pushed.
+    pushed: AtomicU64,
+}
+
+/// Of every follower's queue; see [`LeaderConfig`].
+struct Limits {
+    queue_bytes: u64,
+    queue_batches: usize,
+    queue_soft_bytes: u64,
+    queue_soft_time: Duration,
+    on_full: OnFull,
+    back_pressure: BackPressure,
+    min_in_sync: usize,
 }
 
 struct Attached {
@@ -97,6 +113,9 @@ struct Queue {
     demotable: Option<Demotable>,
     /// Once it was full, and until the demotion thread takes it off the list.
     lost: Option<Lost>,
+    /// Since when it holds more than the soft limit, as of the last push.
+    over_soft_since: Option<Instant>,
+    grace: Grace,
 }
 
 /// What it takes to demote a follower without waiting for its writer.
@@ -146,8 +165,17 @@ struct After {
     push: bool,
 }
 
+impl Queue {
+    /// Whether it has held more than the soft limit for as long as that may be, if it holds `bytes` now.
+    fn is_over_soft_for_long(&mut self, bytes: u64, limits: &Limits, stalls: &Stalls) -> bool {
+        let since = self.over_soft_since.filter(|_| !self.grace.begins_anew(stalls));
+        self.over_soft_since = (bytes > limits.queue_soft_bytes).then(|| since.unwrap_or_else(Instant::now));
+        self.over_soft_since.is_some_and(|since| since.elapsed() >= limits.queue_soft_time)
+    }
+}
+
 impl Stream {
-    pub(super) fn new(index: Index, queue_bytes: u64, queue_batches: usize, on_full: OnFull) -> Self {
+    pub(super) fn new(index: Index, config: &LeaderConfig) -> Self {
         Self {
             cut: Mutex::new(()),
             attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
@@ -168,11 +196,20 @@ impl Stream {
             rounds: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             buffers: Buffers::default(),
-            queue_bytes,
-            queue_batches,
-            on_full,
+            limits: Limits {
+                queue_bytes: config.queue_bytes,
+                queue_batches: config.queue_batches,
+                queue_soft_bytes: config.queue_soft_bytes.unwrap_or(u64::MAX),
+                queue_soft_time: config.queue_soft_time,
+                on_full: config.on_full,
+                back_pressure: config.back_pressure,
+                min_in_sync: config.min_in_sync,
+            },
+            pressure: Pressure::default(),
+            stalls: Stalls::default(),
             demotion_thread: OnceLock::new(),
             to_demote: AtomicBool::new(false),
+            pushed: AtomicU64::new(0),
         }
     }
 
@@ -184,20 +221,27 @@ impl Stream {
         let mut idle_looks = 0;
         while !self.stopped.load(Ordering::Acquire) {
             self.rounds.fetch_add(1, Ordering::Relaxed);
-            let before_sleep = idle_looks == IDLE_LOOKS;
+            self.relieve();
+            let before_sleep = idle_looks == IDLE_LOOKS && !self.pressure.is_on();
             if self.something_to_push(before_sleep) {
                 self.push();
                 idle_looks = 0;
             } else if before_sleep {
                 // A wake-up between the look and here makes this return at once.
-                std::thread::park_timeout(TICK);
+                self.rest(TICK);
                 continue;
             } else {
-                idle_looks += 1;
+                idle_looks = (idle_looks + 1).min(IDLE_LOOKS);
             }
             // Still `Awake`: nobody wakes it now but who stops it.
-            std::thread::park_timeout((NAP * (1 << idle_looks)).min(NAP_MAX));
+            self.rest((NAP * (1 << idle_looks)).min(NAP_MAX));
         }
+    }
+
+    fn rest(&self, at_most: Duration) {
+        let since = Instant::now();
+        std::thread::park_timeout(at_most);
+        self.stalls.rested(since, at_most);
     }
 
     /// If not, and `before_sleep`, whoever brings something wakes the leader thread.
@@ -243,6 +287,7 @@ impl Stream {
 
     pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
+        self.pressure.end();
         self.wake_leader();
         self.wake_demotion();
     }
@@ -263,6 +308,19 @@ impl Stream {
         let gone = self.push_locked(&mut attached, |_| ());
         drop(attached);
         // The last sender frees what is queued: not under the lock.
+        drop(gone);
+    }
+
+    /// The same, unless everything up to `position` was pushed already.
+    pub(super) fn push_up_to(&self, position: StreamPosition) {
+        let is_pushed = || self.pushed.load(Ordering::Acquire) >= position.0;
+        if is_pushed() {
+            return;
+        }
+        let mut attached = self.attached.lock();
+        // Of many who ask at once, one pushes.
+        let gone = if is_pushed() { Vec::new() } else { self.push_locked(&mut attached, |_| ()) };
+        drop(attached);
         drop(gone);
     }
 
@@ -296,8 +354,10 @@ impl Stream {
         }
         let mut gone = Vec::new();
         for batch in taken.drain(..) {
-            gone.extend(followers.extract_if(.., |queue| !self.push_to(queue, &batch)));
+            let protects = self.protects(followers.iter().map(|queue| &*queue.follower));
+            gone.extend(followers.extract_if(.., |queue| !self.push_to(queue, &batch, protects)));
         }
+        self.pushed.store(end, Ordering::Release);
         if !gone.is_empty() {
             self.ordered.lock().queues -= gone.len();
         }
@@ -307,8 +367,8 @@ impl Stream {
         gone
     }
 
-    /// Whether the follower stays.
-    fn push_to(&self, queue: &mut Queue, batch: &Arc<Batch>) -> bool {
+    /// Whether the follower stays. `protects`: there are none too many.
+    fn push_to(&self, queue: &mut Queue, batch: &Arc<Batch>, protects: bool) -> bool {
         let follower = &queue.follower;
         if follower.has_ended() {
             return false;
@@ -324,11 +384,18 @@ impl Stream {
         }
         // One batch larger than the whole budget passes alone.
         let held = follower.queue.bytes();
-        let fits = held == 0 || held + cost <= self.queue_bytes;
+        let protected = protects && is_in_sync(follower);
+        let most = self.limits.queue_bytes + if protected { OVERRUN_BYTES_MAX } else { 0 };
+        let too_long = queue.is_over_soft_for_long(held + cost, &self.limits, &self.stalls);
+        if protected && (too_long || held > 0 && held + cost > self.limits.queue_bytes || self.is_crowded(queue, 4)) {
+            self.pressure.begin();
+        }
+        let follower = &queue.follower;
+        let fits = held == 0 || held + cost <= most && (protected || !too_long);
         follower.queue.add(cost);
         match if fits { queue.sender.try_send(batch.clone()) } else { Err(TrySendError::Full(batch.clone())) } {
             Ok(()) => true,
-            Err(TrySendError::Full(batch)) if self.on_full == OnFull::CatchUp => {
+            Err(TrySendError::Full(batch)) if self.limits.on_full == OnFull::CatchUp => {
                 let status = follower.status(StreamPosition(batch.end));
                 follower.queue.remove(cost);
                 follower.demoted();
@@ -350,7 +417,7 @@ impl Stream {
     /// takes; queues that are small only for a test are not held to it.
     fn lost_bytes_max(&self) -> u64 {
         const SMALLEST: u64 = 16 << 20;
-        self.queue_bytes.max(SMALLEST)
+        self.limits.queue_bytes.max(SMALLEST)
     }
 
     /// Provides buffers where no append waits for their allocation.
@@ -362,6 +429,21 @@ impl Stream {
         let spares: Vec<_> =
             returned.into_iter().chain(std::iter::repeat_with(|| self.buffers.take())).take(missing).collect();
         self.ordered.lock().spares.extend(spares);
+    }
+
+    /// Of a follower that has missed a deadline: whether all others of the stream, and there are some, are late with it. They need
+    /// not have begun at one moment: half of the deadline is enough.
+    pub(super) fn all_are_late(&self, follower: &FollowerHandle, deadline: Duration) -> bool {
+        let all = {
+            let attached = self.attached.lock();
+            let followers = attached.followers.iter().map(|queue| &*queue.follower);
+            let mut others = followers.filter(|other| other.id != follower.id).peekable();
+            others.peek().is_some() && others.all(|other| other.silent_for() >= deadline / 2)
+        };
+        if all {
+            self.stalls.all_are_late(deadline);
+        }
+        all
     }
 
     // ---- the demotion thread ----

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::acks::Offer;
 use super::batch::{FileRange, RangeKind, Step};
-use super::demotion::{Discarded, Missing};
+use super::discarded::Discarded;
 use super::moves::{in_order, is_at_or_below};
 use super::stream::{temporary_of, whole};
 use crate::index::Version;
@@ -23,6 +23,8 @@ type Files<T> = HashMap<RelPath, T, foldhash::fast::RandomState>;
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Held {
     Exact(Version),
+    /// The same, and more after it; only of a follower that knows the extension.
+    Longer(Version),
     /// Something under that name, but not what any version says.
     Void,
 }
@@ -42,27 +44,33 @@ impl View {
         Self { held: held.collect(), extension: true }
     }
 
-    /// Of `files` the follower has those that are not among the discarded ones. Returns these too, as of the same cut.
+    /// Of `files` the follower has what was not changed by what was discarded. Returns what was, as of the same cut.
     pub(super) fn behind(
         files: &[(RelPath, Version)],
         discarded: Discarded,
         extension: bool,
     ) -> (Self, Vec<(RelPath, Version)>) {
         let mut held: Files<Held> = files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version))).collect();
-        let mut changes = Vec::new();
-        for (path, missing) in discarded.into_files() {
-            let at_cut = match held.get(&path) {
-                Some(Held::Exact(version)) => *version,
-                _ => Version::ABSENT,
-            };
-            let had = match missing {
-                Missing::Tail(bytes) if at_cut.exists() && bytes <= at_cut.len => {
-                    Held::Exact(Version { len: at_cut.len - bytes, ..at_cut })
-                }
-                _ => Held::Void,
-            };
-            changes.push((path.clone(), at_cut));
-            held.insert(path, had);
+        let mut at_cut = |path: &RelPath| match held.insert(path.clone(), Held::Void) {
+            Some(Held::Exact(version)) => version,
+            _ => Version::ABSENT,
+        };
+        let changed: Vec<_> = discarded.0.into_iter().map(|(path, missing)| (at_cut(&path), path, missing)).collect();
+        let mut changes = Vec::with_capacity(changed.len());
+        for (version, path, missing) in changed {
+            changes.push((path.clone(), version));
+            let Some(origin) = missing.origin(&path) else { continue };
+            let Some(len) = version.len.checked_sub(origin.tail).filter(|_| version.exists()) else { continue };
+            let had = Version { len, ..version };
+            let is_moved = origin.from != path;
+            match origin.cut {
+                // Of what is empty it may have no file, to be renamed or cut.
+                _ if len == 0 && (is_moved || origin.cut.is_some() || version.len == 0) => {}
+                None => drop(held.insert(origin.from, Held::Exact(had))),
+                Some(_) if extension => drop(held.insert(origin.from, Held::Longer(had))),
+                // Protocol 1.0.0 cannot cut a file short.
+                Some(_) => {}
+            }
         }
         (Self { held, extension }, changes)
     }
@@ -84,7 +92,11 @@ impl View {
                 continue;
             }
             self.held.insert(path.clone(), Held::Exact(version));
-            match prefix(held, version) {
+            let had = prefix(held, version);
+            if let (Some(len), Some(Held::Longer(_))) = (had, held) {
+                sends.push(Step::Control(Control::Truncate { path: path.clone(), len }));
+            }
+            match had {
                 Some(had) if had == version.len => {}
                 Some(had) => sends.push(Step::Send(FileRange {
                     kind: RangeKind::Append,
@@ -108,7 +120,7 @@ impl View {
         let held: HashMap<u64, &RelPath> = changes
             .iter()
             .filter_map(|(path, _)| match self.held.get(path) {
-                Some(Held::Exact(had)) => Some((had.generation, path)),
+                Some(Held::Exact(had) | Held::Longer(had)) => Some((had.generation, path)),
                 _ => None,
             })
             .collect();
@@ -165,7 +177,11 @@ impl View {
 /// How many bytes of `version` a follower has from the beginning; `None` if what it has is something else.
 fn prefix(held: Option<Held>, version: Version) -> Option<u64> {
     match held {
-        Some(Held::Exact(had)) if had.generation == version.generation && had.len <= version.len => Some(had.len),
+        Some(Held::Exact(had) | Held::Longer(had))
+            if had.generation == version.generation && had.len <= version.len =>
+        {
+            Some(had.len)
+        }
         _ => None,
     }
 }

@@ -71,7 +71,7 @@ pub enum Event<'a> {
 }
 
 /// Decodes the stream from bytes in whatever pieces they come.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ActionDecoder {
     /// A header that is not whole yet; at most [`HEADER_BYTES_MAX`].
     partial: Vec<u8>,

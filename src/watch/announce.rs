@@ -16,6 +16,7 @@ pub(super) trait Announce: Send + 'static {
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), AppendError>;
     fn truncate(&self, path: &RelPath, len: u64) -> Result<(), AppendError>;
     fn file_len(&self, path: &RelPath) -> Option<u64>;
+    fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool;
     fn files(&self) -> Vec<(RelPath, u64)>;
     fn replicates(&self, path: &RelPath) -> bool;
     /// Announced bytes after which [`pace`](Self::pace) is called.
@@ -65,6 +66,10 @@ impl Announce for Paced {
 
     fn file_len(&self, path: &RelPath) -> Option<u64> {
         self.leader.file_len(path)
+    }
+
+    fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool {
+        self.leader.vouches_for(path, device, inode)
     }
 
     fn files(&self) -> Vec<(RelPath, u64)> {

@@ -22,8 +22,8 @@ pub(super) const SUSPICION: Duration = Duration::from_millis(5);
 /// Which file it is: inode numbers come back at once, with their birth time they do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
-    dev: u64,
-    ino: u64,
+    pub(super) dev: u64,
+    pub(super) ino: u64,
     born: Option<SystemTime>,
 }
 
@@ -53,11 +53,6 @@ impl Seen {
 
     pub(super) fn id(&self) -> Identity {
         self.id
-    }
-
-    /// The same as seen of no file: any file is another one.
-    pub(super) fn of_no_file(self) -> Self {
-        Self { id: Identity { dev: 0, ino: 0, born: None }, ..self }
     }
 }
 

@@ -20,9 +20,12 @@
 //! Events that come within a millisecond of the last look are looked at together; the first after a pause at once.
 //!
 //! A folder that appears is watched first and listed after, so that nothing created meanwhile is lost; one that goes takes
-//! all its files along. After a queue overflow everything is looked at. A file that changed several times before it was
-//! looked at is announced once; one that is replaced all the time is announced at 100 MB/s at most. With a
-//! [`Window`] the watcher waits, briefly, for followers that keep up; the programs that write never wait for it.
+//! all its files along. What was moved away and back before it was looked at is as it was, but the leader may have read it, or
+//! missed it, meanwhile: the watcher asks ([`Leader::vouches_for`]), and announces it again if so.
+//!
+//! After a queue overflow everything is looked at. A file that changed several times before it was looked at is announced once;
+//! one that is replaced all the time is announced at 100 MB/s at most. With a [`Window`] the watcher waits, briefly, for
+//! followers that keep up; the programs that write never wait for it.
 //!
 //! The watcher is a client of the leader's public API and nothing more. It takes no lock of its own that another thread
 //! takes while waiting: only its failure is behind one. [`Watcher::stop`] wakes the thread, which takes a last look and ends.

@@ -1,9 +1,11 @@
 //! The watcher against a model of a follower: what is announced is applied to it, and it must come to equal the directory.
 
+mod away;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Error as IoError, Write};
-use std::os::unix::fs::{FileExt, symlink};
+use std::io::{Error as IoError, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,11 +30,19 @@ struct Fake {
 #[derive(Default)]
 struct State {
     files: Model,
+    /// Device and inode of what was read from disk of a file; `None`: something else than was announced.
+    read: BTreeMap<String, Option<(u64, u64)>>,
     /// What was announced, as words.
     log: Vec<String>,
 }
 
 impl State {
+    /// Notes which file was read, as a leader does.
+    fn reads(&mut self, path: &RelPath, file: Option<(u64, u64)>) {
+        let read = self.read.entry(path.to_string()).or_insert(file);
+        *read = read.filter(|read| Some(*read) == file);
+    }
+
     /// A follower could not make it so.
     fn assert_no_file_is_a_folder(&self, path: &RelPath) {
         let below = format!("{path}/");
@@ -80,24 +90,28 @@ impl Announce for Fake {
         self.state.lock().log.push(format!("reference {path} {offset}+{length}"));
         // Padded where the file has become shorter, as a leader does.
         let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        let mut read = None;
         if let Ok(file) = File::open(path.below(&self.root)) {
             let mut done = 0;
             while let Ok(n @ 1..) = file.read_at(&mut bytes[done..], offset + done as u64) {
                 done += n;
             }
+            read = (done == bytes.len()).then(|| id_of(&file));
         }
-        self.append_to_model(path, offset, &bytes)
+        self.append_to_model(path, offset, &bytes)?;
+        self.state.lock().reads(path, read);
+        Ok(())
     }
 
     fn replace(&self, path: &RelPath) -> Result<(), AppendError> {
-        let content = fs::read(path.below(&self.root)).map_err(|source: IoError| AppendError::Io {
-            doing: "read",
-            path: path.clone(),
-            source,
-        })?;
+        let failed = |source: IoError| AppendError::Io { doing: "read", path: path.clone(), source };
+        let mut file = File::open(path.below(&self.root)).map_err(failed)?;
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(failed)?;
         let mut state = self.state.lock();
         state.log.push(format!("replace {path} {}", content.len()));
         state.files.insert(path.to_string(), content);
+        state.read.insert(path.to_string(), Some(id_of(&file)));
         state.assert_no_file_is_a_folder(path);
         Ok(())
     }
@@ -105,12 +119,25 @@ impl Announce for Fake {
     fn delete(&self, path: &RelPath) -> Result<(), AppendError> {
         let mut state = self.state.lock();
         state.log.push(format!("delete {path}"));
+        state.read.remove(path.as_str());
         assert!(state.files.remove(path.as_str()).is_some(), "{path} was deleted but is not known");
         Ok(())
     }
 
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), AppendError> {
+        let found = fs::symlink_metadata(to.below(&self.root)).map_err(|source| AppendError::Io {
+            doing: "look at",
+            path: to.clone(),
+            source,
+        })?;
+        if !self.vouches_for(from, found.dev(), found.ino()) {
+            self.delete(from)?;
+            return self.replace(to);
+        }
         let mut state = self.state.lock();
+        let read = state.read.remove(from.as_str());
+        state.read.remove(to.as_str());
+        state.read.extend(read.map(|read| (to.to_string(), read)));
         state.log.push(format!("rename {from} {to}"));
         let file = state.files.remove(from.as_str()).unwrap_or_else(|| panic!("{from} was renamed but is not known"));
         state.files.insert(to.to_string(), file);
@@ -130,6 +157,10 @@ impl Announce for Fake {
         self.state.lock().files.get(path.as_str()).map(|file| file.len() as u64)
     }
 
+    fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool {
+        self.state.lock().read.get(path.as_str()).is_none_or(|read| *read == Some((device, inode)))
+    }
+
     fn files(&self) -> Vec<(RelPath, u64)> {
         let state = self.state.lock();
         state.files.iter().map(|(path, file)| (RelPath::new(path).unwrap(), file.len() as u64)).collect()
@@ -144,6 +175,11 @@ impl Announce for Fake {
     }
 
     fn pace(&self) {}
+}
+
+fn id_of(file: &File) -> (u64, u64) {
+    let meta = file.metadata().unwrap();
+    (meta.dev(), meta.ino())
 }
 
 fn contents(root: &Path) -> Model {
@@ -433,6 +469,48 @@ fn files_of_a_renamed_folder_are_renamed_and_still_watched() {
     watch.assert_announced(&["rename y/a d/y/a", "rename y/e/a d/a", "rename y/e/b d/b"]);
     append(watch.root().join("d/y/a"), b"+");
     watch.assert_announced(&["append d/y/a 10001+1"]);
+}
+
+#[test]
+fn what_the_leader_lost_while_a_folder_was_away_is_announced_when_it_is_back() {
+    let mut watch = with_files(&["d/a", "d/e/b", "d/e/c"]);
+    watch.rename("d", "$away");
+    for name in ["d/a", "d/e/b"] {
+        watch.fake.state.lock().files.remove(name);
+    }
+    watch.rename("$away", "d");
+    watch.assert_announced(&["replace d/a 10001", "replace d/e/b 10002"]);
+}
+
+#[test]
+fn what_the_leader_read_from_another_file_meanwhile_is_announced_again() {
+    let mut watch = with_files(&["a", "d/b", "z"]);
+    let swap = |watch: &Stepped| {
+        watch.rename("d", "$away");
+        watch.rename("a", "$a");
+        fs::create_dir(watch.root().join("d")).unwrap();
+        watch.rename("z", "a");
+        fs::copy(watch.root().join("a"), watch.root().join("d/b")).unwrap();
+    };
+    let swap_back = |watch: &Stepped| {
+        fs::remove_dir_all(watch.root().join("d")).unwrap();
+        watch.rename("$away", "d");
+        watch.rename("a", "z");
+        watch.rename("$a", "a");
+    };
+    swap(&watch);
+    swap_back(&watch);
+    watch.assert_announced(&[]);
+    swap(&watch);
+    for name in ["a", "d/b"] {
+        // A follower joins: as long as the file was announced, from what is there.
+        let path = RelPath::new(name).unwrap();
+        let len = watch.fake.state.lock().files.remove(name).unwrap().len();
+        watch.fake.append_from_file(&path, 0, len as u64).unwrap();
+    }
+    watch.fake.take_log();
+    swap_back(&watch);
+    watch.assert_announced(&["replace a 10001", "replace d/b 10002"]);
 }
 
 #[test]

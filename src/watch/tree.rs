@@ -66,6 +66,7 @@ impl From<AppendError> for Trouble {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::ShuttingDown => Self::Stop,
+            AppendError::WouldBlock => Self::Later(Instant::now() + AGAIN),
             AppendError::Io { source, .. } => source.into(),
             error => Self::Io(io::Error::other(error)),
         }
@@ -181,12 +182,7 @@ impl<A: Announce> Tree<A> {
         self.dirty.extend(self.files.paths().cloned());
         self.dirty.extend(self.folders.keys().cloned());
         self.dirty.extend(self.announce.files().into_iter().map(|(path, _)| path));
-        self.list(None).map_err(|error| Error::io("list", &self.root, error))?;
-        for folder in self.folders.keys().cloned().collect::<Vec<_>>() {
-            // One that is gone or cannot be listed shows when it is looked at.
-            let _ = self.list(Some(&folder));
-        }
-        Ok(())
+        self.list(None).map_err(|error| Error::io("list", &self.root, error))
     }
 
     /// Looks at every marked path, and those found on the way, and announces what happened; `go_on` is asked before each.

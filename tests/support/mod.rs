@@ -16,12 +16,14 @@ use tempfile::TempDir;
 use self::fake_follower::FakeFollower;
 
 pub mod extension_leader;
+pub mod fake_disk;
 pub mod fake_follower;
 pub mod fake_leader;
 pub mod lavinmq;
 pub mod logs;
 pub mod processes;
 pub mod relay;
+pub mod volume;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -224,11 +226,17 @@ impl TestLeader {
     #[track_caller]
     pub fn assert_copies(&self, followers: &[&TestFollower]) {
         self.wait_in_sync(followers.len());
+        let announced: BTreeMap<_, _> = self.leader.files().into_iter().collect();
         for follower in followers {
-            match self.status(follower.follower.id()).and_then(|status| status.marks) {
-                Some(_) => assert_exact(self.dir.path(), follower.dir.path()),
-                None => assert_same(self.dir.path(), follower.dir.path()),
-            }
+            let read = match self.status(follower.follower.id()).and_then(|status| status.marks) {
+                Some(_) => all_contents,
+                None => contents,
+            };
+            let differing = differences(&read(self.dir.path()), &read(follower.dir.path()));
+            // One that the leader does not know as it is was lost there, any other on the way.
+            let lost =
+                differing.iter().map(|(name, how)| format!("{how}; announced: {:?}", announced.get(&path(name))));
+            assert!(differing.is_empty(), "the copy differs:\n{}", lost.collect::<Vec<_>>().join("\n"));
         }
     }
 }
@@ -310,20 +318,26 @@ pub fn assert_exact(leader: &Path, follower: &Path) {
 
 #[track_caller]
 fn assert_equal(ours: &BTreeMap<String, Vec<u8>>, theirs: &BTreeMap<String, Vec<u8>>) {
+    let differing: Vec<_> = differences(ours, theirs).into_iter().map(|(_, how)| how).collect();
+    assert!(differing.is_empty(), "the copy differs:\n{}", differing.join("\n"));
+}
+
+/// Names of files that differ, and how.
+fn differences(ours: &BTreeMap<String, Vec<u8>>, theirs: &BTreeMap<String, Vec<u8>>) -> Vec<(String, String)> {
     let names: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
-    let differing: Vec<_> = names
+    names
         .into_iter()
         .filter(|name| ours.get(*name) != theirs.get(*name))
         .map(|name| {
             let len = |side: &BTreeMap<String, Vec<u8>>| side.get(name).map(Vec::len);
             let first =
                 ours.get(name).zip(theirs.get(name)).map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count());
-            format!(
+            let how = format!(
                 "{name}: {:?} bytes at the leader, {:?} at the follower, equal up to {first:?}",
                 len(ours),
                 len(theirs)
-            )
+            );
+            (name.clone(), how)
         })
-        .collect();
-    assert!(differing.is_empty(), "the copy differs:\n{}", differing.join("\n"));
+        .collect()
 }

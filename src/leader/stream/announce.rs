@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use super::cuts::CUT_ENTRIES;
 use super::{After, Ordered, Sleep, Stream};
 use crate::error::AppendError;
-use crate::index::{FileId, Version};
+use crate::index::{FileId, Unsynced, Version};
 use crate::leader::batch::{BATCH_BYTES_MAX, Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
@@ -62,43 +63,49 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
-    /// Announces that `path` has new content; only if it is of `generation`, when one is given.
+    /// Announces that `path` has new content, that of this file.
     pub(in crate::leader) fn replace(
         &self,
         path: &RelPath,
         content: Content<'_>,
-        generation: Option<u64>,
+        file: FileId,
     ) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
-        let was = ordered.index.get(path.as_str());
-        if generation.is_some_and(|generation| generation != was.generation) {
-            return Ok(StreamPosition(ordered.position));
-        }
-        let version = ordered.index.put(path, content.len());
-        if version.len == 0 {
-            // To a 1.0.0 follower an empty file and none are the same: it may hold either.
-            let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
-            ordered.encode_control(Control::Empty(path.clone()), instead);
-        } else {
-            ordered.encode_replace(path, version, content);
+        let version = ordered.put(path, content);
+        ordered.index.reads(path, version.generation, file);
+        Ok(self.finish(ordered))
+    }
+
+    /// Announces that `path` has gone. For an unknown file there is nothing to announce.
+    pub(in crate::leader) fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.enter()?;
+        if ordered.index.get(path.as_str()).exists() {
+            ordered.remove(path);
         }
         Ok(self.finish(ordered))
     }
 
-    /// Announces that `path` has gone; only if it was of `generation`, when one is given. For an unknown file there is
-    /// nothing to announce.
-    pub(in crate::leader) fn delete(
-        &self,
-        path: &RelPath,
-        generation: Option<u64>,
-    ) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.enter()?;
-        let was = ordered.index.get(path.as_str());
-        if was.exists() && generation.is_none_or(|generation| generation == was.generation) {
-            ordered.index.remove(path.as_str());
-            ordered.encode(path, ActionKind::Delete, &[]);
+    /// Notes that a generation, once under `path`, cannot be read as it was announced; see
+    /// [`Index::doubt`](crate::index::Index::doubt). What it returns is for [`mend`](Self::mend), after a look at the disk.
+    pub(in crate::leader) fn doubt(&self, path: &RelPath, generation: u64) -> Option<(RelPath, Version)> {
+        self.ordered.lock().index.doubt(path, generation)
+    }
+
+    /// Announces what is left of a file that was `doubted`: so many bytes were `found` on disk after that, or no file. Does
+    /// nothing if the host has announced what became of it, or if nothing may be announced any more. It stays in doubt.
+    pub(in crate::leader) fn mend(&self, path: &RelPath, doubted: Version, found: Option<u64>) {
+        let Ok(mut ordered) = self.enter() else { return };
+        let now = ordered.index.get(path.as_str());
+        if now.generation != doubted.generation {
+            return;
         }
-        Ok(self.finish(ordered))
+        match found {
+            None if now == doubted => ordered.remove(path),
+            Some(found) if now == doubted => ordered.put_doubted(path, found.min(now.len)),
+            // Appended to since: all of it is there then (I2).
+            _ => ordered.put_doubted(path, now.len),
+        }
+        self.finish(ordered);
     }
 
     /// Announces that `from` was renamed to `to`, over whatever that was. `None`: `from` is unknown, or another file than this
@@ -122,7 +129,7 @@ impl Stream {
             } else if was.len > 0 {
                 instead.push(Step::Delete(to.clone()));
             }
-            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
+            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, version.len, instead);
         }
         Ok(Some(self.finish(ordered)))
     }
@@ -130,8 +137,30 @@ impl Stream {
     /// Asks all followers that know the extension to make durable what came before this.
     pub(in crate::leader) fn request_durable(&self) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
-        ordered.encode_control(Control::MakeDurable, Vec::new());
+        ordered.encode_control(Control::MakeDurable, 0, Vec::new());
         Ok(self.finish(ordered))
+    }
+
+    /// The same, and takes what has to be made durable here for that: see [`Index::take_unsynced`](crate::index::Index::take_unsynced).
+    pub(in crate::leader) fn make_durable(&self) -> Result<(StreamPosition, Unsynced), AppendError> {
+        // Not held back: it is what makes room.
+        let mut ordered = self.ordered.lock();
+        if ordered.closed {
+            return Err(AppendError::ShuttingDown);
+        }
+        ordered.encode_control(Control::MakeDurable, 0, Vec::new());
+        let unsynced = ordered.index.take_unsynced();
+        Ok((self.finish(ordered), unsynced))
+    }
+
+    /// The files of `unsynced` that are there, and count as changed again if they change from here on; read in portions.
+    pub(in crate::leader) fn syncing(&self, unsynced: &Unsynced) -> Vec<RelPath> {
+        let mut files = Vec::new();
+        for slots in unsynced.slots().chunks(CUT_ENTRIES) {
+            let mut ordered = self.ordered.lock();
+            files.extend(slots.iter().filter_map(|&slot| ordered.index.syncing(slot)));
+        }
+        files
     }
 
     /// Announces that `path` ends at `len` from now on, which is less than its announced length.
@@ -147,13 +176,14 @@ impl Stream {
                 0 => vec![Step::Delete(path.clone())],
                 _ => ordered.replace_steps(path, version),
             };
-            ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
+            ordered.encode_control(Control::Truncate { path: path.clone(), len }, was.len, instead);
         }
         Ok(self.finish(ordered))
     }
 
-    /// Begins the critical section, unless nothing may be announced any more.
+    /// Begins the critical section, unless nothing may be announced any more, or not now.
     fn enter(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
+        self.admit()?;
         let ordered = self.ordered.lock();
         if ordered.closed { Err(AppendError::ShuttingDown) } else { Ok(ordered) }
     }
@@ -180,6 +210,12 @@ impl Stream {
         self.ordered.lock().index.find(path, generation)
     }
 
+    /// Whether nothing but this file was read for `path`, and nothing of it is in doubt; see
+    /// [`Index::only_read_from`](crate::index::Index::only_read_from).
+    pub(in crate::leader) fn only_read_from(&self, path: &RelPath, file: FileId) -> bool {
+        self.ordered.lock().index.only_read_from(path, Some(file))
+    }
+
     /// Notes which file is read for a generation; see [`Index::reads`](crate::index::Index::reads).
     pub(in crate::leader) fn reads(&self, path: &RelPath, generation: u64, file: FileId) -> bool {
         self.ordered.lock().index.reads(path, generation, file)
@@ -190,9 +226,13 @@ impl Stream {
         self.ordered.lock().index.get(path.as_str())
     }
 
-    /// Refuses whatever is announced from now on, and returns the last position.
-    pub(in crate::leader) fn close(&self) -> StreamPosition {
+    /// Refuses whatever is announced from now on, and returns the last position. With `durable`, the last that is announced is
+    /// the request to make everything so.
+    pub(in crate::leader) fn close(&self, durable: bool) -> StreamPosition {
         let mut ordered = self.ordered.lock();
+        if durable && !ordered.closed {
+            ordered.encode_control(Control::MakeDurable, 0, Vec::new());
+        }
         ordered.closed = true;
         StreamPosition(ordered.position)
     }
@@ -221,6 +261,31 @@ impl Content<'_> {
 }
 
 impl Ordered {
+    /// Makes `path` a new file with this content.
+    fn put(&mut self, path: &RelPath, content: Content<'_>) -> Version {
+        let was = self.index.get(path.as_str());
+        let version = self.index.put(path, content.len());
+        if version.len == 0 {
+            // To a 1.0.0 follower an empty file and none are the same: it may hold either.
+            let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
+            self.encode_control(Control::Empty(path.clone()), was.len, instead);
+        } else {
+            self.encode_replace(path, version, content);
+        }
+        version
+    }
+
+    /// The same with what is on disk, whatever file that is.
+    fn put_doubted(&mut self, path: &RelPath, len: u64) {
+        let version = self.put(path, Content::OnDisk(len));
+        self.index.doubt(path, version.generation);
+    }
+
+    fn remove(&mut self, path: &RelPath) {
+        self.index.remove(path.as_str());
+        self.encode(path, ActionKind::Delete, &[]);
+    }
+
     fn encode(&mut self, path: &RelPath, kind: ActionKind, payload: &[u8]) {
         let length = framing_bytes(path) + payload.len() as u64;
         if self.queues == 0 {
@@ -262,13 +327,14 @@ impl Ordered {
     }
 
     /// What 1.0.0 has no words for is a batch of its own.
-    fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
+    /// `had` is the length of its file before.
+    fn encode_control(&mut self, control: Control, had: u64, instead: Vec<Step>) {
         if self.queues > 0 {
             self.seal();
         }
         self.position += control_bytes(&control);
         if self.queues > 0 {
-            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
+            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, had, instead })));
         }
     }
 
@@ -352,4 +418,96 @@ pub(in crate::leader) fn whole(path: &RelPath, version: Version) -> FileRange {
 /// What a LavinMQ follower writes a replacement of `path` to, if that can be a replicated file's name.
 pub(in crate::leader) fn temporary_of(path: &RelPath) -> Option<RelPath> {
     RelPath::new(&format!("{path}.tmp")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LeaderConfig;
+    use crate::index::Index;
+    use crate::types::Secret;
+
+    const FILE: FileId = (1, 2);
+
+    /// A stream with one file of 8 bytes.
+    fn with_file() -> (Stream, RelPath) {
+        let stream = Stream::new(Index::new(), &LeaderConfig::new("unused", Secret::new("secret").unwrap()));
+        let path = RelPath::new("f").unwrap();
+        stream.replace(&path, Content::OnDisk(8), FILE).unwrap();
+        (stream, path)
+    }
+
+    fn len(stream: &Stream, path: &RelPath) -> Option<u64> {
+        let version = stream.version(path);
+        version.exists().then_some(version.len)
+    }
+
+    fn doubt(stream: &Stream, path: &RelPath) -> Version {
+        stream.doubt(path, stream.version(path).generation).unwrap().1
+    }
+
+    #[test]
+    fn a_file_in_doubt_is_announced_as_it_was_found() {
+        for (found, left) in
+            [(None, None), (Some(0), Some(0)), (Some(3), Some(3)), (Some(8), Some(8)), (Some(9), Some(8))]
+        {
+            let (stream, path) = with_file();
+            let doubted = doubt(&stream, &path);
+            stream.mend(&path, doubted, found);
+            assert_eq!(len(&stream, &path), left, "found {found:?}");
+            assert_ne!(stream.version(&path).generation, doubted.generation, "what was sent of it is void");
+            stream.mend(&path, doubted, None);
+            assert_eq!(len(&stream, &path), left, "whoever else finds out does not do it again");
+        }
+    }
+
+    #[test]
+    fn what_is_announced_after_the_doubt_holds() {
+        let (stream, path) = with_file();
+        let other = RelPath::new("g").unwrap();
+        for found in [None, Some(3)] {
+            let doubted = doubt(&stream, &path);
+            let before = stream.version(&path).len;
+            stream.append(&path, before, Content::OnDisk(1), || false).unwrap();
+            stream.mend(&path, doubted, found);
+            assert_eq!(len(&stream, &path), Some(before + 1), "appended to meanwhile");
+        }
+        let doubted = doubt(&stream, &path);
+        stream.replace(&path, Content::OnDisk(5), FILE).unwrap();
+        stream.mend(&path, doubted, None);
+        assert_eq!(len(&stream, &path), Some(5), "replaced meanwhile");
+        let doubted = doubt(&stream, &path);
+        stream.truncate(&path, 4).unwrap();
+        stream.mend(&path, doubted, None);
+        assert_eq!(len(&stream, &path), Some(4), "truncated meanwhile");
+        stream.replace(&path, Content::OnDisk(5), FILE).unwrap();
+        let generation = stream.version(&path).generation;
+        assert!(stream.rename(&path, &other, Some(FILE)).unwrap().is_some());
+        let (found_as, doubted) = stream.doubt(&path, generation).unwrap();
+        assert_eq!(found_as, other, "renamed before");
+        stream.mend(&found_as, doubted, None);
+        assert_eq!((len(&stream, &path), len(&stream, &other)), (None, None));
+        assert_eq!(stream.doubt(&path, generation), None, "gone for good");
+    }
+
+    #[test]
+    fn a_doubt_lasts_until_the_file_is_announced_anew() {
+        let (stream, path) = with_file();
+        let other = RelPath::new("g").unwrap();
+        assert!(stream.only_read_from(&path, FILE) && !stream.only_read_from(&path, (1, 3)));
+        let doubted = doubt(&stream, &path);
+        assert!(!stream.only_read_from(&path, FILE));
+        assert_eq!(stream.rename(&path, &other, Some(FILE)).unwrap(), None, "what followers have is not moved");
+        stream.mend(&path, doubted, Some(8));
+        assert!(!stream.only_read_from(&path, FILE), "found, but perhaps for a moment only");
+        stream.truncate(&path, 7).unwrap();
+        stream.append(&path, 7, Content::OnDisk(1), || false).unwrap();
+        assert!(!stream.only_read_from(&path, FILE));
+        stream.replace(&path, Content::OnDisk(8), FILE).unwrap();
+        assert!(stream.only_read_from(&path, FILE));
+        doubt(&stream, &path);
+        stream.delete(&path).unwrap();
+        stream.append(&path, 0, Content::OnDisk(1), || true).unwrap();
+        assert!(stream.only_read_from(&path, FILE));
+    }
 }

@@ -10,11 +10,12 @@ use crate::index::{Cut, TrackerId, Version};
 use crate::leader::batch::Batch;
 use crate::leader::demotion::Demotion;
 use crate::leader::follower::FollowerHandle;
+use crate::leader::stalls::Grace;
 use crate::leader::status::FollowerStatus;
 use crate::types::{RelPath, StreamPosition};
 
 /// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
-const CUT_ENTRIES: usize = 256;
+pub(super) const CUT_ENTRIES: usize = 256;
 
 impl Stream {
     /// Begins to track changes for a joining follower.
@@ -65,9 +66,10 @@ impl Tracker {
     /// Like [`changes`](Self::changes), and from that very moment on the follower gets all batches.
     pub(in crate::leader) fn attach(&self, follower: &Arc<FollowerHandle>) -> Attachment {
         let stream = &self.stream;
-        let (sender, batches) = crossbeam_channel::bounded(stream.queue_batches);
+        let (sender, batches) = crossbeam_channel::bounded(stream.limits.queue_batches);
         let (demotion, demotions) = crossbeam_channel::bounded(1);
-        let demotable = (stream.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
+        let demotable =
+            (stream.limits.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
         let _reading = stream.cut.lock();
         let mut attached = stream.attached.lock();
         let mut at = None;
@@ -77,7 +79,14 @@ impl Tracker {
         });
         let (cut, position) = at.expect("push_locked calls it");
         follower.attached_at(position);
-        attached.followers.push(Queue { follower: follower.clone(), sender, demotable, lost: None });
+        attached.followers.push(Queue {
+            follower: follower.clone(),
+            sender,
+            demotable,
+            lost: None,
+            over_soft_since: None,
+            grace: Grace::default(),
+        });
         drop(attached);
         drop(gone);
         // Who ended it meanwhile has found nothing to detach, and without that its writer would wait for ever.
@@ -165,7 +174,7 @@ impl Stream {
 
 impl Queue {
     fn unqueue(self, tracker: Tracker) -> Option<Unqueued> {
-        let Self { follower, sender, demotable, lost } = self;
+        let Self { follower, sender, demotable, lost, .. } = self;
         let (Demotable { batches, demotion }, Lost { status, batches: lost, .. }) = demotable.zip(lost)?;
         Some(Unqueued { follower, status, tracker, batches, lost, demotion, sender })
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Kind, Survey, Tree, Trouble};
+use super::{Survey, Tree, Trouble};
 use crate::error::AppendError;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
@@ -33,6 +33,7 @@ impl<A: Announce> Tree<A> {
         if let Some(known) = self.files.get(path)
             && known.is_unchanged(seen)
             && leader_len == Some(known.announced)
+            && self.is_vouched_for(path, seen)
         {
             return Ok(());
         }
@@ -43,7 +44,9 @@ impl<A: Announce> Tree<A> {
             return Ok(());
         }
         let now = Instant::now();
+        let vouched = self.is_vouched_for(path, &seen);
         let verdict = match (self.files.get_mut(path), leader_len) {
+            _ if !vouched => Verdict::Changed("the leader may have read something else of it"),
             (Some(known), leader_len) if leader_len == Some(known.announced) => {
                 known.judge(&seen, &file, now, at_once)?
             }
@@ -67,6 +70,12 @@ impl<A: Announce> Tree<A> {
                 self.replace(path, &file, seen)
             }
         }
+    }
+
+    /// Whether the leader found the file under that name whenever it read it. A file that was moved away and back looks as it
+    /// did, but the leader may have looked in between.
+    fn is_vouched_for(&self, path: &RelPath, seen: &Seen) -> bool {
+        self.announce.vouches_for(path, seen.id().dev, seen.id().ino)
     }
 
     /// Announces `from..seen.len`; nothing if that is empty (a file that the leader found by itself).
@@ -99,12 +108,9 @@ impl<A: Announce> Tree<A> {
         let tail = Tail::read(file, seen.len)?;
         self.announce.replace(path)?;
         // The leader looked later than we did. If the file had grown by then, our tail is still before what it announced;
-        // if it had shrunk, nothing is known.
+        // if it had shrunk, nothing is known. If another one had come there, the leader does not vouch for this.
         let announced = self.announce.file_len(path).unwrap_or(0);
         let tail = (announced >= seen.len).then_some(tail);
-        // If another file had come there, what was announced is perhaps not what we saw: never to be taken for its renaming.
-        let same = matches!(self.kind_of(path), Ok(Kind::File(now)) if now.id() == seen.id());
-        let seen = if same { seen } else { seen.of_no_file() };
         let pause = Duration::from_millis(announced / (REPLACE_BYTES_PER_S / 1000));
         self.files.insert(path.clone(), Known::new(seen, announced, tail, By::Replace, Instant::now() + pause));
         self.pace(announced);

@@ -1,7 +1,7 @@
 //! Folders: each is watched, then listed.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
@@ -24,13 +24,23 @@ pub(super) struct Folder {
 }
 
 impl<A: Announce> Tree<A> {
-    /// Watches and lists a folder, unless that was done already.
+    /// Lists a folder; watches it before, unless it is watched already. That one is listed all the same: it may have been away
+    /// for a moment, and what is in it looked for then, by us or by the leader.
     pub(super) fn look_at_folder(&mut self, path: &RelPath) -> Result<(), Trouble> {
         let meta = self.open_entry(path, OFlags::DIRECTORY)?.metadata()?;
         let known = self.folders.get(path).copied();
-        if known.is_some_and(|known| (known.dev, known.ino) == (meta.dev(), meta.ino())) {
-            return Ok(());
+        if known.is_none_or(|known| (known.dev, known.ino) != (meta.dev(), meta.ino())) {
+            self.watch_folder(path, &meta)?;
         }
+        if let Err(error) = self.list(Some(path)) {
+            // Not listed, so not known: it is tried again as a whole.
+            self.forget_folder(path);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn watch_folder(&mut self, path: &RelPath, meta: &Metadata) -> Result<(), Trouble> {
         self.forget_folder(path);
         let full_path = path.below(&self.root);
         let watch = match self.inotify.add(&full_path) {
@@ -46,11 +56,6 @@ impl<A: Announce> Tree<A> {
             self.dirty.insert(old);
         }
         self.folders.insert(path.clone(), Folder { watch, dev: meta.dev(), ino: meta.ino() });
-        if let Err(error) = self.list(Some(path)) {
-            // Not listed, so not known: it is tried again as a whole.
-            self.forget_folder(path);
-            return Err(error.into());
-        }
         Ok(())
     }
 

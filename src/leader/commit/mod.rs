@@ -1,0 +1,433 @@
+//! Commits: waiting until followers have something, and who of them is in sync.
+//!
+//! What is committed and who is in sync is for [`rule`] to say. Around it are here: the callers that wait, and two
+//! threads. `in-sync` writes the set to the coordinator (`recorder.rs`); `sync` makes the leader's own files durable and asks
+//! followers to do the same (`syncer.rs`): one request and one flush for all the commits that came meanwhile. A third,
+//! `commits`, runs callbacks and ends what has waited long enough; callers that block see to their own deadline.
+//!
+//! Ack threads bring what followers have; whoever brings what completes a commit wakes its caller. Nothing of this is on an
+//! append's path: an append does not know of commits.
+//!
+//! # Locks
+//!
+//! `state` is taken by those threads, by callers of commits and by the threads of followers, never while another lock is
+//! held. While it is, nothing is written or logged, and nothing locked but what a follower has in flight, which is a leaf.
+//! Callbacks are called, and callers woken, without it.
+//!
+//! # How it stops
+//!
+//! [`Commits::stop`] ends all that waits as [`CommitOutcome::ShutDown`], and then the threads; before that,
+//! [`Commits::settle`] gives the recorder time to record who had everything at the end.
+
+mod api;
+mod level;
+mod recorder;
+mod rule;
+mod syncer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+pub use self::level::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
+pub(super) use self::recorder::Alone;
+pub(super) use self::rule::{Has, Ticket};
+use self::rule::{Rule, Set};
+use super::follower::FollowerHandle;
+use crate::config::{Durability, LeaderConfig};
+use crate::coordinator::{InSyncSet, Leadership};
+use crate::error::Error;
+use crate::types::{NodeId, StreamPosition};
+
+/// See the module's documentation.
+pub(super) struct Commits {
+    leadership: Arc<dyn Leadership>,
+    min_in_sync: usize,
+    below_min: BelowMin,
+    v1_acks: Durability,
+    state: Mutex<State>,
+    /// Something for the recorder to do, or for the syncer, or for the thread of callbacks.
+    to_record: Condvar,
+    to_sync: Condvar,
+    to_call: Condvar,
+    /// Another set is recorded, or is surely not.
+    recorded: Condvar,
+}
+
+struct State {
+    rule: Rule,
+    /// The stream's end, as far as anybody here has heard of it.
+    end: u64,
+    last_ticket: Ticket,
+    waiting: BTreeMap<CommitLevel, BTreeMap<(u64, u64), Waiter>>,
+    last_waiter: u64,
+    /// When those end that have nobody to see to it.
+    deadlines: BTreeMap<(Instant, u64), (CommitLevel, u64)>,
+    calls: Vec<(Callback, CommitOutcome)>,
+    /// All followers that count were asked to make durable all up to here ...
+    requested: u64,
+    /// ... and are to be asked again.
+    sync_wanted: bool,
+    local_sync_failed: bool,
+    ended: bool,
+}
+
+type Callback = Box<dyn FnOnce(CommitOutcome) + Send>;
+
+enum Waiter {
+    Thread(Sender<CommitOutcome>),
+    Callback(Callback),
+}
+
+/// What a caller wants committed.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) position: StreamPosition,
+    pub(super) level: CommitLevel,
+    /// The stream's end.
+    pub(super) end: StreamPosition,
+}
+
+/// How often it is looked at, at least, whether the election is still held.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Outcomes on their way to who waits for them.
+#[must_use]
+struct Settled(Vec<(Sender<CommitOutcome>, CommitOutcome)>);
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        for (caller, outcome) in self.0.drain(..) {
+            // Fails if it gave up meanwhile.
+            let _ = caller.try_send(outcome);
+        }
+    }
+}
+
+impl Commits {
+    /// `recorded`: the in-sync set that the coordinator has.
+    pub(super) fn new(
+        config: &LeaderConfig,
+        leader: NodeId,
+        leadership: Arc<dyn Leadership>,
+        recorded: Option<&InSyncSet>,
+    ) -> Self {
+        let recorded: Set = recorded.map_or(Set::from([leader]), |set| set.iter().collect());
+        Self {
+            leadership,
+            min_in_sync: config.min_in_sync,
+            below_min: config.below_min,
+            v1_acks: config.v1_acks,
+            state: Mutex::new(State {
+                rule: Rule::new(leader, config.min_in_sync, config.cluster_size, recorded),
+                end: 0,
+                last_ticket: 0,
+                waiting: BTreeMap::new(),
+                last_waiter: 0,
+                deadlines: BTreeMap::new(),
+                calls: Vec::new(),
+                requested: 0,
+                sync_wanted: false,
+                local_sync_failed: false,
+                ended: false,
+            }),
+            to_record: Condvar::new(),
+            to_sync: Condvar::new(),
+            to_call: Condvar::new(),
+            recorded: Condvar::new(),
+        }
+    }
+
+    // ---- followers ----
+
+    /// A follower begins its way to the stream, or begins it anew: it is not in sync from here on.
+    pub(super) fn joins(&self, follower: &FollowerHandle) {
+        let mut state = self.state.lock();
+        state.last_ticket += 1;
+        let ticket = state.last_ticket;
+        let says_durable = follower.extension || self.v1_acks == Durability::Durable;
+        state.rule.joins(follower.id, ticket, says_durable);
+        follower.joins(ticket);
+        self.changed(state);
+    }
+
+    /// A follower may have more of the stream than before.
+    pub(super) fn passed(&self, follower: &FollowerHandle) {
+        let Some((ticket, has)) = follower.has() else { return };
+        let mut state = self.state.lock();
+        state.end = state.end.max(has.received);
+        if state.rule.has(follower.id, ticket, has) {
+            // It was not asked with the others.
+            state.requested = 0;
+            let waiting = state.waiting.keys().any(|level| level.durability == Durability::Durable);
+            state.sync_wanted |= waiting || state.rule.was_durable();
+        }
+        self.changed(state);
+    }
+
+    /// A follower's connection has ended. `end` is the stream's.
+    pub(super) fn left(&self, follower: &FollowerHandle, end: StreamPosition) {
+        let ticket = follower.ticket();
+        let mut state = self.state.lock();
+        state.rule.left(follower.id, ticket, end.0);
+        self.changed(state);
+    }
+
+    /// Waits until no set may be recorded that this follower is in: before that it must not be made to change anything.
+    /// Blocks while the coordinator does; calls `idle` at least `every` so often, and fails with it. `false`: it ended first.
+    pub(super) fn wait_out(
+        &self,
+        follower: &FollowerHandle,
+        every: Duration,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let mut state = self.state.lock();
+        while state.rule.may_be_recorded(follower.id) && !follower.has_ended() && !state.ended {
+            self.recorded.wait_for(&mut state, every);
+            MutexGuard::unlocked(&mut state, &mut *idle)?;
+        }
+        Ok(!follower.has_ended() && !state.ended)
+    }
+
+    /// The in-sync set as it is now.
+    pub(super) fn status(&self, end: StreamPosition) -> InSyncStatus {
+        let mut state = self.state.lock();
+        state.rule.appended(end.0);
+        let (followers, counted) = (state.rule.in_sync().collect(), state.rule.counted().into_iter().collect());
+        InSyncStatus { followers, counted, min_in_sync: self.min_in_sync }
+    }
+
+    // ---- commits ----
+
+    /// Up to where all is committed at this level. `end` is the stream's.
+    pub(super) fn committed(&self, level: CommitLevel, end: StreamPosition) -> StreamPosition {
+        let mut state = self.state.lock();
+        state.end = state.end.max(end.0);
+        if !self.leadership.is_held() {
+            return StreamPosition(0);
+        }
+        let end = state.end;
+        StreamPosition(state.rule.committed(level, end))
+    }
+
+    /// Blocks until it is known what comes of it, up to `timeout`.
+    pub(super) fn wait(&self, wanted: Wanted, timeout: Duration) -> CommitOutcome {
+        let (sender, outcome) = crossbeam_channel::bounded(1);
+        let at = match self.begin(wanted, Waiter::Thread(sender), None) {
+            Ok(at) => at,
+            Err((_, outcome)) => return outcome,
+        };
+        if let Ok(outcome) = outcome.recv_timeout(timeout) {
+            return outcome;
+        }
+        let gave_up = self.state.lock().take(wanted.level, at).is_some();
+        // If not, somebody has just settled it, and says so now.
+        let settled = (!gave_up).then(|| outcome.recv().ok()).flatten();
+        settled.unwrap_or(CommitOutcome::Unknown(Unknown::Deadline))
+    }
+
+    /// Calls `done` with what comes of it, after `timeout` at the latest, on the thread of callbacks.
+    pub(super) fn call(&self, wanted: Wanted, timeout: Duration, done: Callback) {
+        let deadline = Instant::now().checked_add(timeout);
+        if let Err((Waiter::Callback(done), outcome)) = self.begin(wanted, Waiter::Callback(done), deadline) {
+            let mut state = self.state.lock();
+            if state.ended {
+                drop(state);
+                done(outcome);
+            } else {
+                state.calls.push((done, outcome));
+                self.to_call.notify_one();
+            }
+        }
+    }
+
+    /// Registers who waits, unless the outcome is clear at once.
+    fn begin(
+        &self,
+        wanted: Wanted,
+        waiter: Waiter,
+        deadline: Option<Instant>,
+    ) -> Result<(u64, u64), (Waiter, CommitOutcome)> {
+        let Wanted { position, level, end } = wanted;
+        let mut state = self.state.lock();
+        state.end = state.end.max(end.0);
+        if position > end {
+            return Err((waiter, CommitOutcome::Refused(Refusal::NotAppended)));
+        }
+        // Who is gone and has less than this does not hold it up.
+        state.rule.appended(position.0);
+        if let Some(outcome) = self.outcome_now(&mut state, position, level) {
+            return Err((waiter, outcome));
+        }
+        state.last_waiter += 1;
+        let number = state.last_waiter;
+        let at = (position.0, number);
+        state.waiting.entry(level).or_default().insert(at, waiter);
+        if let Some(deadline) = deadline {
+            state.deadlines.insert((deadline, number), (level, position.0));
+            self.to_call.notify_one();
+        }
+        state.sync_wanted |= level.durability == Durability::Durable && position.0 > state.requested;
+        self.changed(state);
+        Ok(at)
+    }
+
+    /// The outcome, if it is clear without waiting.
+    fn outcome_now(&self, state: &mut State, position: StreamPosition, level: CommitLevel) -> Option<CommitOutcome> {
+        if state.ended {
+            return Some(CommitOutcome::ShutDown);
+        }
+        if let Some(refusal) = self.refusal(state, level) {
+            return Some(CommitOutcome::Refused(refusal));
+        }
+        let end = state.end;
+        (state.rule.committed(level, end) >= position.0).then(|| state.committed(position.0, level))
+    }
+
+    /// Why nothing at this level is worth waiting for.
+    fn refusal(&self, state: &State, level: CommitLevel) -> Option<Refusal> {
+        if !self.leadership.is_held() {
+            return Some(Refusal::NotElected);
+        }
+        if state.local_sync_failed && level.durability == Durability::Durable {
+            return Some(Refusal::LocalSyncFailed);
+        }
+        let waits =
+            |refusal: &Refusal| self.below_min == BelowMin::Wait && matches!(refusal, Refusal::TooFewInSync { .. });
+        state.rule.refusal(level).filter(|refusal| !waits(refusal))
+    }
+
+    /// To be called last with whatever may have changed what is committed or who is in sync.
+    fn changed(&self, mut state: MutexGuard<'_, State>) {
+        let settled = self.settle_waiters(&mut state);
+        self.to_record.notify_one();
+        if state.sync_wanted {
+            self.to_sync.notify_one();
+        }
+        if !state.calls.is_empty() {
+            self.to_call.notify_one();
+        }
+        drop(state);
+        drop(settled);
+    }
+
+    fn settle_waiters(&self, state: &mut State) -> Settled {
+        let mut settled = Settled(Vec::new());
+        let levels: Vec<_> = state.waiting.keys().copied().collect();
+        for level in levels {
+            // Looked at first: what is called committed below was so while the election was held.
+            let refusal = self.refusal(state, level);
+            let end = state.end;
+            let committed = state.rule.committed(level, end);
+            let waiters = state.waiting.get_mut(&level).expect("just listed");
+            let left = waiters.split_off(&(committed + 1, 0));
+            let done = std::mem::replace(waiters, left);
+            let (mut outcomes, lost) = (Vec::new(), matches!(refusal, Some(Refusal::NotElected)));
+            for (at, waiter) in done {
+                let outcome =
+                    if lost { CommitOutcome::Unknown(Unknown::NotElected) } else { state.committed(at.0, level) };
+                outcomes.push((at, waiter, outcome));
+            }
+            if let Some(refusal) = refusal {
+                let unknown = Unknown::from(&refusal);
+                let left = state.waiting.remove(&level).unwrap_or_default();
+                outcomes.extend(left.into_iter().map(|(at, waiter)| (at, waiter, CommitOutcome::Unknown(unknown))));
+            }
+            if state.waiting.get(&level).is_some_and(BTreeMap::is_empty) {
+                state.waiting.remove(&level);
+            }
+            for (_, waiter, outcome) in outcomes {
+                state.settle(waiter, outcome, &mut settled);
+            }
+        }
+        settled
+    }
+
+    // ---- the thread of callbacks ----
+
+    /// Its life: ends with [`stop`](Self::stop), once all callbacks were called.
+    pub(super) fn run_callbacks(&self) {
+        let mut state = self.state.lock();
+        loop {
+            let now = Instant::now();
+            while let Some(entry) = state.deadlines.first_entry().filter(|entry| entry.key().0 <= now) {
+                let ((_, number), (level, position)) = entry.remove_entry();
+                if let Some(Waiter::Callback(done)) = state.take(level, (position, number)) {
+                    state.calls.push((done, CommitOutcome::Unknown(Unknown::Deadline)));
+                }
+            }
+            let calls = std::mem::take(&mut state.calls);
+            if !calls.is_empty() {
+                MutexGuard::unlocked(&mut state, || calls.into_iter().for_each(|(done, outcome)| done(outcome)));
+                continue;
+            }
+            if state.ended {
+                return;
+            }
+            let deadline = state.deadlines.first_key_value().map(|((deadline, _), _)| *deadline);
+            let look = now + LOOK_EVERY;
+            self.to_call.wait_until(&mut state, deadline.map_or(look, |deadline| deadline.min(look)));
+            if !self.leadership.is_held() {
+                self.changed(state);
+                state = self.state.lock();
+            }
+        }
+    }
+
+    // ---- the end ----
+
+    /// Waits until what is in sync is recorded as it is, up to `deadline`.
+    pub(super) fn settle(&self, deadline: Instant) -> bool {
+        let mut state = self.state.lock();
+        while !state.rule.is_settled() && self.leadership.is_held() {
+            if self.recorded.wait_until(&mut state, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends whatever waits, and the threads.
+    pub(super) fn stop(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        let mut settled = Settled(Vec::new());
+        for (_, waiters) in std::mem::take(&mut state.waiting) {
+            for (_, waiter) in waiters {
+                state.settle(waiter, CommitOutcome::ShutDown, &mut settled);
+            }
+        }
+        for wake in [&self.to_record, &self.to_sync, &self.to_call, &self.recorded] {
+            wake.notify_all();
+        }
+        drop(state);
+        drop(settled);
+    }
+}
+
+impl State {
+    fn committed(&self, position: u64, level: CommitLevel) -> CommitOutcome {
+        let followers = self.rule.who_has(position, level.durability);
+        let position = StreamPosition(position);
+        CommitOutcome::Committed(Committed { position, followers, durability: level.durability })
+    }
+
+    fn take(&mut self, level: CommitLevel, at: (u64, u64)) -> Option<Waiter> {
+        let waiters = self.waiting.get_mut(&level)?;
+        let waiter = waiters.remove(&at);
+        if waiters.is_empty() {
+            self.waiting.remove(&level);
+        }
+        waiter
+    }
+
+    fn settle(&mut self, waiter: Waiter, outcome: CommitOutcome, settled: &mut Settled) {
+        match waiter {
+            Waiter::Thread(caller) => settled.0.push((caller, outcome)),
+            Waiter::Callback(done) => self.calls.push((done, outcome)),
+        }
+    }
+}

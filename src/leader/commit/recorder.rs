@@ -1,0 +1,151 @@
+//! The `in-sync` thread: records the in-sync set with the coordinator, one write at a time, and says what changed.
+//!
+//! It holds no lock while it writes. What cannot be recorded is tried again, with growing delays; commits that need it
+//! wait meanwhile, appends do not. It ends with [`Commits::stop`], or when the election is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Commits, Set};
+use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
+use crate::leader::stream::Stream;
+use crate::types::NodeId;
+
+/// How often it looks whether the stream has grown beyond what a node has that is gone but in sync.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// The leadership of a leader that has no coordinator: always held, and what it records needs no writing.
+pub(in crate::leader) struct Alone;
+
+impl Leadership for Alone {
+    fn record_in_sync(&self, _: &InSyncSet) -> Result<(), CoordinatorError> {
+        Ok(())
+    }
+
+    fn is_held(&self) -> bool {
+        true
+    }
+
+    fn resign(&self) {}
+
+    fn set_health(&self, _: Box<dyn Fn() -> bool + Send + Sync>) {}
+
+    fn wait_lost(&self, timeout: Duration) -> bool {
+        std::thread::sleep(timeout);
+        false
+    }
+}
+
+impl Commits {
+    /// The thread's life.
+    pub(in crate::leader) fn run_recorder(&self, stream: &Arc<Stream>) {
+        let mut delay = RETRY_MIN;
+        let mut report = Report::new(self.min_in_sync);
+        while let Some(set) = self.next_set(stream) {
+            report.in_sync(&set);
+            let Ok(to_record) = InSyncSet::new(set.iter().copied()) else {
+                log::error!("more followers are in sync than can be recorded: {}", set.len());
+                return;
+            };
+            let written = self.leadership.record_in_sync(&to_record);
+            let failed = match &written {
+                Ok(()) => {
+                    delay = RETRY_MIN;
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            let is_lost = self.note_written(written);
+            match failed {
+                Some(error) if is_lost => {
+                    log::warn!("the in-sync set is not recorded: {error}");
+                    return;
+                }
+                Some(error) => {
+                    log::warn!("cannot record the in-sync set ({to_record}), trying again: {error}");
+                    self.rest(delay);
+                    delay = (delay * 2).min(RETRY_MAX);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Waits for a set to write; `None`: it is over.
+    fn next_set(&self, stream: &Arc<Stream>) -> Option<Set> {
+        let mut state = self.state.lock();
+        loop {
+            if state.ended {
+                return None;
+            }
+            if let Some(set) = state.rule.next_set() {
+                return Some(set);
+            }
+            if state.rule.lingers() {
+                // Somebody is gone who has all there was: is there more?
+                self.to_record.wait_for(&mut state, LOOK_EVERY);
+                let end = parking_lot::MutexGuard::unlocked(&mut state, || stream.position());
+                state.rule.appended(end.0);
+            } else {
+                self.to_record.wait(&mut state);
+            }
+        }
+    }
+
+    /// Notes what came of a write. Returns whether the election is lost.
+    fn note_written(&self, written: Result<(), CoordinatorError>) -> bool {
+        let mut state = self.state.lock();
+        let mut is_lost = false;
+        match written {
+            Ok(()) => state.rule.recorded_now(),
+            Err(CoordinatorError::Unknown(_)) => state.rule.perhaps_recorded(),
+            Err(CoordinatorError::Lost) => {
+                state.rule.not_recorded();
+                is_lost = true;
+            }
+            Err(_) => state.rule.not_recorded(),
+        }
+        self.recorded.notify_all();
+        self.changed(state);
+        is_lost
+    }
+
+    /// Waits, unless it is over.
+    fn rest(&self, delay: Duration) {
+        let mut state = self.state.lock();
+        if !state.ended {
+            self.recorded.wait_for(&mut state, delay);
+        }
+    }
+}
+
+/// Says in the log when the set falls below the minimum, and when it is back.
+struct Report {
+    min_in_sync: usize,
+    is_below: bool,
+}
+
+impl Report {
+    fn new(min_in_sync: usize) -> Self {
+        // Nobody can be in sync at the start.
+        Self { min_in_sync, is_below: true }
+    }
+
+    fn in_sync(&mut self, set: &Set) {
+        let followers = set.len() - 1;
+        let ids = set.iter().map(NodeId::to_string).collect::<Vec<_>>().join(",");
+        log::info!("in sync, the leader included: {ids}");
+        let min = self.min_in_sync;
+        let is_below = followers < min;
+        if is_below && !std::mem::replace(&mut self.is_below, true) {
+            log::warn!(
+                "only {followers} followers are in sync, fewer than the minimum of {min}: commits are not confirmed"
+            );
+        } else if !is_below && std::mem::replace(&mut self.is_below, false) && min > 0 {
+            log::info!("{followers} followers are in sync, the minimum is {min}: commits are confirmed");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Who is in sync, and what is committed: a calculator without threads, clocks, sockets or locks.
+//!
+//! # The set that elections pick from
+//!
+//! A coordinator keeps the *recorded* in-sync set; whoever is in it may lead next. Between a write of it and the answer several
+//! sets *may* be recorded: the last one confirmed, and each sent since, whatever the answers were. What is committed on all
+//! must be on every member of all of these (invariant I10): [`Rule::counted`].
+//!
+//! # A follower's way into it and out of it
+//!
+//! ```text
+//!   joins            attached, has all up to there         has all that was committed
+//! ─────────▶ Joining ──────────────────────────────▶ Counted ────────────────────────▶ In
+//!                │                                      │                               │ leaves with all there is
+//!                ▼                                      ▼     leaves with less, or      ▼
+//!               Gone ◀──────────────────────────────────◀────────────────────────── Lingering
+//!                                                             there is more by now
+//! ```
+//!
+//! - `Counted`: commits on all wait for it, but it is not recorded yet: what was committed without it may be more than it has.
+//!   From here on nothing is, so it has everything once it has what was committed up to now. Without this step a follower that
+//!   is always a little behind the others would never get in, or one would be recorded that lacks what was committed
+//!   between where it attached and now.
+//! - `In`: it is wanted in the recorded set, and counts before the write that adds it is sent.
+//! - Who leaves stops to count only when a set without it is confirmed. Who had all there was lingers in the set until
+//!   there is more: after a clean end of the leader it may take over.
+//! - Who joins gets out of every set that may be recorded before it is made to change anything:
+//!   [`Rule::may_be_recorded`] says when.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::level::{CommitLevel, Quorum, Refusal};
+use crate::config::Durability;
+use crate::types::NodeId;
+
+/// Up to where a follower has the stream, as positions. What it was sent in vain is not counted, nor anything after it until
+/// that was made up for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(in crate::leader) struct Has {
+    pub(in crate::leader) received: u64,
+    pub(in crate::leader) written: u64,
+    pub(in crate::leader) durable: u64,
+}
+
+impl Has {
+    fn at(self, durability: Durability) -> u64 {
+        match durability {
+            Durability::Received => self.received,
+            Durability::Written => self.written,
+            Durability::Durable => self.durable,
+        }
+    }
+
+    fn reaches(self, other: Self) -> bool {
+        self.received >= other.received && self.written >= other.written && self.durable >= other.durable
+    }
+
+    fn raise(&mut self, durability: Durability, position: u64) {
+        let mark = match durability {
+            Durability::Received => &mut self.received,
+            Durability::Written => &mut self.written,
+            Durability::Durable => &mut self.durable,
+        };
+        *mark = position.max(*mark);
+    }
+}
+
+/// Names one way of a follower to the stream, from where it began to join: what is heard late of an older one has no effect.
+pub(in crate::leader) type Ticket = u64;
+
+pub(super) type Set = BTreeSet<NodeId>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Stage {
+    Joining,
+    Counted,
+    In,
+    Lingering,
+    /// Remembered for as long as it counts.
+    Gone,
+}
+
+impl Stage {
+    /// Whether commits on all wait for it, recorded or not.
+    fn counts(self) -> bool {
+        matches!(self, Self::Counted | Self::In | Self::Lingering)
+    }
+
+    fn is_in_sync(self) -> bool {
+        matches!(self, Self::In | Self::Lingering)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Member {
+    /// Which of its ways to the stream this is about.
+    ticket: Ticket,
+    stage: Stage,
+    has: Has,
+    /// Whether it ever says that something is durable.
+    says_durable: bool,
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Rule {
+    leader: NodeId,
+    min_in_sync: usize,
+    cluster_size: Option<usize>,
+    members: BTreeMap<NodeId, Member>,
+    /// The last set that is known to be recorded ...
+    confirmed: Set,
+    /// ... the one that is being written ...
+    in_flight: Option<Set>,
+    /// ... and the members of all written since the first, of which it is not known whether they are recorded.
+    unresolved: Set,
+    /// Up to where the leader's own files are durable.
+    local: u64,
+    /// The highest positions that were called committed on all.
+    committed: Has,
+}
+
+impl Rule {
+    /// `recorded`: what the coordinator has when the leader starts; the leader alone, if nothing.
+    pub(super) fn new(leader: NodeId, min_in_sync: usize, cluster_size: Option<usize>, recorded: Set) -> Self {
+        Self {
+            leader,
+            min_in_sync,
+            cluster_size,
+            members: BTreeMap::new(),
+            confirmed: recorded,
+            in_flight: None,
+            unresolved: Set::new(),
+            local: 0,
+            committed: Has::default(),
+        }
+    }
+
+    // ---- followers ----
+
+    /// It begins a sync, or to catch up from disk again: it is not in sync from here on. Tickets are never given twice.
+    pub(super) fn joins(&mut self, id: NodeId, ticket: Ticket, says_durable: bool) {
+        // Until it is out of all sets it has what it had.
+        let has = self.members.get(&id).map(|member| member.has).unwrap_or_default();
+        self.members.insert(id, Member { ticket, stage: Stage::Joining, has, says_durable });
+    }
+
+    /// It is attached to the stream, has acknowledged all up to there, and has this much now. Returns whether it just began to be
+    /// counted.
+    pub(super) fn has(&mut self, id: NodeId, ticket: Ticket, has: Has) -> bool {
+        let committed = self.committed;
+        let Some(member) = self.member(id, ticket) else { return false };
+        member.has = has;
+        let begins = member.stage == Stage::Joining && (member.says_durable || committed.durable == 0);
+        if begins {
+            member.stage = Stage::Counted;
+        }
+        if member.stage == Stage::Counted && has.reaches(committed) {
+            member.stage = Stage::In;
+        }
+        begins
+    }
+
+    /// Whether anything was called durable on all so far: who becomes in sync has to have made it so.
+    pub(super) fn was_durable(&self) -> bool {
+        self.committed.durable > 0
+    }
+
+    /// Its connection has ended. `end` is the stream's.
+    pub(super) fn left(&mut self, id: NodeId, ticket: Ticket, end: u64) {
+        let Some(member) = self.member(id, ticket) else { return };
+        let has_all = member.stage == Stage::In && member.has.written >= end;
+        member.stage = if has_all { Stage::Lingering } else { Stage::Gone };
+        self.forget();
+    }
+
+    /// The stream has come to `end`: who is gone and has less is out of sync.
+    pub(super) fn appended(&mut self, end: u64) {
+        for member in self.members.values_mut() {
+            if member.stage == Stage::Lingering && member.has.written < end {
+                member.stage = Stage::Gone;
+            }
+        }
+        self.forget();
+    }
+
+    /// Whether anybody is in the set who is gone.
+    pub(super) fn lingers(&self) -> bool {
+        self.members.values().any(|member| member.stage == Stage::Lingering)
+    }
+
+    /// Whether a set may be recorded that this node is in. While it may not be, what it had does not count.
+    pub(super) fn may_be_recorded(&self, id: NodeId) -> bool {
+        self.recorded().any(|recorded| recorded == id)
+    }
+
+    fn member(&mut self, id: NodeId, ticket: Ticket) -> Option<&mut Member> {
+        self.members.get_mut(&id).filter(|member| member.ticket == ticket)
+    }
+
+    /// Drops what is remembered of nodes that are gone and do not count any more.
+    fn forget(&mut self) {
+        let recorded: Set = self.recorded().collect();
+        self.members.retain(|id, member| member.stage != Stage::Gone || recorded.contains(id));
+    }
+
+    // ---- the recorded set ----
+
+    /// The members of all sets that may be recorded.
+    fn recorded(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.confirmed.iter().chain(self.in_flight.iter().flatten()).chain(&self.unresolved).copied()
+    }
+
+    /// What should be written, if that is not known to be recorded already. Until the caller says what came of it, nothing
+    /// else is.
+    pub(super) fn next_set(&mut self) -> Option<Set> {
+        if self.in_flight.is_some() || self.is_settled() {
+            return None;
+        }
+        let wanted = self.wanted();
+        self.in_flight = Some(wanted.clone());
+        Some(wanted)
+    }
+
+    /// Whether what should be recorded is known to be.
+    pub(super) fn is_settled(&self) -> bool {
+        self.in_flight.is_none() && self.unresolved.is_empty() && self.wanted() == self.confirmed
+    }
+
+    fn wanted(&self) -> Set {
+        self.in_sync().chain([self.leader]).collect()
+    }
+
+    /// It is recorded, and none written before will take its place.
+    pub(super) fn recorded_now(&mut self) {
+        if let Some(set) = self.in_flight.take() {
+            self.confirmed = set;
+            self.unresolved.clear();
+            self.forget();
+        }
+    }
+
+    /// It is surely not.
+    pub(super) fn not_recorded(&mut self) {
+        self.in_flight = None;
+        self.forget();
+    }
+
+    /// It may be, or come to be.
+    pub(super) fn perhaps_recorded(&mut self) {
+        self.unresolved.extend(self.in_flight.take().into_iter().flatten());
+    }
+
+    // ---- what is committed ----
+
+    /// In-sync followers.
+    pub(super) fn in_sync(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.in_sync_members().map(|(id, _)| id)
+    }
+
+    fn in_sync_members(&self) -> impl Iterator<Item = (NodeId, &Member)> + '_ {
+        self.members.iter().filter(|(_, member)| member.stage.is_in_sync()).map(|(id, member)| (*id, member))
+    }
+
+    /// Those that commits on all wait for, besides the leader.
+    pub(super) fn counted(&self) -> Set {
+        let staged = self.members.iter().filter(|(_, member)| member.stage.counts()).map(|(id, _)| *id);
+        staged.chain(self.recorded()).filter(|id| *id != self.leader).collect()
+    }
+
+    /// How many in-sync followers it takes.
+    fn needed(&self, quorum: Quorum) -> Result<usize, Refusal> {
+        let needed = match quorum {
+            Quorum::All => 0,
+            Quorum::Count(count) => count,
+            // With the leader they are more than half.
+            Quorum::Majority => self.cluster_size.ok_or(Refusal::NoClusterSize)? / 2,
+        };
+        Ok(needed.max(self.min_in_sync))
+    }
+
+    /// Why nothing can be committed at this level as things are.
+    pub(super) fn refusal(&self, level: CommitLevel) -> Option<Refusal> {
+        let wanted = match self.needed(level.quorum) {
+            Ok(needed) => needed,
+            Err(refusal) => return Some(refusal),
+        };
+        let durable = level.durability == Durability::Durable;
+        let mute = |member: &Member| durable && !member.says_durable;
+        let in_sync = self.in_sync_members().filter(|(_, member)| !mute(member)).count();
+        let counted = || self.members.iter().find(|(_, member)| member.stage.counts() && mute(member));
+        match level.quorum {
+            Quorum::All if counted().is_some() => counted().map(|(id, _)| Refusal::NeverDurable(*id)),
+            _ if in_sync < wanted => Some(Refusal::TooFewInSync { in_sync, wanted }),
+            _ => None,
+        }
+    }
+
+    /// Up to where all is committed at this level, at most `end`. The caller goes by it: no follower that lacks any of what is
+    /// committed on all becomes in sync after this.
+    pub(super) fn committed(&mut self, level: CommitLevel, end: u64) -> u64 {
+        let Ok(needed) = self.needed(level.quorum) else { return 0 };
+        let mut committed = end;
+        if let Some(last) = needed.checked_sub(1) {
+            let mut has: Vec<u64> = self.in_sync_members().map(|(_, member)| member.has.at(level.durability)).collect();
+            has.sort_unstable_by(|a, b| b.cmp(a));
+            committed = committed.min(has.get(last).copied().unwrap_or(0));
+        }
+        if level.quorum == Quorum::All {
+            let has = |id| self.members.get(id).map_or(0, |member: &Member| member.has.at(level.durability));
+            committed = self.counted().iter().map(has).fold(committed, u64::min);
+        }
+        if level.durability == Durability::Durable {
+            committed = committed.min(self.local);
+        }
+        if level.quorum == Quorum::All {
+            self.committed.raise(level.durability, committed);
+        }
+        committed
+    }
+
+    /// In-sync followers that have all up to `position`.
+    pub(super) fn who_has(&self, position: u64, durability: Durability) -> Vec<NodeId> {
+        let has = self.in_sync_members().filter(|(_, member)| member.has.at(durability) >= position);
+        has.map(|(id, _)| id).collect()
+    }
+
+    /// The leader's own files are durable up to there.
+    pub(super) fn local_durable(&mut self, position: u64) {
+        self.local = self.local.max(position);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! A follower whose disk is full: it says so and acknowledges nothing more, the leader goes on, and when there is room again the
+//! follower goes on by itself.
+#![allow(missing_docs)]
+
+mod support;
+
+use support::processes::Stage;
+use support::volume::Volume;
+use support::{TestLeader, assert_exact, assert_same, noise, wait_until};
+
+fn fills_up_and_comes_back(options: &[&str]) {
+    let (stage, leader) = (Stage::new(), TestLeader::start());
+    leader.append("log/1", &noise(1 << 20));
+    leader.append("settings", b"a = 1");
+    let volume = Volume::in_memory(&stage, 16);
+    let mut follower = volume.follower("data", leader.address, options);
+    leader.wait_in_sync(1);
+    let id = leader.leader.followers()[0].id;
+
+    let filler = volume.path("filler");
+    volume.fill(&filler);
+    let before = leader.leader.position();
+    for n in 0..8 {
+        leader.append("log/1", &noise(100_000 + n));
+    }
+    wait_until("the follower says why", || {
+        let log = follower.log();
+        log.contains("No space left on device") && log.contains("make some, and the follower goes on by itself")
+    });
+    // It comes back again and again, and what does not fit is never acknowledged, nor the leader held up.
+    wait_until("it tries again", || follower.log().matches("No space left on device").count() > 2);
+    leader.append("log/2", b"while it was full");
+    leader.replace("settings", b"a = 2");
+    let acknowledged = |end| leader.status(id).is_some_and(|status| status.acknowledged >= Some(end));
+    assert!(leader.leader.position() > before && !acknowledged(leader.leader.position()));
+
+    std::fs::remove_file(filler).unwrap();
+    leader.wait_in_sync(1);
+    let copy = volume.path("data");
+    if options.is_empty() {
+        assert_exact(leader.dir.path(), &copy)
+    } else {
+        assert_same(leader.dir.path(), &copy)
+    }
+    assert!(!volume.path("data/.paceline").exists());
+    follower.stop();
+    leader.shut_down();
+}
+
+#[test]
+fn with_the_extension() {
+    fills_up_and_comes_back(&[]);
+}
+
+#[test]
+fn in_1_0_0_at_each_level() {
+    for level in ["durable", "written", "received"] {
+        fills_up_and_comes_back(&["--protocol", "1.0.0", "--durability", level]);
+    }
+}
