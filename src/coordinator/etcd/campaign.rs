@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::client::{CallError, Client};
+use super::client::{CallError, Client, Kind};
 use super::lease::{self, Lease};
 use super::watch::Watch;
 use super::wire::{Revision, TxnAnswer, compare, get, put, put_leased};
@@ -40,14 +40,25 @@ enum Ended {
     Failed(CoordinatorError),
 }
 
+impl Ended {
+    fn of(error: CallError) -> Self {
+        match error.kind {
+            Kind::Stopped => Self::Stopped,
+            _ => Self::Failed(error.of_read()),
+        }
+    }
+}
+
 impl Candidate<'_> {
     /// Blocks until elected, stopped (`None`) or failed. `keep` gets each lease as soon as there is one.
     pub(super) fn run(&self, mut keep: impl FnMut(Arc<Lease>)) -> Result<Option<EtcdLeadership>, CoordinatorError> {
         let key = self.names.candidate(self.id);
-        loop {
-            let Some(lease) = lease::grant(self.client, self.id, &key, self.ttl, self.stop)? else { return Ok(None) };
+        while !self.stop.is_set() {
+            let Some(lease) = lease::grant(self.client, self.id, &key, self.ttl, self.stop)? else { break };
             keep(lease.clone());
             let ended = match self.stand(&lease) {
+                // Whoever no longer wants it does not get it.
+                Ok(()) if self.stop.is_set() => Ended::Stopped,
                 Ok(()) => {
                     lease.set_elected();
                     log::info!("node {} is leader, at {}", self.id, self.uri);
@@ -58,11 +69,12 @@ impl Candidate<'_> {
             };
             lease.give_up();
             match ended {
-                Ended::Stopped => return Ok(None),
+                Ended::Stopped => break,
                 Ended::Failed(error) => return Err(error),
                 Ended::Lapsed => log::info!("node {} campaigns anew", self.id),
             }
         }
+        Ok(None)
     }
 
     /// Puts the key there and waits until it is the first.
@@ -75,18 +87,14 @@ impl Candidate<'_> {
         loop {
             let first = match watch.next() {
                 Ok(answer) => answer.kvs.into_iter().next(),
-                Err(CallError::Stopped) => return Err(Ended::Stopped),
-                Err(error @ CallError::Unavailable { .. }) => {
+                Err(error) if matches!(error.kind, Kind::Unavailable(_)) && lease.is_held() => {
                     if !is_out_of_reach {
                         log::warn!("the election is out of reach: {error}");
                     }
                     is_out_of_reach = true;
-                    if !lease.is_held() {
-                        return Err(Ended::Failed(error.of_read()));
-                    }
                     continue;
                 }
-                Err(error) => return Err(Ended::Failed(error.of_read())),
+                Err(error) => return Err(Ended::of(error)),
             };
             is_out_of_reach = false;
             let Some(first) = first.filter(|first| first.create_revision <= created) else {
@@ -134,13 +142,12 @@ impl Candidate<'_> {
     }
 
     fn txn(&self, lease: &Lease, request: &serde_json::Value) -> Result<TxnAnswer, Ended> {
-        self.client.call("kv/txn", request, self.client.limit(self.stop)).map_err(|error| match error {
-            CallError::Stopped => Ended::Stopped,
-            CallError::Refused(refusal) if refusal.message.contains("lease not found") => {
+        self.client.call("kv/txn", request, self.client.limit(self.stop)).map_err(|error| match &error.kind {
+            Kind::Refused(refusal) if refusal.message.contains("lease not found") => {
                 lease.lose("etcd let its lease go");
                 Ended::Lapsed
             }
-            error => Ended::Failed(error.of_read()),
+            _ => Ended::of(error),
         })
     }
 }
@@ -183,7 +190,12 @@ impl Leadership for EtcdLeadership {
                 self.lease.lose("its key is no longer in etcd");
                 return Err(CoordinatorError::Lost);
             }
-            self.recorded.store(answer.found(1).map_or(0, |kv| kv.mod_revision), Ordering::Release);
+            let found = answer.found(1);
+            self.recorded.store(found.map_or(0, |kv| kv.mod_revision), Ordering::Release);
+            // An attempt whose answer was lost did it.
+            if found.is_some_and(|kv| kv.value == set.to_string().as_bytes()) {
+                return Ok(());
+            }
         }
         Err(CoordinatorError::NotRecorded(format!("somebody else keeps writing {in_sync} in etcd")))
     }

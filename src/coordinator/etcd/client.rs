@@ -56,16 +56,19 @@ pub(super) struct Limit<'a> {
 
 /// Why a call came to nothing.
 #[derive(Debug)]
-pub(super) enum CallError {
-    /// No member answered in time, or none could decide.
-    Unavailable {
-        causes: String,
-        /// One of them may have carried it out nevertheless.
-        may_be_done: bool,
-    },
-    /// etcd refuses us.
+pub(super) struct CallError {
+    pub(super) kind: Kind,
+    /// A member that did not answer may have carried it out nevertheless.
+    may_be_done: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// No member answered in time, or none could decide: who said what.
+    Unavailable(String),
+    /// etcd does not let us do this, and what to do about it.
     Denied(String),
-    /// etcd says no to this call. It was not carried out.
+    /// etcd says no.
     Refused(Refusal),
     /// The stop was set.
     Stopped,
@@ -107,14 +110,16 @@ impl Client {
                     *self.login.lock() = Login::Unknown;
                     continue;
                 }
-                Err(HttpError::Refused(refusal)) if !refusal.is_transient() => return Err(self.refused(refusal)),
+                Err(HttpError::Refused(refusal)) if !refusal.is_transient() => {
+                    return Err(failures.into_error(self.refused(refusal)));
+                }
                 Err(error) => {
                     failures.note(turn, error);
                     self.turn_away(turn);
                 }
             }
             if limit.stop.is_set() {
-                return Err(CallError::Stopped);
+                return Err(failures.into_error(Kind::Stopped));
             }
             if Instant::now() >= limit.deadline {
                 break;
@@ -124,7 +129,8 @@ impl Client {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
-        Err(failures.into_error(&self.endpoints))
+        let causes = failures.causes(&self.endpoints);
+        Err(failures.into_error(Kind::Unavailable(causes)))
     }
 
     /// Calls the member that answered last, once. Blocks up to the answer timeout.
@@ -196,22 +202,22 @@ impl Client {
         })
     }
 
-    fn refused(&self, refusal: Refusal) -> CallError {
+    fn refused(&self, refusal: Refusal) -> Kind {
         let message = &refusal.message;
         let prefix = &self.prefix;
         match &self.user {
             None if refusal.asks_for_login() => {
-                CallError::Denied(format!("etcd wants to know who we are ({message}): set its user and password"))
+                Kind::Denied(format!("etcd wants to know who we are ({message}): set its user and password"))
             }
-            Some(user) if refusal.asks_for_login() || message.contains("authentication failed") => CallError::Denied(
-                format!("etcd does not let user {} in ({message}): check name and password", user.name),
-            ),
-            user if refusal.code == code::PERMISSION_DENIED => CallError::Denied(format!(
+            Some(user) if refusal.asks_for_login() || message.contains("authentication failed") => {
+                Kind::Denied(format!("etcd does not let user {} in ({message}): check name and password", user.name))
+            }
+            user if refusal.code == code::PERMISSION_DENIED => Kind::Denied(format!(
                 "etcd user {} may not do this ({message}): grant it to read and write all keys below {prefix}/ \
                  (etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}/)",
                 user.as_ref().map_or("(none)", |user| &user.name)
             )),
-            _ => CallError::Refused(refusal),
+            _ => Kind::Refused(refusal),
         }
     }
 }
@@ -258,52 +264,59 @@ impl Failures {
         self.by_member[member] = Some(error.into_text());
     }
 
-    fn into_error(self, endpoints: &[EtcdEndpoint]) -> CallError {
-        let causes = endpoints.iter().zip(self.by_member);
-        let causes: Vec<_> =
-            causes.filter_map(|(endpoint, cause)| cause.map(|cause| format!("{endpoint}: {cause}"))).collect();
-        CallError::Unavailable { causes: causes.join("; "), may_be_done: self.may_be_done }
+    fn causes(&self, endpoints: &[EtcdEndpoint]) -> String {
+        let causes = endpoints.iter().zip(&self.by_member);
+        let causes = causes.filter_map(|(endpoint, cause)| cause.as_ref().map(|cause| format!("{endpoint}: {cause}")));
+        causes.collect::<Vec<_>>().join("; ")
+    }
+
+    fn into_error(self, kind: Kind) -> CallError {
+        CallError { kind, may_be_done: self.may_be_done }
     }
 }
 
 impl CallError {
+    /// Nothing was asked of etcd.
+    pub(super) fn stopped() -> Self {
+        Self { kind: Kind::Stopped, may_be_done: false }
+    }
+
     fn into_text(self) -> String {
-        match self {
-            Self::Unavailable { causes, .. } => format!(
+        match self.kind {
+            Kind::Unavailable(causes) => format!(
                 "etcd did not answer ({causes}): check that most of its members run, and that these are their addresses"
             ),
-            Self::Denied(text) => text,
-            Self::Refused(refusal) => refusal.message,
-            Self::Stopped => "stopped".into(),
+            Kind::Denied(text) => text,
+            Kind::Refused(refusal) => format!("etcd says: {}", refusal.message),
+            Kind::Stopped => "stopped".into(),
         }
     }
 
     /// What it means for a call that may be repeated.
     pub(super) fn of_read(self) -> CoordinatorError {
-        match self {
-            Self::Denied(text) => CoordinatorError::Refused(text),
-            Self::Refused(refusal) => CoordinatorError::Unexpected(format!("etcd says: {}", refusal.message)),
-            other => CoordinatorError::Unavailable(other.into_text()),
+        match self.kind {
+            Kind::Denied(_) => CoordinatorError::Refused(self.into_text()),
+            Kind::Refused(_) => CoordinatorError::Unexpected(self.into_text()),
+            Kind::Unavailable(_) | Kind::Stopped => CoordinatorError::Unavailable(self.into_text()),
         }
     }
 
     /// What it means for a write.
     pub(super) fn of_write(self) -> CoordinatorError {
-        match self {
-            Self::Denied(text) => CoordinatorError::Refused(text),
-            Self::Unavailable { may_be_done: true, .. } | Self::Stopped => CoordinatorError::Unknown(self.into_text()),
-            other => CoordinatorError::NotRecorded(other.into_text()),
+        match self.kind {
+            _ if self.may_be_done => CoordinatorError::Unknown(self.into_text()),
+            Kind::Denied(_) => CoordinatorError::Refused(self.into_text()),
+            _ => CoordinatorError::NotRecorded(self.into_text()),
         }
     }
 }
 
 impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unavailable { causes, .. } => f.write_str(causes),
-            Self::Denied(text) => f.write_str(text),
-            Self::Refused(refusal) => f.write_str(&refusal.message),
-            Self::Stopped => f.write_str("stopped"),
+        match &self.kind {
+            Kind::Unavailable(text) | Kind::Denied(text) => f.write_str(text),
+            Kind::Refused(refusal) => f.write_str(&refusal.message),
+            Kind::Stopped => f.write_str("stopped"),
         }
     }
 }

@@ -71,8 +71,9 @@ impl EtcdConfig {
         if self.answer_timeout.is_zero() || self.answer_timeout > self.lease_ttl / 3 {
             return fault("answer_timeout", "must be above 0 s, and at most a third of lease_ttl".into());
         }
-        if self.call_timeout < self.answer_timeout {
-            return fault("call_timeout", "must be at least answer_timeout".into());
+        if self.call_timeout < self.answer_timeout || self.call_timeout > CALL_TIMEOUT_MAX {
+            let most = CALL_TIMEOUT_MAX.as_secs();
+            return fault("call_timeout", format!("must be at least answer_timeout, and at most {most} s"));
         }
         self.user.as_ref().map_or(Ok(()), EtcdUser::check)
     }
@@ -80,6 +81,7 @@ impl EtcdConfig {
 
 const ENDPOINTS_MAX: usize = 64;
 const LEASE_TTL_SECONDS_MAX: u64 = 3600;
+const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 fn fault(name: &'static str, reason: String) -> Result<(), CoordinatorError> {
     Err(CoordinatorError::Setting { name, reason })

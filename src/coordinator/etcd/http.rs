@@ -14,10 +14,9 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, BodyReader, Error, Timeout};
 
 use super::config::EtcdConfig;
-use super::wire::Refusal;
+use super::wire::{Refusal, one_line};
 use crate::coordinator::CoordinatorError;
 use crate::stop::{OnSet, Stop};
-use crate::types::shorten;
 
 /// What an answer, or a line of a stream, may be long. etcd takes values up to 1.5 MiB; ours are a thousandth of that.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
@@ -108,7 +107,7 @@ impl Http {
 
 /// A stream that says nothing for so long is opened anew: it may come from a member that nobody reaches any more.
 fn stream_idle_max(config: &EtcdConfig) -> Duration {
-    config.lease_ttl / 2
+    (config.lease_ttl / 2).min(Duration::from_secs(5))
 }
 
 fn read_certificates(file: &std::path::Path) -> io::Result<Vec<Certificate<'static>>> {
@@ -142,7 +141,7 @@ fn check(response: &Response<Body>, answer: Vec<u8>) -> Result<Vec<u8>, HttpErro
     if response.status().is_success() {
         return Ok(answer);
     }
-    let text = shorten(String::from_utf8_lossy(&answer).trim());
+    let text = one_line(&String::from_utf8_lossy(&answer));
     Err(HttpError::NoAnswer(format!("not etcd's v3 gateway (etcd 3.4 or later): HTTP {}: {text}", response.status())))
 }
 
@@ -159,7 +158,7 @@ impl HttpError {
             Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
                 format!("TLS: {error}; does it speak TLS, and did what is in ca_file sign its certificate?")
             }
-            Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof && url.starts_with("http:") => {
+            Error::Io(error) if has_hung_up(error) && url.starts_with("http:") => {
                 "it closed the connection; if it speaks TLS, its address is https://...".into()
             }
             Error::Io(error) => error.to_string(),
@@ -170,6 +169,10 @@ impl HttpError {
     }
 }
 
+fn has_hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
+
 /// The lines of a stream.
 pub(super) struct Lines {
     lines: BufReader<BodyReader<'static>>,
@@ -177,8 +180,8 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// The next line. Blocks until there is one, the stream ends or is stopped (an error), or nothing came for half a lease's
-    /// time ([`io::ErrorKind::TimedOut`]).
+    /// The next line. Blocks until there is one, the stream ends or is stopped (an error), or nothing came for
+    /// [`stream_idle_max`] ([`io::ErrorKind::TimedOut`]).
     pub(super) fn next(&mut self) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         let mut limited = self.lines.by_ref().take(ANSWER_BYTES_MAX);

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-use super::client::{CallError, Client, Limit};
-use super::tenure::{Tenure, now, wall_clock};
+use super::client::{CallError, Client, Kind, Limit};
+use super::leader_in;
+use super::tenure::{Reading, Tenure, now};
 use super::wire::{Done, KeepAliveAnswer, Keys, LeaseAnswer, RangeAnswer, Revision, TxnAnswer, compare, delete};
 use crate::coordinator::CoordinatorError;
 use crate::stop::Stop;
@@ -61,6 +62,9 @@ type Health = dyn Fn() -> bool + Send + Sync;
 /// What etcd may let a lease live beyond its time: it looks twice a second, and not at all while it elects a leader.
 const EXPIRY_LATE_MAX: Duration = Duration::from_secs(2);
 
+/// Longer than any lease that was asked for.
+const LEASE_TTL_SECONDS_MAX: i64 = 24 * 3600;
+
 /// While an id is in use.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -82,9 +86,11 @@ pub(super) fn grant(
         let sent = now();
         match client.call::<LeaseAnswer>("lease/grant", &request, client.limit(stop)) {
             Ok(granted) => return Lease::start(client, id, key, seconds(granted.ttl), sent).map(Some),
-            Err(CallError::Stopped) => return Ok(None),
-            Err(CallError::Refused(refusal)) if refusal.message.contains("lease already exists") => (),
-            Err(error) => return Err(error.of_read()),
+            Err(error) => match &error.kind {
+                Kind::Stopped => return Ok(None),
+                Kind::Refused(refusal) if refusal.message.contains("lease already exists") => (),
+                _ => return Err(error.of_read()),
+            },
         }
         let deadline = match patience {
             Some(deadline) => deadline,
@@ -114,12 +120,12 @@ fn time_left(client: &Client, id: NodeId, stop: &Stop) -> Result<Duration, Coord
 
 fn announced(client: &Client, key: &str, stop: &Stop) -> Option<String> {
     let answer = client.call::<RangeAnswer>("kv/range", &Keys::One(key.into()).range(), client.limit(stop)).ok()?;
-    let uri = String::from_utf8_lossy(&answer.kvs.first()?.value).into_owned();
-    Some(crate::types::shorten(&uri))
+    Some(leader_in(answer.kvs.first()?).ok()?.uri)
 }
 
+/// Whatever etcd answers, no more than can be reckoned with; taking a lease to be shorter than it is does no harm.
 fn seconds(ttl: i64) -> Duration {
-    Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
+    Duration::from_secs(u64::try_from(ttl.min(LEASE_TTL_SECONDS_MAX)).unwrap_or(0))
 }
 
 /// From the moment before a renewal was sent to the end that counts for us.
@@ -188,7 +194,7 @@ impl Lease {
 
     /// Never blocks.
     pub(super) fn is_held(&self) -> bool {
-        self.core.tenure.remaining(now()).is_some()
+        self.core.is_held()
     }
 
     /// Waits until it is not held, at most for `timeout`; returns whether that is so.
@@ -227,6 +233,8 @@ impl Lease {
         self.core.end();
         self.core.stop.set();
         self.core.release(was_held);
+        let health = self.core.health.lock().take();
+        drop(health);
         if self.threads.join(Instant::now() + DROP_JOIN_MAX) > 0 {
             log::warn!(
                 "the thread that renews node {} in etcd ends late: its health check does not return",
@@ -235,6 +243,16 @@ impl Lease {
         }
         *self.release.lock() = Release::Done;
         self.released.notify_all();
+    }
+}
+
+fn warn_if_set(clock_set_by: Duration) {
+    if clock_set_by > JUMP_MIN {
+        log::warn!(
+            "the system's clock was set by {:.1} s: leadership does not depend on it, but certificates and logs do; let an NTP \
+             client keep it (a virtual machine that was paused looks the same)",
+            clock_set_by.as_secs_f64()
+        );
     }
 }
 
@@ -249,16 +267,21 @@ enum NotRenewed {
 impl Core {
     fn renew_until_lost(&self) {
         let interval = self.ttl / 3;
-        let mut clocks = Clocks::new();
+        let mut before = Reading::now();
         let mut pause = interval;
         let mut last_failure = None;
         while let Some(left) = self.tenure.remaining(now()) {
             if self.stop.wait(pause.min(left)) {
                 return;
             }
-            if let Some(still) = clocks.stood_still(pause.min(left)) {
-                last_failure =
-                    Some(format!("this process, or its machine, stood still for {:.1} s", still.as_secs_f64()));
+            let after = Reading::now();
+            warn_if_set(after.set_by(&before));
+            let still = after.since(&before).saturating_sub(pause.min(left)).as_secs_f64();
+            if still > JUMP_MIN.as_secs_f64() {
+                last_failure = Some(format!("this process, or its machine, stood still for {still:.1} s"));
+            }
+            if !self.is_held() {
+                break;
             }
             pause = match self.renew() {
                 Ok(()) => {
@@ -268,6 +291,7 @@ impl Core {
                     interval
                 }
                 Err(NotRenewed::Gone(reason)) => return self.lose(reason),
+                Err(NotRenewed::Failed(_)) if self.stop.is_set() => return,
                 Err(NotRenewed::Failed(cause)) => {
                     if last_failure.is_none() {
                         log::warn!("node {} is not renewed in etcd: {cause}", self.id);
@@ -276,10 +300,14 @@ impl Core {
                     self.ttl / 20
                 }
             };
-            clocks = Clocks::new();
+            before = Reading::now();
         }
         let cause = last_failure.unwrap_or_else(|| "the renewal came late".into());
         self.lose(&format!("it was not renewed in time: {cause}"));
+    }
+
+    fn is_held(&self) -> bool {
+        self.tenure.remaining(now()).is_some()
     }
 
     fn renew(&self) -> Result<(), NotRenewed> {
@@ -350,7 +378,8 @@ impl Core {
             }
             let found: RangeAnswer =
                 self.client.call("kv/range", &Keys::One(self.key.clone()).range(), limit).map_err(text)?;
-            created = found.kvs.first().map_or(0, |kv| kv.create_revision);
+            let ours = found.kvs.first().filter(|kv| kv.lease == i64::from(self.id.get()));
+            created = ours.map_or(0, |kv| kv.create_revision);
         }
         if created != 0 {
             let request = json!({
@@ -364,35 +393,10 @@ impl Core {
             }
         }
         let request = json!({"ID": self.id.get().to_string()});
-        self.client.call_once::<Done>("lease/revoke", &request).map(|Done {}| ())
-    }
-}
-
-/// Notices when time passed that was not waited for, and when somebody set the clock.
-struct Clocks {
-    boot: Duration,
-    /// What the wall's clock is ahead of it.
-    ahead: Duration,
-}
-
-impl Clocks {
-    fn new() -> Self {
-        let boot = now();
-        Self { boot, ahead: wall_clock().saturating_sub(boot) }
-    }
-
-    /// How long nothing ran, if that was long, given that only `waited` was waited for since the last look.
-    fn stood_still(&mut self, waited: Duration) -> Option<Duration> {
-        let last = std::mem::replace(self, Self::new());
-        let set_by = self.ahead.abs_diff(last.ahead);
-        if set_by > JUMP_MIN {
-            log::warn!(
-                "the system's clock was set by {:.1} s: leadership does not depend on it, but certificates and logs do; \
-                 let an NTP client keep it (a virtual machine that was paused looks the same)",
-                set_by.as_secs_f64()
-            );
+        if let Err(cause) = self.client.call_once::<Done>("lease/revoke", &request) {
+            let ttl = self.ttl.as_secs();
+            log::info!("the lease of node {} could not be revoked ({cause}): the id is free within {ttl} s", self.id);
         }
-        let still = self.boot.saturating_sub(last.boot + waited);
-        (still > JUMP_MIN).then_some(still)
+        Ok(())
     }
 }

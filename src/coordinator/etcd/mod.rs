@@ -1,7 +1,8 @@
 //! etcd as the coordinator, through its v3 JSON gateway (etcd 3.4 or later), with LavinMQ's keys.
 //!
-//! With prefix P: `P/leader/<node id in hex>` are the candidates, `P/isr` is the recorded in-sync set, `P/clustering_secret`
-//! the secret (PROTOCOL.md, section 6).
+//! With prefix P: `P/leader/<node id in hex>` are the candidates, each with what it announces (`tcp://HOST:PORT`); `P/isr` is
+//! the recorded in-sync set, ids in base 36 joined by `,`; `P/clustering_secret` the secret. Nodes of LavinMQ and ours can be in one
+//! cluster.
 //!
 //! Threads: one for each lease (`etcd-lease`) and one for each observation, ended and joined by whoever holds those. Locks:
 //! `leases` here, the token's in `client`, those of a lease; each for moments, none within another, none while etcd is asked.
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use self::campaign::Candidate;
-use self::client::{CallError, Client};
+use self::client::{CallError, Client, Kind};
 use self::lease::Lease;
 use self::watch::Watch;
 use self::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, list_names, put};
@@ -115,7 +116,7 @@ impl EtcdCoordinator {
             loop {
                 let state = match watch.next() {
                     Ok(answer) => answer.kvs.first().map(read).transpose(),
-                    Err(CallError::Stopped) => return,
+                    Err(error) if matches!(error.kind, Kind::Stopped) => return,
                     Err(error) => Err(error.of_read()),
                 };
                 match state {
@@ -200,12 +201,14 @@ impl Coordinator for EtcdCoordinator {
     fn remove_from_in_sync_set(&self, id: NodeId) -> Result<bool, CoordinatorError> {
         const ATTEMPTS_MAX: u32 = 16;
         let key = self.names.in_sync();
+        let mut was_in = false;
         for _ in 0..ATTEMPTS_MAX {
-            let Some(kv) = self.one(&key)? else { return Ok(false) };
+            let Some(kv) = self.one(&key)? else { return Ok(was_in) };
             let set = in_sync_in(&kv)?;
             if !set.contains(id) {
-                return Ok(false);
+                return Ok(was_in);
             }
+            was_in = true;
             let rest = set.without(id).ok_or(CoordinatorError::LastInSync(id))?;
             let request = json!({
                 "compare": [compare(&key, Revision::Mod(kv.mod_revision))],
@@ -259,7 +262,9 @@ fn secret_in(value: &[u8], key: &str) -> Result<Secret, CoordinatorError> {
 fn leader_in(kv: &KeyValue) -> Result<LeaderInfo, CoordinatorError> {
     const URI_BYTES_MAX: usize = 1024;
     let key = String::from_utf8_lossy(&kv.key);
-    let uri = std::str::from_utf8(&kv.value).ok().filter(|uri| uri.len() <= URI_BYTES_MAX);
+    let uri = std::str::from_utf8(&kv.value)
+        .ok()
+        .filter(|uri| uri.len() <= URI_BYTES_MAX && !uri.chars().any(char::is_control));
     let Some(uri) = uri else {
         let key = shorten(&key);
         return Err(CoordinatorError::Unexpected(format!("{key} in etcd is not the URI of a leader")));

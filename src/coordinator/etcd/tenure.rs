@@ -13,9 +13,25 @@ pub(super) fn now() -> Duration {
     duration(clock_gettime(ClockId::Boottime))
 }
 
-/// What the clock on the wall says, as time since 1970.
-pub(super) fn wall_clock() -> Duration {
-    duration(clock_gettime(ClockId::Realtime))
+/// What two clocks say at one moment: the one that goes on whatever happens, and the one that can be set.
+pub(super) struct Reading {
+    running: Duration,
+    wall: Duration,
+}
+
+impl Reading {
+    pub(super) fn now() -> Self {
+        Self { running: now(), wall: duration(clock_gettime(ClockId::Realtime)) }
+    }
+
+    pub(super) fn since(&self, earlier: &Self) -> Duration {
+        self.running.saturating_sub(earlier.running)
+    }
+
+    /// By how much the clock on the wall was set since, forward or back.
+    pub(super) fn set_by(&self, earlier: &Self) -> Duration {
+        (self.wall + earlier.running).abs_diff(earlier.wall + self.running)
+    }
 }
 
 fn duration(time: Timespec) -> Duration {
@@ -104,8 +120,18 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_advances() {
-        let before = now();
-        assert!(!before.is_zero() && now() >= before && wall_clock() > s(1_700_000_000));
+    fn setting_the_clock_is_told_from_time_that_passes() {
+        let reading = |running, wall| Reading { running: s(running), wall: s(wall) };
+        let before = reading(100, 5000);
+        for (after, since, set_by) in [
+            (reading(103, 5003), 3, 0),
+            (reading(103, 5010), 3, 7),
+            (reading(103, 4000), 3, 1003),
+            (reading(100, 5000), 0, 0),
+        ] {
+            assert_eq!((after.since(&before), after.set_by(&before)), (s(since), s(set_by)));
+        }
+        let (earlier, later) = (Reading::now(), Reading::now());
+        assert!(later.running >= earlier.running && later.wall > s(1_700_000_000));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What a watch of etcd says is used only as a hint to read. So a lost connection, a restart of etcd, a compaction, a torn or
 //! overlong line all come to the same: read, then watch from the revision after the one that was read. A stream that says
-//! nothing for half a lease's time is treated alike, for its member may be cut off. Runs on its caller's thread.
+//! nothing for some seconds is treated alike, for its member may be cut off. Runs on its caller's thread.
 
 use std::io;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Watch {
     }
 
     /// The state of the keys: at first as it is, then whenever it may have changed, and now and then besides. Blocks until
-    /// then, or until the stop is set ([`CallError::Stopped`]).
+    /// then, or until the stop is set (an error of that kind).
     ///
     /// After an error it can be called again, and reads at once.
     pub(super) fn next(&mut self) -> Result<RangeAnswer, CallError> {
@@ -41,11 +41,11 @@ impl Watch {
             self.wait_for_change(revision);
         }
         if self.stop.is_set() {
-            return Err(CallError::Stopped);
+            return Err(CallError::stopped());
         }
         let read = self.client.call("kv/range", &self.keys.range(), self.client.limit(&self.stop));
         let answer: RangeAnswer = read.inspect_err(|_| self.wait_a_little())?;
-        self.next_revision = Some(answer.header.revision + 1);
+        self.next_revision = Some(answer.header.revision.saturating_add(1));
         Ok(answer)
     }
 
@@ -80,20 +80,38 @@ impl Watch {
 }
 
 fn until_change(stream: &mut Lines) -> io::Result<()> {
-    loop {
-        let line = stream.next()?;
-        if let Some(refusal) = Refusal::in_answer(&line) {
-            return Err(io::Error::other(refusal.message));
-        }
-        let result = serde_json::from_slice::<WatchLine>(&line).map_err(io::Error::other)?.result;
-        if result.compact_revision > 0 {
-            return Err(io::Error::other(format!("etcd forgot all before revision {}", result.compact_revision)));
-        }
-        if result.canceled {
-            return Err(io::Error::other(format!("etcd cancelled it: {}", result.cancel_reason)));
-        }
-        if !result.events.is_empty() {
-            return Ok(());
-        }
+    while !tells_a_change(&stream.next()?)? {}
+    Ok(())
+}
+
+/// An error ends the watch.
+fn tells_a_change(line: &[u8]) -> io::Result<bool> {
+    if let Some(refusal) = Refusal::in_answer(line) {
+        return Err(io::Error::other(refusal.message));
+    }
+    let result = serde_json::from_slice::<WatchLine>(line).map_err(io::Error::other)?.result;
+    if result.compact_revision > 0 {
+        return Err(io::Error::other(format!("etcd forgot all before revision {}", result.compact_revision)));
+    }
+    if result.canceled {
+        return Err(io::Error::other(format!("etcd cancelled it: {}", result.cancel_reason)));
+    }
+    Ok(!result.events.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_watch_tell_changes_or_end_it() {
+        let tells = |line: &str| tells_a_change(line.as_bytes()).map_err(|error| error.to_string());
+        assert_eq!(tells(r#"{"result":{"header":{"revision":"3"},"created":true}}"#), Ok(false));
+        assert_eq!(tells(r#"{"result":{"events":[{"kv":{"key":"YQ=="}},{"type":"DELETE"}]}}"#), Ok(true));
+        let compacted = r#"{"result":{"canceled":true,"compact_revision":"7","cancel_reason":"compacted"}}"#;
+        assert!(tells(compacted).unwrap_err().contains("revision 7"));
+        assert!(tells(r#"{"result":{"canceled":true,"cancel_reason":"not you"}}"#).unwrap_err().contains("not you"));
+        assert_eq!(tells(r#"{"error":{"grpc_code":14,"message":"gone"}}"#), Err("gone".into()));
+        assert!(tells("nonsense").is_err());
     }
 }

@@ -231,8 +231,14 @@ impl Refusal {
             Some(other) => (other.to_string(), shape.code),
             None => (shape.message?.as_str()?.to_owned(), Some(shape.code?)),
         };
-        Some(Self { code: code.and_then(|code| code.as_i64()).unwrap_or(code::UNKNOWN), message: shorten(&message) })
+        Some(Self { code: code.and_then(|code| code.as_i64()).unwrap_or(code::UNKNOWN), message: one_line(&message) })
     }
+}
+
+/// What a peer says, fit for a line of a log.
+pub(super) fn one_line(text: &str) -> String {
+    let text: String = text.trim().chars().take(1024).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    shorten(&text)
 }
 
 /// 64-bit integers come as strings.
