@@ -104,10 +104,12 @@ fn a_leader_of_the_past_records_nothing() {
         // The first does not notice until its next renewal, in 3 s.
         etcd.revoke(1);
         let second = campaign.join().unwrap().unwrap();
-        second.record_in_sync(&set(&[2])).unwrap();
+        // Nothing was recorded since the first one did, and it believes that it leads.
+        assert!(first.is_held());
         assert!(matches!(first.record_in_sync(&set(&[1])), Err(CoordinatorError::Lost)));
         assert!(!first.is_held());
-        assert_eq!(one.in_sync_set().unwrap(), Some(set(&[2])));
+        assert_eq!(one.in_sync_set().unwrap(), Some(set(&[1, 35, 36])));
+        second.record_in_sync(&set(&[2])).unwrap();
         // Giving up what was lost touches nothing of the new leader's.
         first.resign();
         assert!(second.is_held());
