@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -15,6 +15,7 @@ use paceline::coordinator::{
     Coordinator, CoordinatorError, EtcdConfig, EtcdCoordinator, EtcdUser, InSyncSet, Leadership, Observation, Stop,
 };
 use paceline::{NodeId, Secret};
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::etcd::{Etcd, encode};
@@ -92,7 +93,9 @@ fn one_of_two_is_elected_and_the_other_at_once_when_the_first_resigns() {
 #[test]
 fn a_leader_of_the_past_records_nothing() {
     let etcd = Etcd::start();
-    let (one, two) = (etcd.coordinator(), etcd.coordinator());
+    let mut config = etcd.config();
+    config.lease_ttl = Duration::from_secs(600);
+    let (one, two) = (EtcdCoordinator::new(&config).unwrap(), etcd.coordinator());
     let in_sync = two.observe_in_sync_set().unwrap();
     assert_eq!(observe(&in_sync, |_| true), None);
     let first = elected(&one, 1);
@@ -101,7 +104,7 @@ fn a_leader_of_the_past_records_nothing() {
     assert_eq!(observe(&in_sync, Option::is_some), Some(set(&[1, 35, 36])));
     thread::scope(|scope| {
         let campaign = candidate(scope, &etcd, &two, 2, &Stop::new());
-        // The first does not notice until its next renewal, in 3 s.
+        // The first does not notice until its next renewal, in minutes.
         etcd.revoke(1);
         let second = campaign.join().unwrap().unwrap();
         // Nothing was recorded since the first one did, and it believes that it leads.
@@ -447,6 +450,81 @@ fn writes_tell_apart_what_surely_was_not_recorded() {
     etcd.restart(0);
     assert_eq!(one.in_sync_set().unwrap(), Some(set(&[1, 3])));
     first.record_in_sync(&set(&[1])).unwrap();
+}
+
+/// Forwards to etcd; while it is told to, it keeps what is written for later.
+struct Post {
+    address: SocketAddr,
+    holds: Arc<AtomicBool>,
+    held: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Post {
+    fn start(etcd: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let post = Self { address, holds: Arc::default(), held: Arc::default() };
+        let (holds, held) = (post.holds.clone(), post.held.clone());
+        thread::spawn(move || {
+            for near in listener.incoming() {
+                let (near, far) = (near.unwrap(), TcpStream::connect(etcd).unwrap());
+                let (mut from, mut to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+                thread::spawn(move || std::io::copy(&mut from, &mut to));
+                let (holds, held) = (holds.clone(), held.clone());
+                thread::spawn(move || Self::forward(near, &far, &holds, &held));
+            }
+        });
+        post
+    }
+
+    fn forward(mut near: TcpStream, mut far: &TcpStream, holds: &AtomicBool, held: &Mutex<Vec<Vec<u8>>>) {
+        let mut kept = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = near.read(&mut buffer) {
+            let bytes = &buffer[..length];
+            let is_write = String::from_utf8_lossy(bytes).contains("/kv/txn");
+            if !kept.is_empty() || is_write && holds.load(Ordering::SeqCst) {
+                kept.extend_from_slice(bytes);
+            } else if far.write_all(bytes).is_err() {
+                break;
+            }
+        }
+        if !kept.is_empty() {
+            held.lock().push(kept);
+        }
+        let _ = far.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn a_write_that_arrives_late_undoes_no_later_one() {
+    let etcd = Etcd::start();
+    let address = etcd.url(0).strip_prefix("http://").unwrap().parse().unwrap();
+    let post = Post::start(address);
+    let mut config = EtcdConfig::new([post.address.to_string().parse().unwrap()]);
+    config.lease_ttl = Duration::from_secs(600);
+    config.answer_timeout = Duration::from_millis(500);
+    config.call_timeout = config.answer_timeout;
+    let one = EtcdCoordinator::new(&config).unwrap();
+    // Each call is to succeed in the end, however busy the machine is.
+    let first = elected(&one, 1);
+    wait_until("the first is recorded", || first.record_in_sync(&set(&[1])).is_ok());
+    post.holds.store(true, Ordering::SeqCst);
+    let error = first.record_in_sync(&set(&[1, 2])).unwrap_err();
+    assert!(matches!(error, CoordinatorError::Unknown(_)), "{error}");
+    post.holds.store(false, Ordering::SeqCst);
+    wait_until("the third is recorded", || first.record_in_sync(&set(&[1, 3])).is_ok());
+    wait_until("the second was held up", || !post.held.lock().is_empty());
+    for late in std::mem::take(&mut *post.held.lock()) {
+        let mut etcd = TcpStream::connect(address).unwrap();
+        etcd.write_all(&late).unwrap();
+        etcd.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = [0; 1024];
+        let length = etcd.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.contains("200 OK"), "{answer}");
+    }
+    assert_eq!(one.in_sync_set().unwrap(), Some(set(&[1, 3])));
 }
 
 fn user(name: &str, password: &str) -> Option<EtcdUser> {
