@@ -211,6 +211,8 @@ impl Write for AboveBars {
 pub(crate) fn start_logging() {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     builder.format_timestamp_millis();
+    // At `trace` it would show all bytes it sends to etcd, passwords among them.
+    builder.filter_module("ureq_proto", log::LevelFilter::Warn);
     if std::io::stderr().is_terminal() {
         builder.target(env_logger::Target::Pipe(Box::new(AboveBars)));
     }

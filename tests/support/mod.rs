@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod extension_leader;
 pub mod fake_disk;
 pub mod fake_follower;
