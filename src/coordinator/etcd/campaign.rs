@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -202,6 +202,11 @@ impl Leadership for EtcdLeadership {
 
     fn is_held(&self) -> bool {
         self.lease.is_held()
+    }
+
+    fn held_until(&self) -> Option<Instant> {
+        let now = Instant::now();
+        Some(now + self.lease.remaining().unwrap_or_default())
     }
 
     fn resign(&self) {

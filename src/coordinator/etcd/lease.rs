@@ -197,6 +197,11 @@ impl Lease {
         self.core.is_held()
     }
 
+    /// How much longer it is held unless it is renewed; `None` if it is not. Never blocks.
+    pub(super) fn remaining(&self) -> Option<Duration> {
+        self.core.tenure.remaining(now())
+    }
+
     /// Waits until it is not held, at most for `timeout`; returns whether that is so.
     pub(super) fn wait_lost(&self, timeout: Duration) -> bool {
         let deadline = Instant::now().checked_add(timeout);
