@@ -122,6 +122,14 @@ impl TestNode {
         wait_until(&format!("node {} is {role}", self.node.id()), || self.node.status().role == role);
     }
 
+    /// Waits until it is recorded as in sync, so that it may be elected.
+    #[track_caller]
+    fn wait_in_sync(&self, cluster: &MemoryCoordinator) {
+        wait_until(&format!("node {} is in sync", self.node.id()), || {
+            cluster.in_sync_set().unwrap().is_some_and(|set| set.contains(self.node.id()))
+        });
+    }
+
     #[track_caller]
     fn wait_follows(&self) {
         wait_until(&format!("node {} follows", self.node.id()), || {
@@ -156,7 +164,7 @@ fn one_leads_the_others_follow_and_a_shutdown_hands_over_what_was_written_last()
     first.wait_role(Role::Leading);
     let others = [TestNode::start(cluster.clone(), 2), TestNode::start(cluster.clone(), 3)];
     first.append(b"a line\n");
-    others.iter().for_each(TestNode::wait_follows);
+    others.iter().for_each(|node| node.wait_in_sync(&cluster));
     first.node.stop().unwrap();
     assert_eq!(first.node.status().role, Role::Stopped);
     assert_eq!([first.told(), first.told(), first.told()], [Told::Prepare, Told::Start, Told::Stop { leads: true }]);
@@ -172,9 +180,9 @@ fn one_leads_the_others_follow_and_a_shutdown_hands_over_what_was_written_last()
     wait_until("the third has it", || follows.log().ends_with("another line\n"));
     // And back again.
     let first = TestNode::with(cluster.clone(), 1, first.dir, |_| ());
-    first.wait_follows();
-    leads.node.stop().unwrap();
+    first.wait_in_sync(&cluster);
     follows.node.stop().unwrap();
+    leads.node.stop().unwrap();
     first.wait_role(Role::Leading);
     assert!(first.log().ends_with("another line\nthe end\n"), "{}", first.log());
 }
@@ -186,6 +194,7 @@ fn who_lost_leadership_stops_leading_first_and_follows_only_when_nothing_is_acti
     node.wait_role(Role::Leading);
     node.append(b"a line\n");
     assert_eq!([node.told(), node.told()], [Told::Prepare, Told::Start]);
+    node.wait_in_sync(&cluster);
     node.stops_in_vain.store(1, Ordering::Relaxed);
     cluster.set_in_sync_set(set(&[1, 2]));
     // Someone else is elected next, and has more.
@@ -222,7 +231,7 @@ fn a_host_that_fails_hands_over_to_another_node() {
     let first = TestNode::start(cluster.clone(), 1);
     first.wait_role(Role::Leading);
     let second = TestNode::start(cluster.clone(), 2);
-    second.wait_follows();
+    second.wait_in_sync(&cluster);
     first.append(b"a line\n");
     first.fails.store(true, Ordering::Relaxed);
     second.wait_role(Role::Leading);
@@ -234,6 +243,19 @@ fn a_host_that_fails_hands_over_to_another_node() {
 }
 
 #[test]
+fn a_host_that_fails_leaves_its_leader_to_whoever_is_still_to_get_everything() {
+    let cluster = MemoryCoordinator::new();
+    let first = TestNode::start(cluster.clone(), 1);
+    first.wait_role(Role::Leading);
+    first.append(b"a line\n");
+    first.fails.store(true, Ordering::Relaxed);
+    first.wait_role(Role::Ending);
+    let second = TestNode::start(cluster.clone(), 2);
+    second.wait_role(Role::Leading);
+    assert_eq!(second.log(), "a line\nthe end\n");
+}
+
+#[test]
 fn a_node_is_renewed_only_while_its_data_path_is_alive() {
     let cluster = MemoryCoordinator::new();
     let well = TestNode::start(cluster.clone(), 1);
@@ -241,15 +263,20 @@ fn a_node_is_renewed_only_while_its_data_path_is_alive() {
     cluster.renew();
     assert_eq!(well.node.status().role, Role::Leading);
     well.node.stop().unwrap();
+    let cluster = MemoryCoordinator::new();
     let unwell = TestNode::with(cluster.clone(), 2, tempfile::tempdir().unwrap(), |config| {
         // No disk is as fast as that.
         config.stall_timeout = Duration::from_nanos(1);
     });
     unwell.wait_role(Role::Leading);
+    unwell.wait_in_sync(&cluster);
     cluster.set_in_sync_set(set(&[7]));
     cluster.renew();
     unwell.wait_role(Role::Following);
-    assert_eq!([unwell.told(), unwell.told(), unwell.told()], [Told::Prepare, Told::Start, Told::Stop { leads: false }]);
+    assert_eq!(
+        [unwell.told(), unwell.told(), unwell.told()],
+        [Told::Prepare, Told::Start, Told::Stop { leads: false }]
+    );
 }
 
 #[test]
@@ -327,9 +354,23 @@ fn a_directory_that_is_half_of_a_full_sync_never_leads() {
     assert_eq!(node.node.wait_for_another_role(Role::Following, Duration::from_millis(300)), Role::Following);
     // A leader makes it whole.
     let first = TestNode::start(cluster.clone(), 2);
-    node.wait_follows();
+    node.wait_in_sync(&cluster);
     first.node.stop().unwrap();
     node.wait_role(Role::Leading);
+}
+
+#[test]
+fn the_first_leader_is_recorded_before_anything_else_so_that_nobody_with_less_succeeds_it() {
+    let cluster = MemoryCoordinator::new();
+    cluster.hold_writes(true);
+    let first = TestNode::start(cluster.clone(), 1);
+    wait_until("it records itself", || cluster.writes_waiting() == 1);
+    assert!(first.node.status().role == Role::Following && first.told.is_empty());
+    let second = TestNode::start(cluster.clone(), 2);
+    cluster.hold_writes(false);
+    first.wait_role(Role::Leading);
+    assert_eq!(cluster.in_sync_set().unwrap().map(|set| set.contains(id(1))), Some(true));
+    second.wait_in_sync(&cluster);
 }
 
 #[test]
@@ -372,7 +413,7 @@ fn a_coordinator_that_is_out_of_reach_changes_nothing_and_is_campaigned_at_once_
     let first = TestNode::start(cluster.clone(), 1);
     first.wait_role(Role::Leading);
     let second = TestNode::start(cluster.clone(), 2);
-    second.wait_follows();
+    second.wait_in_sync(&cluster);
     cluster.set_reachable(false);
     first.append(b"a line\n");
     wait_until("the second has it", || second.log() == "a line\n");
@@ -422,6 +463,7 @@ fn clients_reach_the_leaders_host_through_any_node_that_is_in_sync() {
     serve(TcpListener::bind((first.host.as_str(), port)).unwrap(), "one");
     serve(TcpListener::bind((second.host.as_str(), port)).unwrap(), "two");
     first.wait_role(Role::Leading);
+    second.wait_in_sync(&cluster);
     second.wait_follows();
     for node in [&first, &second] {
         wait_until("the first node's program is reached", || {
@@ -430,7 +472,6 @@ fn clients_reach_the_leaders_host_through_any_node_that_is_in_sync() {
     }
     let mut client = TcpStream::connect(second.node.proxies()[0]).unwrap();
     client.read_exact(&mut [0; 3]).unwrap();
-    cluster.set_in_sync_set(set(&[1, 2]));
     first.node.stop().unwrap();
     assert_eq!(client.read(&mut [0]).unwrap_or(0), 0, "not cut");
     assert_eq!(says(first.node.proxies()[0]), None);

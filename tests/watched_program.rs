@@ -49,6 +49,21 @@ impl Group {
         assert_eq!(self.events(), expected);
     }
 
+    /// Waits until the node may be elected.
+    #[track_caller]
+    fn wait_in_sync(&self, node: &Node) {
+        wait_until(&format!("node {} is in sync", node.id()), || {
+            self.cluster.in_sync_set().unwrap().is_some_and(|set| set.contains(node.id()))
+        });
+    }
+
+    /// The node loses leadership, and is not elected again.
+    fn depose(&self, leader: &Node) {
+        self.wait_in_sync(leader);
+        self.cluster.set_in_sync_set(Some(InSyncSet::of(NodeId::new(7).unwrap())));
+        self.cluster.expire_leadership();
+    }
+
     fn dir(&self, number: i32) -> PathBuf {
         self.stage.path(&format!("node{number}"))
     }
@@ -111,7 +126,7 @@ fn the_program_is_active_where_the_node_leads_and_hooks_come_before_and_after_it
     let first = start(1);
     group.wait_events(&["elected 1", "program 1"]);
     let second = start(2);
-    wait_follows(&second);
+    group.wait_in_sync(&second);
     wait_until("the second has what the program wrote", || !pids(&group.dir(2)).is_empty());
     first.stop().unwrap();
     group.wait_events(&["elected 1", "program 1", "asked 1", "lost 1", "elected 2", "program 2"]);
@@ -131,7 +146,7 @@ fn a_program_that_ends_by_itself_hands_leadership_over() {
     });
     wait_role(&first, Role::Leading);
     let second = group.node(2, |config| config.program = Some(group.program(2, "exit 0")));
-    wait_follows(&second);
+    group.wait_in_sync(&second);
     fs::write(fifo(&group), "end\n").unwrap();
     wait_role(&second, Role::Leading);
     group.wait_events(&["program 1", "lost 1", "program 2"]);
@@ -173,9 +188,7 @@ fn a_program_that_does_not_end_when_asked_is_killed_at_once_when_leadership_is_l
     });
     wait_until("the program runs", || !pids(&group.dir(1)).is_empty());
     let program = pids(&group.dir(1))[0];
-    // Nobody else is to be elected, nor this node again.
-    group.cluster.set_in_sync_set(Some(InSyncSet::of(NodeId::new(7).unwrap())));
-    group.cluster.expire_leadership();
+    group.depose(&node);
     wait_role(&node, Role::Following);
     assert!(!exists(program));
     node.stop().unwrap();
@@ -188,8 +201,7 @@ fn what_the_hook_could_not_stop_keeps_the_node_from_following() {
     let hook = format!("{}; test -e {}", group.event("lost"), allowed.display());
     let node = group.node(1, |config| config.on_lost = Some(hook.clone()));
     wait_role(&node, Role::Leading);
-    group.cluster.set_in_sync_set(Some(InSyncSet::of(NodeId::new(7).unwrap())));
-    group.cluster.expire_leadership();
+    group.depose(&node);
     group.wait_events(&["lost"]);
     wait_until("its failure is logged", || !logs::lines(&["does not follow before", "exit status: 1"]).is_empty());
     assert_eq!(node.status().role, Role::Ending);

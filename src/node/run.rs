@@ -13,7 +13,7 @@ use super::health::Health;
 use super::host::{Host, HostError, Term};
 use super::proxy::Proxy;
 use super::{NodeError, Role, Shared};
-use crate::coordinator::{Coordinator, InSyncSet, LeaderInfo, Leadership, Observation};
+use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation};
 use crate::datadir::{DirLock, is_incomplete};
 use crate::error::Error;
 use crate::leader::Leader;
@@ -123,28 +123,42 @@ impl Runner {
         &self.config.leader.data_dir
     }
 
-    /// Looks anew, after the election: what was observed before may have been overtaken.
+    /// Looks anew, after the election: what was observed before may have been overtaken. While nothing is recorded anybody may be
+    /// elected, so this node is, as the first thing it does: who has less than it must not succeed it.
     fn may_take(&mut self, leadership: &dyn Leadership) -> bool {
-        let set = loop {
-            match self.coordinator.in_sync_set() {
-                Ok(set) => break set,
-                Err(error) if !leadership.is_held() || self.shared.stop.wait(TICK) => {
-                    log::warn!("elected, but the in-sync set could not be read: {error}");
-                    return false;
-                }
-                Err(_) => {}
-            }
-        };
-        let recorded = set.as_ref().map_or("none".to_owned(), ToString::to_string);
-        let may = self.is_in(set.as_ref());
-        self.in_sync = Some(set);
-        if !may {
+        let Some(set) = self.retry(leadership, || self.coordinator.in_sync_set()) else { return false };
+        self.in_sync = Some(set.clone());
+        if !self.is_in(set.as_ref()) {
+            let recorded = set.map_or_else(String::new, |set| set.to_string());
             log::warn!("elected, but {} is not in the recorded in-sync set ({recorded}): steps down", self.own.id);
-        } else if is_incomplete(self.data_dir()) {
+            return false;
+        }
+        if is_incomplete(self.data_dir()) {
             log::warn!("elected, but the last full sync of {} did not end: steps down", self.data_dir().display());
             return false;
         }
-        may
+        if set.is_none() {
+            let own = InSyncSet::of(self.own.id);
+            if self.retry(leadership, || leadership.record_in_sync(&own)).is_none() {
+                return false;
+            }
+            self.in_sync = Some(Some(own));
+        }
+        true
+    }
+
+    /// Until it succeeds, leadership is lost, or the node is to stop.
+    fn retry<T>(&self, leadership: &dyn Leadership, ask: impl Fn() -> Result<T, CoordinatorError>) -> Option<T> {
+        loop {
+            match ask() {
+                Ok(answer) => return Some(answer),
+                Err(error) if !leadership.is_held() || self.shared.stop.wait(TICK) => {
+                    log::warn!("elected, but could not go on: {error}");
+                    return None;
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     // ---- leading ----
@@ -167,7 +181,9 @@ impl Runner {
         self.wait_for_directory("the follower")?;
         let mut config = self.config.leader.clone();
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
-        let leader = Arc::new(Leader::open(config)?);
+        // The set is as `may_take` found it.
+        let recorded = self.in_sync.as_ref().and_then(Option::as_ref);
+        let leader = Arc::new(Leader::open_elected(config, leadership.clone(), recorded)?);
         health.watch(&leader);
         let term = Term::new(leader, leadership.clone(), self.lock.clone(), self.shared.stop.clone());
         let began = Instant::now();
@@ -178,7 +194,7 @@ impl Runner {
         });
         self.close_proxies();
         self.shared.set_role(Role::Ending);
-        self.end(term, end, began.elapsed())
+        self.end(&term, end, began.elapsed())
     }
 
     /// Leads, until it should not.
@@ -198,10 +214,19 @@ impl Runner {
             }
             self.host.check(term)?;
             self.open_proxies(Some(&own_host), false);
-            self.leader = self.leaders.receiver().try_iter().last().unwrap_or(self.leader.take());
-            self.in_sync = self.sets.receiver().try_iter().last().map(Some).unwrap_or(self.in_sync.take());
-            self.shared.note(self.leader.as_ref(), self.in_sync.clone().flatten(), None);
+            self.observe();
         }
+    }
+
+    /// What the coordinator has to say meanwhile.
+    fn observe(&mut self) {
+        if let Some(leader) = self.leaders.receiver().try_iter().last() {
+            self.leader = leader;
+        }
+        if let Some(set) = self.sets.receiver().try_iter().last() {
+            self.in_sync = Some(set);
+        }
+        self.shared.note(self.leader.as_ref(), self.in_sync.clone().flatten(), None);
     }
 
     fn listen(&self, term: &Term) -> Result<std::net::SocketAddr, HostError> {
@@ -221,33 +246,51 @@ impl Runner {
 
     /// Ends what `serve` began, in the order that the end asks for: who lost leadership stops leading before anything that takes
     /// time; who hands it over keeps it until nobody writes any more and followers have everything.
-    fn end(&mut self, term: Term, end: End, led_for: Duration) -> Result<(), NodeError> {
-        let stopped = match &end {
+    fn end(&mut self, term: &Term, end: End, led_for: Duration) -> Result<(), NodeError> {
+        match end {
             End::Lost => {
                 log::warn!("leadership was lost: stops leading");
                 term.leader.shutdown(Duration::ZERO);
-                self.stop_host(&term)
+                self.stop_host(term)
             }
-            End::ShuttingDown | End::Failed(_) => {
-                match &end {
-                    End::Failed(error) => log::error!("hands leadership over: {error}"),
-                    _ => log::info!("hands leadership over, to shut down"),
-                }
-                let stopped = self.stop_host(&term);
-                let drain = if term.is_held() { self.config.drain_timeout } else { Duration::ZERO };
-                let report = term.leader.shutdown(drain);
-                for (id, bytes) in &report.undrained {
-                    let lack = bytes.map_or("was joining".to_owned(), |bytes| format!("lacks {bytes} bytes"));
-                    log::warn!("follower {id} {lack}");
-                }
+            End::ShuttingDown => {
+                log::info!("hands leadership over, to shut down");
+                let stopped = self.stop_host(term);
+                self.drain(term);
                 stopped
             }
-        };
-        if matches!(end, End::Failed(_)) {
-            self.stay_out = if led_for > STAY_OUT_MAX { STAY_OUT_MIN } else { (self.stay_out * 2).min(STAY_OUT_MAX) };
-            self.stay_out_until = Instant::now() + self.stay_out;
+            End::Failed(error) => {
+                log::error!("hands leadership over: {error}");
+                let stopped = self.stop_host(term);
+                self.wait_for_successor(term);
+                self.drain(term);
+                self.stay_out =
+                    if led_for > STAY_OUT_MAX { STAY_OUT_MIN } else { (self.stay_out * 2).min(STAY_OUT_MAX) };
+                self.stay_out_until = Instant::now() + self.stay_out;
+                stopped
+            }
         }
-        stopped
+    }
+
+    /// There is nobody to hand over to unless somebody has everything: followers may still get it.
+    fn wait_for_successor(&mut self, term: &Term) {
+        let deadline = Instant::now() + self.config.drain_timeout;
+        loop {
+            self.observe();
+            let others = self.in_sync.as_ref().and_then(Option::as_ref).map_or(0, InSyncSet::len);
+            let over = others > 1 || self.shared.stop.is_set() || Instant::now() >= deadline;
+            if over || term.leadership.wait_lost(TICK) {
+                return;
+            }
+        }
+    }
+
+    fn drain(&self, term: &Term) {
+        let timeout = if term.is_held() { self.config.drain_timeout } else { Duration::ZERO };
+        for (id, bytes) in &term.leader.shutdown(timeout).undrained {
+            let lack = bytes.map_or("was joining".to_owned(), |bytes| format!("lacks {bytes} bytes"));
+            log::warn!("follower {id} {lack}");
+        }
     }
 
     /// Returns when the host is not active any more. An error: the node shuts down, and the host may be so still.
