@@ -4,9 +4,12 @@
 //! the process at the second.
 
 mod demo;
+mod etcd;
 mod follow;
+mod forget;
 mod guard;
 mod leader;
+mod node;
 mod units;
 
 use std::io::{IsTerminal, Write};
@@ -61,6 +64,10 @@ enum Command {
     Leader(leader::Options),
     /// Keep a copy of a leader's directory
     Follow(follow::Options),
+    /// Be a node of a cluster: follow the elected leader, and run a program where this node leads
+    Node(Box<node::Options>),
+    /// Take a node that is gone for good out of a cluster's in-sync set, so that elections do not wait for it
+    Forget(forget::Options),
     /// Show replication live, in temporary directories: a follower is stopped, evicted, resumed and rejoins (20 s)
     Demo(demo::Options),
     /// The leader process of the demo
@@ -88,19 +95,22 @@ pub(crate) struct NodeOptions {
 
 impl NodeOptions {
     pub(crate) fn secret(&self) -> Result<Secret, Failure> {
-        if let Some(file) = &self.secret_file {
-            let bytes = std::fs::read(file).map_err(|error| {
-                Failure::usage(format!("read secret file {}: {error}; give a readable --secret-file", file.display()))
-            })?;
-            return Secret::from_file_bytes(&bytes)
-                .map_err(|error| Failure::usage(format!("secret file {}: {error}", file.display())));
-        }
-        let Some(value) = std::env::var_os(SECRET_VARIABLE) else {
-            let cause = "no secret was given";
-            return Err(Failure::usage(format!("{cause}; give --secret-file FILE, or set {SECRET_VARIABLE}")));
-        };
-        Secret::new(value.into_vec()).map_err(|error| Failure::usage(format!("{SECRET_VARIABLE}: {error}")))
+        secret_from(self.secret_file.as_deref(), SECRET_VARIABLE, "secret", "--secret-file")
     }
+}
+
+/// What must not be on a command line: from a file if one is given, or else from the environment.
+fn secret_from(file: Option<&Path>, variable: &str, what: &str, flag: &str) -> Result<Secret, Failure> {
+    if let Some(file) = file {
+        let named = format!("{what} file {}", file.display());
+        let bytes = std::fs::read(file)
+            .map_err(|error| Failure::usage(format!("read {named}: {error}; give a readable {flag}")))?;
+        return Secret::from_file_bytes(&bytes).map_err(|error| Failure::usage(format!("{named}: {error}")));
+    }
+    let Some(value) = std::env::var_os(variable) else {
+        return Err(Failure::usage(format!("no {what} was given; give {flag} FILE, or set {variable}")));
+    };
+    Secret::new(value.into_vec()).map_err(|error| Failure::usage(format!("{variable}: {error}")))
 }
 
 /// Why the process ends with another code than 0.
@@ -131,6 +141,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => match cli.command {
             Command::Leader(options) => leader::run(options),
             Command::Follow(options) => follow::run(options),
+            Command::Node(options) => node::run(&options),
+            Command::Forget(options) => forget::run(&options),
             Command::Demo(options) => demo::run(&options),
             Command::DemoLeader(options) => demo::run_leader(&options),
             Command::Guard(options) => guard::run_guard(&options),
