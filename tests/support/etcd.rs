@@ -1,7 +1,7 @@
 //! Debian's etcd, of one member or several, on loopback and in a temporary directory.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -17,6 +17,7 @@ pub struct Etcd {
     members: Vec<Member>,
     options: Vec<String>,
     scheme: &'static str,
+    host: Ipv4Addr,
     /// Last, so that it goes last: the members' logs are in it.
     pub stage: Stage,
 }
@@ -38,10 +39,22 @@ impl Etcd {
         Self::start_on(Stage::new(), members, "http", &[])
     }
 
+    /// One member, which is reached at this address.
+    pub fn start_at(host: Ipv4Addr) -> Self {
+        Self::launched(Self::new(Stage::new(), host, "http", &[]), 1)
+    }
+
     /// With more options; `scheme` is the clients'.
     pub fn start_on(stage: Stage, members: usize, scheme: &'static str, options: &[&str]) -> Self {
+        Self::launched(Self::new(stage, Ipv4Addr::LOCALHOST, scheme, options), members)
+    }
+
+    fn new(stage: Stage, host: Ipv4Addr, scheme: &'static str, options: &[&str]) -> Self {
         let options = options.iter().map(|&option| option.to_owned()).collect();
-        let mut etcd = Self { stage, members: Vec::new(), options, scheme };
+        Self { stage, members: Vec::new(), options, scheme, host }
+    }
+
+    fn launched(mut etcd: Self, members: usize) -> Self {
         // Between our looking for free ports and etcd's taking them, someone else may.
         for attempt in 0.. {
             assert!(attempt < 10, "no ports for etcd");
@@ -54,7 +67,7 @@ impl Etcd {
     }
 
     fn choose_ports(&mut self, members: usize, attempt: u32) {
-        let listeners: Vec<_> = (0..2 * members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners: Vec<_> = (0..2 * members).map(|_| TcpListener::bind((self.host, 0)).unwrap()).collect();
         let ports: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
         let member = |(index, ports): (usize, &[u16])| Member {
             name: format!("etcd{index}-{attempt}"),
@@ -68,9 +81,9 @@ impl Etcd {
     /// Starts a member; `false` if its port was taken.
     fn launch(&mut self, member: usize) -> bool {
         let peers: Vec<_> =
-            self.members.iter().map(|it| format!("{}=http://127.0.0.1:{}", it.name, it.peer_port)).collect();
+            self.members.iter().map(|it| format!("{}=http://{}:{}", it.name, self.host, it.peer_port)).collect();
         let it = &self.members[member];
-        let peer = format!("http://127.0.0.1:{}", it.peer_port);
+        let peer = format!("http://{}:{}", self.host, it.peer_port);
         let client = self.url(member);
         let dir = self.stage.path(&it.name);
         let settings = [
@@ -90,7 +103,8 @@ impl Etcd {
         let args = args.chain(self.options.iter().map(String::as_str));
         let logged = std::fs::read_to_string(self.stage.path(&format!("{}.log", it.name))).unwrap_or_default().len();
         let mut process = self.stage.start(&it.name, find("etcd", "etcd-server"), args);
-        wait_until("etcd listens", || process.has_ended() || TcpStream::connect(("127.0.0.1", it.client_port)).is_ok());
+        let host = self.host;
+        wait_until("etcd listens", || process.has_ended() || TcpStream::connect((host, it.client_port)).is_ok());
         if process.has_ended() {
             assert!(process.log()[logged..].contains("address already in use"), "etcd ended: {}", process.log());
             return false;
@@ -138,7 +152,7 @@ impl Etcd {
     }
 
     pub fn url(&self, member: usize) -> String {
-        format!("{}://127.0.0.1:{}", self.scheme, self.members[member].client_port)
+        format!("{}://{}:{}", self.scheme, self.host, self.members[member].client_port)
     }
 
     /// All members, beginning with this one.
@@ -181,7 +195,7 @@ impl Etcd {
 
     /// What the gateway answers, be it an error. Blocks until it does.
     fn post(&self, member: usize, path: &str, body: &Value) -> Option<Value> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.members[member].client_port)).ok()?;
+        let mut stream = TcpStream::connect((self.host, self.members[member].client_port)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let body = body.to_string();
         // HTTP 1.0: no chunks, and the answer ends with the connection.

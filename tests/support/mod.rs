@@ -23,6 +23,7 @@ pub mod fake_follower;
 pub mod fake_leader;
 pub mod lavinmq;
 pub mod logs;
+pub mod netns;
 pub mod processes;
 pub mod relay;
 pub mod volume;
