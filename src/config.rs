@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::datadir::DirLock;
 use crate::error::Error;
 use crate::leader::{BelowMin, CommitLevel, Quorum};
 use crate::types::{NodeId, Secret};
@@ -79,6 +80,8 @@ pub struct LeaderConfig {
     /// Files not to replicate, as globs on names relative to the data directory (`*.tmp`, `cache/**`; `*` does not cross a
     /// `/`, `**` does). Defaults to none.
     pub exclude: Vec<String>,
+    /// The directory's lock, where who starts the leader has it.
+    pub(crate) lock: Option<DirLock>,
 }
 
 /// What becomes of a follower whose queue is full, in bytes or in batches.
@@ -175,6 +178,7 @@ impl LeaderConfig {
             cluster_size: None,
             v1_acks: Durability::Written,
             exclude: Vec::new(),
+            lock: None,
         }
     }
 
@@ -253,6 +257,8 @@ pub struct FollowerConfig {
     pub retry_delay_min: Duration,
     /// The longest such delay. Defaults to 10 s.
     pub retry_delay_max: Duration,
+    /// The directory's lock, where who starts the follower has it.
+    pub(crate) lock: Option<DirLock>,
 }
 
 impl FollowerConfig {
@@ -270,6 +276,7 @@ impl FollowerConfig {
             connect_timeout: Duration::from_secs(5),
             retry_delay_min: Duration::from_millis(100),
             retry_delay_max: Duration::from_secs(10),
+            lock: None,
         }
     }
 

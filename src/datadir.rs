@@ -2,7 +2,10 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::types::{NodeId, OWN_FOLDER, RelPath};
@@ -19,8 +22,50 @@ pub(crate) struct DataDir {
     /// Whether `.clustering_id` was there already: then the directory has been a node's before.
     had_id: bool,
     id: NodeId,
-    /// Holds the flock.
-    _lock: File,
+    _lock: DirLock,
+}
+
+/// The flock on a directory's `.lock`, held as long as a clone of it lives, here or in a process that was given one.
+#[derive(Clone, Debug)]
+pub(crate) struct DirLock(Arc<File>);
+
+impl DirLock {
+    /// Takes it for this process.
+    pub(crate) fn take(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(".lock");
+        let lock = private(File::options().write(true).create(true).truncate(false))
+            .open(&path)
+            .map_err(|error| Error::io("open", &path, error))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self(Arc::new(lock))),
+            Err(TryLockError::WouldBlock) => Err(Error::InUse(dir.to_owned())),
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path, error)),
+        }
+    }
+
+    /// For a watchdog, which has no better way to learn whether the disk works: writes to the lock file who holds it, as LavinMQ
+    /// does, and returns once that is on the disk. Does not hold the lock between calls, and does nothing once that is free.
+    pub(crate) fn disk_probe(&self) -> impl Fn() -> std::io::Result<()> + Send + 'static {
+        let lock = Arc::downgrade(&self.0);
+        move || {
+            let Some(lock) = lock.upgrade() else { return Ok(()) };
+            let holder = format!("PID {}", std::process::id());
+            lock.set_len(holder.len() as u64)?;
+            lock.write_all_at(holder.as_bytes(), 0)?;
+            lock.sync_data()
+        }
+    }
+
+    /// Whether anything else in this process holds a clone.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl AsFd for DirLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// A regular file found in a data directory.
@@ -32,24 +77,20 @@ pub(crate) struct FoundFile {
 
 impl DataDir {
     /// Takes the `.lock` of an existing directory and makes it this node's own, see [`claim`](Self::claim).
+    #[cfg(test)]
     pub(crate) fn open(path: &Path, id: Option<NodeId>) -> Result<Self, Error> {
-        let mut dir = Self::open_unclaimed(path, id)?;
+        let mut dir = Self::open_unclaimed(path, id, None)?;
         dir.claim()?;
         Ok(dir)
     }
 
-    /// Takes the `.lock` of an existing directory, and finds or chooses its id. Nothing but the lock file is made or
+    /// Takes the `.lock` of an existing directory, unless it comes with the call, and finds or chooses its id. Nothing but the lock file is made or
     /// changed: a directory that turns out not to be ours must not look like a node's the next time.
-    pub(crate) fn open_unclaimed(path: &Path, id: Option<NodeId>) -> Result<Self, Error> {
-        let lock_path = path.join(".lock");
-        let lock = private(File::options().write(true).create(true).truncate(false))
-            .open(&lock_path)
-            .map_err(|error| Error::io("open", &lock_path, error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse(path.to_owned())),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &lock_path, error)),
-        }
+    pub(crate) fn open_unclaimed(path: &Path, id: Option<NodeId>, lock: Option<DirLock>) -> Result<Self, Error> {
+        let lock = match lock {
+            Some(lock) => lock,
+            None => DirLock::take(path)?,
+        };
         let id_path = path.join(ID_FILE);
         let text = match fs::read_to_string(&id_path) {
             Ok(text) => Some(text),
@@ -199,15 +240,15 @@ mod tests {
     fn a_directory_that_was_not_claimed_does_not_look_like_a_nodes() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("checksums.sha1"), "").unwrap();
-        drop(DataDir::open_unclaimed(dir.path(), NodeId::new(5).ok()).unwrap());
-        let mut again = DataDir::open_unclaimed(dir.path(), None).unwrap();
+        drop(DataDir::open_unclaimed(dir.path(), NodeId::new(5).ok(), None).unwrap());
+        let mut again = DataDir::open_unclaimed(dir.path(), None, None).unwrap();
         assert!(!again.is_claimed() && dir.path().join("checksums.sha1").exists());
         again.claim().unwrap();
         again.claim().unwrap();
         let id = again.id();
         drop(again);
         assert!(!dir.path().join("checksums.sha1").exists());
-        let claimed = DataDir::open_unclaimed(dir.path(), None).unwrap();
+        let claimed = DataDir::open_unclaimed(dir.path(), None, None).unwrap();
         assert!(claimed.is_claimed() && claimed.id() == id);
     }
 

@@ -4,7 +4,7 @@
 //! It is for hosts whose files are append-mostly: brokers, logs, storage engines. A [`Leader`] is told what was written to the
 //! directory; each [`Follower`] keeps an exact copy of it. Both speak LavinMQ's replication protocol 1.0.0 (see
 //! [`protocol`]) and an extension of it, so a LavinMQ node can follow a `Leader`, and a `Follower` can follow a LavinMQ leader. A [`Watcher`] feeds
-//! a leader from a directory that other programs write.
+//! a leader from a directory that other programs write. In a cluster a [`Node`] leads or follows as it is elected.
 //!
 //! ```
 //! use std::io::Write;
@@ -64,7 +64,8 @@
 //!
 //! # Features
 //!
-//! `cli` (on by default) is the `paceline` binary and its dependencies; embedding hosts want `default-features = false`.
+//! - `cli` (on by default) is the `paceline` binary and its dependencies; embedding hosts want `default-features = false`.
+//! - `etcd` (on by default) is etcd as the coordinator of a cluster (`coordinator::etcd`), with an HTTP client and TLS.
 
 pub mod config;
 pub mod coordinator;
@@ -73,6 +74,7 @@ pub mod error;
 pub mod follower;
 mod index;
 pub mod leader;
+pub mod node;
 pub mod protocol;
 mod sendqueue;
 mod stop;
@@ -89,5 +91,6 @@ pub use config::{BackPressure, Durability, FollowerConfig, LeaderConfig, OnFull,
 pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;
+pub use node::Node;
 pub use types::{InvalidValue, NodeId, RelPath, Secret, StreamPosition};
 pub use watch::Watcher;

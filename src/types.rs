@@ -250,6 +250,22 @@ pub(crate) fn shorten(name: &str) -> String {
     }
 }
 
+/// `HOST:PORT` of `HOST[:PORT]`; the host is a name, an IPv4 address, or an IPv6 address in brackets.
+pub(crate) fn host_and_port(text: &str, default_port: u16) -> Option<String> {
+    let (host, port) = match text.rsplit_once(':') {
+        // A colon within brackets belongs to an IPv6 address.
+        Some((_, port)) if port.starts_with('+') => return None,
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (text, default_port),
+    };
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let fits = match bracketed {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+    };
+    fits.then(|| format!("{host}:{port}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

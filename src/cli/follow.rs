@@ -1,5 +1,5 @@
 //! `paceline follow`: a follower, until a signal, a failure that trying again would not mend, or with `--once` until it
-//! has synced.
+//! has synced. It is told its leader, or follows whoever is elected in etcd.
 //!
 //! The follower's own threads do the work; the main thread looks at its status a few times a second and shows the
 //! progress of a full sync: as a bar on a terminal, as a log line every few seconds elsewhere.
@@ -9,10 +9,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use crossbeam_channel::Receiver;
 use indicatif::{ProgressBar, ProgressStyle};
+use paceline::coordinator::{Coordinator, EtcdCoordinator, LeaderInfo, Observation};
 use paceline::follower::{State, Status, SyncProgress};
-use paceline::{Durability, Follower, FollowerConfig, Protocol};
+use paceline::{Durability, Follower, FollowerConfig, Protocol, Secret};
 
+use super::etcd::{EtcdOptions, secret_of};
 use super::units::{parse_address, show_bytes, show_rate};
 use super::{Failure, NodeOptions, bars, say, signals, start_logging};
 
@@ -24,14 +27,16 @@ const RATE_AFTER: Duration = Duration::from_millis(500);
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Address of the leader
+    /// Address of the leader [or: --etcd, and whoever is elected there is followed, without ever standing for election]
     #[arg(value_name = "HOST:PORT", env = "PACELINE_LEADER", value_parser = parse_address)]
-    leader: String,
+    leader: Option<String>,
     /// Directory that becomes a copy of the leader's; made if it does not exist
     #[arg(long, value_name = "DIR", env = "PACELINE_DATA_DIR")]
     data_dir: PathBuf,
     #[command(flatten)]
     node: NodeOptions,
+    #[command(flatten)]
+    etcd: EtcdOptions,
     /// Sync, print what was done, and end
     #[arg(long)]
     once: bool,
@@ -66,8 +71,8 @@ enum Level {
 }
 
 impl Options {
-    fn config(&self) -> Result<FollowerConfig, Failure> {
-        let mut config = FollowerConfig::new(&self.leader, &self.data_dir, self.node.secret()?);
+    fn config(&self, leader: &str, secret: Secret) -> Result<FollowerConfig, Failure> {
+        let mut config = FollowerConfig::new(leader, &self.data_dir, secret);
         config.id = self.node.id;
         config.adopt = self.adopt;
         config.once = self.once;
@@ -85,19 +90,66 @@ impl Options {
     }
 }
 
+/// The elected leader, as it is observed.
+struct Elected {
+    observation: Observation<Option<LeaderInfo>>,
+    /// `HOST:PORT`, if there is one that can be followed.
+    now: Option<String>,
+}
+
+impl Elected {
+    /// Waits up to [`LOOK_EVERY`] for news; returns whether there was some.
+    fn update(&mut self) -> bool {
+        let Ok(leader) = self.observation.receiver().recv_timeout(LOOK_EVERY) else { return false };
+        match &leader {
+            Some(leader) => log::info!("the elected leader is {leader}"),
+            None => log::info!("there is no elected leader"),
+        }
+        self.now = leader.and_then(|leader| {
+            leader.address().inspect_err(|error| log::error!("the elected leader cannot be followed: {error}")).ok()
+        });
+        true
+    }
+}
+
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    let config = options.config()?;
+    let coordinator = match (&options.leader, options.etcd.etcd.is_empty()) {
+        (Some(_), true) => None,
+        (None, false) => Some(options.etcd.coordinator(None)?),
+        _ => return Err(Failure::usage("give either the leader's HOST:PORT or --etcd URL[,URL]")),
+    };
+    let told = options.leader.clone().map(|leader| Ok::<_, Failure>((leader, options.node.secret()?))).transpose()?;
+    if let Some((leader, secret)) = &told {
+        options.config(leader, secret.clone())?;
+    }
     start_logging();
     let signals = signals()?;
     if options.end_with_parent {
         super::demo::end_with_parent()?;
     }
     let started = Instant::now();
-    let follower = Follower::start(config)?;
-    log::info!("follower {} follows {} into {}", follower.id(), options.leader, options.data_dir.display());
+    let (mut elected, address, secret) = match (told, coordinator) {
+        (Some((address, secret)), _) => (None, address, secret),
+        (None, Some(coordinator)) => match find_leader(&coordinator, &signals)? {
+            Some((elected, address, secret)) => (Some(elected), address, secret),
+            None => return Ok(()),
+        },
+        (None, None) => return Ok(()),
+    };
+    let follower = Follower::start(options.config(&address, secret)?)?;
+    log::info!("follower {} follows {address} into {}", follower.id(), options.data_dir.display());
     let mut show = Show::new();
     loop {
-        let ended = follower.wait(Some(LOOK_EVERY));
+        let pause = match &mut elected {
+            None => LOOK_EVERY,
+            Some(elected) => {
+                if elected.update() {
+                    follower.follow(elected.now.as_deref());
+                }
+                Duration::ZERO
+            }
+        };
+        let ended = follower.wait(Some(pause));
         show.update(&follower.status());
         match ended {
             Some(Ok(())) => break,
@@ -116,10 +168,27 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     }
     show.clear();
     if options.once {
-        say(&summary(&options.leader, &follower.status().sync, started.elapsed()));
+        say(&summary(&address, &follower.status().sync, started.elapsed()));
     }
     follower.stop();
     Ok(())
+}
+
+/// Waits until a leader is elected. `None` if a signal came first.
+fn find_leader(
+    coordinator: &EtcdCoordinator,
+    signals: &Receiver<i32>,
+) -> Result<Option<(Elected, String, Secret)>, Failure> {
+    let Some(secret) = secret_of(coordinator, signals)? else { return Ok(None) };
+    let observation = coordinator.observe_leader().map_err(|error| Failure::runtime(error.to_string()))?;
+    let mut elected = Elected { observation, now: None };
+    while signals.try_recv().is_err() {
+        elected.update();
+        if let Some(address) = elected.now.clone() {
+            return Ok(Some((elected, address, secret)));
+        }
+    }
+    Ok(None)
 }
 
 /// What `--once` did, on one line.

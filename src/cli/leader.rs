@@ -29,6 +29,23 @@ pub(crate) struct Options {
     listen: String,
     #[command(flatten)]
     node: NodeOptions,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+impl Options {
+    fn config(&self) -> Result<LeaderConfig, Failure> {
+        let mut config = LeaderConfig::new(&self.data_dir, self.node.secret()?);
+        config.id = self.node.id;
+        self.limits.apply(&mut config);
+        config.check().map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(config)
+    }
+}
+
+/// What is replicated, and the limits of doing so.
+#[derive(Args)]
+pub(crate) struct Limits {
     /// Files not to replicate, such as '*.tmp' or 'cache/**'; may be given several times
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
@@ -59,13 +76,11 @@ pub(crate) struct Options {
     sync_timeout: Option<Duration>,
     /// How long followers get at the end to acknowledge everything
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = parse_duration, help_heading = "Limits")]
-    drain_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
 }
 
-impl Options {
-    fn config(&self) -> Result<LeaderConfig, Failure> {
-        let mut config = LeaderConfig::new(&self.data_dir, self.node.secret()?);
-        config.id = self.node.id;
+impl Limits {
+    pub(crate) fn apply(&self, config: &mut LeaderConfig) {
         config.exclude.clone_from(&self.exclude);
         config.queue_bytes = self.queue_bytes.unwrap_or(config.queue_bytes);
         config.on_full = self.on_full;
@@ -75,8 +90,6 @@ impl Options {
         config.write_timeout = self.write_timeout.unwrap_or(config.write_timeout);
         config.ack_timeout = self.ack_timeout.unwrap_or(config.ack_timeout);
         config.sync_timeout = self.sync_timeout.unwrap_or(config.sync_timeout);
-        config.check().map_err(|error| Failure::usage(error.to_string()))?;
-        Ok(config)
     }
 }
 
@@ -110,9 +123,9 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
             break Some(failure);
         }
     };
-    log::info!("shutting down; followers have {:?} to acknowledge what is left", options.drain_timeout);
+    log::info!("shutting down; followers have {:?} to acknowledge what is left", options.limits.drain_timeout);
     watcher.stop();
-    let report = leader.shutdown(options.drain_timeout);
+    let report = leader.shutdown(options.limits.drain_timeout);
     for (id, bytes) in &report.undrained {
         let lack = bytes.map_or("was still joining".to_owned(), |bytes| format!("had not acknowledged {bytes} bytes"));
         log::warn!("follower {id} {lack}; it gets what it lacks when it reconnects");

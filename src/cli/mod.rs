@@ -4,8 +4,12 @@
 //! the process at the second.
 
 mod demo;
+mod etcd;
 mod follow;
+mod forget;
+mod guard;
 mod leader;
+mod node;
 mod units;
 
 use std::io::{IsTerminal, Write};
@@ -60,11 +64,21 @@ enum Command {
     Leader(leader::Options),
     /// Keep a copy of a leader's directory
     Follow(follow::Options),
+    /// Be a node of a cluster: follow the elected leader, and run a program where this node leads
+    Node(Box<node::Options>),
+    /// Take a node that is gone for good out of a cluster's in-sync set, so that elections do not wait for it
+    Forget(forget::Options),
     /// Show replication live, in temporary directories: a follower is stopped, evicted, resumed and rejoins (20 s)
     Demo(demo::Options),
     /// The leader process of the demo
     #[command(hide = true)]
     DemoLeader(demo::LeaderOptions),
+    /// The process between a node and its program
+    #[command(hide = true)]
+    Guard(guard::GuardOptions),
+    /// The program, before it becomes that
+    #[command(hide = true)]
+    Guarded(guard::GuardedOptions),
 }
 
 /// What both kinds of node are given.
@@ -81,19 +95,22 @@ pub(crate) struct NodeOptions {
 
 impl NodeOptions {
     pub(crate) fn secret(&self) -> Result<Secret, Failure> {
-        if let Some(file) = &self.secret_file {
-            let bytes = std::fs::read(file).map_err(|error| {
-                Failure::usage(format!("read secret file {}: {error}; give a readable --secret-file", file.display()))
-            })?;
-            return Secret::from_file_bytes(&bytes)
-                .map_err(|error| Failure::usage(format!("secret file {}: {error}", file.display())));
-        }
-        let Some(value) = std::env::var_os(SECRET_VARIABLE) else {
-            let cause = "no secret was given";
-            return Err(Failure::usage(format!("{cause}; give --secret-file FILE, or set {SECRET_VARIABLE}")));
-        };
-        Secret::new(value.into_vec()).map_err(|error| Failure::usage(format!("{SECRET_VARIABLE}: {error}")))
+        secret_from(self.secret_file.as_deref(), SECRET_VARIABLE, "secret", "--secret-file")
     }
+}
+
+/// What must not be on a command line: from a file if one is given, or else from the environment.
+fn secret_from(file: Option<&Path>, variable: &str, what: &str, flag: &str) -> Result<Secret, Failure> {
+    if let Some(file) = file {
+        let named = format!("{what} file {}", file.display());
+        let bytes = std::fs::read(file)
+            .map_err(|error| Failure::usage(format!("read {named}: {error}; give a readable {flag}")))?;
+        return Secret::from_file_bytes(&bytes).map_err(|error| Failure::usage(format!("{named}: {error}")));
+    }
+    let Some(value) = std::env::var_os(variable) else {
+        return Err(Failure::usage(format!("no {what} was given; give {flag} FILE, or set {variable}")));
+    };
+    Secret::new(value.into_vec()).map_err(|error| Failure::usage(format!("{variable}: {error}")))
 }
 
 /// Why the process ends with another code than 0.
@@ -124,8 +141,12 @@ pub(crate) fn main() -> ExitCode {
         Ok(cli) => match cli.command {
             Command::Leader(options) => leader::run(options),
             Command::Follow(options) => follow::run(options),
+            Command::Node(options) => node::run(&options),
+            Command::Forget(options) => forget::run(&options),
             Command::Demo(options) => demo::run(&options),
             Command::DemoLeader(options) => demo::run_leader(&options),
+            Command::Guard(options) => guard::run_guard(&options),
+            Command::Guarded(options) => Err(guard::run_guarded(&options)),
         },
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -202,6 +223,8 @@ impl Write for AboveBars {
 pub(crate) fn start_logging() {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
     builder.format_timestamp_millis();
+    // At `trace` it would show all bytes it sends to etcd, passwords among them.
+    builder.filter_module("ureq_proto", log::LevelFilter::Warn);
     if std::io::stderr().is_terminal() {
         builder.target(env_logger::Target::Pipe(Box::new(AboveBars)));
     }

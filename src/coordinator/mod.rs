@@ -1,7 +1,7 @@
 //! What decides roles: an election, the recorded in-sync set, the shared secret.
 //!
 //! [`Coordinator`] is a trait. [`MemoryCoordinator`] is for tests and for groups within one process; for clusters there is
-//! etcd, with LavinMQ's keys. Calls block, within bounds: none belongs on an append path or under a lock (I6).
+//! etcd (`EtcdCoordinator`, feature `etcd`), with LavinMQ's keys. Calls block, within bounds: none belongs on an append path or under a lock (I6).
 //!
 //! An elected node is leader for as long as its [`Leadership`] is held. That is judged by the node's own clock, from before
 //! the last successful renewal was sent, so it stops being held before the coordinator gives it to anyone else. What must
@@ -10,14 +10,18 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::types::{InvalidValue, NodeId, Secret};
+use crate::types::{InvalidValue, NodeId, Secret, host_and_port, shorten};
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 mod in_sync_set;
 pub mod memory;
 mod observation;
 
+#[cfg(feature = "etcd")]
+pub use self::etcd::{EtcdConfig, EtcdCoordinator, EtcdEndpoint, EtcdUser};
 pub use self::in_sync_set::{IN_SYNC_IDS_MAX, InSyncSet};
 pub use self::memory::MemoryCoordinator;
 pub use self::observation::Observation;
@@ -68,6 +72,12 @@ pub trait Leadership: Send + Sync + 'static {
     /// Whether it is still held. Once it is not, it never is again. Never blocks.
     fn is_held(&self) -> bool;
 
+    /// Until when it is held if it is not renewed again, by our own clock; `None` if it needs no renewal. Whatever must not go
+    /// on without it is told this. Never blocks.
+    fn held_until(&self) -> Option<Instant> {
+        None
+    }
+
     /// Gives it up, so that someone else's campaign wins at once; also frees the id if it was lost before. Blocks, within
     /// bounds. Doing it again does nothing.
     fn resign(&self);
@@ -95,20 +105,9 @@ pub struct LeaderInfo {
 impl LeaderInfo {
     /// `HOST:PORT` of its URI; 5679 if the URI names no port.
     pub fn address(&self) -> Result<String, InvalidValue> {
-        let invalid = || InvalidValue::new("leader URI", crate::types::shorten(&self.uri), "it is tcp://HOST:PORT");
+        let invalid = || InvalidValue::new("leader URI", shorten(&self.uri), "it is tcp://HOST:PORT");
         let rest = self.uri.strip_prefix("tcp://").ok_or_else(invalid)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = match rest.rsplit_once(':') {
-            // A colon within brackets belongs to an IPv6 address.
-            Some((host, port)) if !port.ends_with(']') => (host, port.parse::<u16>().map_err(|_| invalid())?),
-            _ => (rest, DEFAULT_PORT),
-        };
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c) || bracketed && "[]:%".contains(c);
-        if host.is_empty() || !host.chars().all(fits) {
-            return Err(invalid());
-        }
-        Ok(format!("{host}:{port}"))
+        host_and_port(rest.strip_suffix('/').unwrap_or(rest), DEFAULT_PORT).ok_or_else(invalid)
     }
 }
 

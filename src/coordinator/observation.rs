@@ -8,7 +8,8 @@ use super::CoordinatorError;
 use crate::stop::Stop;
 use crate::thread::{DROP_JOIN_MAX, Group};
 
-/// A value of the coordinator being watched. It ends, with its thread, when this is dropped.
+/// A value of the coordinator being watched. It ends, with its thread, when this is dropped; that takes a moment, or as long as
+/// a coordinator that does not answer is waited for.
 ///
 /// The first thing received is the state there is, then each change. A state that was not received before the next came is
 /// left out: only the latest matters.

@@ -12,7 +12,8 @@
 //! `paceline-disk` works beside them for one connection: it reads for the inventory and makes durable (`disk`). The locks are
 //! leaves, described where they are (`shared`, `ack`, `report`, `disk`, `digests`), and nothing is waited for under one.
 //!
-//! Stopping sets a flag, shuts the socket down, which ends every read, write and connecting, and wakes the delay. All
+//! Stopping sets a flag, shuts the socket down, which ends every read, write and connecting, and wakes the delay; being told of
+//! another leader does the same. All
 //! threads belong to one `Group`, joined by [`Follower::stop`] and by dropping the follower.
 //!
 //! A leader is not trusted: whatever it sends, nothing outside the directory is touched (`dir`), memory stays bounded,
@@ -95,7 +96,7 @@ impl Follower {
         let path = &config.data_dir;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|error| Error::io("make the folder", path, error))?;
-        let data = DataDir::open_unclaimed(path, config.id)?;
+        let data = DataDir::open_unclaimed(path, config.id, config.lock.clone())?;
         let dir = Dir::open_flushed_by(path, flusher)?;
         if datadir::is_incomplete(path) {
             log::warn!("the last full sync of {} did not end: it is no copy until the next one does", path.display());
@@ -107,6 +108,7 @@ impl Follower {
         }
         let id = data.id();
         let (shared, threads) = (Arc::new(Shared::default()), Arc::new(Group::default()));
+        shared.follow(Some(&config.leader));
         let follower = Self { id, shared: shared.clone(), threads: threads.clone() };
         let runner = Runner {
             config,
@@ -140,6 +142,12 @@ impl Follower {
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status()
+    }
+
+    /// Follows another leader from now on, `HOST:PORT`, or nobody until the next call. Never blocks: the connection there is
+    /// is cut. What is known of local files stays known, so that little of them is read again.
+    pub fn follow(&self, leader: Option<&str>) {
+        self.shared.follow(leader);
     }
 
     /// Blocks until the follower has ended: stopped (`Ok`), synced with [`FollowerConfig::once`] (`Ok`), or failed in a

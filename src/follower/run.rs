@@ -49,7 +49,12 @@ impl Runner {
     /// The thread's life.
     pub(super) fn run(mut self) -> Result<(), Error> {
         let mut delays = Delays::new(self.config.retry_delay_min, self.config.retry_delay_max);
-        loop {
+        while let Some(leader) = self.shared.leader() {
+            if leader != self.config.leader {
+                // It was not this one that could not be reached.
+                delays.reset();
+                self.config.leader = leader;
+            }
             let mut in_sync = false;
             let Err(error) = self.connection(&mut in_sync) else { return Ok(()) };
             self.shared.unregister();
@@ -58,6 +63,7 @@ impl Runner {
             }
             let leader = &self.config.leader;
             let why = error.to_string();
+            let moved = self.shared.moved();
             let fatal = matches!(error, Error::SecretRefused | Error::ForeignDirectory { .. }) || self.config.once;
             if in_sync && matches!(error, Error::Connection { .. }) {
                 // A full disk, or a leader that breaks the protocol, would have us sync again and again without pause.
@@ -65,6 +71,7 @@ impl Runner {
             }
             let delay = delays.next().max(self.away.take().unwrap_or_default());
             match &error {
+                _ if moved => log::info!("no longer follows {leader}"),
                 _ if fatal => log::error!("ended, disconnected from {leader}: {why}"),
                 Error::Io { source, .. } => {
                     let remedy = remedy(source);
@@ -76,13 +83,15 @@ impl Runner {
                 status.state = State::Connecting;
                 status.last_disconnect = Some(why);
             });
+            if moved {
+                continue;
+            }
             if fatal {
                 return Err(error);
             }
-            if !self.shared.sleep(delay) {
-                return Ok(());
-            }
+            self.shared.sleep(delay);
         }
+        Ok(())
     }
 
     /// One connection, from connecting to its end. `Ok`: a sync was all that was asked for, and it is done.

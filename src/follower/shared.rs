@@ -32,6 +32,10 @@ struct Told {
 #[derive(Default)]
 struct Control {
     stopping: bool,
+    /// Whom to follow; nobody for the time being if there is none.
+    leader: Option<String>,
+    /// That is news to the reader thread: what it has at hand is a connection to another leader.
+    moved: bool,
     /// The socket in use, from before it is connected: shutting it down ends every wait on it, that for the connection
     /// included.
     socket: Option<Arc<Socket>>,
@@ -60,9 +64,29 @@ impl Shared {
 
     /// Tells the threads to stop. Never blocks.
     pub(super) fn stop(&self) {
+        self.interrupt(|control| {
+            control.stopping = true;
+            true
+        });
+    }
+
+    /// Has the reader thread follow another leader, or nobody. Never blocks.
+    pub(super) fn follow(&self, leader: Option<&str>) {
+        self.interrupt(|control| {
+            let moved = control.leader.as_deref() != leader;
+            control.leader = leader.map(str::to_owned);
+            control.moved |= moved;
+            moved
+        });
+    }
+
+    /// Ends every wait of the reader thread, if `change` says so.
+    fn interrupt(&self, change: impl FnOnce(&mut Control) -> bool) {
         let socket = {
             let mut control = self.control.lock();
-            control.stopping = true;
+            if !change(&mut control) {
+                return;
+            }
             control.socket.clone()
         };
         self.changed.notify_all();
@@ -72,10 +96,28 @@ impl Shared {
         }
     }
 
-    /// Makes `socket` the one that a stop shuts down; refused when a stop came first.
+    /// Waits until there is a leader to follow; `None` once a stop was asked for.
+    pub(super) fn leader(&self) -> Option<String> {
+        let mut control = self.control.lock();
+        loop {
+            control.moved = false;
+            match &control.leader {
+                _ if control.stopping => return None,
+                Some(leader) => return Some(leader.clone()),
+                None => self.changed.wait(&mut control),
+            }
+        }
+    }
+
+    /// Whether another leader is to be followed than the one that [`leader`](Self::leader) told last.
+    pub(super) fn moved(&self) -> bool {
+        self.control.lock().moved
+    }
+
+    /// Makes `socket` the one that a stop shuts down; refused when a stop came first, or another leader.
     pub(super) fn register(&self, socket: Arc<Socket>) -> Result<(), Error> {
         let mut control = self.control.lock();
-        if control.stopping {
+        if control.stopping || control.moved {
             return Err(Error::ShuttingDown);
         }
         control.socket = Some(socket);
@@ -87,16 +129,15 @@ impl Shared {
         drop(socket);
     }
 
-    /// Waits for `delay`, or until a stop is asked for; then false.
-    pub(super) fn sleep(&self, delay: Duration) -> bool {
+    /// Waits for `delay`, or until there is another leader, or a stop is asked for.
+    pub(super) fn sleep(&self, delay: Duration) {
         let deadline = Instant::now() + delay;
         let mut control = self.control.lock();
-        while !control.stopping {
+        while !control.stopping && !control.moved {
             if self.changed.wait_until(&mut control, deadline).timed_out() {
-                return !control.stopping;
+                return;
             }
         }
-        false
     }
 
     /// Says how the follower ended. Only the first word counts.

@@ -235,6 +235,9 @@ impl InFlight {
         };
         let received = if self.v1_acks == Some(Durability::Received) { reached.written } else { reached.received };
         let written = if self.v1_acks == Some(Durability::Received) { 0 } else { reached.written };
+        // What is durable is written: only the request to make it so may not be acknowledged yet.
+        let written = written.max(durable);
+        let received = received.max(written);
         let held = |mark: u64| {
             let holds = self.holds.iter().filter(|hold| mark < hold.until).map(|hold| hold.from);
             holds.chain(self.void_from).fold(mark, u64::min)
@@ -300,7 +303,12 @@ mod tests {
         assert_eq!(marks(&in_flight), (120, 120, 0));
         in_flight.durable(20);
         assert_eq!(marks(&in_flight), (120, 120, 120));
-        assert!(in_flight.received(21).is_err() && in_flight.acknowledge(1, Instant::now()).is_err());
+        // The request itself, which is last.
+        in_flight.asking_for_durable(155);
+        send(&mut in_flight, 35, 155);
+        in_flight.durable(20);
+        assert_eq!(marks(&in_flight), (155, 155, 155));
+        assert!(in_flight.received(56).is_err() && in_flight.acknowledge(36, Instant::now()).is_err());
     }
 
     #[test]

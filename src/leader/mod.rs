@@ -184,7 +184,8 @@ impl Leader {
     ) -> Result<Self, Error> {
         config.check()?;
         let exclude = globs(&config.exclude)?;
-        let dir = DataDir::open(&config.data_dir, config.id)?;
+        let mut dir = DataDir::open_unclaimed(&config.data_dir, config.id, config.lock.clone())?;
+        dir.claim()?;
         remove_own_folder(dir.path())?;
         let mut index = Index::new();
         walk(dir.path(), None, &mut |_| (), &mut |file| {
@@ -260,6 +261,16 @@ impl Leader {
     #[must_use]
     pub fn id(&self) -> NodeId {
         self.core.dir.id()
+    }
+
+    /// The directory it replicates.
+    pub(crate) fn data_dir(&self) -> &std::path::Path {
+        self.core.dir.path()
+    }
+
+    /// The bound of what is held for a follower.
+    pub(crate) fn queue_bytes(&self) -> u64 {
+        self.core.config.queue_bytes
     }
 
     /// Announces `bytes` that are already written to the file at `offset`, and returns the stream position after them.
@@ -425,6 +436,13 @@ impl Leader {
             return true;
         }
         self.core.progress.wait(Instant::now() + timeout, window.stall_grace, || full(window.bytes / 2))
+    }
+
+    /// For a watchdog: whether announcements are taken and dispatched. Blocks up to `within`, and for as long as the critical
+    /// section of appends is held, which is nothing unless there is a defect.
+    pub(crate) fn is_dispatching(&self, within: Duration) -> bool {
+        let _ = self.position();
+        self.core.stream.is_dispatching(within)
     }
 
     /// Refuses further announcements, lets attached followers acknowledge everything for up to `drain`, at the durability that

@@ -75,6 +75,8 @@ pub(super) struct Stream {
     /// The leader thread sleeps until that is so.
     awaits_hunger: AtomicBool,
     leader_thread: OnceLock<Thread>,
+    /// Of the leader thread, so that a watchdog sees that it goes on.
+    rounds: AtomicU64,
     stopped: AtomicBool,
     pub(super) buffers: Buffers,
     limits: Limits,
@@ -191,6 +193,7 @@ impl Stream {
             hungry: AtomicBool::new(false),
             awaits_hunger: AtomicBool::new(false),
             leader_thread: OnceLock::new(),
+            rounds: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             buffers: Buffers::default(),
             limits: Limits {
@@ -217,6 +220,7 @@ impl Stream {
         self.leader_thread.get_or_init(std::thread::current);
         let mut idle_looks = 0;
         while !self.stopped.load(Ordering::Acquire) {
+            self.rounds.fetch_add(1, Ordering::Relaxed);
             self.relieve();
             let before_sleep = idle_looks == IDLE_LOOKS && !self.pressure.is_on();
             if self.something_to_push(before_sleep) {
@@ -265,6 +269,20 @@ impl Stream {
         if let Some(thread) = self.leader_thread.get() {
             thread.unpark();
         }
+    }
+
+    /// Whether the leader thread goes on, or has been stopped. Blocks up to `within`.
+    pub(super) fn is_dispatching(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let before = self.rounds.load(Ordering::Relaxed);
+        self.wake_leader();
+        while self.rounds.load(Ordering::Relaxed) == before && !self.stopped.load(Ordering::Acquire) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        true
     }
 
     pub(super) fn stop(&self) {

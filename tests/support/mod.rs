@@ -15,12 +15,15 @@ use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod extension_leader;
 pub mod fake_disk;
 pub mod fake_follower;
 pub mod fake_leader;
 pub mod lavinmq;
 pub mod logs;
+pub mod netns;
 pub mod processes;
 pub mod relay;
 pub mod volume;

@@ -170,6 +170,8 @@ impl Commits {
 
     /// A follower's connection has ended. `end` is the stream's.
     pub(super) fn left(&self, follower: &FollowerHandle, end: StreamPosition) {
+        // It was let go because it had everything, perhaps before the thread that reads from it came to say so here.
+        self.passed(follower);
         let ticket = follower.ticket();
         let mut state = self.state.lock();
         state.rule.left(follower.id, ticket, end.0);

@@ -1,0 +1,229 @@
+//! The election, and what a won one allows.
+//!
+//! It is etcd's own election, step by step, as its election service does it: each candidate has a key below `P/leader/`, named
+//! after its lease, and the one that was created first is elected. Done here rather than by that service, a campaign can be
+//! ended at any moment without a request that goes on in etcd and wins later. LavinMQ's nodes take part in it.
+//!
+//! Runs on its caller's thread; what is recorded is fenced by the revision that created the won key, and ordered by the revision
+//! of what was recorded before.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::client::{CallError, Client, Kind};
+use super::lease::{self, Lease};
+use super::watch::Watch;
+use super::wire::{Revision, TxnAnswer, compare, get, put, put_leased};
+use super::{Names, leader_in};
+use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
+use crate::stop::Stop;
+use crate::types::NodeId;
+
+/// A node that wants to lead.
+pub(super) struct Candidate<'a> {
+    pub(super) client: &'a Arc<Client>,
+    pub(super) names: &'a Arc<Names>,
+    pub(super) id: NodeId,
+    pub(super) uri: &'a str,
+    pub(super) ttl: Duration,
+    pub(super) stop: &'a Stop,
+}
+
+/// How a candidacy ended that was not won.
+enum Ended {
+    Stopped,
+    /// The lease or the key was lost; another attempt may do better.
+    Lapsed,
+    Failed(CoordinatorError),
+}
+
+impl Ended {
+    fn of(error: CallError) -> Self {
+        match error.kind {
+            Kind::Stopped => Self::Stopped,
+            _ => Self::Failed(error.of_read()),
+        }
+    }
+}
+
+impl Candidate<'_> {
+    /// Blocks until elected, stopped (`None`) or failed. `keep` gets each lease as soon as there is one.
+    pub(super) fn run(&self, mut keep: impl FnMut(Arc<Lease>)) -> Result<Option<EtcdLeadership>, CoordinatorError> {
+        let key = self.names.candidate(self.id);
+        while !self.stop.is_set() {
+            let Some(lease) = lease::grant(self.client, self.id, &key, self.ttl, self.stop)? else { break };
+            keep(lease.clone());
+            let ended = match self.stand(&lease) {
+                // Whoever no longer wants it does not get it.
+                Ok(()) if self.stop.is_set() => Ended::Stopped,
+                Ok(()) => {
+                    lease.set_elected();
+                    log::info!("node {} is leader, at {}", self.id, self.uri);
+                    let (client, names) = (self.client.clone(), self.names.clone());
+                    return Ok(Some(EtcdLeadership { client, names, lease, recorded: AtomicI64::new(0) }));
+                }
+                Err(ended) => ended,
+            };
+            lease.give_up();
+            match ended {
+                Ended::Stopped => break,
+                Ended::Failed(error) => return Err(error),
+                Ended::Lapsed => log::info!("node {} campaigns anew", self.id),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts the key there and waits until it is the first.
+    fn stand(&self, lease: &Lease) -> Result<(), Ended> {
+        let created = self.create_key(lease)?;
+        lease.set_created(created);
+        let mut watch = Watch::new(self.client.clone(), self.names.leaders(), self.stop.clone());
+        let mut leader = None;
+        let mut is_out_of_reach = false;
+        loop {
+            let first = match watch.next() {
+                Ok(answer) => answer.kvs.into_iter().next(),
+                Err(error) if matches!(error.kind, Kind::Unavailable(_)) && lease.is_held() => {
+                    if !is_out_of_reach {
+                        log::warn!("the election is out of reach: {error}");
+                    }
+                    is_out_of_reach = true;
+                    continue;
+                }
+                Err(error) => return Err(Ended::of(error)),
+            };
+            is_out_of_reach = false;
+            let Some(first) = first.filter(|first| first.create_revision <= created) else {
+                lease.lose("its key is no longer in etcd");
+                return Err(Ended::Lapsed);
+            };
+            if !lease.is_held() {
+                return Err(Ended::Lapsed);
+            }
+            if first.create_revision == created {
+                return Ok(());
+            }
+            let now = leader_in(&first).map_or_else(|error| error.to_string(), |leader| format!("leader is {leader}"));
+            if leader.as_ref() != Some(&now) {
+                log::info!("node {} waits to be elected; {now}", self.id);
+                leader = Some(now);
+            }
+        }
+    }
+
+    /// Creates the node's key, or finds it created by an earlier attempt. Returns the revision that did.
+    fn create_key(&self, lease: &Lease) -> Result<i64, Ended> {
+        let key = lease.key();
+        let lease_id = i64::from(lease.id().get());
+        let create = json!({
+            "compare": [compare(key, Revision::Create(0))],
+            "success": [put_leased(key, self.uri, lease_id)],
+            "failure": [get(key)],
+        });
+        let answer = self.txn(lease, &create)?;
+        if answer.succeeded {
+            return Ok(answer.header.revision);
+        }
+        // It went in between.
+        let Some(found) = answer.found(0) else { return Err(Ended::Lapsed) };
+        let created = found.create_revision;
+        if found.value == self.uri.as_bytes() && found.lease == lease_id {
+            return Ok(created);
+        }
+        let replace = json!({
+            "compare": [compare(key, Revision::Create(created))],
+            "success": [put_leased(key, self.uri, lease_id)],
+        });
+        if self.txn(lease, &replace)?.succeeded { Ok(created) } else { Err(Ended::Lapsed) }
+    }
+
+    fn txn(&self, lease: &Lease, request: &serde_json::Value) -> Result<TxnAnswer, Ended> {
+        self.client.call("kv/txn", request, self.client.limit(self.stop)).map_err(|error| match &error.kind {
+            Kind::Refused(refusal) if refusal.message.contains("lease not found") => {
+                lease.lose("etcd let its lease go");
+                Ended::Lapsed
+            }
+            _ => Ended::of(error),
+        })
+    }
+}
+
+/// An election won in etcd.
+pub(super) struct EtcdLeadership {
+    client: Arc<Client>,
+    names: Arc<Names>,
+    lease: Arc<Lease>,
+    /// The revision that recorded the in-sync set last, as far as is known.
+    recorded: AtomicI64,
+}
+
+/// How often a write begins anew because somebody else recorded meanwhile: nobody does, but for an operator.
+const ATTEMPTS_MAX: u32 = 16;
+
+impl Leadership for EtcdLeadership {
+    fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
+        let (key, created) = (self.lease.key(), self.lease.created());
+        let in_sync = self.names.in_sync();
+        let stop = Stop::new();
+        let limit = self.client.limit(&stop);
+        for _ in 0..ATTEMPTS_MAX {
+            if !self.is_held() {
+                return Err(CoordinatorError::Lost);
+            }
+            let before = self.recorded.load(Ordering::Acquire);
+            // Being conditional on what was recorded before, a request that was held up on its way cannot undo a later one.
+            let request = json!({
+                "compare": [compare(key, Revision::Create(created)), compare(&in_sync, Revision::Mod(before))],
+                "success": [put(&in_sync, set.to_string())],
+                "failure": [get(key), get(&in_sync)],
+            });
+            let answer: TxnAnswer = self.client.call("kv/txn", &request, limit).map_err(CallError::of_write)?;
+            if answer.succeeded {
+                self.recorded.store(answer.header.revision, Ordering::Release);
+                return Ok(());
+            }
+            if answer.found(0).is_none_or(|kv| kv.create_revision != created) {
+                self.lease.lose("its key is no longer in etcd");
+                return Err(CoordinatorError::Lost);
+            }
+            let found = answer.found(1);
+            self.recorded.store(found.map_or(0, |kv| kv.mod_revision), Ordering::Release);
+            // An attempt whose answer was lost did it.
+            if found.is_some_and(|kv| kv.value == set.to_string().as_bytes()) {
+                return Ok(());
+            }
+        }
+        Err(CoordinatorError::NotRecorded(format!("somebody else keeps writing {in_sync} in etcd")))
+    }
+
+    fn is_held(&self) -> bool {
+        self.lease.is_held()
+    }
+
+    fn held_until(&self) -> Option<Instant> {
+        let now = Instant::now();
+        Some(now + self.lease.remaining().unwrap_or_default())
+    }
+
+    fn resign(&self) {
+        self.lease.give_up();
+    }
+
+    fn set_health(&self, health: Box<dyn Fn() -> bool + Send + Sync>) {
+        self.lease.set_health(health.into());
+    }
+
+    fn wait_lost(&self, timeout: Duration) -> bool {
+        self.lease.wait_lost(timeout)
+    }
+}
+
+impl Drop for EtcdLeadership {
+    fn drop(&mut self) {
+        self.lease.give_up();
+    }
+}

@@ -1,0 +1,306 @@
+//! etcd as the coordinator, through its v3 JSON gateway (etcd 3.4 or later), with LavinMQ's keys.
+//!
+//! With prefix P: `P/leader/<node id in hex>` are the candidates, each with what it announces (`tcp://HOST:PORT`); `P/isr` is
+//! the recorded in-sync set, ids in base 36 joined by `,`; `P/clustering_secret` the secret. Nodes of LavinMQ and ours can be in one
+//! cluster.
+//!
+//! Threads: one for each lease (`etcd-lease`) and one for each observation, ended and joined by whoever holds those. Locks:
+//! `leases` here, the token's in `client`, those of a lease; each for moments, none within another, none while etcd is asked.
+//!
+//! At level `trace`, the HTTP library's own logs (target `ureq_proto`) show all bytes, passwords and secrets among them: keep it
+//! at `debug` or below.
+
+mod campaign;
+mod client;
+mod config;
+mod http;
+mod lease;
+mod tenure;
+mod watch;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use self::campaign::Candidate;
+use self::client::{CallError, Client, Kind};
+use self::lease::Lease;
+use self::watch::Watch;
+use self::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, list_names, put};
+use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
+use crate::stop::Stop;
+use crate::types::{NodeId, Secret, shorten};
+
+pub use self::config::{EtcdConfig, EtcdEndpoint, EtcdUser};
+
+/// A cluster's coordinator in etcd.
+pub struct EtcdCoordinator {
+    client: Arc<Client>,
+    names: Arc<Names>,
+    ttl: Duration,
+    leases: Mutex<BTreeMap<NodeId, Held>>,
+}
+
+/// What this handle has of an id.
+enum Held {
+    /// A campaign runs.
+    Campaign,
+    /// The lease that a campaign left, held or not.
+    Lease(Arc<Lease>),
+}
+
+/// The names of keys.
+struct Names {
+    prefix: String,
+}
+
+impl Names {
+    fn leaders(&self) -> Keys {
+        Keys::FirstBelow(format!("{}/leader/", self.prefix))
+    }
+
+    fn candidate(&self, id: NodeId) -> String {
+        format!("{}/leader/{:x}", self.prefix, id.get())
+    }
+
+    fn in_sync(&self) -> String {
+        format!("{}/isr", self.prefix)
+    }
+
+    fn secret(&self) -> String {
+        format!("{}/clustering_secret", self.prefix)
+    }
+}
+
+impl EtcdCoordinator {
+    /// Checks the settings and reads the file of certificates. Asks etcd nothing yet.
+    pub fn new(config: &EtcdConfig) -> Result<Self, CoordinatorError> {
+        Ok(Self {
+            client: Arc::new(Client::new(config)?),
+            names: Arc::new(Names { prefix: config.prefix.clone() }),
+            ttl: config.lease_ttl,
+            leases: Mutex::default(),
+        })
+    }
+
+    /// Makes sure that this handle's last lease with this id is given up, and that no other campaign runs with it.
+    fn begin_campaign(&self, id: NodeId, uri: &str) -> Result<(), CoordinatorError> {
+        let earlier = {
+            let mut leases = self.leases.lock();
+            if let Some(Held::Campaign) = leases.get(&id) {
+                return Err(CoordinatorError::IdInUse { id, uri: Some(uri.to_owned()) });
+            }
+            leases.insert(id, Held::Campaign)
+        };
+        if let Some(Held::Lease(lease)) = earlier {
+            lease.give_up();
+        }
+        Ok(())
+    }
+
+    fn observe<T: PartialEq + Clone + Send + 'static>(
+        &self,
+        name: &'static str,
+        keys: Keys,
+        read: fn(&KeyValue) -> Result<T, CoordinatorError>,
+    ) -> Result<Observation<Option<T>>, CoordinatorError> {
+        let client = self.client.clone();
+        Observation::start(name, move |latest, stop| {
+            let mut watch = Watch::new(client, keys, stop);
+            let mut outage = Outage::default();
+            let mut last = None;
+            loop {
+                let state = match watch.next() {
+                    Ok(answer) => answer.kvs.first().map(read).transpose(),
+                    Err(error) if matches!(error.kind, Kind::Stopped) => return,
+                    Err(error) => Err(error.of_read()),
+                };
+                match state {
+                    Ok(state) => {
+                        outage.is_over(name);
+                        if last.as_ref() != Some(&state) {
+                            latest.put(state.clone());
+                            last = Some(state);
+                        }
+                    }
+                    Err(error) => outage.goes_on(name, &error),
+                }
+            }
+        })
+    }
+
+    /// Creates the secret, or finds the one that another node has just created.
+    fn create_secret(&self) -> Result<Secret, CoordinatorError> {
+        let key = self.names.secret();
+        let made = base64(random_bytes()?);
+        let request = json!({
+            "compare": [compare(&key, Revision::Create(0))],
+            "success": [put(&key, &made)],
+            "failure": [get(&key)],
+        });
+        let answer: TxnAnswer = self.call("kv/txn", &request)?;
+        if answer.succeeded {
+            log::info!("etcd had no secret at {key}: this is a new cluster, and a secret was made");
+            self.warn_of_other_clusters();
+            return secret_in(made.as_bytes(), &key);
+        }
+        let found =
+            answer.found(0).ok_or_else(|| CoordinatorError::Unavailable(format!("{key} in etcd comes and goes")))?;
+        secret_in(&found.value, &key)
+    }
+
+    /// Who begins a new cluster beside another one has perhaps mistaken the prefix.
+    fn warn_of_other_clusters(&self) {
+        const NAMES_MAX: u32 = 1000;
+        let Ok(answer) = self.call::<RangeAnswer>("kv/range", &list_names(NAMES_MAX)) else { return };
+        let names = answer.kvs.iter().filter_map(|kv| std::str::from_utf8(&kv.key).ok());
+        let prefixes = names.filter_map(|name| name.strip_suffix("/clustering_secret"));
+        let others: Vec<_> = prefixes.filter(|prefix| *prefix != self.names.prefix).map(shorten).take(5).collect();
+        if !others.is_empty() {
+            log::warn!(
+                "nothing was recorded in etcd below {}/, but there are clusters below {}: if this node belongs to one of them, \
+                 set that prefix",
+                self.names.prefix,
+                others.join(", ")
+            );
+        }
+    }
+
+    fn one(&self, key: &str) -> Result<Option<KeyValue>, CoordinatorError> {
+        let answer: RangeAnswer = self.call("kv/range", &Keys::One(key.into()).range())?;
+        Ok(answer.kvs.into_iter().next())
+    }
+
+    fn call<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<T, CoordinatorError> {
+        let stop = Stop::new();
+        self.client.call(path, body, self.client.limit(&stop)).map_err(CallError::of_read)
+    }
+}
+
+impl Coordinator for EtcdCoordinator {
+    fn secret(&self) -> Result<Secret, CoordinatorError> {
+        let key = self.names.secret();
+        match self.one(&key)? {
+            Some(kv) => secret_in(&kv.value, &key),
+            None => self.create_secret(),
+        }
+    }
+
+    fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
+        self.one(&self.names.in_sync())?.map(|kv| in_sync_in(&kv)).transpose()
+    }
+
+    fn remove_from_in_sync_set(&self, id: NodeId) -> Result<bool, CoordinatorError> {
+        const ATTEMPTS_MAX: u32 = 16;
+        let key = self.names.in_sync();
+        let mut was_in = false;
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(kv) = self.one(&key)? else { return Ok(was_in) };
+            let set = in_sync_in(&kv)?;
+            if !set.contains(id) {
+                return Ok(was_in);
+            }
+            was_in = true;
+            let rest = set.without(id).ok_or(CoordinatorError::LastInSync(id))?;
+            let request = json!({
+                "compare": [compare(&key, Revision::Mod(kv.mod_revision))],
+                "success": [put(&key, rest.to_string())],
+            });
+            let stop = Stop::new();
+            let answer: TxnAnswer =
+                self.client.call("kv/txn", &request, self.client.limit(&stop)).map_err(CallError::of_write)?;
+            if answer.succeeded {
+                return Ok(true);
+            }
+        }
+        Err(CoordinatorError::NotRecorded(format!("a leader keeps writing {key} in etcd: try again")))
+    }
+
+    fn campaign(&self, id: NodeId, uri: &str, stop: &Stop) -> Result<Option<Arc<dyn Leadership>>, CoordinatorError> {
+        let announced = LeaderInfo { uri: uri.to_owned(), id: Some(id), term: 0 };
+        announced
+            .address()
+            .map_err(|error| CoordinatorError::Setting { name: "advertised URI", reason: error.to_string() })?;
+        self.begin_campaign(id, uri)?;
+        let candidate = Candidate { client: &self.client, names: &self.names, id, uri, ttl: self.ttl, stop };
+        let mut last = None;
+        let outcome = candidate.run(|lease| last = Some(lease));
+        match last {
+            Some(lease) => self.leases.lock().insert(id, Held::Lease(lease)),
+            None => self.leases.lock().remove(&id),
+        };
+        Ok(outcome?.map(|leadership| Arc::new(leadership) as Arc<dyn Leadership>))
+    }
+
+    fn observe_leader(&self) -> Result<Observation<Option<LeaderInfo>>, CoordinatorError> {
+        self.observe("etcd-leader", self.names.leaders(), leader_in)
+    }
+
+    fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError> {
+        self.observe("etcd-in-sync", Keys::One(self.names.in_sync()), in_sync_in)
+    }
+}
+
+impl std::fmt::Debug for EtcdCoordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdCoordinator").field("prefix", &self.names.prefix).finish_non_exhaustive()
+    }
+}
+
+fn secret_in(value: &[u8], key: &str) -> Result<Secret, CoordinatorError> {
+    Secret::new(value).map_err(|error| CoordinatorError::Unexpected(format!("{key} in etcd: {error}")))
+}
+
+fn leader_in(kv: &KeyValue) -> Result<LeaderInfo, CoordinatorError> {
+    const URI_BYTES_MAX: usize = 1024;
+    let key = String::from_utf8_lossy(&kv.key);
+    let uri = std::str::from_utf8(&kv.value)
+        .ok()
+        .filter(|uri| uri.len() <= URI_BYTES_MAX && !uri.chars().any(char::is_control));
+    let Some(uri) = uri else {
+        let key = shorten(&key);
+        return Err(CoordinatorError::Unexpected(format!("{key} in etcd is not the URI of a leader")));
+    };
+    // A lease that got its id from etcd has a far greater one than a node.
+    let id = i32::try_from(kv.lease).ok().and_then(|id| NodeId::new(id).ok());
+    Ok(LeaderInfo { uri: uri.to_owned(), id, term: u64::try_from(kv.create_revision).unwrap_or(0) })
+}
+
+fn in_sync_in(kv: &KeyValue) -> Result<InSyncSet, CoordinatorError> {
+    let key = String::from_utf8_lossy(&kv.key);
+    let text = String::from_utf8_lossy(&kv.value);
+    text.parse().map_err(|error| CoordinatorError::Unexpected(format!("{key} in etcd: {error}")))
+}
+
+/// Logs a failure when it begins, now and then while it lasts, and when it is over.
+#[derive(Default)]
+struct Outage {
+    began: Option<Instant>,
+    logged: Option<Instant>,
+}
+
+impl Outage {
+    fn goes_on(&mut self, who: &str, error: &CoordinatorError) {
+        const SAY_AGAIN: Duration = Duration::from_secs(60);
+        self.began.get_or_insert_with(Instant::now);
+        if self.logged.is_none_or(|logged| logged.elapsed() >= SAY_AGAIN) {
+            log::warn!("{who}: {error}");
+            self.logged = Some(Instant::now());
+        }
+    }
+
+    fn is_over(&mut self, who: &str) {
+        self.logged = None;
+        if let Some(began) = self.began.take() {
+            log::info!("{who}: etcd answers again, after {} s", began.elapsed().as_secs());
+        }
+    }
+}

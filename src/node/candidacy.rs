@@ -1,0 +1,114 @@
+//! Campaigning beside following: a thread, `campaign`, blocks in the coordinator until the node is elected or withdraws.
+//!
+//! There is one campaign at a time, because its id is also its lease: one that was withdrawn is waited for before the next.
+//! After a failure the next one waits a little. Dropping it withdraws, and waits for the thread within the coordinator's own
+//! bounds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded, never};
+
+use crate::coordinator::{Coordinator, CoordinatorError, Leadership, Stop};
+use crate::thread::{DROP_JOIN_MAX, Group};
+use crate::types::NodeId;
+
+/// After a coordinator that could not be reached, and after one that does not want us.
+const RETRY_UNAVAILABLE: Duration = Duration::from_secs(1);
+const RETRY_REFUSED: Duration = Duration::from_secs(10);
+
+type Outcome = Result<Option<Arc<dyn Leadership>>, CoordinatorError>;
+
+pub(super) struct Candidacy {
+    coordinator: Arc<dyn Coordinator>,
+    id: NodeId,
+    uri: String,
+    campaign: Option<Campaign>,
+    not_before: Instant,
+    never: Receiver<Outcome>,
+}
+
+struct Campaign {
+    withdraw: Stop,
+    outcome: Receiver<Outcome>,
+    thread: Group,
+}
+
+impl Candidacy {
+    pub(super) fn new(coordinator: Arc<dyn Coordinator>, id: NodeId, uri: &str) -> Self {
+        Self { coordinator, id, uri: uri.to_owned(), campaign: None, not_before: Instant::now(), never: never() }
+    }
+
+    /// Campaigns if it is `wanted`, and withdraws if not. Never blocks.
+    pub(super) fn update(&mut self, wanted: bool) {
+        match &self.campaign {
+            Some(campaign) if !wanted => campaign.withdraw.set(),
+            None if wanted && Instant::now() >= self.not_before => self.begin(),
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self) {
+        let (withdraw, thread) = (Stop::new(), Group::default());
+        let (sender, outcome) = bounded(1);
+        let (coordinator, id, uri, until) = (self.coordinator.clone(), self.id, self.uri.clone(), withdraw.clone());
+        let spawned = thread.spawn("campaign", move || {
+            let _ = sender.send(coordinator.campaign(id, &uri, &until));
+        });
+        match spawned {
+            Ok(()) => self.campaign = Some(Campaign { withdraw, outcome, thread }),
+            Err(error) => self.failed(&CoordinatorError::Thread(error)),
+        }
+    }
+
+    /// Where the end of the campaign arrives, for [`take`](Self::take).
+    pub(super) fn outcome(&self) -> &Receiver<Outcome> {
+        self.campaign.as_ref().map_or(&self.never, |campaign| &campaign.outcome)
+    }
+
+    /// What came out of [`outcome`](Self::outcome): the leadership, if the node was elected and still wants to be.
+    pub(super) fn take(&mut self, outcome: Option<Outcome>) -> Option<Arc<dyn Leadership>> {
+        let withdrawn = self.campaign.take().is_some_and(|campaign| campaign.withdraw.is_set());
+        match outcome {
+            Some(Ok(Some(leadership))) if withdrawn => {
+                leadership.resign();
+                None
+            }
+            Some(Ok(elected)) => elected,
+            Some(Err(error)) => {
+                self.failed(&error);
+                None
+            }
+            None => {
+                // Its thread panicked, which was logged.
+                self.not_before = Instant::now() + RETRY_REFUSED;
+                None
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &CoordinatorError) {
+        let delay = match error {
+            CoordinatorError::Unavailable(_) => RETRY_UNAVAILABLE,
+            _ => RETRY_REFUSED,
+        };
+        match error {
+            CoordinatorError::Unavailable(_) => log::warn!("cannot campaign: {error}; trying again in {delay:?}"),
+            _ => log::error!("cannot campaign: {error}; trying again in {delay:?}"),
+        }
+        self.not_before = Instant::now() + delay;
+    }
+}
+
+impl Drop for Campaign {
+    fn drop(&mut self) {
+        self.withdraw.set();
+        if self.thread.join(Instant::now() + DROP_JOIN_MAX) > 0 {
+            log::warn!("the coordinator does not answer: a campaign that was withdrawn ends when its time is up");
+        }
+        // A leadership nobody wants any more.
+        if let Ok(Ok(Some(leadership))) = self.outcome.try_recv() {
+            leadership.resign();
+        }
+    }
+}

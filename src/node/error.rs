@@ -1,0 +1,42 @@
+//! Why a node ended.
+
+use crate::coordinator::CoordinatorError;
+use crate::error::Error;
+use crate::node::HostError;
+use crate::types::InvalidValue;
+
+/// Why a node could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// Leading or following failed.
+    #[error(transparent)]
+    Replication(#[from] Error),
+    /// The leader refused the secret that the coordinator holds.
+    #[error(
+        "the leader {leader} refused the secret that is recorded for this cluster: is it of another cluster, or was the recorded \
+         secret changed while nodes ran? Restart all nodes of this cluster, and give each cluster a prefix of its own"
+    )]
+    SecretRefused {
+        /// Who refused.
+        leader: String,
+    },
+    /// The coordinator cannot be worked with.
+    #[error(transparent)]
+    Coordinator(#[from] CoordinatorError),
+    /// A defect, and logged as such: a thread that observes the coordinator is gone.
+    #[error("the coordinator is observed no more")]
+    ObservationEnded,
+    /// The node shut down, and what was active here may be so still.
+    #[error("the program may still run, and write to the directory: {0}")]
+    StillActive(#[source] HostError),
+    /// A thread that was told to stop holds the directory: the disk hangs, or a host kept the leader.
+    #[error("{0} does not let go of the directory: if its disk hangs, mend that and restart this node")]
+    HeldUp(&'static str),
+}
+
+impl From<InvalidValue> for NodeError {
+    fn from(error: InvalidValue) -> Self {
+        Self::Replication(error.into())
+    }
+}

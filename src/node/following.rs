@@ -1,0 +1,130 @@
+//! The elected leader as this node follows it, and what is said when that does not work.
+//!
+//! One [`Follower`] for all leaders that come while the node does not lead: it is told of another leader, and reads no file
+//! again for it.
+
+use std::time::{Duration, Instant};
+
+use super::NodeError;
+use super::config::host_of;
+use crate::config::FollowerConfig;
+use crate::coordinator::LeaderInfo;
+use crate::error::Error;
+use crate::follower::{Follower, State, Status};
+use crate::types::NodeId;
+
+/// How long a leader may be out of reach before more is said than that it is, and between two such words.
+const REMEDY_AFTER: Duration = Duration::from_secs(15);
+const REMEDY_EVERY: Duration = Duration::from_secs(60);
+
+/// Who this node is, for others.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    pub(super) id: NodeId,
+    pub(super) uri: String,
+    pub(super) address: String,
+}
+
+pub(super) struct Following {
+    config: FollowerConfig,
+    own: Own,
+    follower: Option<Follower>,
+    leader: Option<LeaderInfo>,
+    /// Its `HOST:PORT`, if it is one to be followed.
+    address: Option<String>,
+    /// Whether the copy has been in sync with this leader.
+    synced: bool,
+    /// When to say more, unless it works by then.
+    remedy_at: Instant,
+}
+
+impl Following {
+    /// Follows nobody at first. The configuration holds the directory's lock.
+    pub(super) fn new(config: FollowerConfig, own: Own) -> Self {
+        let remedy_at = Instant::now() + REMEDY_AFTER;
+        Self { config, own, follower: None, leader: None, address: None, synced: false, remedy_at }
+    }
+
+    /// Follows this leader from now on, or nobody.
+    pub(super) fn set_leader(&mut self, leader: Option<LeaderInfo>) -> Result<(), NodeError> {
+        if self.leader == leader {
+            return Ok(());
+        }
+        match &leader {
+            Some(leader) => log::info!("the elected leader is {leader}"),
+            None => log::info!("there is no elected leader"),
+        }
+        self.address = leader.as_ref().filter(|leader| !self.is_own(leader)).and_then(|leader| {
+            leader.address().inspect_err(|error| log::error!("the elected leader cannot be followed: {error}")).ok()
+        });
+        (self.synced, self.remedy_at) = (false, Instant::now() + REMEDY_AFTER);
+        self.leader = leader;
+        match (&self.follower, &self.address) {
+            (Some(follower), address) => follower.follow(address.as_deref()),
+            (None, None) => {}
+            (None, Some(address)) => {
+                self.config.leader.clone_from(address);
+                self.follower = Some(Follower::start(self.config.clone())?);
+            }
+        }
+        Ok(())
+    }
+
+    /// This node's earlier run, whose leadership has not ended yet, or a mistake: nobody follows himself.
+    fn is_own(&self, leader: &LeaderInfo) -> bool {
+        leader.id == Some(self.own.id)
+            || leader.uri == self.own.uri
+            || leader.address().is_ok_and(|address| address == self.own.address)
+    }
+
+    /// Looks how it goes. An error is one that trying again would not mend.
+    pub(super) fn check(&mut self) -> Result<(), NodeError> {
+        let status = match &self.follower {
+            Some(follower) => match follower.wait(Some(Duration::ZERO)) {
+                Some(Err(Error::SecretRefused)) => {
+                    let leader = self.leader.as_ref().map(ToString::to_string).unwrap_or_default();
+                    return Err(NodeError::SecretRefused { leader });
+                }
+                Some(Err(error)) => return Err(error.into()),
+                _ => follower.status(),
+            },
+            None => Status::default(),
+        };
+        self.synced |= self.address.is_some() && status.state == State::Streaming;
+        if status.state != State::Connecting {
+            self.remedy_at = Instant::now() + REMEDY_AFTER;
+        } else if Instant::now() >= self.remedy_at {
+            self.remedy_at = Instant::now() + REMEDY_EVERY;
+            self.say_remedy(&status);
+        }
+        Ok(())
+    }
+
+    fn say_remedy(&self, status: &Status) {
+        match (&self.leader, &self.address) {
+            (Some(leader), None) if self.is_own(leader) => log::error!(
+                "the elected leader, {leader}, has the id or the address of this node, and is not this node: an earlier run \
+                 whose leadership has not ended yet, or another node with the same --id, --data-dir or --advertise; give each \
+                 node its own"
+            ),
+            (Some(leader), Some(address)) => log::error!(
+                "the elected leader, {leader}, cannot be followed: {}; its --advertise must lead to its --listen from here",
+                status.last_disconnect.as_deref().unwrap_or(address)
+            ),
+            _ => {}
+        }
+    }
+
+    /// The leader's host, once the copy has been in sync with it.
+    pub(super) fn synced_host(&self) -> Option<&str> {
+        self.address.as_deref().filter(|_| self.synced).map(host_of)
+    }
+
+    pub(super) fn leader(&self) -> Option<&LeaderInfo> {
+        self.leader.as_ref()
+    }
+
+    pub(super) fn status(&self) -> Option<Status> {
+        self.follower.as_ref().map(Follower::status)
+    }
+}

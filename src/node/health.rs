@@ -1,0 +1,171 @@
+//! The watchdog of a node that leads: its leadership is renewed only while its data path is alive.
+//!
+//! One thread, `watchdog`, writes to the disk of the data directory and looks whether the leader dispatches, again and again,
+//! and notes when it last got through. Whatever hangs holds it up, and soon nobody finds the node well: [`Health::check`] is what
+//! the renewals ask. One lock, for the leader that is looked at, never held while that is done. Dropping it stops the thread,
+//! and does not wait for a disk.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use crate::coordinator::Stop;
+use crate::error::Error;
+use crate::leader::Leader;
+use crate::thread::Group;
+
+/// Between two looks, if nothing hangs; shorter where the timeout is.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Health {
+    shared: Arc<Shared>,
+    stop: Stop,
+    _thread: Group,
+}
+
+struct Shared {
+    began: Instant,
+    /// When all was last found well, in milliseconds since the beginning.
+    well_ms: AtomicU64,
+    leader: OnceLock<Weak<Leader>>,
+    timeout: Duration,
+}
+
+impl Health {
+    /// Begins to look; until it has, the node is taken to be well.
+    pub(super) fn start(
+        disk: impl Fn() -> std::io::Result<()> + Send + 'static,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let began = Instant::now();
+        let shared = Arc::new(Shared { began, well_ms: AtomicU64::new(0), leader: OnceLock::new(), timeout });
+        let (stop, thread) = (Stop::new(), Group::default());
+        let (of_thread, until) = (shared.clone(), stop.clone());
+        thread
+            .spawn("watchdog", move || of_thread.run(&disk, &until))
+            .map_err(|error| Error::connection("of the watchdog: its thread could not be started", error))?;
+        Ok(Self { shared, stop, _thread: thread })
+    }
+
+    /// What a renewal asks. Never blocks.
+    pub(super) fn check(&self) -> Box<dyn Fn() -> bool + Send + Sync> {
+        let shared = self.shared.clone();
+        Box::new(move || shared.is_well())
+    }
+
+    /// Looks at this leader too.
+    pub(super) fn watch(&self, leader: &Arc<Leader>) {
+        let _ = self.shared.leader.set(Arc::downgrade(leader));
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        self.stop.set();
+    }
+}
+
+impl Shared {
+    fn is_well(&self) -> bool {
+        let well = self.began + Duration::from_millis(self.well_ms.load(Ordering::Relaxed));
+        well.elapsed() < self.timeout
+    }
+
+    fn run(&self, disk: &dyn Fn() -> std::io::Result<()>, stop: &Stop) {
+        let mut was_well = true;
+        loop {
+            let began = Instant::now();
+            let found = self.look(disk);
+            match &found {
+                Ok(()) => {
+                    let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.well_ms.store(ms, Ordering::Relaxed);
+                }
+                Err(what) if was_well => log::error!("{what}: leadership ends if that does not change"),
+                Err(_) => {}
+            }
+            was_well = found.is_ok();
+            let took = began.elapsed();
+            if took >= self.timeout / 2 {
+                log::warn!("a write to the data directory and a look at the leader took {took:.1?}");
+            }
+            if stop.wait(LOOK_EVERY.min(self.timeout / 4)) {
+                return;
+            }
+        }
+    }
+
+    fn look(&self, disk: &dyn Fn() -> std::io::Result<()>) -> Result<(), String> {
+        disk().map_err(|error| format!("the data directory cannot be written: {error}"))?;
+        match self.leader.get().and_then(Weak::upgrade) {
+            Some(leader) if !leader.is_dispatching(self.timeout) => {
+                Err("the leader dispatches nothing: this is a defect, please report it".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn wait_until(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}: did not come");
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn a_disk_that_hangs_or_fails_makes_the_node_unwell_until_it_works_again() {
+        let (hangs, fails) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let of_disk = (hangs.clone(), fails.clone());
+        let disk = move || {
+            while of_disk.0.load(Ordering::Relaxed) {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            if of_disk.1.load(Ordering::Relaxed) { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        };
+        let health = Health::start(disk, Duration::from_millis(500)).unwrap();
+        let is_well = health.check();
+        assert!(is_well());
+        for fault in [&hangs, &fails] {
+            fault.store(true, Ordering::Relaxed);
+            wait_until("unwell", || !is_well());
+            fault.store(false, Ordering::Relaxed);
+            wait_until("well again", &is_well);
+        }
+        hangs.store(true, Ordering::Relaxed);
+        wait_until("unwell", || !is_well());
+        // Does not wait for the disk.
+        drop(health);
+        assert!(!is_well());
+        hangs.store(false, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_leader_that_dispatches_is_well_and_one_that_was_shut_down_is_not_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = crate::Secret::new("s").unwrap();
+        let leader = Arc::new(Leader::open(crate::LeaderConfig::new(dir.path(), secret)).unwrap());
+        let looked = Arc::new(AtomicU64::new(0));
+        let of_disk = looked.clone();
+        let disk = move || {
+            of_disk.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        let health = Health::start(disk, Duration::from_secs(10)).unwrap();
+        health.watch(&leader);
+        wait_until("a look at it", || looked.load(Ordering::Relaxed) > 2);
+        assert!(health.check()() && leader.is_dispatching(PATIENCE));
+        leader.shutdown(Duration::ZERO);
+        assert!(leader.is_dispatching(Duration::ZERO));
+        wait_until("nobody else holds it", || Arc::strong_count(&leader) == 1);
+    }
+}

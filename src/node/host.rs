@@ -1,0 +1,97 @@
+//! What is active where the node leads, and nowhere else.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::coordinator::{Leadership, Stop};
+use crate::datadir::DirLock;
+use crate::leader::Leader;
+
+/// Why a [`Host`] does not go on; its text says cause and remedy.
+pub type HostError = Box<dyn StdError + Send + Sync>;
+
+/// What is active where the node leads: a program that is started and stopped, or the process that embeds the node.
+///
+/// All methods are called by the node's own thread, one after the other: [`prepare`](Self::prepare), [`start`](Self::start),
+/// [`check`](Self::check) again and again, [`stop`](Self::stop). `stop` follows whatever came before, also if that failed.
+pub trait Host: Send + 'static {
+    /// Elected; the leader is open, and nobody can connect to it yet.
+    ///
+    /// # Errors
+    ///
+    /// Leadership is handed over.
+    fn prepare(&mut self, term: &Term) -> Result<(), HostError> {
+        let _ = term;
+        Ok(())
+    }
+
+    /// Becomes active: from now on it may change the directory. May block for as long as that takes.
+    ///
+    /// # Errors
+    ///
+    /// Leadership is handed over.
+    fn start(&mut self, term: &Term) -> Result<(), HostError>;
+
+    /// Called several times a second while the node leads; should return soon.
+    ///
+    /// # Errors
+    ///
+    /// Leadership is handed over.
+    fn check(&mut self, term: &Term) -> Result<(), HostError> {
+        let _ = term;
+        Ok(())
+    }
+
+    /// Ceases to be active; returns when nothing of it changes the directory any more, and every clone of
+    /// [`Term::leader`] is dropped. When leadership was lost, the leader has been shut down by then and others may lead already;
+    /// when it is handed over, it is held until this returns, and what is announced here still reaches followers.
+    ///
+    /// # Errors
+    ///
+    /// It is still active, as far as is known. Called again after a while: the node does not follow before.
+    fn stop(&mut self, term: &Term) -> Result<(), HostError>;
+}
+
+/// The time for which a node leads.
+pub struct Term {
+    pub(super) leader: Arc<Leader>,
+    pub(super) leadership: Arc<dyn Leadership>,
+    pub(super) lock: DirLock,
+    pub(super) stop: Stop,
+    /// For leaderships that need no renewal.
+    pub(super) far: Instant,
+}
+
+impl Term {
+    pub(super) fn new(leader: Arc<Leader>, leadership: Arc<dyn Leadership>, lock: DirLock, stop: Stop) -> Self {
+        const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+        Self { leader, leadership, lock, stop, far: Instant::now() + FAR }
+    }
+
+    /// The leader of the node's directory.
+    #[must_use]
+    pub fn leader(&self) -> &Arc<Leader> {
+        &self.leader
+    }
+
+    /// Whether the node leads, by its own clock. Never blocks.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.leadership.is_held()
+    }
+
+    /// Until when the node leads unless that is extended meanwhile, as it is as long as all is well.
+    #[must_use]
+    pub fn held_until(&self) -> Instant {
+        if !self.is_held() {
+            return Instant::now();
+        }
+        self.leadership.held_until().unwrap_or(self.far)
+    }
+
+    /// Why starting should not go on, if it should not.
+    pub(super) fn over(&self) -> Option<&'static str> {
+        if !self.is_held() { Some("leadership was lost") } else { self.stop.is_set().then_some("the node shuts down") }
+    }
+}

@@ -1,0 +1,348 @@
+//! The node's own thread: which role it has, and the way from one to the next. See [`super`] for the drawing.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, select};
+
+use super::candidacy::Candidacy;
+use super::config::{NodeConfig, host_of};
+use super::following::{Following, Own};
+use super::health::Health;
+use super::host::{Host, HostError, Term};
+use super::proxy::Proxy;
+use super::{NodeError, Role, Shared};
+use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation};
+use crate::datadir::{DirLock, is_incomplete};
+use crate::error::Error;
+use crate::leader::Leader;
+use crate::thread::DROP_JOIN_MAX;
+
+/// How often the follower, the host and the proxies are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the port for followers may be in use: connections of a moment ago hold it sometimes.
+const LISTEN_MAX: Duration = Duration::from_secs(5);
+/// Between two attempts to stop a host that says it is still active.
+const STOP_AGAIN: Duration = Duration::from_secs(5);
+/// How long a node that handed leadership over because something failed stays out of elections; each time twice as long.
+const STAY_OUT_MIN: Duration = Duration::from_secs(1);
+const STAY_OUT_MAX: Duration = Duration::from_secs(60);
+/// Between two attempts to open a proxy whose port is in use.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why the node ceases to lead.
+enum End {
+    Lost,
+    ShuttingDown,
+    Failed(HostError),
+}
+
+/// All that the node's thread owns.
+pub(super) struct Runner {
+    pub(super) config: NodeConfig,
+    pub(super) own: Own,
+    pub(super) lock: DirLock,
+    pub(super) coordinator: Arc<dyn Coordinator>,
+    pub(super) host: Box<dyn Host>,
+    pub(super) proxies: Vec<Proxy>,
+    pub(super) leaders: Observation<Option<LeaderInfo>>,
+    pub(super) sets: Observation<Option<InSyncSet>>,
+    /// As last observed; `None`: nothing was observed yet.
+    pub(super) in_sync: Option<Option<InSyncSet>>,
+    pub(super) leader: Option<LeaderInfo>,
+    /// Disconnected once the node is to stop.
+    pub(super) stopped: Receiver<()>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) stay_out: Duration,
+    pub(super) stay_out_until: Instant,
+    pub(super) open_again: Instant,
+}
+
+impl Runner {
+    /// The thread's life: it follows and leads in turns, until it is told to stop or cannot go on.
+    pub(super) fn run(mut self) -> Result<(), NodeError> {
+        while let Some(leadership) = self.follow()? {
+            self.lead(&leadership)?;
+        }
+        Ok(())
+    }
+
+    // ---- following ----
+
+    /// Follows whoever is elected, and campaigns while it may. Returns the leadership that was won and may be taken, when
+    /// nothing follows any more; `None` to stop.
+    fn follow(&mut self) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
+        if self.shared.stop.is_set() {
+            return Ok(None);
+        }
+        self.shared.set_role(Role::Following);
+        let mut config = self.config.follower.clone();
+        (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
+        let mut following = Following::new(config, self.own.clone());
+        following.set_leader(self.leader.clone())?;
+        let mut candidacy = Candidacy::new(self.coordinator.clone(), self.own.id, &self.own.uri);
+        while !self.shared.stop.is_set() {
+            following.check()?;
+            self.shared.note(following.leader(), self.in_sync.clone().flatten(), following.status());
+            self.open_proxies(following.synced_host().map(str::to_owned).as_deref(), true);
+            candidacy.update(self.may_campaign());
+            let (leaders, sets) = (self.leaders.receiver().clone(), self.sets.receiver().clone());
+            select! {
+                recv(leaders) -> leader => {
+                    self.leader = leader.map_err(|_| NodeError::ObservationEnded)?;
+                    self.close_proxies();
+                    following.set_leader(self.leader.clone())?;
+                }
+                recv(sets) -> set => self.in_sync = Some(set.map_err(|_| NodeError::ObservationEnded)?),
+                recv(candidacy.outcome()) -> outcome => if let Some(leadership) = candidacy.take(outcome.ok()) {
+                    if self.may_take(&*leadership) {
+                        self.close_proxies();
+                        return Ok(Some(leadership));
+                    }
+                    leadership.resign();
+                },
+                recv(self.stopped) -> _ => {}
+                default(TICK) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Only a node in the recorded set has what was committed, and one that is told nothing yet does not know.
+    fn may_campaign(&self) -> bool {
+        let in_set = self.in_sync.as_ref().is_some_and(|set| self.is_in(set.as_ref()));
+        in_set && Instant::now() >= self.stay_out_until && !is_incomplete(self.data_dir())
+    }
+
+    fn is_in(&self, set: Option<&InSyncSet>) -> bool {
+        set.is_none_or(|set| set.contains(self.own.id))
+    }
+
+    fn data_dir(&self) -> &std::path::Path {
+        &self.config.leader.data_dir
+    }
+
+    /// Looks anew, after the election: what was observed before may have been overtaken. While nothing is recorded anybody may be
+    /// elected, so this node is, as the first thing it does: who has less than it must not succeed it.
+    fn may_take(&mut self, leadership: &dyn Leadership) -> bool {
+        let Some(set) = self.retry(leadership, || self.coordinator.in_sync_set()) else { return false };
+        self.in_sync = Some(set.clone());
+        if !self.is_in(set.as_ref()) {
+            let recorded = set.map_or_else(String::new, |set| set.to_string());
+            log::warn!("elected, but {} is not in the recorded in-sync set ({recorded}): steps down", self.own.id);
+            return false;
+        }
+        if is_incomplete(self.data_dir()) {
+            log::warn!("elected, but the last full sync of {} did not end: steps down", self.data_dir().display());
+            return false;
+        }
+        if set.is_none() {
+            let own = InSyncSet::of(self.own.id);
+            if self.retry(leadership, || leadership.record_in_sync(&own)).is_none() {
+                return false;
+            }
+            self.in_sync = Some(Some(own));
+        }
+        true
+    }
+
+    /// Until it succeeds, leadership is lost, or the node is to stop.
+    fn retry<T>(&self, leadership: &dyn Leadership, ask: impl Fn() -> Result<T, CoordinatorError>) -> Option<T> {
+        loop {
+            match ask() {
+                Ok(answer) => return Some(answer),
+                Err(error) if !leadership.is_held() || self.shared.stop.wait(TICK) => {
+                    log::warn!("elected, but could not go on: {error}");
+                    return None;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    // ---- leading ----
+
+    /// Leads until that is over, and returns when nothing is active here any more. An error ends the node.
+    fn lead(&mut self, leadership: &Arc<dyn Leadership>) -> Result<(), NodeError> {
+        self.shared.set_role(Role::Starting);
+        log::info!("elected: {} leads", self.own.id);
+        let led = self.lead_while_held(leadership);
+        // Also after an error: the next one is elected at once.
+        leadership.resign();
+        led?;
+        self.wait_for_directory("the leader")
+    }
+
+    fn lead_while_held(&mut self, leadership: &Arc<dyn Leadership>) -> Result<(), NodeError> {
+        // Before anything that a disk could hold up.
+        let health = Health::start(self.lock.disk_probe(), self.config.stall_timeout)?;
+        leadership.set_health(health.check());
+        self.wait_for_directory("the follower")?;
+        let mut config = self.config.leader.clone();
+        (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
+        // The set is as `may_take` found it.
+        let recorded = self.in_sync.as_ref().and_then(Option::as_ref);
+        let leader = Arc::new(Leader::open_elected(config, leadership.clone(), recorded)?);
+        health.watch(&leader);
+        let term = Term::new(leader, leadership.clone(), self.lock.clone(), self.shared.stop.clone());
+        let began = Instant::now();
+        let end = self.serve(&term).unwrap_or_else(|error| match () {
+            () if !term.is_held() => End::Lost,
+            () if self.shared.stop.is_set() => End::ShuttingDown,
+            () => End::Failed(error),
+        });
+        self.close_proxies();
+        self.shared.set_role(Role::Ending);
+        self.end(&term, end, began.elapsed())
+    }
+
+    /// Leads, until it should not.
+    fn serve(&mut self, term: &Term) -> Result<End, HostError> {
+        self.host.prepare(term)?;
+        let address = self.listen(term)?;
+        log::info!("followers are accepted at {address}");
+        self.host.start(term)?;
+        self.shared.set_role(Role::Leading);
+        let own_host = host_of(&self.own.address).to_owned();
+        loop {
+            if term.leadership.wait_lost(TICK) {
+                return Ok(End::Lost);
+            }
+            if self.shared.stop.is_set() {
+                return Ok(End::ShuttingDown);
+            }
+            self.host.check(term)?;
+            self.open_proxies(Some(&own_host), false);
+            self.observe();
+        }
+    }
+
+    /// What the coordinator has to say meanwhile.
+    fn observe(&mut self) {
+        if let Some(leader) = self.leaders.receiver().try_iter().last() {
+            self.leader = leader;
+        }
+        if let Some(set) = self.sets.receiver().try_iter().last() {
+            self.in_sync = Some(set);
+        }
+        self.shared.note(self.leader.as_ref(), self.in_sync.clone().flatten(), None);
+    }
+
+    fn listen(&self, term: &Term) -> Result<std::net::SocketAddr, HostError> {
+        let deadline = Instant::now() + LISTEN_MAX;
+        loop {
+            match term.leader.listen(self.config.listen.as_str()) {
+                Ok(address) => return Ok(address),
+                Err(error) if Instant::now() >= deadline || term.over().is_some() => {
+                    return Err(
+                        format!("followers cannot be accepted at {} (--listen): {error}", self.config.listen).into()
+                    );
+                }
+                Err(_) => std::thread::park_timeout(TICK),
+            }
+        }
+    }
+
+    /// Ends what `serve` began, in the order that the end asks for: who lost leadership stops leading before anything that takes
+    /// time; who hands it over keeps it until nobody writes any more and followers have everything.
+    fn end(&mut self, term: &Term, end: End, led_for: Duration) -> Result<(), NodeError> {
+        match end {
+            End::Lost => {
+                log::warn!("leadership was lost: stops leading");
+                term.leader.shutdown(Duration::ZERO);
+                self.stop_host(term)
+            }
+            End::ShuttingDown => {
+                log::info!("hands leadership over, to shut down");
+                let stopped = self.stop_host(term);
+                self.drain(term);
+                stopped
+            }
+            End::Failed(error) => {
+                log::error!("hands leadership over: {error}");
+                let stopped = self.stop_host(term);
+                self.wait_for_successor(term);
+                self.drain(term);
+                self.stay_out =
+                    if led_for > STAY_OUT_MAX { STAY_OUT_MIN } else { (self.stay_out * 2).min(STAY_OUT_MAX) };
+                self.stay_out_until = Instant::now() + self.stay_out;
+                stopped
+            }
+        }
+    }
+
+    /// There is nobody to hand over to unless somebody has everything: followers may still get it.
+    fn wait_for_successor(&mut self, term: &Term) {
+        let deadline = Instant::now() + self.config.drain_timeout;
+        loop {
+            self.observe();
+            let others = self.in_sync.as_ref().and_then(Option::as_ref).map_or(0, InSyncSet::len);
+            let over = others > 1 || self.shared.stop.is_set() || Instant::now() >= deadline;
+            if over || term.leadership.wait_lost(TICK) {
+                return;
+            }
+        }
+    }
+
+    fn drain(&self, term: &Term) {
+        let timeout = if term.is_held() { self.config.drain_timeout } else { Duration::ZERO };
+        for (id, bytes) in &term.leader.shutdown(timeout).undrained {
+            let lack = bytes.map_or("was joining".to_owned(), |bytes| format!("lacks {bytes} bytes"));
+            log::warn!("follower {id} {lack}");
+        }
+    }
+
+    /// Returns when the host is not active any more. An error: the node shuts down, and the host may be so still.
+    fn stop_host(&mut self, term: &Term) -> Result<(), NodeError> {
+        while let Err(error) = self.host.stop(term) {
+            if self.shared.stop.is_set() {
+                return Err(NodeError::StillActive(error));
+            }
+            log::error!(
+                "does not follow before what was active here has ended: {error}; trying again in {STOP_AGAIN:?}"
+            );
+            let _ = self.shared.stop.wait(STOP_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// The role before has let go of the directory: nobody else may touch it until then.
+    fn wait_for_directory(&self, who: &'static str) -> Result<(), NodeError> {
+        let deadline = Instant::now() + DROP_JOIN_MAX;
+        while self.lock.is_shared() {
+            if Instant::now() >= deadline {
+                return Err(NodeError::HeldUp(who));
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    // ---- proxies ----
+
+    /// To this host; `None` closes them. Where its program has the port of a proxy, a node that leads leaves that closed.
+    fn open_proxies(&mut self, host: Option<&str>, following: bool) {
+        let Some(host) = host else { return self.close_proxies() };
+        if Instant::now() < self.open_again {
+            return;
+        }
+        for proxy in self.proxies.iter().filter(|proxy| following || !proxy.is_the_programs()) {
+            if let Err(error) = proxy.open(host) {
+                log::error!("{error}; trying again");
+                self.open_again = Instant::now() + OPEN_AGAIN;
+            }
+        }
+    }
+
+    fn close_proxies(&self) {
+        self.proxies.iter().for_each(Proxy::close);
+    }
+}
+
+/// Fails where the node could not listen once it is elected: better now than then.
+pub(super) fn check_listen(config: &NodeConfig) -> Result<(), Error> {
+    let unusable =
+        |error| Error::connection(format_args!("of followers cannot be accepted at {}", config.listen), error);
+    TcpListener::bind(config.listen.as_str()).map(drop).map_err(unusable)
+}

@@ -1,0 +1,220 @@
+//! The commands of a cluster as operators meet them: following whoever is elected, taking a node out of the in-sync set, and one
+//! clear line for what goes wrong.
+#![cfg(feature = "cli")]
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::process::Signal;
+use support::etcd::Etcd;
+use support::processes::{Process, wait_same};
+use support::{TestLeader, wait_until};
+
+/// A loopback address of its own for each node.
+fn own_host() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let process = std::process::id().to_le_bytes();
+    format!("127.{}.{}.{}", process[0].max(1), process[1], NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn node_args(etcd: &str, dir: &Path, host: &str) -> Vec<String> {
+    let (listen, advertise) = (format!("{host}:5681"), format!("tcp://{host}:5681"));
+    let args = ["node", "--data-dir", dir.to_str().unwrap(), "--listen", &listen, "--advertise", &advertise];
+    args.iter().chain(&["--etcd", etcd, "--lease-ttl", "3s"]).map(|&arg| arg.to_owned()).collect()
+}
+
+fn start_node(etcd: &Etcd, name: &str, more: &[&str]) -> Process {
+    let mut args = node_args(&etcd.url(0), &etcd.stage.path(name), &own_host());
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    etcd.stage.start(name, env!("CARGO_BIN_EXE_paceline"), args)
+}
+
+#[track_caller]
+fn wait_says(process: &mut Process, what: &str) {
+    wait_until(&format!("it says {what:?}"), || {
+        assert!(!process.has_ended() || process.log().contains(what), "it ended: {}", process.log());
+        process.log().contains(what)
+    });
+}
+
+/// Runs to the end; returns exit code, stdout, and the last line of stderr.
+fn run(args: &[String]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paceline"));
+    let Output { status, stdout, stderr } = command.args(args).stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), stderr.lines().last().unwrap_or_default().to_owned())
+}
+
+#[track_caller]
+fn assert_fails(args: &[String], code: i32, says: &[&str]) {
+    let (exit, _, error) = run(args);
+    assert!(error.starts_with("paceline: error: ") && says.iter().all(|says| error.contains(says)), "{error}");
+    assert_eq!(exit, Some(code), "{error}");
+}
+
+fn strings(args: &[&str]) -> Vec<String> {
+    args.iter().map(|&arg| arg.to_owned()).collect()
+}
+
+#[test]
+fn a_follower_without_a_leaders_address_follows_whoever_is_elected_and_never_stands_for_election() {
+    let etcd = Etcd::start();
+    let mut first = start_node(&etcd, "first", &["--id", "1"]);
+    wait_says(&mut first, "node 1 is leading");
+    let mut second = start_node(&etcd, "second", &["--id", "2"]);
+    wait_says(&mut second, "following the stream");
+    let dir = etcd.stage.path("copy");
+    let args = ["follow", "--etcd", &etcd.url(0), "--id", "c", "--data-dir", dir.to_str().unwrap()];
+    let mut copy = etcd.stage.start("copy", env!("CARGO_BIN_EXE_paceline"), args);
+    wait_says(&mut copy, "following the stream");
+    fs::write(etcd.stage.path("first").join("a"), "one").unwrap();
+    wait_same(&etcd.stage.path("first"), &dir);
+    let campaigns = || etcd.get("lavinmq/leader/").into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+    assert_eq!(campaigns(), ["lavinmq/leader/1", "lavinmq/leader/2"]);
+
+    first.stop();
+    wait_says(&mut second, "node 2 is leading");
+    fs::write(etcd.stage.path("second").join("b"), "two").unwrap();
+    wait_same(&etcd.stage.path("second"), &dir);
+    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "one");
+    assert_eq!(campaigns(), ["lavinmq/leader/2"]);
+    copy.stop();
+    second.stop();
+    assert!(campaigns().is_empty());
+}
+
+#[test]
+fn a_copy_is_brought_up_to_date_from_whoever_is_elected_once() {
+    let etcd = Etcd::start();
+    let mut node = start_node(&etcd, "node", &["--id", "1"]);
+    wait_says(&mut node, "node 1 is leading");
+    fs::write(etcd.stage.path("node").join("a"), "one").unwrap();
+    let dir = etcd.stage.path("copy");
+    wait_until("the copy has the file", || {
+        let (exit, out, error) =
+            run(&strings(&["follow", "--once", "--etcd", &etcd.url(0), "--data-dir", dir.to_str().unwrap()]));
+        assert!(exit == Some(0) && out.starts_with("synced from 127."), "{out} {error}");
+        dir.join("a").exists()
+    });
+}
+
+#[test]
+fn a_node_is_taken_out_of_the_in_sync_set_but_not_the_last_one() {
+    let etcd = Etcd::start();
+    etcd.put("mine/isr", "1,2,zz");
+    let forget = |id: &str| strings(&["forget", id, "--etcd", &etcd.url(0), "--etcd-prefix", "mine"]);
+    let told = |id: &str| {
+        let (exit, out, error) = run(&forget(id));
+        assert_eq!((exit, error.as_str()), (Some(0), ""), "{out}");
+        out
+    };
+    assert_eq!(told("2"), "2 was taken out of the in-sync set, which is now 1,zz\n");
+    assert_eq!(told("2"), "2 was not in the in-sync set, which is 1,zz\n");
+    told("1");
+    assert_fails(&forget("zz"), 1, &["zz is the only node in the in-sync set"]);
+    assert_eq!(etcd.get("mine/isr"), [("mine/isr".to_owned(), "zz".to_owned())]);
+}
+
+#[test]
+fn what_is_wrong_with_the_command_line_is_said_on_one_line_without_asking_etcd() {
+    let stage = support::processes::Stage::new();
+    let good = node_args("127.0.0.1:1", &stage.path("data"), "127.0.0.1");
+    let with = |flag: &str, value: &str| {
+        let mut args = good.clone();
+        match args.iter().position(|arg| arg == flag) {
+            Some(at) => args[at + 1] = value.to_owned(),
+            None => args.extend([flag.to_owned(), value.to_owned()]),
+        }
+        args
+    };
+    for (args, says) in [
+        (with("--advertise", "tcp://0.0.0.0:5679"), &["advertise", "write tcp://HOST:PORT"][..]),
+        (with("--advertise", "db1:5679"), &["advertise", "write tcp://HOST:PORT"]),
+        (with("--etcd", "ftp://db1"), &["--etcd", "[http[s]://]HOST[:PORT]"]),
+        (with("--etcd-prefix", "a b"), &["prefix"]),
+        (with("--etcd-user", "root"), &["no password of etcd's user was given", "--etcd-password-file"]),
+        (with("--lease-ttl", "1500ms"), &["lease_ttl", "whole"]),
+        (with("--proxy", "6379"), &["--proxy", "write LISTEN=PORT"]),
+        (with("--on-exit", "nothing"), &["--on-exit", "hand-over"]),
+        (strings(&["node", "--data-dir", "x", "--listen", "a:1", "--advertise", "tcp://a:1"]), &["give --etcd"]),
+        (strings(&["follow", "--data-dir", "x"]), &["give either", "--etcd"]),
+        (strings(&["follow", "a:1", "--etcd", "b", "--data-dir", "x"]), &["give either", "--etcd"]),
+        (strings(&["forget", "1"]), &["give --etcd"]),
+        (strings(&["forget", "?", "--etcd", "b"]), &["base 36"]),
+    ] {
+        assert_fails(&args, 2, says);
+    }
+    assert!(!stage.path("data").exists());
+}
+
+#[test]
+fn what_a_node_cannot_have_ends_it_with_a_reason() {
+    let etcd = Etcd::start();
+    let mut node = start_node(&etcd, "node", &["--id", "1"]);
+    wait_says(&mut node, "node 1 is leading");
+    let url = etcd.url(0);
+    let second = node_args(&url, &etcd.stage.path("node"), &own_host());
+    assert_fails(&second, 1, &["is in use by another process", "stop that process"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().to_string();
+    let mut args = node_args(&url, &etcd.stage.path("other"), &own_host());
+    args.extend(["--proxy".to_owned(), format!("{port}=7")]);
+    assert_fails(&args, 1, &["--proxy", "in use"]);
+    args.truncate(args.len() - 2);
+    let listen = args.iter().position(|arg| arg == "--listen").unwrap();
+    args[listen + 1] = port;
+    assert_fails(&args, 1, &["of followers cannot be accepted", "in use"]);
+    // Files of nobody's are not deleted for a leader's.
+    fs::write(etcd.stage.path("other").join("precious"), "").unwrap();
+    fs::remove_file(etcd.stage.path("other").join(".lock")).unwrap();
+    let foreign = node_args(&url, &etcd.stage.path("other"), &own_host());
+    assert_fails(&foreign, 1, &["would be deleted", "--adopt"]);
+    assert!(etcd.stage.path("other").join("precious").exists());
+}
+
+#[test]
+fn an_id_in_use_is_said_and_the_node_goes_on_following() {
+    let etcd = Etcd::start();
+    let mut first = start_node(&etcd, "first", &["--id", "1"]);
+    wait_says(&mut first, "node 1 is leading");
+    let mut second = start_node(&etcd, "second", &["--id", "1"]);
+    wait_says(&mut second, "node id 1 is in use by another node");
+    wait_says(&mut second, "give each node");
+    second.stop();
+    assert!(!first.has_ended());
+}
+
+#[test]
+fn a_leader_that_refuses_the_recorded_secret_ends_the_node_with_a_reason() {
+    let etcd = Etcd::start();
+    // Of another cluster, or so it seems.
+    let leader = TestLeader::start();
+    let coordinator = etcd.coordinator();
+    let uri = format!("tcp://{}", leader.address);
+    let stop = paceline::coordinator::Stop::new();
+    let id = "7".parse().unwrap();
+    let _leadership = paceline::coordinator::Coordinator::campaign(&coordinator, id, &uri, &stop).unwrap();
+    let args = node_args(&etcd.url(0), &etcd.stage.path("node"), &own_host());
+    assert_fails(&args, 1, &["refused the secret", "prefix of its own"]);
+}
+
+#[test]
+fn a_node_waits_for_etcd_says_so_and_ends_well_on_a_signal() {
+    let mut etcd = Etcd::start();
+    etcd.kill(0);
+    let mut node = start_node(&etcd, "node", &["--id", "1"]);
+    wait_says(&mut node, "trying again");
+    etcd.restart(0);
+    wait_says(&mut node, "node 1 is leading");
+    node.stop();
+    etcd.kill(0);
+    let mut node = start_node(&etcd, "again", &["--id", "2"]);
+    wait_says(&mut node, "trying again");
+    node.signal(Signal::INT);
+    assert!(node.wait().success());
+}
