@@ -22,6 +22,10 @@
 //! machine of its own; what it writes goes to this one's disk, but for `--sinks`. In how many intervals it joined to the end
 //! is printed.
 //!
+//! Beside that, the same follower joins *another leader* of the same files, in a process of its own. It takes the cores, the
+//! caches and the disk of this machine just as much, and shares no lock and no memory with the leader that is measured. So what
+//! a join costs an append over that is the leader's doing, and the rest is the small machine's.
+//!
 //! The window is over the healthy followers by name. [`Leader::wait_for_window`] is not used: it waits for whoever still
 //! acknowledges anything, and would run at the pace of the slow one.
 //!
@@ -67,10 +71,11 @@ enum Case {
     Stopped,
     Slow,
     Joining,
+    Beside,
 }
 
 impl Case {
-    const ALL: [Self; 4] = [Self::Healthy, Self::Stopped, Self::Slow, Self::Joining];
+    const ALL: [Self; 5] = [Self::Healthy, Self::Stopped, Self::Slow, Self::Joining, Self::Beside];
 
     fn name(self) -> &'static str {
         match self {
@@ -78,12 +83,13 @@ impl Case {
             Self::Stopped => "one stopped",
             Self::Slow => "one at 1 MiB/s",
             Self::Joining => "while a follower joins",
+            Self::Beside => "while it joins another leader",
         }
     }
 
     fn illness(self) -> Option<Illness> {
         match self {
-            Self::Healthy | Self::Joining => None,
+            Self::Healthy | Self::Joining | Self::Beside => None,
             Self::Stopped => Some(Illness::Stopped),
             Self::Slow => Some(Illness::Slow(1 << 20)),
         }
@@ -102,7 +108,7 @@ struct Cell {
 struct Figures {
     percentiles: [f64; 4],
     evicted: bool,
-    /// Somebody was joining from the beginning to the end.
+    /// Somebody was joining this leader from the beginning to the end.
     joining: bool,
 }
 
@@ -187,7 +193,11 @@ fn measure(cell: Cell, pool: &[u8], ballast: &Path, options: &Options) -> Result
     wait_joined(&leader, healthy);
     let ill = ill.map(|illness| IllFollower::join(leader.address, healthy, illness));
     wait_joined(&leader, healthy + usize::from(ill.is_some()));
-    let joiner = joins.then(|| ChildProcess::joining(leader.address, options.sinks));
+    let joiner = match cell.case {
+        Case::Joining => vec![ChildProcess::joining(leader.address, options.sinks)],
+        Case::Beside => ChildProcess::joining_another(ballast, options.sinks).into(),
+        _ => Vec::new(),
+    };
     if joins {
         wait_joining(&leader)?;
     }
@@ -358,7 +368,7 @@ fn summary(groups: &[Vec<Cell>], results: &HashMap<Cell, Vec<Figures>>) {
     let small = groups.iter().flatten().filter(|cell| cell.size == 256 && cell.threads == 1);
     let worst = small.filter_map(|cell| at(cell).map(|medians| medians[0])).fold(0.0, f64::max);
     println!("\nhighest p50 at 256 B from one thread: {} (aim: under 150 ns)", nanos(worst));
-    for case in [Case::Stopped, Case::Slow, Case::Joining] {
+    for case in [Case::Stopped, Case::Slow, Case::Joining, Case::Beside] {
         for (column, name) in [(2, "p99.9"), (3, "max")] {
             let ratios = groups.iter().filter_map(|group| {
                 let ill = group.iter().find(|cell| cell.case == case)?;

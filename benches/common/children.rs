@@ -12,17 +12,20 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use paceline::leader::FollowerState;
 use paceline::protocol::extension::{Control, Fields, Message, Start, VERSION, field};
 use paceline::protocol::{
     ACCEPTED, ActionDecoder, Event, PROBE_NAME, START_HEADER, frame_reader, read_list_entry, write_end, write_hello,
     write_node_id,
 };
-use paceline::{Follower, FollowerConfig, NodeId};
+use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId};
 use tempfile::TempDir;
 
 use super::{PlainFile, secret};
 
 const HIDDEN: &str = "--as-child";
+/// The role of who tells its parent something.
+const LEADER: &str = "leader";
 
 /// The first thing in `main`: does not return if this process is a child.
 pub fn run_if_child() {
@@ -77,6 +80,7 @@ pub fn run_if_child() {
             };
             eprintln!("a joining sink ended: {error}");
         }
+        LEADER => lead(Path::new(&dir)),
         "sink" => {
             let ended = RawFollower::join(address, id).and_then(|raw| raw.read_at(None, &AtomicBool::new(false)));
             eprintln!("sink {id} ended: {ended:?}");
@@ -85,6 +89,19 @@ pub fn run_if_child() {
         role => panic!("no such role: {role}"),
     }
     std::process::exit(0);
+}
+
+/// Leads the files in `dir`. Says where, and then that a follower is joining.
+fn lead(dir: &Path) {
+    let leader = Leader::open(LeaderConfig::new(dir, secret())).expect("a leader");
+    println!("{}", leader.listen("127.0.0.1:0").expect("a port"));
+    while !leader.followers().iter().any(|follower| follower.state == FollowerState::Syncing) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("joining");
+    loop {
+        std::thread::park();
+    }
 }
 
 /// What stands for a machine of its own is not to take this one's time from what is measured.
@@ -124,6 +141,20 @@ impl ChildProcess {
         Self::spawn(if sink { "joining-sink" } else { "joining" }, address, 0)
     }
 
+    /// The same, and a leader of the files of `given` that it joins. Returns when that has begun.
+    pub fn joining_another(given: &Path, sink: bool) -> [Self; 2] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        link_files(given, dir.path());
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut leader = Self::spawn_in(dir.path(), LEADER, nobody, 0);
+        leader.dir = Some(dir);
+        let mut says = io::BufReader::new(leader.child.stdout.take().expect("piped")).lines();
+        let mut next = || says.next().expect("a line more").expect("text");
+        let joiner = Self::joining(next().parse().expect("an address"), sink);
+        assert_eq!(next(), "joining");
+        [joiner, leader]
+    }
+
     fn spawn_in(dir: &Path, role: &str, address: SocketAddr, number: usize) -> Self {
         let id = id(number);
         let executable = std::env::current_exe().expect("a path to this executable");
@@ -131,7 +162,7 @@ impl ChildProcess {
             .args([HIDDEN, role, &address.to_string(), &id.get().to_string()])
             .arg(dir)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(if role == LEADER { Stdio::piped() } else { Stdio::null() })
             .spawn()
             .expect("a process");
         Self { id, child, dir: None }

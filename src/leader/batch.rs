@@ -149,17 +149,23 @@ impl Buffers {
     /// Kept while not in use: 2 MiB.
     const KEPT_MAX: usize = 32;
 
-    /// An empty buffer, whose memory the system has already provided.
-    pub(super) fn take(&self) -> Vec<u8> {
-        let kept = self.0.lock().pop();
-        kept.unwrap_or_else(|| {
-            let mut buffer = vec![0; BATCH_BYTES_MAX];
+    /// An empty buffer that was given back, whose memory the system has provided.
+    pub(super) fn take(&self) -> Option<Vec<u8>> {
+        self.0.lock().pop()
+    }
+
+    /// The same, or a new one, which takes the time of some page faults.
+    pub(super) fn take_or_allocate(&self) -> Vec<u8> {
+        self.take().unwrap_or_else(|| {
+            // Not zeros: for those the allocator may leave what is fresh from the system untouched.
+            let mut buffer = vec![1; BATCH_BYTES_MAX];
             buffer.clear();
             buffer
         })
     }
 
-    fn give(&self, mut buffer: Vec<u8>) {
+    /// Keeps a buffer that is not needed any more, or frees it.
+    pub(super) fn give(&self, mut buffer: Vec<u8>) {
         if buffer.capacity() != BATCH_BYTES_MAX {
             return;
         }

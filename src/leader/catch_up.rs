@@ -158,9 +158,10 @@ impl CaughtUp {
         }
         frame.flush().map_err(broken)?;
         follower.written();
+        // Before it may be in sync: it is never seen as both.
+        follower.caught_up();
         follower.sending(0, Some(self.position), Instant::now());
         core.passed(follower);
-        follower.caught_up();
         core.progress.changed();
         log::info!("follower {} at {} follows the stream", follower.id, follower.address);
         Ok(self.queue)

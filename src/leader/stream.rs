@@ -21,8 +21,15 @@
 //! first append after a pause goes out at once. Batches are the larger for it, which saves every writer and follower system
 //! calls. Hunger wakes the leader thread only where it sleeps with something in the open batch.
 //!
-//! What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`](announce::SEALED_BYTES_MAX) the appender pushes itself, which again is only
+//! What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes itself, which again is only
 //! `try_send`.
+//!
+//! # Buffers
+//!
+//! An append finds a buffer for the open batch at hand, whose memory the system has provided: fresh memory costs a page
+//! fault for every 4 KiB, which is a hundred times what the append takes. Where a core is scarce, as while a follower joins on
+//! a small host, it was just that which showed in the slowest of a thousand appends. Only the leader thread, and who
+//! attaches a follower, gets memory from the system. Whoever else pushes makes do with buffers that came back from writers.
 
 mod announce;
 mod cuts;
@@ -36,10 +43,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
 
+use self::announce::SEALED_BYTES_MAX;
 pub(super) use self::announce::{Content, INLINE_BYTES_MAX, temporary_of, whole};
 pub(super) use self::cuts::{AttachedQueue, Tracker, Unqueued};
 use self::pressure::{OVERRUN_BYTES_MAX, Pressure, is_in_sync};
-use super::batch::{Batch, Buffers};
+use super::batch::{BATCH_BYTES_MAX, Batch, Buffers};
 use super::demotion::Demotion;
 use super::follower::FollowerHandle;
 use super::stalls::{Grace, Stalls};
@@ -48,8 +56,12 @@ use crate::config::{BackPressure, LeaderConfig, OnFull};
 use crate::index::Index;
 use crate::types::StreamPosition;
 
-/// Empty buffers at hand for what is appended until the leader thread comes again: enough for 10 GB/s.
-const SPARES: usize = 16;
+/// Empty buffers at hand for what is appended until the leader thread comes again. On a busy host that may take it many
+/// milliseconds, and appends that wait for a core meanwhile come all at once; so there are enough for all that may be
+/// sealed before an appender pushes itself.
+const SPARES: usize = 64;
+
+const _: () = assert!((SPARES * BATCH_BYTES_MAX) as u64 >= SEALED_BYTES_MAX);
 
 /// How long the leader thread rests after a push, and so how long an append may linger under load; Linux adds about as much
 /// again. Each nap after which nothing was there to push is followed by one of twice the length, up to [`NAP_MAX`].
@@ -139,7 +151,7 @@ struct Ordered {
     position: u64,
     /// Actions not sealed yet.
     open: Vec<u8>,
-    /// Empty buffers for the next open batches: [`SPARES`] of [`BATCH_BYTES_MAX`](super::batch::BATCH_BYTES_MAX), unless they were used up.
+    /// Empty buffers for the next open batches: [`SPARES`] of [`BATCH_BYTES_MAX`], unless they were used up.
     spares: Vec<Vec<u8>>,
     sealed: Vec<Arc<Batch>>,
     sealed_bytes: u64,
@@ -225,6 +237,7 @@ impl Stream {
             let before_sleep = idle_looks == IDLE_LOOKS && !self.pressure.is_on();
             if self.something_to_push(before_sleep) {
                 self.push();
+                self.provide_spares();
                 idle_looks = 0;
             } else if before_sleep {
                 // A wake-up between the look and here makes this return at once.
@@ -362,7 +375,7 @@ impl Stream {
             self.ordered.lock().queues -= gone.len();
         }
         if missing > 0 {
-            self.refill_spares(missing, spare);
+            self.refill_spares(missing, spare, || self.buffers.take());
         }
         gone
     }
@@ -420,15 +433,30 @@ impl Stream {
         self.limits.queue_bytes.max(SMALLEST)
     }
 
-    /// Provides buffers where no append waits for their allocation.
-    fn refill_spares(&self, missing: usize, returned: Option<Vec<u8>>) {
+    /// Provides what buffers are missing, from the system if need be. Not called where an append waits.
+    fn provide_spares(&self) {
+        let missing = {
+            let ordered = self.ordered.lock();
+            if ordered.queues > 0 { SPARES - ordered.spares.len() } else { 0 }
+        };
+        if missing > 0 {
+            self.refill_spares(missing, None, || Some(self.buffers.take_or_allocate()));
+        }
+    }
+
+    fn refill_spares(&self, missing: usize, returned: Option<Vec<u8>>, next: impl FnMut() -> Option<Vec<u8>>) {
         let returned = returned.map(|mut returned| {
             returned.clear();
             returned
         });
-        let spares: Vec<_> =
-            returned.into_iter().chain(std::iter::repeat_with(|| self.buffers.take())).take(missing).collect();
-        self.ordered.lock().spares.extend(spares);
+        let spares: Vec<_> = returned.into_iter().chain(std::iter::from_fn(next)).take(missing).collect();
+        let mut ordered = self.ordered.lock();
+        // Others may have pushed meanwhile.
+        let missing = SPARES - ordered.spares.len();
+        let mut spares = spares.into_iter();
+        ordered.spares.extend(spares.by_ref().take(missing));
+        drop(ordered);
+        spares.for_each(|spare| self.buffers.give(spare));
     }
 
     /// Of a follower that has missed a deadline: whether all others of the stream, and there are some, are late with it. They need

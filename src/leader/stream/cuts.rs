@@ -89,6 +89,8 @@ impl Tracker {
         });
         drop(attached);
         drop(gone);
+        // The first is attached before anything is pushed.
+        stream.provide_spares();
         // Who ended it meanwhile has found nothing to detach, and without that its writer would wait for ever.
         if follower.has_ended() {
             stream.detach(follower);
