@@ -461,6 +461,7 @@ impl Leader {
             let behind = |follower: &FollowerHandle| !follower.has_ended() && !follower.has_all(end, durability);
             core.stream.any_attached(behind).then_some(end)
         });
+        core.commits.close();
         let report = core.evict_all(end, durability);
         core.commits.settle(Instant::now() + RECORD_MAX);
         core.commits.stop();

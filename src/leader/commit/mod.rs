@@ -16,7 +16,7 @@
 //!
 //! # How it stops
 //!
-//! [`Commits::stop`] ends all that waits as [`CommitOutcome::ShutDown`], and then the threads; before that,
+//! [`Commits::close`] ends all that waits as [`CommitOutcome::ShutDown`], and [`Commits::stop`] the threads; before that,
 //! [`Commits::settle`] gives the recorder time to record who had everything at the end.
 
 mod api;
@@ -72,6 +72,9 @@ struct State {
     /// ... and are to be asked again.
     sync_wanted: bool,
     local_sync_failed: bool,
+    /// Nothing is confirmed any more.
+    closed: bool,
+    /// The threads are to end.
     ended: bool,
 }
 
@@ -132,6 +135,7 @@ impl Commits {
                 requested: 0,
                 sync_wanted: false,
                 local_sync_failed: false,
+                closed: false,
                 ended: false,
             }),
             to_record: Condvar::new(),
@@ -279,7 +283,7 @@ impl Commits {
 
     /// The outcome, if it is clear without waiting.
     fn outcome_now(&self, state: &mut State, position: StreamPosition, level: CommitLevel) -> Option<CommitOutcome> {
-        if state.ended {
+        if state.closed {
             return Some(CommitOutcome::ShutDown);
         }
         if let Some(refusal) = self.refusal(state, level) {
@@ -381,6 +385,22 @@ impl Commits {
 
     // ---- the end ----
 
+    /// Ends whatever waits, and confirms nothing any more: before followers are let go, lest what they lack be confirmed
+    /// without them.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let mut settled = Settled(Vec::new());
+        for (_, waiters) in std::mem::take(&mut state.waiting) {
+            for (_, waiter) in waiters {
+                state.settle(waiter, CommitOutcome::ShutDown, &mut settled);
+            }
+        }
+        self.to_call.notify_all();
+        drop(state);
+        drop(settled);
+    }
+
     /// Waits until what is in sync is recorded as it is, up to `deadline`.
     pub(super) fn settle(&self, deadline: Instant) -> bool {
         let mut state = self.state.lock();
@@ -392,21 +412,13 @@ impl Commits {
         true
     }
 
-    /// Ends whatever waits, and the threads.
+    /// Ends the threads.
     pub(super) fn stop(&self) {
-        let mut state = self.state.lock();
-        state.ended = true;
-        let mut settled = Settled(Vec::new());
-        for (_, waiters) in std::mem::take(&mut state.waiting) {
-            for (_, waiter) in waiters {
-                state.settle(waiter, CommitOutcome::ShutDown, &mut settled);
-            }
-        }
+        self.close();
+        self.state.lock().ended = true;
         for wake in [&self.to_record, &self.to_sync, &self.to_call, &self.recorded] {
             wake.notify_all();
         }
-        drop(state);
-        drop(settled);
     }
 }
 
