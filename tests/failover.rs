@@ -1,4 +1,5 @@
-//! Commits of a host that embeds its node: whatever was confirmed by any leader is with every leader after it.
+//! Commits of hosts that embed a node, whose leases are revoked under them: the next leader is elected before the last one knows,
+//! against what its clock says, and nothing is confirmed then that the next one lacks. And hand-overs in the midst of commits.
 #![cfg(feature = "etcd")]
 #![allow(missing_docs)]
 
