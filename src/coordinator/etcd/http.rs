@@ -162,7 +162,7 @@ impl HttpError {
                 "it closed the connection; if it speaks TLS, its address is https://...".into()
             }
             Error::Io(error) => error.to_string(),
-            Error::Timeout(_) => "no answer in time".into(),
+            Error::Timeout(phase) => format!("no answer in time ({phase})"),
             other => other.to_string(),
         };
         if surely_not_sent { Self::NotSent(text) } else { Self::NoAnswer(text) }
