@@ -146,6 +146,7 @@ impl Dir {
     /// Removes a folder if it is empty; returns whether it did. Nothing depends on it: an empty folder is no replicated
     /// content.
     pub(super) fn remove_folder(&self, path: &str) -> bool {
+        let _own = self.own.lock_for(path);
         match self.parent_of(path, false) {
             Ok(Some((above, name))) => rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR).is_ok(),
             _ => false,
@@ -167,8 +168,8 @@ impl Dir {
 
     pub(super) fn open_made(&self, path: &RelPath, flags: OFlags) -> Result<File, Error> {
         const TRIES: usize = 100;
-        // With CREATE it is only absent if its folder was removed between two steps: the own one by another thread of ours,
-        // that found it empty; any other by somebody else.
+        let _own = self.own.lock_for(path.as_str());
+        // With CREATE it is only absent if somebody else removed its folder between two steps.
         for _ in 0..TRIES {
             if let Some(file) = self.open_file(path, flags)? {
                 return Ok(file);

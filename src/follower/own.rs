@@ -1,10 +1,11 @@
 //! `.paceline/`, the follower's own folder in the data directory: the one temporary file, and the marks of a directory that is no
-//! copy. Part of [`Dir`]. The folder is there only while there is something in it; one thread may find it empty and remove it
-//! while another needs it. No threads, no locks.
+//! copy. Part of [`Dir`]. The folder is there only while there is something in it. One thread may find it empty and remove it
+//! while another makes it for a file: one leaf lock, held for those few system calls, puts the one before the other.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{AtFlags, Dir as Entries, FileType, OFlags};
 use rustix::io::Errno;
 
@@ -20,12 +21,20 @@ pub(super) struct Own {
     temporary: RelPath,
     pub(super) incomplete: RelPath,
     pub(super) suspect: RelPath,
+    /// Held while the folder is removed, and while it and a file in it are made.
+    changing: Mutex<()>,
 }
 
 impl Own {
     pub(super) fn new() -> Result<Self, Error> {
         let own = |name| RelPath::new(&format!("{OWN_FOLDER}/{name}"));
-        Ok(Self { temporary: own("incoming")?, incomplete: own(INCOMPLETE_MARK)?, suspect: own(SUSPECT_MARK)? })
+        let (temporary, incomplete, suspect) = (own("incoming")?, own(INCOMPLETE_MARK)?, own(SUSPECT_MARK)?);
+        Ok(Self { temporary, incomplete, suspect, changing: Mutex::default() })
+    }
+
+    /// Taken before the own folder is removed, or something in it is made; nothing for any other name.
+    pub(super) fn lock_for(&self, path: &str) -> Option<MutexGuard<'_, ()>> {
+        (path.split('/').next() == Some(OWN_FOLDER)).then(|| self.changing.lock())
     }
 }
 
