@@ -1,4 +1,4 @@
-//! Reading in bulk without spoiling the page cache for the programs that write the files.
+//! Reading and writing in bulk without spoiling the page cache for the programs that use the files.
 //!
 //! Linux can read through the cache and keep nothing of it that was not there before (`RWF_DONTCACHE`): what the host has
 //! cached stays, what a sync brings in goes. It is used from Linux 6.16 on: it came with 6.14, and as others write to the very
@@ -6,15 +6,21 @@
 //! are read as usual and what was read is left to the kernel, which takes back first what was read but once. The other way,
 //! `posix_fadvise` with `POSIX_FADV_DONTNEED`, is not taken: it would also drop what the host had cached, which costs the
 //! host more than a full cache does.
+//!
+//! What is written so is on its way to the disk at once, and out of the cache when it is there. So a file that is filled keeps
+//! to few pages of memory, used again and again, instead of taking new ones for all of it.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Less than this is written as usual: each write that is not cached is one to the disk.
+const WRITTEN_UNCACHED_BYTES_MIN: usize = 128 << 10;
 
 /// A file read from an offset on.
 pub(crate) struct Reader {
@@ -58,6 +64,35 @@ impl Read for Reader {
     }
 }
 
+/// Writes at a file's end, where it stands, and leaves only the pages in the cache that `bytes` do not fill, if possible:
+/// those must not be read again for what comes next.
+pub(crate) fn append(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    if bytes.len() < WRITTEN_UNCACHED_BYTES_MIN || !is_supported() {
+        return file.write_all(bytes);
+    }
+    let page = rustix::param::page_size();
+    let filled = usize::try_from(file.metadata()?.len() % page as u64).expect("less than a page");
+    let (first, rest) = bytes.split_at((page - filled) % page);
+    let (mut pages, last) = rest.split_at(rest.len() / page * page);
+    file.write_all(first)?;
+    while !pages.is_empty() {
+        match pwritev2(file, &[IoSlice::new(pages)], WHERE_IT_STANDS, DONTCACHE) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => pages = &pages[written..],
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                file.write_all(pages)?;
+                break;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    file.write_all(last)
+}
+
+/// The offset that says so: -1.
+const WHERE_IT_STANDS: u64 = u64::MAX;
+
 fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| kernel_is_since(6, 16))
@@ -90,6 +125,23 @@ mod tests {
             let mut read = Vec::new();
             reader.read_to_end(&mut read).unwrap();
             assert!(read == bytes[1000..]);
+        }
+    }
+
+    #[test]
+    fn pieces_of_any_size_are_appended_one_after_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(WRITTEN_UNCACHED_BYTES_MIN * 2).collect();
+        let pieces = [1, WRITTEN_UNCACHED_BYTES_MIN, 5000, WRITTEN_UNCACHED_BYTES_MIN * 2 - 7, 3, bytes.len(), bytes.len()];
+        for append_mode in [true, false] {
+            let path = dir.path().join(append_mode.to_string());
+            let file = File::options().create(true).append(append_mode).write(true).open(&path).unwrap();
+            let mut expected = Vec::new();
+            for piece in pieces {
+                append(&file, &bytes[..piece]).unwrap();
+                expected.extend_from_slice(&bytes[..piece]);
+            }
+            assert!(std::fs::read(&path).unwrap() == expected);
         }
     }
 

@@ -31,6 +31,7 @@ use crate::config::Durability;
 use crate::error::Error;
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
 use crate::types::RelPath;
+use crate::uncached;
 
 /// Files kept open for appending.
 const OPEN_FILES_MAX: usize = 256;
@@ -115,6 +116,8 @@ pub(super) struct Actions<'a> {
     pub(super) track: Option<Track>,
     /// Whether what is durable is not to be lost to what is not, see [`flush`](super::flush).
     pub(super) guard: bool,
+    /// Whether what comes is content of a sync, which the page cache is to be spared.
+    pub(super) in_bulk: bool,
     /// What the next payload goes to instead of a file's end.
     pub(super) patching: Option<Patch>,
     open: HashMap<RelPath, OpenFile, RandomState>,
@@ -142,6 +145,7 @@ impl<'a> Actions<'a> {
             dir,
             track: None,
             guard: false,
+            in_bulk: false,
             patching: None,
             open: HashMap::default(),
             uses: 0,
@@ -257,7 +261,8 @@ impl<'a> Actions<'a> {
             None => self.open(&path)?,
         };
         self.writes(&path, &file, u64::MAX);
-        (&*file).write_all(bytes).map_err(|error| self.dir.failed("append to", path.as_str(), error))
+        let written = if self.in_bulk { uncached::append(&file, bytes) } else { (&*file).write_all(bytes) };
+        written.map_err(|error| self.dir.failed("append to", path.as_str(), error))
     }
 
     /// Opens a file to append to, and keeps it open.

@@ -195,8 +195,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// While a sync is under way the directory is marked, and nobody counts on what is in it.
-    fn guard(&mut self) {
+    /// Tells the actions what the phase means to them. While a sync is under way the directory is marked, and nobody counts on
+    /// what is in it.
+    fn tell_phase(&mut self) {
+        self.actions.in_bulk = self.phase == Phase::Syncing;
         self.actions.guard = *self.parts.durable_asked && self.phase == Phase::Streaming;
     }
 
@@ -316,7 +318,7 @@ impl<'a> Session<'a> {
             Control::MakeDurable => {
                 self.written_before(whole)?;
                 *self.parts.durable_asked = true;
-                self.guard();
+                self.tell_phase();
                 let unflushed = self.actions.unflushed();
                 self.parts.jobs.put(Job::Flush(unflushed, whole.before));
                 Ok(())
@@ -376,7 +378,7 @@ impl<'a> Session<'a> {
             self.actions.dir.remove_folder(folder.as_str());
         }
         self.phase = Phase::Syncing;
-        self.guard();
+        self.tell_phase();
         self.sync = Sync::default();
         self.actions.deleted = 0;
         // The leader adds to the end of what it was told of.
@@ -406,7 +408,7 @@ impl<'a> Session<'a> {
         let unflushed = self.actions.unflushed();
         self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
         self.phase = Phase::Streaming;
-        self.guard();
+        self.tell_phase();
         let sync = self.parts.shared.status().sync;
         log::info!("sync done: {} files received with {} bytes", sync.files_received, sync.bytes_received);
         if self.parts.once {

@@ -16,7 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read};
 
 use foldhash::fast::RandomState;
 use sha1::{Digest, Sha1};
@@ -32,6 +32,7 @@ use crate::protocol::{
     LIST_FILES_MAX, LIST_NAME_BYTES_MAX, ListEntry, ProtocolError, Sha1Sum, read_file_size, read_list_entry,
 };
 use crate::types::RelPath;
+use crate::uncached;
 
 /// Bytes received before they are made durable.
 const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
@@ -206,7 +207,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
                 return Err(gone(path, io::Error::from(io::ErrorKind::UnexpectedEof).into()));
             }
             let block = &block[..usize::try_from(remaining).unwrap_or(usize::MAX).min(block.len())];
-            file.write_all(block).map_err(|error| self.dir.failed("write", path.as_str(), error))?;
+            uncached::append(file, block).map_err(|error| self.dir.failed("write", path.as_str(), error))?;
             sha1.update(block);
             let taken = block.len();
             self.reader.consume(taken);
