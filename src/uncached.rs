@@ -22,22 +22,38 @@ const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Less than this is written as usual: each write that is not cached is one to the disk.
 const WRITTEN_UNCACHED_BYTES_MIN: usize = 128 << 10;
 
+/// How much is best read at once: a disk that is asked for less has nothing to do in between. Measured on files that were not
+/// cached: 0.9 GB/s, and 0.55 with a quarter of it.
+pub(crate) const READ_AT_ONCE_BYTES: usize = 1 << 20;
+
+/// Reads at an offset, and leaves nothing in the page cache that was not there, if possible.
+pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    if is_supported() {
+        match preadv2(file, &mut [IoSliceMut::new(buffer)], offset, DONTCACHE) {
+            Ok(length) => return Ok(length),
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    file.read_at(buffer, offset)
+}
+
 /// A file read from an offset on.
 pub(crate) struct Reader {
     file: File,
     offset: u64,
-    keep_cached: bool,
+    read_at: fn(&File, &mut [u8], u64) -> io::Result<usize>,
 }
 
 impl Reader {
     /// Reads as usual.
     pub(crate) fn new(file: File) -> Self {
-        Self { file, offset: 0, keep_cached: true }
+        Self { file, offset: 0, read_at: File::read_at }
     }
 
     /// Leaves nothing in the page cache that was not there, if possible.
     pub(crate) fn uncached(file: File) -> Self {
-        Self { keep_cached: !is_supported(), ..Self::new(file) }
+        Self { read_at, ..Self::new(file) }
     }
 
     /// Goes on at this offset.
@@ -48,17 +64,7 @@ impl Reader {
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !self.keep_cached {
-            match preadv2(&self.file, &mut [IoSliceMut::new(buffer)], self.offset, DONTCACHE) {
-                Ok(length) => {
-                    self.offset += length as u64;
-                    return Ok(length);
-                }
-                Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.keep_cached = true,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let length = self.file.read_at(buffer, self.offset)?;
+        let length = (self.read_at)(&self.file, buffer, self.offset)?;
         self.offset += length as u64;
         Ok(length)
     }
@@ -132,7 +138,8 @@ mod tests {
     fn pieces_of_any_size_are_appended_one_after_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..=250).cycle().take(WRITTEN_UNCACHED_BYTES_MIN * 2).collect();
-        let pieces = [1, WRITTEN_UNCACHED_BYTES_MIN, 5000, WRITTEN_UNCACHED_BYTES_MIN * 2 - 7, 3, bytes.len(), bytes.len()];
+        let pieces =
+            [1, WRITTEN_UNCACHED_BYTES_MIN, 5000, WRITTEN_UNCACHED_BYTES_MIN * 2 - 7, 3, bytes.len(), bytes.len()];
         for append_mode in [true, false] {
             let path = dir.path().join(append_mode.to_string());
             let file = File::options().create(true).append(append_mode).write(true).open(&path).unwrap();

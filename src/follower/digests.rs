@@ -11,14 +11,15 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 
-use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
+use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest};
 use crate::types::RelPath;
+use crate::uncached::{self, READ_AT_ONCE_BYTES};
 
 /// What changes when a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,8 +112,8 @@ impl Digests {
         self.files.lock().retain(|path, _| sorted.binary_search(path).is_ok());
     }
 
-    /// The length and the digests of a file, at most `chunks_max` of them; what is not known is read. `go_on` is asked before
-    /// each chunk, with the bytes read for the last one: its error ends it.
+    /// The length and the digests of a file, at most `chunks_max` of them; what is not known is read. `go_on` is asked
+    /// now and then, with how many bytes of it were digested since it was last: its error ends it.
     pub(super) fn of<E: From<io::Error>>(
         &self,
         path: &RelPath,
@@ -126,20 +127,18 @@ impl Digests {
         let mut entry = known.unwrap_or(Entry { stamp, digests: Vec::new(), digested: 0 });
         if entry.digested != stamp.len {
             entry.cut(stamp.len);
-            let mut read = 0;
             while entry.digests.len() < chunks_max {
-                go_on(read)?;
-                let chunk = buffer.read(file, entry.digested)?;
-                read = chunk.len() as u64;
-                if read > 0 {
+                go_on(0)?;
+                let (bytes, at_end) = buffer.read(file, entry.digested)?;
+                for chunk in bytes.chunks(CHUNK).take(chunks_max - entry.digests.len()) {
                     entry.digests.push(Sha1::digest(chunk).into());
-                    entry.digested += read;
+                    entry.digested += chunk.len() as u64;
+                    go_on(chunk.len() as u64)?;
                 }
-                if read < CHUNK_BYTES {
+                if at_end {
                     break;
                 }
             }
-            go_on(read)?;
         }
         let told = (entry.digested, entry.digests.clone());
         // Otherwise it was changed while it was read.
@@ -150,26 +149,26 @@ impl Digests {
     }
 }
 
-/// Room for a chunk, to be used again.
+/// Room for some chunks, to be used again.
 pub(super) struct ChunkBuffer(Vec<u8>);
 
 impl ChunkBuffer {
     pub(super) fn new() -> Self {
-        Self(vec![0; usize::try_from(CHUNK_BYTES).unwrap_or_default()])
+        Self(vec![0; READ_AT_ONCE_BYTES])
     }
 
-    /// Reads the chunk at `offset`, or what there is of it.
-    fn read(&mut self, file: &File, offset: u64) -> io::Result<&[u8]> {
+    /// Reads as many chunks as fit from `offset` on, or what there is of them; and whether the file ends there.
+    fn read(&mut self, file: &File, offset: u64) -> io::Result<(&[u8], bool)> {
         let mut filled = 0;
         while filled < self.0.len() {
-            match file.read_at(&mut self.0[filled..], offset + filled as u64) {
-                Ok(0) => break,
+            match uncached::read_at(file, &mut self.0[filled..], offset + filled as u64) {
+                Ok(0) => return Ok((&self.0[..filled], true)),
                 Ok(length) => filled += length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(&self.0[..filled])
+        Ok((&self.0, false))
     }
 }
 
@@ -177,8 +176,6 @@ impl ChunkBuffer {
 mod tests {
     use super::*;
     use std::io::Write;
-
-    const CHUNK: usize = 256 << 10;
 
     fn digest(bytes: &[u8]) -> ChunkDigest {
         Sha1::digest(bytes).into()

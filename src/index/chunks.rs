@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 
 use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 
-use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
-use crate::uncached::Reader;
+use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest, Held};
+use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 
 /// Digests computed so far: those of whole chunks, from each file's beginning, by generation.
 #[derive(Default)]
@@ -40,17 +40,21 @@ impl ChunkCache {
         }
         let Some(file) = open()? else { return Ok(None) };
         let mut file = Reader::uncached(file);
-        file.seek(digests.len() as u64 * CHUNK_BYTES);
-        let mut chunk = Vec::new();
-        while (digests.len() as u64) * CHUNK_BYTES < len {
-            let want = CHUNK_BYTES.min(len - digests.len() as u64 * CHUNK_BYTES);
-            chunk.clear();
-            (&mut file).take(want).read_to_end(&mut chunk)?;
-            if chunk.len() as u64 != want {
-                return Ok(None);
+        let mut done = digests.len() as u64 * CHUNK_BYTES;
+        file.seek(done);
+        let most = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES);
+        let mut buffer = vec![0; most(len - done)];
+        while done < len {
+            let bytes = &mut buffer[..most(len - done)];
+            match file.read_exact(bytes) {
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+                read => read?,
             }
-            digests.push(Sha1::digest(&chunk).into());
-            go_on(want)?;
+            for chunk in bytes.chunks(CHUNK) {
+                digests.push(Sha1::digest(chunk).into());
+                go_on(chunk.len() as u64)?;
+            }
+            done += bytes.len() as u64;
         }
         if whole > was_known {
             self.known.lock().insert(generation, digests[..whole].to_vec());
@@ -112,8 +116,7 @@ mod tests {
     }
 
     fn held_of(bytes: &[u8]) -> Held {
-        let digests =
-            bytes.chunks(usize::try_from(CHUNK_BYTES).unwrap()).map(|chunk| Sha1::digest(chunk).into()).collect();
+        let digests = bytes.chunks(CHUNK).map(|chunk| Sha1::digest(chunk).into()).collect();
         Held { path: RelPath::new("f").unwrap(), len: bytes.len() as u64, digests }
     }
 
@@ -167,9 +170,9 @@ mod tests {
 
     #[test]
     fn a_single_damaged_chunk_is_all_that_moves() {
-        let file = vec![7; 10 * usize::try_from(CHUNK_BYTES).unwrap() + 5];
+        let file = vec![7; 10 * CHUNK + 5];
         let mut copy = file.clone();
-        copy[3 * usize::try_from(CHUNK_BYTES).unwrap() + 1] = 0;
+        copy[3 * CHUNK + 1] = 0;
         let ours = held_of(&file).digests;
         let repair = compare(&held_of(&copy), file.len() as u64, &ours);
         let expected =
@@ -181,7 +184,7 @@ mod tests {
     fn a_whole_chunk_is_read_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
-        std::fs::write(&file, vec![1; 3 * usize::try_from(CHUNK_BYTES).unwrap() + 9]).unwrap();
+        std::fs::write(&file, vec![1; 3 * CHUNK + 9]).unwrap();
         let cache = ChunkCache::default();
         let read = |len: u64| {
             let mut read = 0;

@@ -13,7 +13,7 @@ use sha1::{Digest, Sha1};
 use super::Version;
 use crate::protocol::Sha1Sum;
 use crate::types::RelPath;
-use crate::uncached::Reader;
+use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 
 /// Sums computed so far.
 #[derive(Default)]
@@ -72,8 +72,9 @@ fn hash_up_to(
 ) -> io::Result<bool> {
     let mut file = Reader::uncached(file);
     file.seek(hashed.version.len);
-    let mut file = file.take(len - hashed.version.len);
-    let mut buffer = vec![0; 256 << 10];
+    let left = len.saturating_sub(hashed.version.len);
+    let mut file = file.take(left);
+    let mut buffer = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES)];
     while hashed.version.len < len {
         let length = file.read(&mut buffer)?;
         if length == 0 {

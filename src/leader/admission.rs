@@ -25,6 +25,7 @@ use super::status::EvictionReason;
 use crate::config::LeaderConfig;
 use crate::error::Error;
 use crate::types::NodeId;
+use crate::uncached::READ_AT_ONCE_BYTES;
 
 pub(super) struct Admission {
     pub(super) syncs: Slots,
@@ -45,9 +46,8 @@ impl Admission {
 
     /// How much to read at once: of a low rate a fraction of a second, so that something moves all the time.
     pub(super) fn portion_bytes(&self) -> usize {
-        const MOST: usize = 256 << 10;
         let eighth = self.rate.map_or(usize::MAX, |rate| usize::try_from(rate / 8).unwrap_or(usize::MAX));
-        eighth.min(MOST)
+        eighth.min(READ_AT_ONCE_BYTES)
     }
 
     /// Waits until `bytes` may be read for the follower. `false`: it ended first.

@@ -59,7 +59,10 @@ pub const VERSION: u16 = 1;
 const MAGIC: [u8; 6] = *b"PACELN";
 
 /// A chunk of a file with a digest of its own, in bytes.
-pub const CHUNK_BYTES: u64 = 256 << 10;
+pub const CHUNK_BYTES: u64 = CHUNK as u64;
+
+/// The same.
+pub(crate) const CHUNK: usize = 256 << 10;
 
 /// The SHA-1 of a chunk.
 pub type ChunkDigest = [u8; 20];
