@@ -368,20 +368,16 @@ fn summary(groups: &[Vec<Cell>], results: &HashMap<Cell, Vec<Figures>>) {
     let small = groups.iter().flatten().filter(|cell| cell.size == 256 && cell.threads == 1);
     let worst = small.filter_map(|cell| at(cell).map(|medians| medians[0])).fold(0.0, f64::max);
     println!("\nhighest p50 at 256 B from one thread: {} (aim: under 150 ns)", nanos(worst));
-    for case in [Case::Stopped, Case::Slow, Case::Joining, Case::Beside] {
+    let healthy = [Case::Stopped, Case::Slow, Case::Joining, Case::Beside].map(|case| (case, Case::Healthy));
+    for (case, base) in healthy.into_iter().chain([(Case::Joining, Case::Beside)]) {
+        let of = |group: &[Cell], case| at(group.iter().find(|cell| cell.case == case)?);
         for (column, name) in [(2, "p99.9"), (3, "max")] {
-            let ratios = groups.iter().filter_map(|group| {
-                let ill = group.iter().find(|cell| cell.case == case)?;
-                Some(at(ill)?[column] / at(&group[0])?[column])
-            });
+            let ratios = groups.iter().filter_map(|group| Some(of(group, case)?[column] / of(group, base)?[column]));
             let ratios: Vec<f64> = ratios.collect();
             let worst = ratios.iter().copied().fold(f64::NAN, f64::max);
-            println!(
-                "{}: {name} over that of all healthy: median {}, highest {} (aim for p99.9: up to 1.1)",
-                case.name(),
-                ratio(median(ratios)),
-                ratio(worst)
-            );
+            let (case, base) = (case.name(), base.name());
+            println!("{case}, over {base}: {name} median {}, highest {}", ratio(median(ratios)), ratio(worst));
         }
     }
+    println!("aim: p99.9 up to 1.1 of all healthy");
 }
