@@ -19,7 +19,8 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
-/// Less than this is written as usual: each write that is not cached is one to the disk.
+/// Less than this is written as usual: each write that is not cached is one to the disk. Measured until all was durable: 1.4
+/// times the rate of cached writes with 256 KiB, which is what our leaders send; with 64 KiB, as LavinMQ's do, 0.8 to 0.9 times.
 const WRITTEN_UNCACHED_BYTES_MIN: usize = 128 << 10;
 
 /// How much is best read at once: a disk that is asked for less has nothing to do in between. Measured on files that were not
