@@ -13,6 +13,9 @@ use sha1::{Digest, Sha1};
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest, Held};
 use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 
+// So that what is read at once is whole chunks, but for the end of a file: here and at the follower.
+const _: () = assert!(READ_AT_ONCE_BYTES.is_multiple_of(CHUNK));
+
 /// Digests computed so far: those of whole chunks, from each file's beginning, by generation.
 #[derive(Default)]
 pub(crate) struct ChunkCache {

@@ -72,7 +72,7 @@ fn hash_up_to(
 ) -> io::Result<bool> {
     let mut file = Reader::uncached(file);
     file.seek(hashed.version.len);
-    let left = len.saturating_sub(hashed.version.len);
+    let left = len - hashed.version.len;
     let mut file = file.take(left);
     let mut buffer = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES)];
     while hashed.version.len < len {

@@ -96,11 +96,7 @@ impl<'a> Ranges<'a> {
         if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
             self.tell_position(frame, batch)?;
         }
-        frame.flush().map_err(broken)?;
-        self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
-        self.follower.written();
-        self.core.passed(self.follower);
-        Ok(())
+        self.sent(frame, batch)
     }
 
     /// Sends a control that stands in the stream, or to a 1.0.0 follower what it gets instead.
@@ -134,6 +130,11 @@ impl<'a> Ranges<'a> {
             }
             self.tell_position(frame, batch)?;
         }
+        self.sent(frame, batch)
+    }
+
+    /// All of a batch that stands in the stream was written.
+    fn sent(&self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();

@@ -52,7 +52,6 @@ use std::io::{self, Read, Write};
 use super::action::{ActionKind, encode_action_header};
 use super::{NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, ProtocolError, START_HEADER, checked_length};
 use crate::types::{NodeId, RelPath};
-use crate::uncached::READ_AT_ONCE_BYTES;
 
 /// The highest version we speak.
 pub const VERSION: u16 = 1;
@@ -64,9 +63,6 @@ pub const CHUNK_BYTES: u64 = CHUNK as u64;
 
 /// The same.
 pub(crate) const CHUNK: usize = 256 << 10;
-
-// What is read at once is digested chunk by chunk.
-const _: () = assert!(READ_AT_ONCE_BYTES.is_multiple_of(CHUNK));
 
 /// The SHA-1 of a chunk.
 pub type ChunkDigest = [u8; 20];

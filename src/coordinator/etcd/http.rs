@@ -76,13 +76,7 @@ impl Http {
     /// Posts and reads the whole answer. Blocks up to the answer timeout.
     pub(super) fn post(&self, url: &str, body: &Value, token: Option<&str>) -> Result<Vec<u8>, HttpError> {
         let mut response = send(&self.calls, url, body, token)?;
-        let answer = response
-            .body_mut()
-            .with_config()
-            .limit(ANSWER_BYTES_MAX)
-            .read_to_vec()
-            .map_err(|error| HttpError::of(url, error))?;
-        check(&response, answer)
+        read(url, &mut response)
     }
 
     /// Posts and leaves the answer open. `stop` ends it.
@@ -92,13 +86,7 @@ impl Http {
         let on_stop = stop.on_set(move || shut.shutdown());
         let mut response = send(&agent, url, body, token)?;
         if !response.status().is_success() {
-            let answer = response
-                .body_mut()
-                .with_config()
-                .limit(ANSWER_BYTES_MAX)
-                .read_to_vec()
-                .map_err(|error| HttpError::of(url, error))?;
-            check(&response, answer)?;
+            read(url, &mut response)?;
         }
         let lines = BufReader::new(response.into_body().into_reader());
         Ok(Lines { lines, _on_stop: on_stop })
@@ -134,7 +122,9 @@ fn send(agent: &Agent, url: &str, body: &Value, token: Option<&str>) -> Result<R
 }
 
 /// An error may come with any status.
-fn check(response: &Response<Body>, answer: Vec<u8>) -> Result<Vec<u8>, HttpError> {
+fn read(url: &str, response: &mut Response<Body>) -> Result<Vec<u8>, HttpError> {
+    let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
+    let answer = body.read_to_vec().map_err(|error| HttpError::of(url, error))?;
     if let Some(refusal) = Refusal::in_answer(&answer) {
         return Err(HttpError::Refused(refusal));
     }
