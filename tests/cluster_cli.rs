@@ -178,6 +178,26 @@ fn what_a_node_cannot_have_ends_it_with_a_reason() {
 }
 
 #[test]
+fn neither_the_program_nor_its_hooks_see_what_is_set_for_the_node() {
+    let etcd = Etcd::start();
+    let names = ["hook", "program"];
+    let [hook, program] = names.map(|name| {
+        let file = etcd.stage.path(name);
+        format!("env > {0}.new && mv {0}.new {0}", file.display())
+    });
+    let run = format!("{program}; exec sleep 1000");
+    // Like all processes of a stage it has a secret in its environment.
+    let mut node = start_node(&etcd, "node", &["--on-elected", &hook, "--run", &run]);
+    wait_says(&mut node, "is leading");
+    for name in names {
+        wait_until("it shows its environment", || etcd.stage.path(name).exists());
+        let shown = fs::read_to_string(etcd.stage.path(name)).unwrap();
+        assert!(shown.contains("PATH=") && !shown.contains("PACELINE_"), "{name}: {shown}");
+    }
+    node.stop();
+}
+
+#[test]
 fn an_id_in_use_is_said_and_the_node_goes_on_following() {
     let etcd = Etcd::start();
     let mut first = start_node(&etcd, "first", &["--id", "1"]);

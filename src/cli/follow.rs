@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use indicatif::{ProgressBar, ProgressStyle};
 use paceline::coordinator::{Coordinator, EtcdCoordinator, LeaderInfo, Observation};
 use paceline::follower::{State, Status, SyncProgress};
@@ -99,8 +99,14 @@ struct Elected {
 
 impl Elected {
     /// Waits up to [`LOOK_EVERY`] for news; returns whether there was some.
-    fn update(&mut self) -> bool {
-        let Ok(leader) = self.observation.receiver().recv_timeout(LOOK_EVERY) else { return false };
+    fn update(&mut self) -> Result<bool, Failure> {
+        let leader = match self.observation.receiver().recv_timeout(LOOK_EVERY) {
+            Ok(leader) => leader,
+            Err(RecvTimeoutError::Timeout) => return Ok(false),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::runtime("the election is observed no more: this is a defect, please report it"));
+            }
+        };
         match &leader {
             Some(leader) => log::info!("the elected leader is {leader}"),
             None => log::info!("there is no elected leader"),
@@ -108,7 +114,7 @@ impl Elected {
         self.now = leader.and_then(|leader| {
             leader.address().inspect_err(|error| log::error!("the elected leader cannot be followed: {error}")).ok()
         });
-        true
+        Ok(true)
     }
 }
 
@@ -143,7 +149,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         let pause = match &mut elected {
             None => LOOK_EVERY,
             Some(elected) => {
-                if elected.update() {
+                if elected.update()? {
                     follower.follow(elected.now.as_deref());
                 }
                 Duration::ZERO
@@ -183,7 +189,7 @@ fn find_leader(
     let observation = coordinator.observe_leader().map_err(|error| Failure::runtime(error.to_string()))?;
     let mut elected = Elected { observation, now: None };
     while signals.try_recv().is_err() {
-        elected.update();
+        elected.update()?;
         if let Some(address) = elected.now.clone() {
             return Ok(Some((elected, address, secret)));
         }

@@ -73,7 +73,8 @@ pub trait Leadership: Send + Sync + 'static {
     fn is_held(&self) -> bool;
 
     /// Until when it is held if it is not renewed again, by our own clock; `None` if it needs no renewal. Whatever must not go
-    /// on without it is told this. Never blocks.
+    /// on without it is told this. The clock stands still while the machine sleeps: ask [`is_held`](Self::is_held) after that. Never
+    /// blocks.
     fn held_until(&self) -> Option<Instant> {
         None
     }

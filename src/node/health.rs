@@ -2,7 +2,7 @@
 //!
 //! One thread, `watchdog`, writes to the disk of the data directory and looks whether the leader dispatches, again and again,
 //! and notes when it last got through. Whatever hangs holds it up, and soon nobody finds the node well: [`Health::check`] is what
-//! the renewals ask. One lock, for the leader that is looked at, never held while that is done. Dropping it stops the thread,
+//! the renewals ask. No lock. Dropping it stops the thread,
 //! and does not wait for a disk.
 
 use std::sync::atomic::{AtomicU64, Ordering};

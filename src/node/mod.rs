@@ -122,7 +122,7 @@ pub struct NodeStatus {
     pub leader: Option<LeaderInfo>,
     /// The recorded in-sync set, as last observed.
     pub in_sync: Option<InSyncSet>,
-    /// Of the follower, while the node follows and there is a leader.
+    /// Of the follower, as last seen; there is one once there was a leader to follow.
     pub follower: Option<follower::Status>,
 }
 
@@ -236,14 +236,7 @@ impl Node {
     /// Blocks until the node has another role than `than`, at most for `timeout`, and returns the one it has.
     #[must_use]
     pub fn wait_for_another_role(&self, than: Role, timeout: Duration) -> Role {
-        let deadline = Instant::now() + timeout;
-        let mut state = self.shared.state.lock();
-        while state.status.role == than {
-            if self.shared.changed.wait_until(&mut state, deadline).timed_out() {
-                break;
-            }
-        }
-        state.status.role
+        self.wait_until(Instant::now().checked_add(timeout), |role| role != than)
     }
 
     /// Stops: one that leads hands over. Blocks until that is done, which takes as long as its host takes to stop, and
@@ -263,7 +256,7 @@ impl Node {
     ///
     /// Why it ended. Told once.
     pub fn wait(&self, timeout: Duration) -> Option<Result<(), NodeError>> {
-        (self.wait_for_end(Some(Instant::now() + timeout))).then(|| self.outcome(None))
+        self.wait_for_end(Instant::now().checked_add(timeout)).then(|| self.outcome(None))
     }
 
     fn outcome(&self, deadline: Option<Instant>) -> Result<(), NodeError> {
@@ -273,15 +266,19 @@ impl Node {
     }
 
     fn wait_for_end(&self, deadline: Option<Instant>) -> bool {
+        self.wait_until(deadline, |role| role == Role::Stopped) == Role::Stopped
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>, is_so: impl Fn(Role) -> bool) -> Role {
         let mut state = self.shared.state.lock();
-        while state.status.role != Role::Stopped {
+        while !is_so(state.status.role) {
             match deadline {
                 None => self.shared.changed.wait(&mut state),
                 Some(deadline) if self.shared.changed.wait_until(&mut state, deadline).timed_out() => break,
                 Some(_) => {}
             }
         }
-        state.status.role == Role::Stopped
+        state.status.role
     }
 }
 

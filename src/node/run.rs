@@ -149,12 +149,16 @@ impl Runner {
 
     /// Until it succeeds, leadership is lost, or the node is to stop.
     fn retry<T>(&self, leadership: &dyn Leadership, ask: impl Fn() -> Result<T, CoordinatorError>) -> Option<T> {
+        let mut told = false;
         loop {
             match ask() {
                 Ok(answer) => return Some(answer),
                 Err(error) if !leadership.is_held() || self.shared.stop.wait(TICK) => {
                     log::warn!("elected, but could not go on: {error}");
                     return None;
+                }
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    log::warn!("elected, and cannot go on yet: {error}; trying again");
                 }
                 Err(_) => {}
             }
@@ -309,7 +313,8 @@ impl Runner {
 
     /// The role before has let go of the directory: nobody else may touch it until then.
     fn wait_for_directory(&self, who: &'static str) -> Result<(), NodeError> {
-        let deadline = Instant::now() + DROP_JOIN_MAX;
+        // The watchdog's look at the disk holds it as well, and may take as long as a leader's disk may.
+        let deadline = Instant::now() + DROP_JOIN_MAX.max(self.config.stall_timeout);
         while self.lock.is_shared() {
             if Instant::now() >= deadline {
                 return Err(NodeError::HeldUp(who));

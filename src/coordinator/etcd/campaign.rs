@@ -71,7 +71,11 @@ impl Candidate<'_> {
             match ended {
                 Ended::Stopped => break,
                 Ended::Failed(error) => return Err(error),
-                Ended::Lapsed => log::info!("node {} campaigns anew", self.id),
+                Ended::Lapsed => {
+                    log::info!("node {} campaigns anew", self.id);
+                    // If it is lost at once each time, that must not keep etcd busy.
+                    let _ = self.stop.wait(CAMPAIGN_PAUSE);
+                }
             }
         }
         Ok(None)
@@ -163,6 +167,9 @@ pub(super) struct EtcdLeadership {
 
 /// How often a write begins anew because somebody else recorded meanwhile: nobody does, but for an operator.
 const ATTEMPTS_MAX: u32 = 16;
+
+/// Between two campaigns of a candidate whose lease or key was lost.
+const CAMPAIGN_PAUSE: Duration = Duration::from_millis(200);
 
 impl Leadership for EtcdLeadership {
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {

@@ -54,6 +54,12 @@ pub(super) struct Limit<'a> {
     pub(super) stop: &'a Stop,
 }
 
+impl Limit<'_> {
+    fn is_over(&self) -> bool {
+        self.stop.is_set() || Instant::now() >= self.deadline
+    }
+}
+
 /// Why a call came to nothing.
 #[derive(Debug)]
 pub(super) struct CallError {
@@ -94,7 +100,8 @@ impl Client {
         Limit { deadline: Instant::now() + self.call_timeout, stop }
     }
 
-    /// Calls until a member answers or the limit comes. Blocks up to the limit and the answer timeout.
+    /// Calls until a member answers or the limit comes. Blocks up to the limit and the answer timeout; twice that if it has to log
+    /// in first.
     pub(super) fn call<T: DeserializeOwned>(&self, path: &str, body: &Value, limit: Limit<'_>) -> Result<T, CallError> {
         let mut failures = Failures::new(self.endpoints.len());
         let mut logins = 0;
@@ -104,7 +111,7 @@ impl Client {
             match self.attempt(turn, path, body) {
                 Ok(answer) => return Ok(answer),
                 Err(HttpError::Refused(refusal))
-                    if self.user.is_some() && logins < LOGINS_MAX && refusal.asks_for_login() =>
+                    if self.user.is_some() && logins < LOGINS_MAX && refusal.asks_for_login() && !limit.is_over() =>
                 {
                     logins += 1;
                     *self.login.lock() = Login::Unknown;
@@ -125,7 +132,7 @@ impl Client {
                 break;
             }
             if attempt % self.endpoints.len() == 0 {
-                let _ = limit.stop.wait(pause);
+                let _ = limit.stop.wait(pause.min(limit.deadline.saturating_duration_since(Instant::now())));
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
@@ -133,7 +140,7 @@ impl Client {
         Err(failures.into_error(Kind::Unavailable(causes)))
     }
 
-    /// Calls the member that answered last, once. Blocks up to the answer timeout.
+    /// Calls the member that answered last, once. Blocks up to the answer timeout; twice that if it has to log in first.
     pub(super) fn call_once<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, String> {
         self.attempt(self.current.load(Ordering::Relaxed), path, body).map_err(HttpError::into_text)
     }
@@ -155,7 +162,8 @@ impl Client {
         let token = self.token(turn)?;
         let answer = self.http.post(&self.url(turn, path), body, token.as_deref())?;
         serde_json::from_slice(&answer)
-            .map_err(|error| HttpError::NoAnswer(format!("its answer makes no sense: {error}")))
+            // Not with the error's own words: they quote the answer.
+            .map_err(|error| HttpError::NoAnswer(format!("its answer makes no sense, at byte {}", error.column())))
     }
 
     /// The next call goes to the next member, unless another call has seen to that.

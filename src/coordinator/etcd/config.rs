@@ -25,9 +25,9 @@ pub struct EtcdConfig {
     /// shorter than one and a half of its election timeouts.
     pub lease_ttl: Duration,
     /// How long one member may take to answer, before another is asked. Defaults to 2 s; at most a third of `lease_ttl`, so that
-    /// a silent one does not cost the leadership.
+    /// a silent one does not cost the leadership. With a user it may take twice as long where it logs in anew.
     pub answer_timeout: Duration,
-    /// How long a call tries, all members together, before it fails. A call ends at most `answer_timeout` later. Defaults to 5 s:
+    /// How long a call tries, all members together, before it fails. A call ends at most `answer_timeout` later (or twice that, see there). Defaults to 5 s:
     /// the election of another leader among etcd's members takes 1 to 3 s.
     pub call_timeout: Duration,
 }

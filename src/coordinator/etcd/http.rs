@@ -14,7 +14,7 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, BodyReader, Error, Timeout};
 
 use super::config::EtcdConfig;
-use super::wire::{Refusal, one_line};
+use super::wire::Refusal;
 use crate::coordinator::CoordinatorError;
 use crate::stop::{OnSet, Stop};
 
@@ -121,7 +121,7 @@ fn send(agent: &Agent, url: &str, body: &Value, token: Option<&str>) -> Result<R
     request.send(body.to_string()).map_err(|error| HttpError::of(url, error))
 }
 
-/// An error may come with any status.
+/// Reads the whole answer. An error may come with any status.
 fn read(url: &str, response: &mut Response<Body>) -> Result<Vec<u8>, HttpError> {
     let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX);
     let answer = body.read_to_vec().map_err(|error| HttpError::of(url, error))?;
@@ -131,8 +131,8 @@ fn read(url: &str, response: &mut Response<Body>) -> Result<Vec<u8>, HttpError> 
     if response.status().is_success() {
         return Ok(answer);
     }
-    let text = one_line(&String::from_utf8_lossy(&answer));
-    Err(HttpError::NoAnswer(format!("not etcd's v3 gateway (etcd 3.4 or later): HTTP {}: {text}", response.status())))
+    // Not what it says: whatever that is, it may quote the question, and there are secrets in those.
+    Err(HttpError::NoAnswer(format!("not etcd's v3 gateway (etcd 3.4 or later): HTTP {}", response.status())))
 }
 
 impl HttpError {

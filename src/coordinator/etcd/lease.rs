@@ -189,7 +189,9 @@ impl Lease {
     }
 
     pub(super) fn set_health(&self, health: Arc<Health>) {
-        *self.core.health.lock() = Some(health);
+        let before = self.core.health.lock().replace(health);
+        // It is somebody else's: not dropped under the lock.
+        drop(before);
     }
 
     /// Never blocks.

@@ -30,10 +30,10 @@ use self::campaign::Candidate;
 use self::client::{CallError, Client, Kind};
 use self::lease::Lease;
 use self::watch::Watch;
-use self::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, list_names, put};
+use self::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, list_names, one_line, put};
 use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
 use crate::stop::Stop;
-use crate::types::{NodeId, Secret, shorten};
+use crate::types::{NodeId, Secret};
 
 pub use self::config::{EtcdConfig, EtcdEndpoint, EtcdUser};
 
@@ -159,7 +159,7 @@ impl EtcdCoordinator {
         let Ok(answer) = self.call::<RangeAnswer>("kv/range", &list_names(NAMES_MAX)) else { return };
         let names = answer.kvs.iter().filter_map(|kv| std::str::from_utf8(&kv.key).ok());
         let prefixes = names.filter_map(|name| name.strip_suffix("/clustering_secret"));
-        let others: Vec<_> = prefixes.filter(|prefix| *prefix != self.names.prefix).map(shorten).take(5).collect();
+        let others: Vec<_> = prefixes.filter(|prefix| *prefix != self.names.prefix).map(one_line).take(5).collect();
         if !others.is_empty() {
             log::warn!(
                 "nothing was recorded in etcd below {}/, but there are clusters below {}: if this node belongs to one of them, \
@@ -266,7 +266,7 @@ fn leader_in(kv: &KeyValue) -> Result<LeaderInfo, CoordinatorError> {
         .ok()
         .filter(|uri| uri.len() <= URI_BYTES_MAX && !uri.chars().any(char::is_control));
     let Some(uri) = uri else {
-        let key = shorten(&key);
+        let key = one_line(&key);
         return Err(CoordinatorError::Unexpected(format!("{key} in etcd is not the URI of a leader")));
     };
     // A lease that got its id from etcd has a far greater one than a node.
@@ -300,7 +300,7 @@ impl Outage {
     fn is_over(&mut self, who: &str) {
         self.logged = None;
         if let Some(began) = self.began.take() {
-            log::info!("{who}: etcd answers again, after {} s", began.elapsed().as_secs());
+            log::info!("{who}: etcd is well again, after {} s", began.elapsed().as_secs());
         }
     }
 }

@@ -105,7 +105,7 @@ pub(super) struct Header {
     pub(super) revision: i64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct KeyValue {
     #[serde(default, deserialize_with = "bytes")]
     pub(super) key: Vec<u8>,
@@ -119,7 +119,7 @@ pub(super) struct KeyValue {
     pub(super) lease: i64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct RangeAnswer {
     #[serde(default)]
     pub(super) header: Header,
@@ -127,7 +127,7 @@ pub(super) struct RangeAnswer {
     pub(super) kvs: Vec<KeyValue>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct TxnAnswer {
     #[serde(default)]
     pub(super) header: Header,
@@ -137,7 +137,7 @@ pub(super) struct TxnAnswer {
     responses: Vec<TxnPart>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 struct TxnPart {
     response_range: Option<RangeAnswer>,
 }
@@ -162,7 +162,7 @@ pub(super) struct KeepAliveAnswer {
     pub(super) result: LeaseAnswer,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct TokenAnswer {
     #[serde(default)]
     pub(super) token: String,

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 
 use crate::datadir::DirLock;
 use crate::error::Error;
@@ -123,7 +123,10 @@ impl Program {
                 Ok(event) => self.note(event),
                 Err(RecvTimeoutError::Timeout) => return false,
                 // Its thread panicked, which is a defect: take nothing for granted.
-                Err(RecvTimeoutError::Disconnected) => std::thread::park_timeout(timeout),
+                Err(RecvTimeoutError::Disconnected) => {
+                    std::thread::park_timeout(timeout);
+                    return false;
+                }
             }
         }
         true
@@ -202,6 +205,8 @@ fn attend(mut guard: Child, reader: BufReader<UnixStream>, events: &Sender<Event
 /// For a guard that could not do it. Returns when the group is gone.
 fn kill_group(group: Pid) {
     while kill_process_group(group, Signal::KILL) != Err(Errno::SRCH) {
+        // Where this process is the first of a container, its orphans are ours, and stay until they are reaped.
+        let _ = waitpgid(group, WaitOptions::NOHANG);
         std::thread::park_timeout(LOOK_EVERY);
     }
 }
