@@ -38,7 +38,7 @@ const BACKLOG: i32 = 1024;
 /// A side that is silent for so long is probed, so that connections of vanished clients do not stay for ever.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Refused connections and failures to connect are logged at most so often.
+/// Refused connections, and failures to accept or to connect, are logged at most so often.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Where a proxy listens, and what it connects to.
@@ -239,7 +239,7 @@ fn accept(shared: &Arc<Shared>, threads: &Arc<Group>, listener: &TcpListener, op
             threads.spawn("client", move || connection.run(&threads_of_server))
         });
         if let Err(error) = started {
-            log::error!("cannot accept a client at {}: {error}; trying again", shared.address);
+            shared.warn(format_args!("cannot accept a client: {error}; trying again"));
             std::thread::park_timeout(RETRY);
         }
     }

@@ -73,7 +73,7 @@ pub(super) fn now_ns() -> u64 {
 ///
 /// # Errors
 ///
-/// If it was not started by a node, or the system refuses what it takes; then no program was started.
+/// If it was not started by a node, or the system refuses what it takes; then no program was started, or its end is the node's to see to.
 pub fn run(starter: &[&str], command: &str, grace: Duration) -> io::Result<()> {
     set_child_subreaper(Some(getpid()))?;
     let node = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);

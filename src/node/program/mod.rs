@@ -67,10 +67,10 @@ enum Event {
 impl Program {
     /// Starts it, with the permit to go on until then. The guard holds the lock for as long as anything of it runs.
     pub(super) fn start(config: &ProgramConfig, lock: &DirLock, until: Instant) -> Result<Self, Error> {
-        let failed = |error: io::Error| Error::io("start the guard of the program", "/proc/self/exe", error);
         let Some((program, arguments)) = config.guard.split_first() else {
             return Err(Error::Setting { name: "guard", reason: "names no program".into() });
         };
+        let failed = |error: io::Error| Error::io("start the guard of the program", program, error);
         let (control, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(program);
         command.arg0("paceline").args(arguments).arg(&config.command).arg(config.stop_grace.as_millis().to_string());
