@@ -21,6 +21,7 @@ pub mod extension_leader;
 pub mod fake_disk;
 pub mod fake_follower;
 pub mod fake_leader;
+pub mod inject;
 pub mod lavinmq;
 pub mod logs;
 pub mod netns;

@@ -5,7 +5,7 @@
 //! file); should the test's process be killed, the kernel kills it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -71,12 +71,22 @@ impl Stage {
 
     /// Starts it on this port, which was one's before; tries again while the system has not given it back.
     pub fn leader_at(&self, listen: &str, dir: &Path, options: &[&str]) -> LeaderProcess {
-        let args = ["leader", "--listen", listen, "--data-dir", dir.to_str().unwrap()];
-        let args: Vec<_> = args.iter().chain(options).collect();
+        self.leader_by(&[], listen, dir, options)
+    }
+
+    /// Starts it by a command that runs another one.
+    pub fn leader_under(&self, command: &[OsString], dir: &Path, options: &[&str]) -> LeaderProcess {
+        self.leader_by(command, "127.0.0.1:0", dir, options)
+    }
+
+    fn leader_by(&self, command: &[OsString], listen: &str, dir: &Path, options: &[&str]) -> LeaderProcess {
+        let args = [env!("CARGO_BIN_EXE_paceline"), "leader", "--listen", listen, "--data-dir", dir.to_str().unwrap()];
+        let args = args.iter().chain(options).map(OsString::from);
+        let args: Vec<_> = command.iter().cloned().chain(args).collect();
         let deadline = Instant::now() + PATIENCE;
         loop {
             let log_before = fs::read_to_string(self.path("leader.log")).unwrap_or_default().len();
-            let mut process = self.start("leader", env!("CARGO_BIN_EXE_paceline"), &args);
+            let mut process = self.start("leader", &args[0], &args[1..]);
             while !process.has_ended() {
                 let log = process.log();
                 if let Some(address) = log[log_before..].lines().find_map(|line| line.strip_prefix("listening on ")) {
