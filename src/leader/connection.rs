@@ -85,7 +85,8 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
     core.stream.detach(&follower);
     match follower.end() {
         Some(End::Evicted(eviction)) => {
-            log::warn!("{eviction}");
+            let level = if eviction.reason.is_failure() { log::Level::Warn } else { log::Level::Info };
+            log::log!(level, "{eviction}");
             core.history.push(eviction.clone());
         }
         Some(End::Disconnected(why)) => log::info!("follower {id} at {address} disconnected: {why}"),

@@ -125,6 +125,13 @@ pub enum EvictionReason {
     Shutdown,
 }
 
+impl EvictionReason {
+    /// Whether something went wrong; nothing did when the leader shuts down.
+    pub(super) fn is_failure(&self) -> bool {
+        *self != Self::Shutdown
+    }
+}
+
 impl fmt::Display for EvictionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -140,7 +147,7 @@ impl fmt::Display for EvictionReason {
     }
 }
 
-/// An eviction, as kept in the history and logged.
+/// An eviction, as kept in the history and logged: as a warning that starts `evicted follower`, but for [`EvictionReason::Shutdown`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Eviction {
@@ -166,7 +173,9 @@ pub struct Eviction {
 
 impl fmt::Display for Eviction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "evicted follower: {}; address {}, id {}, {}", self.reason, self.address, self.id, self.state)?;
+        // A clean stop is no failure of theirs: nobody is to be woken by its lines.
+        let what = if self.reason.is_failure() { "evicted follower" } else { "let go of follower" };
+        write!(f, "{what}: {}; address {}, id {}, {}", self.reason, self.address, self.id, self.state)?;
         match (self.lag_bytes, self.lag) {
             (Some(bytes), Some(time)) => write!(f, ", lag {bytes} bytes / {:.3} s", time.as_secs_f64())?,
             _ => f.write_str(", lag unknown (not attached yet)")?,

@@ -211,12 +211,10 @@ pub struct LeaderProcess {
 }
 
 impl LeaderProcess {
-    /// The lines that say who was evicted, leaving out those of a shutdown.
+    /// The lines that say who was evicted.
     pub fn evictions(&self) -> Vec<String> {
         let log = self.process.log();
-        let evictions = log[self.log_before..]
-            .lines()
-            .filter(|line| line.contains("evicted follower") && !line.contains(": shutdown;"));
+        let evictions = log[self.log_before..].lines().filter(|line| line.contains("evicted follower"));
         evictions.map(str::to_owned).collect()
     }
 
