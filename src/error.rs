@@ -33,6 +33,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// An address cannot be listened at.
+    #[error("{who} cannot be accepted at {at}: {source}{}", listen_remedy(source))]
+    Listen {
+        /// Who would have come to it: followers or clients.
+        who: &'static str,
+        /// `HOST:PORT`, or several of them.
+        at: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Another process works on the data directory.
     #[error("data directory {} is in use by another process (its .lock is held): stop that process first", .0.display())]
     InUse(PathBuf),
@@ -82,6 +92,20 @@ impl Error {
 
     pub(crate) fn connection(doing: impl fmt::Display, source: impl Into<io::Error>) -> Self {
         Self::Connection { doing: doing.to_string(), source: source.into() }
+    }
+}
+
+/// What helps where an address cannot be listened at, to go behind the system's words.
+fn listen_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another program has this port: stop that one, or give another port",
+        io::ErrorKind::AddrNotAvailable => {
+            "; this machine has no such address: give one that it has, or 0.0.0.0 for all (IPv6: [::])"
+        }
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need root or CAP_NET_BIND_SERVICE: give a higher one",
+        // It could not be resolved.
+        _ if error.raw_os_error().is_none() => "; give an address of this machine, or 0.0.0.0 for all (IPv6: [::])",
+        _ => "",
     }
 }
 

@@ -132,6 +132,11 @@ fn wrong_command_lines_are_told_on_one_line_with_exit_code_2() {
     assert_fails(&mut paceline(&["leed"]), 2, "leed");
     assert_fails(&mut paceline(&["leader"]), 2, "--data-dir");
     assert_fails(&mut paceline(&["follow", "nowhere", "--data-dir", dir]), 2, "HOST:PORT");
+    for nowhere in ["http://db1:5679", "db1..lan:5679", "127.0.0.1:0", "::1:5679"] {
+        assert_fails(&mut paceline(&["follow", nowhere, "--data-dir", dir]), 2, "HOST:PORT");
+    }
+    assert_fails(&mut paceline(&["leader", "--data-dir", dir, "--listen", "tcp://127.0.0.1:1"]), 2, "HOST:PORT");
+    assert_fails(&mut with(&["--wrong"]), 2, "see paceline leader --help");
     assert_fails(&mut with(&["--queue-bytes", "64MIB"]), 2, "64MiB");
     assert_fails(&mut with(&["--queue-bytes", "1KiB"]), 2, "queue_bytes");
     assert_fails(&mut with(&["--write-timeout", "3"]), 2, "500ms");
@@ -173,7 +178,9 @@ fn a_leader_that_cannot_start_says_why_with_exit_code_1() {
     let (_running, address) = Running::leader(dir.path(), &[]);
     assert_fails(&mut leader(dir.path(), "127.0.0.1:0"), 1, "in use");
     let other = tempfile::tempdir().unwrap();
-    assert_fails(&mut leader(other.path(), &address), 1, "listen");
+    assert_fails(&mut leader(other.path(), &address), 1, &format!("{address}: Address already in use"));
+    assert_fails(&mut leader(other.path(), "192.0.2.1:5679"), 1, "192.0.2.1:5679: Cannot assign requested address");
+    assert_fails(&mut leader(other.path(), "nowhere.invalid:5679"), 1, "--listen nowhere.invalid:5679: ");
 }
 
 #[test]
@@ -182,8 +189,8 @@ fn a_live_directory_is_copied_until_signals_end_both_cleanly() {
     let (source, copy) = (source.path(), copy.path());
     fs::create_dir(source.join("there")).unwrap();
     fs::write(source.join("there/before"), "1").unwrap();
-    let (leader, address) = Running::leader(source, &["--exclude", "*.skip"]);
-    let follower = Running::follower(&address, copy);
+    let (leader, address) = Running::leader(source, &["--exclude", "*.skip", "--queue-bytes", "1.5MiB"]);
+    let follower = Running::follower(&format!("tcp://{address}"), copy);
     wait_until_equal(source, copy);
     // As programs do: logs that grow, are rotated both ways, folders that come and go, files renamed into place.
     let mut log = OpenOptions::new().append(true).create(true).open(source.join("log")).unwrap();
@@ -243,7 +250,12 @@ fn following_once_syncs_says_what_it_did_and_ends() {
         assert_eq!(exit, Some(0), "{stderr}");
     }
     fs::write(&secret_file, "wrong").unwrap();
-    assert_fails(&mut once, 1, "refused the secret");
+    assert_fails(&mut once, 2, "refused the secret");
+    let mut lasting = paceline(&["follow", &address, "--data-dir", data.to_str().unwrap()]);
+    assert_fails(lasting.env("PACELINE_SECRET", "wrong"), 2, "refused the secret");
+    let mut nowhere = paceline(&["follow", "nowhere.invalid:5679", "--once", "--data-dir", data.to_str().unwrap()]);
+    let (exit, _, stderr) = run(nowhere.env("PACELINE_SECRET", "s"));
+    assert!(exit == Some(1) && (stderr.contains("no such name") || stderr.contains("no name server")), "{stderr}");
     let stranger = tempfile::tempdir().unwrap();
     fs::write(stranger.path().join("precious"), "x").unwrap();
     let mut foreign = paceline(&["follow", &address, "--once", "--data-dir", stranger.path().to_str().unwrap()]);

@@ -139,11 +139,14 @@ fn what_is_wrong_with_the_command_line_is_said_on_one_line_without_asking_etcd()
         (with("--etcd-prefix", "a b"), &["prefix"]),
         (with("--etcd-user", "root"), &["no password of etcd's user was given", "--etcd-password-file"]),
         (with("--lease-ttl", "1500ms"), &["lease_ttl", "whole"]),
+        (with("--listen", "127.0.0.1:0"), &["listen", "port 0"]),
+        (with("--etcd-password-file", "p"), &["--etcd-user"]),
         (with("--proxy", "6379"), &["--proxy", "write LISTEN=PORT"]),
         (with("--on-exit", "nothing"), &["--on-exit", "hand-over"]),
         (strings(&["node", "--data-dir", "x", "--listen", "a:1", "--advertise", "tcp://a:1"]), &["give --etcd"]),
         (strings(&["follow", "--data-dir", "x"]), &["give either", "--etcd"]),
         (strings(&["follow", "a:1", "--etcd", "b", "--data-dir", "x"]), &["give either", "--etcd"]),
+        (strings(&["follow", "--etcd", "b", "--data-dir", "x", "--secret-file", "s"]), &["--secret-file", "in etcd"]),
         (strings(&["forget", "1"]), &["give --etcd"]),
         (strings(&["forget", "?", "--etcd", "b"]), &["base 36"]),
     ] {
@@ -164,11 +167,11 @@ fn what_a_node_cannot_have_ends_it_with_a_reason() {
     let port = taken.local_addr().unwrap().to_string();
     let mut args = node_args(&url, &etcd.stage.path("other"), &own_host());
     args.extend(["--proxy".to_owned(), format!("{port}=7")]);
-    assert_fails(&args, 1, &["--proxy", "in use"]);
+    assert_fails(&args, 1, &["--proxy", "in use", "give another port"]);
     args.truncate(args.len() - 2);
     let listen = args.iter().position(|arg| arg == "--listen").unwrap();
     args[listen + 1] = port;
-    assert_fails(&args, 1, &["of followers cannot be accepted", "in use"]);
+    assert_fails(&args, 1, &["followers cannot be accepted at 127.0.0.1:", "in use", "give another port"]);
     // Files of nobody's are not deleted for a leader's.
     fs::write(etcd.stage.path("other").join("precious"), "").unwrap();
     fs::remove_file(etcd.stage.path("other").join(".lock")).unwrap();

@@ -50,6 +50,9 @@ impl EtcdOptions {
             config.answer_timeout = config.answer_timeout.min(ttl / 3);
         }
         config.user = match &self.etcd_user {
+            None if self.etcd_password_file.is_some() => {
+                return Err(Failure::usage("--etcd-password-file is whose? Give --etcd-user NAME with it"));
+            }
             None => None,
             Some(name) => {
                 let password = secret_from(

@@ -13,10 +13,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use indicatif::{ProgressBar, ProgressStyle};
 use paceline::coordinator::{Coordinator, EtcdCoordinator, LeaderInfo, Observation};
 use paceline::follower::{State, Status, SyncProgress};
-use paceline::{Durability, Follower, FollowerConfig, Protocol, Secret};
+use paceline::{Durability, Error, Follower, FollowerConfig, Protocol, Secret};
 
 use super::etcd::{EtcdOptions, secret_of};
-use super::units::{parse_address, show_bytes, show_rate};
+use super::units::{parse_leader, show_bytes, show_rate};
 use super::{Failure, NodeOptions, bars, say, signals, start_logging};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -28,15 +28,13 @@ const RATE_AFTER: Duration = Duration::from_millis(500);
 #[derive(Args)]
 pub(crate) struct Options {
     /// Address of the leader [or: --etcd, and whoever is elected there is followed, without ever standing for election]
-    #[arg(value_name = "HOST:PORT", env = "PACELINE_LEADER", value_parser = parse_address)]
+    #[arg(value_name = "HOST:PORT", env = "PACELINE_LEADER", value_parser = parse_leader)]
     leader: Option<String>,
     /// Directory that becomes a copy of the leader's; made if it does not exist
     #[arg(long, value_name = "DIR", env = "PACELINE_DATA_DIR")]
     data_dir: PathBuf,
     #[command(flatten)]
     node: NodeOptions,
-    #[command(flatten)]
-    etcd: EtcdOptions,
     /// Sync, print what was done, and end
     #[arg(long)]
     once: bool,
@@ -49,6 +47,8 @@ pub(crate) struct Options {
     /// When to acknowledge to a leader of 1.0.0: what has come, is written, or is on disk (Paceline's extension tells all three)
     #[arg(long, value_name = "LEVEL", default_value = "durable", env = "PACELINE_DURABILITY")]
     durability: Level,
+    #[command(flatten)]
+    etcd: EtcdOptions,
     /// End with the process that started this one
     #[arg(long, hide = true)]
     end_with_parent: bool,
@@ -124,6 +124,11 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         (None, false) => Some(options.etcd.coordinator(None)?),
         _ => return Err(Failure::usage("give either the leader's HOST:PORT or --etcd URL[,URL]")),
     };
+    if coordinator.is_some() && options.node.secret_file.is_some() {
+        return Err(Failure::usage(
+            "a cluster's secret is kept in etcd: leave --secret-file (PACELINE_SECRET_FILE) out",
+        ));
+    }
     let told = options.leader.clone().map(|leader| Ok::<_, Failure>((leader, options.node.secret()?))).transpose()?;
     if let Some((leader, secret)) = &told {
         options.config(leader, secret.clone())?;
@@ -161,7 +166,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
             Some(Ok(())) => break,
             Some(Err(error)) => {
                 show.clear();
-                return Err(error.into());
+                return Err(failed(error, elected.as_ref()));
             }
             None if signals.try_recv().is_ok() => {
                 show.clear();
@@ -195,6 +200,18 @@ fn find_leader(
         }
     }
     Ok(None)
+}
+
+/// Where the secret was taken from etcd, nobody gave a wrong one.
+fn failed(error: Error, elected: Option<&Elected>) -> Failure {
+    match (error, elected) {
+        (Error::SecretRefused, Some(elected)) => Failure::runtime(format!(
+            "the elected leader {} refused the secret that is recorded in etcd: it is of another cluster (see --etcd-prefix), or the \
+             recorded secret was changed while it ran",
+            elected.now.as_deref().unwrap_or_default()
+        )),
+        (error, _) => error.into(),
+    }
 }
 
 /// What `--once` did, on one line.

@@ -3,6 +3,7 @@
 //! The directory is scanned before anybody can connect. The end is in the opposite order: the watcher announces what is
 //! pending, then followers get time to acknowledge it.
 
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,7 @@ impl Options {
 #[derive(Args)]
 pub(crate) struct Limits {
     /// Files not to replicate, such as '*.tmp' or 'cache/**'; may be given several times
-    #[arg(long, value_name = "GLOB")]
+    #[arg(long, value_name = "GLOB", help_heading = None::<&str>)]
     exclude: Vec<String>,
     /// Bytes held for a follower that cannot keep up, before it is evicted [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "PACELINE_QUEUE_BYTES", value_parser = parse_size, help_heading = "Limits")]
@@ -93,6 +94,12 @@ impl Limits {
     }
 }
 
+fn listen(leader: &Leader, address: &str) -> Result<SocketAddr, Failure> {
+    let unresolved = |error| Failure::runtime(format!("--listen {address}: {error}; give an address of this machine"));
+    let addresses: Vec<_> = address.to_socket_addrs().map_err(unresolved)?.collect();
+    Ok(leader.listen(&addresses[..])?)
+}
+
 fn parse_on_full(text: &str) -> Result<OnFull, String> {
     match text {
         "evict" => Ok(OnFull::Evict),
@@ -110,7 +117,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let window = Window::new(config.queue_bytes / 2);
     let leader = Arc::new(Leader::open(config)?);
     let watcher = Watcher::start(leader.clone(), &options.data_dir, Some(window))?;
-    let address = leader.listen(options.listen.as_str())?;
+    let address = listen(&leader, &options.listen)?;
     log::info!("leader {} replicates {}, {} files", leader.id(), options.data_dir.display(), leader.files().len());
     say(&format!("listening on {address}"));
 

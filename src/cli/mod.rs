@@ -12,6 +12,7 @@ mod leader;
 mod node;
 mod units;
 
+use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use crossbeam_channel::{Receiver, bounded};
 use indicatif::MultiProgress;
 use paceline::{Error, NodeId, Secret};
@@ -47,7 +48,7 @@ Environment:
 Exit codes:
   0  done, or ended by SIGTERM or SIGINT
   1  it failed while starting or running; one line on stderr says why
-  2  the command line, a setting or the secret is wrong; nothing was started
+  2  the command line, a setting or the secret is wrong; no file was touched
   130, 143  a second SIGINT or SIGTERM came before the end was clean";
 
 /// Replicates a data directory from one leader to many followers over TCP; a slow follower never slows the leader.
@@ -131,7 +132,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::runtime(error.to_string())
+        match error {
+            Error::SecretRefused => Self::usage(error.to_string()),
+            _ => Self::runtime(error.to_string()),
+        }
     }
 }
 
@@ -157,7 +161,7 @@ pub(crate) fn main() -> ExitCode {
                 let _ = error.print();
                 return ExitCode::from(2);
             }
-            _ => Err(Failure::usage(one_line(&error))),
+            _ => Err(Failure::usage(one_line(&error, std::env::args_os().nth(1).as_deref()))),
         },
     };
     match done {
@@ -171,16 +175,20 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// clap's message without its layout: what is wrong; what would be right.
-fn one_line(error: &clap::Error) -> String {
+/// clap's message without its layout: what is wrong; what would be right. `command` is the first argument, perhaps a command.
+fn one_line(error: &clap::Error, command: Option<&OsStr>) -> String {
     let text = error.render().to_string();
     let message = text.strip_prefix("error: ").unwrap_or(&text);
     let message = message.split("\n\nUsage:").next().unwrap_or_default();
     let message = message.split("\n\nFor more information").next().unwrap_or_default();
     let parts: Vec<_> =
         message.split("\n\n").map(|part| part.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    let remedy = if message.contains("; ") || parts.len() > 1 { "" } else { "; see paceline --help" };
-    parts.join("; ") + remedy
+    if message.contains("; ") || parts.len() > 1 {
+        return parts.join("; ");
+    }
+    let known = command.and_then(OsStr::to_str).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let options_of = known.map_or("paceline".to_owned(), |name| format!("paceline {name}"));
+    format!("{}; see {options_of} --help", parts.join("; "))
 }
 
 /// Fails with a clear message unless `dir` is a folder.
@@ -252,8 +260,6 @@ pub(crate) fn signals() -> Result<Receiver<i32>, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -263,17 +269,41 @@ mod tests {
 
     #[test]
     fn mistakes_are_told_on_one_line() {
-        for arguments in [
-            &["leader"][..],
-            &["leader", "--data-dri", "x"],
-            &["follow", "nowhere", "--data-dir", "x"],
-            &["follow", "a:1", "--data-dir", "x", "--id", "?"],
-            &["leader", "--data-dir", "x", "--listen", "a:1", "--queue-bytes", "many"],
-            &["leed"],
+        for (arguments, remedy) in [
+            (&["leader"][..], "see paceline leader --help"),
+            (&["leader", "--data-dri", "x"], "--data-dir"),
+            (&["follow", "nowhere", "--data-dir", "x"], "write HOST:PORT"),
+            (&["follow", "a:1", "--data-dir", "x", "--id", "?"], "base 36"),
+            (&["follow", "a:1", "--data-dir"], "see paceline follow --help"),
+            (&["leader", "--data-dir", "x", "--listen", "a:1", "--queue-bytes", "many"], "64MiB"),
+            (&["node", "--data-dir", "x", "--wrong"], "see paceline node --help"),
+            (&["--wrong"], "see paceline --help"),
+            (&["leed"], "leader"),
         ] {
             let error = Cli::try_parse_from([&["paceline"], arguments].concat()).err().expect("was taken");
-            let line = one_line(&error);
+            let line = one_line(&error, arguments.first().map(OsStr::new));
             assert!(!line.contains('\n') && !line.contains("Usage") && line.contains(';'), "{arguments:?}: {line}");
+            assert!(line.contains(remedy), "{arguments:?}: {line}");
+        }
+    }
+
+    /// A heading that one group of options sets holds for all that come after it.
+    #[test]
+    fn options_are_under_their_own_heading_in_every_help() {
+        for command in Cli::command().get_subcommands_mut() {
+            command.build();
+            for option in command.get_opts() {
+                let long = option.get_long().unwrap_or_default();
+                let of_etcd = long.starts_with("etcd") || long == "lease-ttl";
+                let general = ["data-dir", "listen", "advertise", "id", "secret-file", "adopt", "exclude", "once"];
+                match option.get_help_heading() {
+                    Some("etcd") => assert!(of_etcd, "{}: --{long} is no option of etcd", command.get_name()),
+                    heading => {
+                        assert!(!of_etcd, "{}: --{long} is under {heading:?}", command.get_name());
+                        assert!(!general.contains(&long) || heading.is_none(), "--{long} is under {heading:?}");
+                    }
+                }
+            }
         }
     }
 }

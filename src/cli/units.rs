@@ -1,5 +1,6 @@
 //! Sizes, durations and latencies, as people write and read them.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const SIZES: [(&str, u64); 11] = [
@@ -16,42 +17,93 @@ const SIZES: [(&str, u64); 11] = [
     ("KB", 1_000),
 ];
 
-const DURATIONS_MS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+const DURATIONS_MS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// Bytes written as `64MiB`, `10MB` or `4096`.
+/// More digits after the point than anybody means.
+const DECIMALS_MAX: usize = 9;
+
+/// Bytes written as `64MiB`, `1.5GB` or `4096`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let remedy = "write a whole number and a unit: 4096, 512KiB, 64MiB, 2GiB, 1TiB (or kB, MB, GB, TB)";
+    let remedy = "write a number and a unit: 4096, 512KiB, 1.5MiB, 64MiB, 2GiB, 1TiB (or kB, MB, GB, TB)";
     parse(text, &SIZES).map_err(|fault| format!("{fault}; {remedy}"))
 }
 
-/// A time written as `500ms`, `3s`, `2m` or `1h`.
+/// A time written as `500ms`, `1.5s`, `2m`, `1h` or `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let remedy = "write a whole number and a unit: 500ms, 3s, 2m, 1h";
+    let remedy = "write a number and a unit: 500ms, 1.5s, 2m, 1h, 7d";
     parse(text, &DURATIONS_MS).map(Duration::from_millis).map_err(|fault| format!("{fault}; {remedy}"))
 }
 
+/// In the smallest unit; parts of it are left out.
 fn parse(text: &str, units: &[(&str, u64)]) -> Result<u64, &'static str> {
     let text = text.trim();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    if number.is_empty() {
-        return Err("it does not begin with a whole number");
+    let (number, unit) = text.split_at(text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count());
+    let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
+    if whole.is_empty() || decimals.is_empty() || decimals.contains('.') {
+        return Err("it does not begin with a number");
     }
     let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit.trim_start()) else {
         return Err(if unit.is_empty() { "it has no unit" } else { "its unit is unknown" });
     };
-    let number: u64 = number.parse().map_err(|_| "it is too large")?;
-    number.checked_mul(*factor).ok_or("it is too large")
+    if decimals.len() > DECIMALS_MAX {
+        return Err("it has too many digits after the point");
+    }
+    let whole: u64 = whole.parse().map_err(|_| "it is too large")?;
+    let decimals: u128 = format!("{decimals:0<DECIMALS_MAX$}").parse().map_err(|_| "it is no number")?;
+    let part = decimals * u128::from(*factor) / 10_u128.pow(u32::try_from(DECIMALS_MAX).unwrap_or_default());
+    let value = u128::from(whole) * u128::from(*factor) + part;
+    if value == 0 && decimals > 0 {
+        return Err("it is too small");
+    }
+    u64::try_from(value).map_err(|_| "it is too large")
 }
 
-/// `HOST:PORT`, as it was written.
+/// `HOST:PORT` to listen at, as it was written; port 0 is any that is free.
 pub(crate) fn parse_address(text: &str) -> Result<String, String> {
     let remedy = "write HOST:PORT, such as 127.0.0.1:5679, [::1]:5679 or db1:5679";
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-        Some(_) => Err(format!("host or port is missing or wrong; {remedy}")),
-        None => Err(format!("it has no port; {remedy}")),
+    check_address(text).map_err(|fault| format!("{fault}; {remedy}"))?;
+    Ok(text.to_owned())
+}
+
+/// `HOST:PORT` to connect to; it may also be written as nodes announce it, `tcp://HOST:PORT`.
+pub(crate) fn parse_leader(text: &str) -> Result<String, String> {
+    let remedy = "write HOST:PORT, such as db1:5679, 10.0.0.1:5679 or [::1]:5679";
+    let address = text.strip_prefix("tcp://").map_or(text, |rest| rest.strip_suffix('/').unwrap_or(rest));
+    match check_address(address) {
+        Ok(0) => Err(format!("nobody can be reached at port 0; {remedy}")),
+        Ok(_) => Ok(address.to_owned()),
+        Err(fault) => Err(format!("{fault}; {remedy}")),
     }
+}
+
+/// Refuses what could never be resolved; returns the port.
+fn check_address(text: &str) -> Result<u16, &'static str> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(address.port());
+    }
+    if text.contains("://") {
+        return Err("it begins with a scheme");
+    }
+    let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
+    if host.is_empty() || port.starts_with('+') {
+        return Err("host or port is missing or wrong");
+    }
+    let port = port.parse().map_err(|_| "host or port is missing or wrong")?;
+    if !is_host_name(host) {
+        return Err("its host is neither a name nor an IP address (IPv6 is written in brackets)");
+    }
+    Ok(port)
+}
+
+fn is_host_name(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    let looks_like_ipv4 = host.split('.').count() == 4 && host.split('.').all(is_number);
+    host.len() <= 253 && host.split('.').all(is_label) && (!looks_like_ipv4 || host.parse::<Ipv4Addr>().is_ok())
 }
 
 /// Bytes with a unit: `0 B`, `1.5 MiB`.
@@ -97,7 +149,12 @@ mod tests {
         for (text, bytes) in [("0", 0), ("4096", 4096), ("64MiB", 64 << 20), ("3 kB", 3000), ("1TiB", 1 << 40)] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for bad in ["", "MiB", "64 mib", "1.5GiB", "-1", "99999999999TiB", "99999999999999999999", "6x"] {
+        for (text, bytes) in [("1.5MiB", 3 << 19), ("0.25 GB", 250_000_000), ("1.0", 1), ("0.1KiB", 102)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        assert_eq!(parse_size("18446744073709551615"), Ok(u64::MAX));
+        let odd = [".5MiB", "1.MiB", "1.2.3MiB", "1,5MiB", "1.0000000001GiB", "0.5B", "16777216.5TiB"];
+        for bad in ["", "MiB", "64 mib", "-1", "99999999999TiB", "99999999999999999999", "6x"].into_iter().chain(odd) {
             let error = parse_size(bad).unwrap_err();
             assert!(error.contains("64MiB"), "{bad}: {error} names no remedy");
         }
@@ -105,21 +162,38 @@ mod tests {
 
     #[test]
     fn durations_are_read_with_their_units() {
-        for (text, ms) in [("500ms", 500), ("3s", 3_000), ("2m", 120_000), ("1h", 3_600_000)] {
+        for (text, ms) in
+            [("500ms", 500), ("3s", 3_000), ("1.5s", 1_500), ("2m", 120_000), ("1h", 3_600_000), ("7d", 604_800_000)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for bad in ["", "3", "s", "3 sec", "1.5s", "-1s", "99999999999999999999h"] {
+        for bad in ["", "3", "s", "3 sec", "0.5ms", "-1s", "99999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad} was taken");
         }
     }
 
     #[test]
     fn addresses_need_host_and_port() {
-        for good in ["127.0.0.1:0", "[::1]:5679", "db1:5679"] {
+        for good in ["127.0.0.1:0", "[::1]:5679", "[fe80::1%2]:5679", "db1:5679", "my_db-1.example.:1", "localhost:1"] {
             assert_eq!(parse_address(good).as_deref(), Ok(good));
         }
-        for bad in ["", "db1", ":1", "db1:", "db1:70000", "db1:x"] {
-            assert!(parse_address(bad).is_err(), "{bad} was taken");
+        let long = format!("{}:1", "x".repeat(64));
+        let unresolvable = ["db1..lan:1", "db 1:1", "300.0.0.1:1", "::1:5679", "tcp://db1:5679", "-:+1", &long];
+        for bad in ["", "db1", ":1", "db1:", "db1:70000", "db1:x"].into_iter().chain(unresolvable) {
+            let error = parse_address(bad).expect_err(bad);
+            assert!(error.contains("write HOST:PORT"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_leader_is_also_read_as_nodes_announce_it() {
+        for (text, address) in [("db1:5679", "db1:5679"), ("tcp://db1:5679", "db1:5679"), ("tcp://[::1]:7/", "[::1]:7")]
+        {
+            assert_eq!(parse_leader(text).as_deref(), Ok(address));
+        }
+        for bad in ["http://db1:5679", "tcp://db1", "tcp://tcp://db1:1", "db1:0", "db1:5679/"] {
+            let error = parse_leader(bad).expect_err(bad);
+            assert!(error.contains("write HOST:PORT"), "{error}");
         }
     }
 

@@ -29,7 +29,8 @@ const UNANSWERED_MAX: Duration = Duration::from_secs(30);
 /// Connects to the first of the leader's addresses that answers. Blocks up to the connect timeout for each, and as long
 /// as resolving the name takes.
 pub(super) fn connect(config: &FollowerConfig, shared: &Shared) -> Result<(TcpStream, SocketAddr), Error> {
-    let unresolved = |error: io::Error| Error::connection(format_args!("to {}", config.leader), error);
+    let unresolved =
+        |error: io::Error| Error::connection(format_args!("to {}", config.leader), explain_unresolved(&error));
     let mut last = None;
     for address in config.leader.to_socket_addrs().map_err(unresolved)? {
         shared.check()?;
@@ -40,6 +41,17 @@ pub(super) fn connect(config: &FollowerConfig, shared: &Shared) -> Result<(TcpSt
         }
     }
     Err(last.unwrap_or_else(|| unresolved(io::Error::other("the name has no address"))))
+}
+
+/// A name may come to exist, so it is asked for again either way; what helps meanwhile is not the same.
+fn explain_unresolved(error: &io::Error) -> io::Error {
+    let text = error.to_string();
+    // There is no other way to tell: the standard library keeps the words of the C library, and not its code.
+    let hint = match ["Temporary failure", "Try again"].iter().any(|words| text.contains(words)) {
+        true => "no name server answers: see /etc/resolv.conf",
+        false => "there is no such name at present: check how it is written",
+    };
+    io::Error::new(error.kind(), format!("{text}; {hint}"))
 }
 
 fn connect_to(address: SocketAddr, timeout: Duration, shared: &Shared) -> Result<TcpStream, Error> {

@@ -240,8 +240,14 @@ impl Leader {
     ///
     /// If the address cannot be bound, or the leader is shut down.
     pub fn listen(&self, address: impl ToSocketAddrs) -> Result<SocketAddr, Error> {
-        let failed = |error: io::Error| Error::connection("cannot listen", error);
-        let listener = TcpListener::bind(address).map_err(failed)?;
+        let failed = |at: String, source: io::Error| Error::Listen { who: "followers", at, source };
+        let addresses: Vec<_> = address
+            .to_socket_addrs()
+            .map_err(|error| failed("the address that was given".to_owned(), error))?
+            .collect();
+        let shown = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let failed = |error| failed(shown(), error);
+        let listener = TcpListener::bind(&addresses[..]).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         let kept = listener.try_clone().map_err(failed)?;
         {

@@ -67,6 +67,11 @@ impl NodeConfig {
         if is_unspecified || address.ends_with(":0") {
             return Err(wrong(remedy));
         }
+        if self.listen.ends_with(":0") {
+            let reason =
+                format!("is {}; port 0 would be another one each time, and {} is announced", self.listen, address);
+            return Err(Error::Setting { name: "listen", reason });
+        }
         if self.stall_timeout.is_zero() {
             return Err(Error::Setting { name: "stall_timeout", reason: "must be longer than 0 s".into() });
         }
@@ -95,6 +100,13 @@ mod tests {
             let error = check(bad).unwrap_err().to_string();
             assert!(error.contains("advertise") && error.contains("tcp://HOST:PORT"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_node_listens_at_a_port_that_stays() {
+        let config = |listen| NodeConfig::new("/nowhere", Secret::new("s").unwrap(), listen, "tcp://db1:5679");
+        config("0.0.0.0:10").check().unwrap();
+        assert!(config("0.0.0.0:0").check().unwrap_err().to_string().contains("setting listen: is 0.0.0.0:0; port 0"));
     }
 
     #[test]

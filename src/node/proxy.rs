@@ -203,8 +203,8 @@ impl Drop for Proxy {
     }
 }
 
-fn cannot_listen(config: &ProxyConfig, error: io::Error) -> Error {
-    Error::connection(format_args!("of clients cannot be accepted at {} (--proxy {config})", config.listen), error)
+fn cannot_listen(config: &ProxyConfig, source: io::Error) -> Error {
+    Error::Listen { who: "clients", at: format!("{} (--proxy {config})", config.listen), source }
 }
 
 /// `HOST:PORT`, with the brackets that an IPv6 address needs.

@@ -239,9 +239,7 @@ impl Runner {
             match term.leader.listen(self.config.listen.as_str()) {
                 Ok(address) => return Ok(address),
                 Err(error) if Instant::now() >= deadline || term.over().is_some() => {
-                    return Err(
-                        format!("followers cannot be accepted at {} (--listen): {error}", self.config.listen).into()
-                    );
+                    return Err(error.into());
                 }
                 Err(_) => std::thread::park_timeout(TICK),
             }
@@ -347,7 +345,6 @@ impl Runner {
 
 /// Fails where the node could not listen once it is elected: better now than then.
 pub(super) fn check_listen(config: &NodeConfig) -> Result<(), Error> {
-    let unusable =
-        |error| Error::connection(format_args!("of followers cannot be accepted at {}", config.listen), error);
+    let unusable = |source| Error::Listen { who: "followers", at: config.listen.clone(), source };
     TcpListener::bind(config.listen.as_str()).map(drop).map_err(unusable)
 }
