@@ -201,6 +201,26 @@ fn neither_the_program_nor_its_hooks_see_what_is_set_for_the_node() {
 }
 
 #[test]
+fn a_node_where_the_program_cannot_run_hands_over_and_the_next_one_leads_with_everything() {
+    let etcd = Etcd::start();
+    let mut first = start_node(&etcd, "first", &["--id", "1", "--run", "exec sleep 1000"]);
+    wait_says(&mut first, "node 1 is leading");
+    let in_sync = |set: &str| etcd.get("lavinmq/isr").first().is_some_and(|(_, value)| value == set);
+    // Not installed here.
+    let second = start_node(&etcd, "second", &["--id", "2", "--run", "exec no-such-program"]);
+    wait_until("the second is the next", || in_sync("1,2") && !etcd.get("lavinmq/leader/2").is_empty());
+    let mut third = start_node(&etcd, "third", &["--id", "3", "--run", "exec sleep 1000"]);
+    wait_until("all are in sync", || in_sync("1,2,3") && !etcd.get("lavinmq/leader/3").is_empty());
+    fs::write(etcd.stage.path("first").join("a"), "one").unwrap();
+    wait_same(&etcd.stage.path("first"), &etcd.stage.path("third"));
+    first.kill();
+    wait_says(&mut third, "node 3 is leading");
+    assert!(second.log().contains("no-such-program") && second.log().contains("does not stand for election for"));
+    assert_eq!(fs::read_to_string(etcd.stage.path("third").join("a")).unwrap(), "one");
+    wait_until("the second follows", || in_sync("2,3"));
+}
+
+#[test]
 fn an_id_in_use_is_said_and_the_node_goes_on_following() {
     let etcd = Etcd::start();
     let mut first = start_node(&etcd, "first", &["--id", "1"]);

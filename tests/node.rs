@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -39,7 +39,7 @@ fn set(ids: &[i32]) -> Option<InSyncSet> {
 }
 
 /// What a host was told, in order.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Told {
     Prepare,
     Start,
@@ -54,17 +54,25 @@ struct Embedded {
     told: Sender<Told>,
     leader: Sender<Weak<Leader>>,
     fails: Arc<AtomicBool>,
+    fails_to: Arc<Mutex<Option<Told>>>,
     stops_in_vain: Arc<AtomicU32>,
+}
+
+impl Embedded {
+    fn tell(&self, told: Told) -> Result<(), HostError> {
+        let fails = *self.fails_to.lock().unwrap() == Some(told);
+        self.told.send(told).unwrap();
+        if fails { Err(format!("the test says so, at {told:?}").into()) } else { Ok(()) }
+    }
 }
 
 impl Host for Embedded {
     fn prepare(&mut self, _: &Term) -> Result<(), HostError> {
-        self.told.send(Told::Prepare).unwrap();
-        Ok(())
+        self.tell(Told::Prepare)
     }
 
     fn start(&mut self, term: &Term) -> Result<(), HostError> {
-        self.told.send(Told::Start).unwrap();
+        self.tell(Told::Start)?;
         let _ = self.leader.send(Arc::downgrade(term.leader()));
         Ok(())
     }
@@ -90,6 +98,7 @@ struct TestNode {
     told: Receiver<Told>,
     leader: Receiver<Weak<Leader>>,
     fails: Arc<AtomicBool>,
+    fails_to: Arc<Mutex<Option<Told>>>,
     stops_in_vain: Arc<AtomicU32>,
 }
 
@@ -112,9 +121,16 @@ impl TestNode {
         change(&mut config);
         let ((told, was_told), (leaders, leader)) = (unbounded(), unbounded());
         let (fails, stops_in_vain) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
-        let embedded = Embedded { told, leader: leaders, fails: fails.clone(), stops_in_vain: stops_in_vain.clone() };
+        let fails_to = Arc::<Mutex<Option<Told>>>::default();
+        let embedded = Embedded {
+            told,
+            leader: leaders,
+            fails: fails.clone(),
+            fails_to: fails_to.clone(),
+            stops_in_vain: stops_in_vain.clone(),
+        };
         let node = Node::start(config, Arc::new(coordinator), embedded).unwrap();
-        Self { node, dir, host, told: was_told, leader, fails, stops_in_vain }
+        Self { node, dir, host, told: was_told, leader, fails, fails_to, stops_in_vain }
     }
 
     #[track_caller]
@@ -155,6 +171,13 @@ impl TestNode {
 /// A candidate of the test's own, elected.
 fn elected(coordinator: &MemoryCoordinator, number: i32, uri: &str) -> Arc<dyn Leadership> {
     coordinator.campaign(id(number), uri, &Stop::new()).unwrap().unwrap()
+}
+
+/// Whether a node with this id campaigns, or leads: then the id is in use.
+fn campaigns(cluster: &MemoryCoordinator, number: i32) -> bool {
+    let withdrawn = Stop::new();
+    withdrawn.set();
+    matches!(cluster.clone().campaign(id(number), "", &withdrawn), Err(CoordinatorError::IdInUse { .. }))
 }
 
 #[test]
@@ -204,14 +227,7 @@ fn who_lost_leadership_stops_leading_first_and_follows_only_when_nothing_is_acti
     std::thread::scope(|scope| {
         let campaign = scope.spawn(|| cluster.campaign(id(2), &format!("tcp://{}", other.address), &withdraw));
         // Its campaign has begun when its id is in use.
-        wait_until("it campaigns", || {
-            let mine = cluster.clone().campaign(id(2), "", &{
-                let stop = Stop::new();
-                stop.set();
-                stop
-            });
-            matches!(mine, Err(CoordinatorError::IdInUse { .. }))
-        });
+        wait_until("it campaigns", || campaigns(&cluster, 2));
         cluster.expire_leadership();
         let _leadership = campaign.join().unwrap().unwrap().unwrap();
         assert_eq!(node.told(), Told::Stop { leads: false });
@@ -253,6 +269,48 @@ fn a_host_that_fails_leaves_its_leader_to_whoever_is_still_to_get_everything() {
     let second = TestNode::start(cluster.clone(), 2);
     second.wait_role(Role::Leading);
     assert_eq!(second.log(), "a line\nthe end\n");
+}
+
+#[test]
+fn a_winner_that_cannot_serve_leaves_the_others_their_right_to_lead() {
+    for fails_to in [Told::Prepare, Told::Start] {
+        let cluster = MemoryCoordinator::new();
+        let first = TestNode::start(cluster.clone(), 1);
+        first.wait_role(Role::Leading);
+        let second = TestNode::start(cluster.clone(), 2);
+        second.wait_in_sync(&cluster);
+        wait_until("the second is the next", || campaigns(&cluster, 2));
+        let third = TestNode::start(cluster.clone(), 3);
+        third.wait_in_sync(&cluster);
+        wait_until("the third campaigns", || campaigns(&cluster, 3));
+        first.append(b"a line\n");
+        *second.fails_to.lock().unwrap() = Some(fails_to);
+        cluster.expire_leadership();
+        third.wait_role(Role::Leading);
+        assert_eq!(second.told(), Told::Prepare, "the second was not elected");
+        assert!(cluster.in_sync_set().unwrap().is_some_and(|set| set.contains(id(3))));
+        third.append(b"another line\n");
+        wait_until("the second follows", || second.log().ends_with("another line\n"));
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_opened_to_lead_costs_the_node_its_turn_and_nothing_else() {
+    let cluster = MemoryCoordinator::new();
+    let first = TestNode::start(cluster.clone(), 1);
+    first.wait_role(Role::Leading);
+    let broken = TestNode::start(cluster.clone(), 2);
+    broken.wait_in_sync(&cluster);
+    wait_until("it is the next", || campaigns(&cluster, 2));
+    let third = TestNode::start(cluster.clone(), 3);
+    third.wait_in_sync(&cluster);
+    // What a leader writes before anything else, and cannot.
+    let in_its_way = broken.dir.path().join(".clustering_id");
+    fs::remove_file(&in_its_way).unwrap();
+    fs::create_dir(&in_its_way).unwrap();
+    first.node.stop().unwrap();
+    third.wait_role(Role::Leading);
+    assert!(broken.told.is_empty(), "it did lead");
 }
 
 #[test]
@@ -331,11 +389,7 @@ fn a_node_that_is_elected_without_being_in_the_set_steps_down_before_it_has_begu
     cluster.set_in_sync_set(set(&[7]));
     let other = elected(&cluster, 7, "tcp://127.0.0.1:1");
     let node = TestNode::start(Stale { cluster: cluster.clone(), observed }, 1);
-    wait_until("it campaigns", || {
-        let withdrawn = Stop::new();
-        withdrawn.set();
-        matches!(cluster.campaign(id(1), "", &withdrawn), Err(CoordinatorError::IdInUse { .. }))
-    });
+    wait_until("it campaigns", || campaigns(&cluster, 1));
     other.resign();
     wait_until("it knows better", || node.node.status().in_sync == set(&[7]));
     // It has given the election up: the next one is elected.
@@ -394,7 +448,8 @@ fn a_directory_in_use_and_a_wrong_secret_end_a_node_with_their_reason() {
     first.wait_role(Role::Leading);
     let start = |dir: &Path, secret: Secret| {
         let ((told, _), (leader, _)) = (unbounded(), unbounded());
-        let host = Embedded { told, leader, fails: Arc::default(), stops_in_vain: Arc::default() };
+        let host =
+            Embedded { told, leader, fails: Arc::default(), fails_to: Arc::default(), stops_in_vain: Arc::default() };
         Node::start(config(dir, &own_address(), 2, secret), Arc::new(cluster.clone()), host)
     };
     let secret = cluster.secret().unwrap();

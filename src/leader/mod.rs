@@ -159,7 +159,7 @@ impl Leader {
     ///
     /// If a setting is out of range, the directory is missing, in use or cannot be read.
     pub fn open(config: LeaderConfig) -> Result<Self, Error> {
-        Self::open_with(config, Arc::new(Alone), None)
+        Self::open_with(config, Arc::new(Alone), None, true)
     }
 
     /// Like [`open`](Self::open), for a node of a cluster that has won an election: what follows in sync is recorded with the
@@ -174,13 +174,35 @@ impl Leader {
         leadership: Arc<dyn Leadership>,
         recorded: Option<&InSyncSet>,
     ) -> Result<Self, Error> {
-        Self::open_with(config, leadership, recorded)
+        Self::open_with(config, leadership, recorded, true)
+    }
+
+    /// Like [`open_elected`](Self::open_elected), but leaves the recorded in-sync set as it is until
+    /// [`begin_recording`](Self::begin_recording), or until something is to be committed on all: a node that turns out not to be
+    /// able to serve must not have taken from others the right to lead.
+    pub(crate) fn open_standing_by(
+        config: LeaderConfig,
+        leadership: Arc<dyn Leadership>,
+        recorded: Option<&InSyncSet>,
+    ) -> Result<Self, Error> {
+        Self::open_with(config, leadership, recorded, false)
+    }
+
+    /// Who is in sync is recorded from now on. Never blocks; does nothing when done before.
+    pub(crate) fn begin_recording(&self) {
+        self.core.commits.begin_recording();
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.core.commits.is_recording()
     }
 
     fn open_with(
         config: LeaderConfig,
         leadership: Arc<dyn Leadership>,
         recorded: Option<&InSyncSet>,
+        recording: bool,
     ) -> Result<Self, Error> {
         config.check()?;
         let exclude = globs(&config.exclude)?;
@@ -196,7 +218,7 @@ impl Leader {
         let core = Arc::new(Core {
             stream: Arc::new(Stream::new(index, &config)),
             exclude,
-            commits: Commits::new(&config, dir.id(), leadership, recorded),
+            commits: Commits::new(&config, dir.id(), leadership, recorded, recording),
             dir,
             admission: Admission::new(&config),
             config,
@@ -247,7 +269,12 @@ impl Leader {
             .collect();
         let shown = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let failed = |error| failed(shown(), error);
-        let listener = TcpListener::bind(&addresses[..]).map_err(failed)?;
+        self.listen_on(TcpListener::bind(&addresses[..]).map_err(failed)?)
+    }
+
+    /// Like [`listen`](Self::listen), on a socket that listens already.
+    pub(crate) fn listen_on(&self, listener: TcpListener) -> Result<SocketAddr, Error> {
+        let failed = |source| Error::Listen { who: "followers", at: "its address".to_owned(), source };
         let bound = listener.local_addr().map_err(failed)?;
         let kept = listener.try_clone().map_err(failed)?;
         {

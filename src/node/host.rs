@@ -43,9 +43,18 @@ pub trait Host: Send + 'static {
         Ok(())
     }
 
+    /// Whether it has shown that it will stay active. Asked after [`start`](Self::start) and each [`check`](Self::check); until it is so
+    /// for the first time, or something was to be committed on all, the recorded in-sync set is left as the election found it,
+    /// and whoever was in it may lead should this host fail. Defaults to yes. Never blocks.
+    fn is_up(&self, term: &Term) -> bool {
+        let _ = term;
+        true
+    }
+
     /// Ceases to be active; returns when nothing of it changes the directory any more, and every clone of
     /// [`Term::leader`] is dropped. When leadership was lost, the leader has been shut down by then and others may lead already;
-    /// when it is handed over, it is held until this returns, and what is announced here still reaches followers.
+    /// when it is handed over, it is held until this returns, and what is announced here still reaches followers, unless
+    /// this host never [was up](Self::is_up).
     ///
     /// # Errors
     ///

@@ -26,6 +26,9 @@
 //! - A node leads only while its leadership is held, by its own clock; a managed program is killed when that runs out, also when the
 //!   node is frozen or killed ([`guard`]).
 //! - A node that was elected without being in the recorded in-sync set steps down before it has opened its directory.
+//! - What a node needs to serve it holds from its start, or tries before the recorded set is touched: the set stays as the election
+//!   found it until the directory is open, followers are accepted, and the host is active ([`Host::is_up`]). A node that fails before
+//!   that leaves the others their right to lead, and stands back from elections, each time for longer.
 //! - Leadership is renewed only while the disk takes writes and the leader dispatches.
 //!
 //! # Threads
@@ -47,6 +50,7 @@ mod following;
 mod health;
 mod hook;
 mod host;
+mod port;
 mod program;
 mod proxy;
 mod run;
@@ -63,10 +67,11 @@ pub use self::config::NodeConfig;
 pub use self::error::NodeError;
 use self::following::Own;
 pub use self::host::{Host, HostError, Term};
+use self::port::Port;
 pub use self::program::{ProgramConfig, guard};
 use self::proxy::Proxy;
 pub use self::proxy::ProxyConfig;
-use self::run::{Runner, check_listen};
+use self::run::Runner;
 pub use self::watched::{OnExit, WatchedConfig, WatchedProgram};
 use crate::coordinator::{Coordinator, InSyncSet, LeaderInfo, Stop};
 use crate::datadir::{DataDir, DirLock};
@@ -164,7 +169,8 @@ impl Shared {
 }
 
 impl Node {
-    /// Takes the directory (made, 0700, if absent), binds the proxies' ports, and starts. Does not wait for the coordinator.
+    /// Takes the directory (made, 0700, if absent), binds the port for followers and the proxies', and starts. Does not wait for
+    /// the coordinator.
     ///
     /// # Errors
     ///
@@ -176,7 +182,8 @@ impl Node {
         made.map_err(|error| Error::io("make the folder", dir, error))?;
         let lock = DirLock::take(dir)?;
         let id = DataDir::open_unclaimed(dir, config.leader.id, Some(lock.clone()))?.id();
-        check_listen(&config)?;
+        let unusable = |source| Error::Listen { who: "followers", at: config.listen.clone(), source };
+        let port = Port::hold(&config.listen).map_err(unusable)?;
         let proxies = config.proxies.iter().cloned().map(Proxy::bind).collect::<Result<Vec<_>, _>>()?;
         let announced = LeaderInfo { uri: config.advertise.clone(), id: Some(id), term: 0 };
         let own = Own { id, uri: announced.uri.clone(), address: announced.address()? };
@@ -197,6 +204,7 @@ impl Node {
             coordinator,
             host: Box::new(host),
             proxies,
+            port,
             in_sync: None,
             leader: None,
             stopped,

@@ -1,6 +1,5 @@
 //! The node's own thread: which role it has, and the way from one to the next. See [`super`] for the drawing.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use super::config::{NodeConfig, host_of};
 use super::following::{Following, Own};
 use super::health::Health;
 use super::host::{Host, HostError, Term};
+use super::port::Port;
 use super::proxy::Proxy;
 use super::{NodeError, Role, Shared};
 use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation};
@@ -21,8 +21,6 @@ use crate::thread::DROP_JOIN_MAX;
 
 /// How often the follower, the host and the proxies are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the port for followers may be in use: connections of a moment ago hold it sometimes.
-const LISTEN_MAX: Duration = Duration::from_secs(5);
 /// Between two attempts to stop a host that says it is still active.
 const STOP_AGAIN: Duration = Duration::from_secs(5);
 /// How long a node that handed leadership over because something failed stays out of elections; each time twice as long.
@@ -46,6 +44,8 @@ pub(super) struct Runner {
     pub(super) coordinator: Arc<dyn Coordinator>,
     pub(super) host: Box<dyn Host>,
     pub(super) proxies: Vec<Proxy>,
+    /// Where followers are accepted while the node leads.
+    pub(super) port: Port,
     pub(super) leaders: Observation<Option<LeaderInfo>>,
     pub(super) sets: Observation<Option<InSyncSet>>,
     /// As last observed; `None`: nothing was observed yet.
@@ -187,7 +187,14 @@ impl Runner {
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
         // The set is as `may_take` found it.
         let recorded = self.in_sync.as_ref().and_then(Option::as_ref);
-        let leader = Arc::new(Leader::open_elected(config, leadership.clone(), recorded)?);
+        let leader = match Leader::open_standing_by(config, leadership.clone(), recorded) {
+            Ok(leader) => Arc::new(leader),
+            Err(error) => {
+                log::error!("hands leadership over, cannot lead: {error}");
+                self.stand_back(Duration::ZERO);
+                return Ok(());
+            }
+        };
         health.watch(&leader);
         let term = Term::new(leader, leadership.clone(), self.lock.clone(), self.shared.stop.clone());
         let began = Instant::now();
@@ -204,8 +211,10 @@ impl Runner {
     /// Leads, until it should not.
     fn serve(&mut self, term: &Term) -> Result<End, HostError> {
         self.host.prepare(term)?;
-        let address = self.listen(term)?;
-        log::info!("followers are accepted at {address}");
+        let unusable = |source| Error::Listen { who: "followers", at: self.config.listen.clone(), source };
+        let listener = self.port.listen().map_err(unusable)?;
+        term.leader.listen_on(listener)?;
+        log::info!("followers are accepted at {}", self.port.address());
         self.host.start(term)?;
         self.shared.set_role(Role::Leading);
         let own_host = host_of(&self.own.address).to_owned();
@@ -214,9 +223,14 @@ impl Runner {
                 return Ok(End::Lost);
             }
             if self.shared.stop.is_set() {
+                // It may have written in the moment before it has shown that it is up: followers get that.
+                term.leader.begin_recording();
                 return Ok(End::ShuttingDown);
             }
             self.host.check(term)?;
+            if self.host.is_up(term) {
+                term.leader.begin_recording();
+            }
             self.open_proxies(Some(&own_host), false);
             self.observe();
         }
@@ -231,19 +245,6 @@ impl Runner {
             self.in_sync = Some(set);
         }
         self.shared.note(self.leader.as_ref(), self.in_sync.clone().flatten(), None);
-    }
-
-    fn listen(&self, term: &Term) -> Result<std::net::SocketAddr, HostError> {
-        let deadline = Instant::now() + LISTEN_MAX;
-        loop {
-            match term.leader.listen(self.config.listen.as_str()) {
-                Ok(address) => return Ok(address),
-                Err(error) if Instant::now() >= deadline || term.over().is_some() => {
-                    return Err(error.into());
-                }
-                Err(_) => std::thread::park_timeout(TICK),
-            }
-        }
     }
 
     /// Ends what `serve` began, in the order that the end asks for: who lost leadership stops leading before anything that takes
@@ -266,16 +267,26 @@ impl Runner {
                 let stopped = self.stop_host(term);
                 self.wait_for_successor(term);
                 self.drain(term);
-                self.stay_out =
-                    if led_for > STAY_OUT_MAX { STAY_OUT_MIN } else { (self.stay_out * 2).min(STAY_OUT_MAX) };
-                self.stay_out_until = Instant::now() + self.stay_out;
+                self.stand_back(led_for);
                 stopped
             }
         }
     }
 
+    /// So that another node leads, if one may, and not this one again and again.
+    fn stand_back(&mut self, led_for: Duration) {
+        self.stay_out = if led_for > STAY_OUT_MAX { STAY_OUT_MIN } else { (self.stay_out * 2).min(STAY_OUT_MAX) };
+        self.stay_out_until = Instant::now() + self.stay_out;
+        log::info!("does not stand for election for {:?}", self.stay_out);
+    }
+
     /// There is nobody to hand over to unless somebody has everything: followers may still get it.
     fn wait_for_successor(&mut self, term: &Term) {
+        self.observe();
+        if self.in_sync.iter().flatten().all(|set| set.len() == 1) {
+            // Nobody loses the right to lead by that, and somebody may gain it.
+            term.leader.begin_recording();
+        }
         let deadline = Instant::now() + self.config.drain_timeout;
         loop {
             self.observe();
@@ -288,7 +299,9 @@ impl Runner {
     }
 
     fn drain(&self, term: &Term) {
-        let timeout = if term.is_held() { self.config.drain_timeout } else { Duration::ZERO };
+        // Before anything is recorded nobody of the set is let in: whoever leads next has what it had.
+        let drains = term.is_held() && term.leader.is_recording();
+        let timeout = if drains { self.config.drain_timeout } else { Duration::ZERO };
         for (id, bytes) in &term.leader.shutdown(timeout).undrained {
             let lack = bytes.map_or("was joining".to_owned(), |bytes| format!("lacks {bytes} bytes"));
             log::warn!("follower {id} {lack}");
@@ -341,10 +354,4 @@ impl Runner {
     fn close_proxies(&self) {
         self.proxies.iter().for_each(Proxy::close);
     }
-}
-
-/// Fails where the node could not listen once it is elected: better now than then.
-pub(super) fn check_listen(config: &NodeConfig) -> Result<(), Error> {
-    let unusable = |source| Error::Listen { who: "followers", at: config.listen.clone(), source };
-    TcpListener::bind(config.listen.as_str()).map(drop).map_err(unusable)
 }

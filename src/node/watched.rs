@@ -17,6 +17,9 @@ const TICK: Duration = Duration::from_millis(100);
 const RESTART_MIN: Duration = Duration::from_millis(100);
 const RESTART_MAX: Duration = Duration::from_secs(30);
 
+/// What cannot run here (not installed, a setting that is wrong) has mostly ended by then.
+const UP_AFTER: Duration = Duration::from_secs(1);
+
 /// What is to be done when the program ends by itself while its node leads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -168,6 +171,12 @@ impl Host for WatchedProgram {
             return Err(failure.into());
         }
         self.check_program(term)
+    }
+
+    fn is_up(&self, _: &Term) -> bool {
+        // One that is started again and again does not hand over.
+        self.config.on_exit == OnExit::Restart
+            || self.program.as_ref().is_none_or(|running| running.since.elapsed() >= UP_AFTER)
     }
 
     fn stop(&mut self, term: &Term) -> Result<(), HostError> {

@@ -72,6 +72,8 @@ struct State {
     /// ... and are to be asked again.
     sync_wanted: bool,
     local_sync_failed: bool,
+    /// Whether the recorded set may be changed yet.
+    recording: bool,
     /// Nothing is confirmed any more.
     closed: bool,
     /// The threads are to end.
@@ -111,12 +113,13 @@ impl Drop for Settled {
 }
 
 impl Commits {
-    /// `recorded`: the in-sync set that the coordinator has.
+    /// `recorded`: the in-sync set that the coordinator has; `recording`: whether another one may be recorded from the start.
     pub(super) fn new(
         config: &LeaderConfig,
         leader: NodeId,
         leadership: Arc<dyn Leadership>,
         recorded: Option<&InSyncSet>,
+        recording: bool,
     ) -> Self {
         let recorded: Set = recorded.map_or(Set::from([leader]), |set| set.iter().collect());
         Self {
@@ -135,6 +138,7 @@ impl Commits {
                 requested: 0,
                 sync_wanted: false,
                 local_sync_failed: false,
+                recording,
                 closed: false,
                 ended: false,
             }),
@@ -204,6 +208,17 @@ impl Commits {
         state.rule.appended(end.0);
         let (followers, counted) = (state.rule.in_sync().collect(), state.rule.counted().into_iter().collect());
         InSyncStatus { followers, counted, min_in_sync: self.min_in_sync }
+    }
+
+    /// From now on the recorded set is kept as it should be.
+    pub(super) fn begin_recording(&self) {
+        if !std::mem::replace(&mut self.state.lock().recording, true) {
+            self.to_record.notify_one();
+        }
+    }
+
+    pub(super) fn is_recording(&self) -> bool {
+        self.state.lock().recording
     }
 
     // ---- commits ----
@@ -277,6 +292,8 @@ impl Commits {
             self.to_call.notify_one();
         }
         state.sync_wanted |= level.durability == Durability::Durable && position.0 > state.requested;
+        // A member that is not here holds it up until a set without it is recorded.
+        state.recording |= level.quorum == Quorum::All;
         self.changed(state);
         Ok(at)
     }
@@ -404,7 +421,7 @@ impl Commits {
     /// Waits until what is in sync is recorded as it is, up to `deadline`.
     pub(super) fn settle(&self, deadline: Instant) -> bool {
         let mut state = self.state.lock();
-        while !state.rule.is_settled() && self.leadership.is_held() {
+        while state.recording && !state.rule.is_settled() && self.leadership.is_held() {
             if self.recorded.wait_until(&mut state, deadline).timed_out() {
                 return false;
             }

@@ -81,7 +81,9 @@ impl Commits {
             if state.ended {
                 return None;
             }
-            if let Some(set) = state.rule.next_set() {
+            if state.recording
+                && let Some(set) = state.rule.next_set()
+            {
                 return Some(set);
             }
             if state.rule.lingers() {
