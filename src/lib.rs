@@ -70,12 +70,14 @@
 pub mod config;
 pub mod coordinator;
 mod datadir;
+mod descriptors;
 pub mod error;
 pub mod follower;
 mod index;
 pub mod leader;
 pub mod node;
 pub mod protocol;
+mod seldom;
 mod sendqueue;
 mod stop;
 mod thread;

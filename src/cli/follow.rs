@@ -134,6 +134,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         options.config(leader, secret.clone())?;
     }
     start_logging();
+    super::descriptors::raise();
     let signals = signals()?;
     if options.end_with_parent {
         super::demo::end_with_parent()?;

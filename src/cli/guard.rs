@@ -15,6 +15,9 @@ const GUARDED: [&str; 2] = ["/proc/self/exe", "guarded"];
 
 #[derive(Args)]
 pub(crate) struct GuardOptions {
+    /// How many files the program may have open, before it raises that itself
+    #[arg(long)]
+    descriptors: Option<u64>,
     command: String,
     grace_ms: u64,
 }
@@ -30,6 +33,9 @@ pub(crate) fn run_guard(options: &GuardOptions) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::runtime(format!("the guard of the program: {error}"));
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         signal_hook::flag::register(signal, Arc::default()).map_err(failed)?;
+    }
+    if let Some(descriptors) = options.descriptors {
+        super::descriptors::set(descriptors).map_err(failed)?;
     }
     guard::run(&GUARDED, &options.command, Duration::from_millis(options.grace_ms)).map_err(failed)
 }

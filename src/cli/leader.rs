@@ -112,6 +112,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let config = options.config()?;
     require_folder(&options.data_dir)?;
     start_logging();
+    super::descriptors::raise();
     let signals = signals()?;
     // Half of the queue: the watcher pauses before a follower that keeps up is anywhere near eviction.
     let window = Window::new(config.queue_bytes / 2);

@@ -4,6 +4,7 @@
 //! the process at the second.
 
 mod demo;
+mod descriptors;
 mod etcd;
 mod follow;
 mod forget;

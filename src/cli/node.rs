@@ -2,6 +2,7 @@
 //!
 //! The node's own threads do the work; the main thread says which role it has.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use clap::{Args, ValueEnum};
 use paceline::NodeId;
 use paceline::node::{Node, NodeConfig, OnExit, ProgramConfig, ProxyConfig, Role, WatchedConfig, WatchedProgram};
 
+use super::descriptors;
 use super::etcd::{EtcdOptions, secret_of};
 use super::guard::GUARD;
 use super::leader::Limits;
@@ -93,13 +95,17 @@ impl Options {
         Ok(config)
     }
 
-    fn host(&self) -> WatchedProgram {
+    /// `descriptors`: how many files what is started may have open.
+    fn host(&self, descriptors: Option<u64>) -> WatchedProgram {
         let mut config = WatchedConfig::default();
         config.on_elected.clone_from(&self.on_elected);
         config.on_lost.clone_from(&self.on_lost);
         config.hook_timeout = self.hook_timeout;
+        config.descriptors = descriptors;
         config.program = self.run.as_ref().map(|command| {
-            let mut program = ProgramConfig::new(command, GUARD.map(Into::into).to_vec());
+            let mut guard: Vec<OsString> = GUARD.map(Into::into).to_vec();
+            guard.extend(descriptors.map(|limit| format!("--descriptors={limit}").into()));
+            let mut program = ProgramConfig::new(command, guard);
             program.stop_grace = self.stop_grace;
             program
         });
@@ -116,10 +122,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     options.config(paceline::Secret::new("not the cluster's").map_err(|error| Failure::usage(error.to_string()))?)?;
     let coordinator = options.etcd.coordinator(options.lease_ttl)?;
     start_logging();
+    let descriptors = descriptors::raise();
     let signals = signals()?;
     let Some(secret) = secret_of(&coordinator, &signals)? else { return Ok(()) };
     let failed = |error: paceline::node::NodeError| Failure::runtime(error.to_string());
-    let node = Node::start(options.config(secret)?, Arc::new(coordinator), options.host()).map_err(failed)?;
+    let node =
+        Node::start(options.config(secret)?, Arc::new(coordinator), options.host(descriptors)).map_err(failed)?;
     let id = node.id();
     log::info!("node {id} keeps {}", options.data_dir.display());
     let mut role = Role::Following;

@@ -1,10 +1,12 @@
 //! The accept thread, and the bound on connections that have not authenticated.
 //!
 //! One thread a listener. Each connection gets a thread of its own at once, so a silent one delays nobody; there are at
-//! most `unauthenticated_max` of these, and one more closes the oldest. It stops when the listener is shut down.
+//! most `unauthenticated_max` of these, and one more closes the oldest. One that would take one of the last file descriptors, which
+//! followers and their syncs need, is closed, as is one that gets no thread. It stops when the listener is shut down.
 
 use std::collections::VecDeque;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,10 +16,13 @@ use socket2::SockRef;
 
 use super::Core;
 use super::connection::serve;
+use crate::descriptors::{For, is_kept_for_others};
+use crate::seldom::Seldom;
 
 /// Connections that have not authenticated, the oldest first.
 #[derive(Default)]
 pub(super) struct Unauthenticated {
+    closed: Seldom,
     connections: Mutex<(u64, VecDeque<(u64, TcpStream)>)>,
 }
 
@@ -31,7 +36,9 @@ impl Unauthenticated {
             (*last, if connections.len() > most { connections.pop_front() } else { None })
         };
         if let Some((_, socket)) = oldest {
-            log::warn!("more than {most} connections have not authenticated: closing the oldest");
+            if let Some(unsaid) = self.closed.is_due() {
+                log::warn!("more than {most} connections have not authenticated: closing the oldest{unsaid}");
+            }
             let _ = socket.shutdown(Shutdown::Both);
         }
         key
@@ -63,27 +70,46 @@ pub(super) fn stop_listening(listener: &TcpListener) {
 pub(super) fn run(core: &Arc<Core>, listener: &TcpListener) {
     /// Accepting fails for want of file descriptors, mostly: they come back when something is closed.
     const RETRY: Duration = Duration::from_millis(100);
+    let (not_accepted, refused) = (Seldom::default(), Seldom::default());
     loop {
         let accepted = listener.accept();
         if core.stopping.load(Ordering::SeqCst) {
             return;
         }
-        let started = accepted.and_then(|(socket, address)| {
-            let key = core.unauthenticated.add(socket.try_clone()?, core.config.unauthenticated_max);
-            // A shutdown that began since the look above may not have found it there.
-            if core.stopping.load(Ordering::SeqCst) {
-                core.unauthenticated.close_all();
+        match accepted {
+            Ok((socket, address)) => {
+                if let Err(error) = admit(core, socket, address)
+                    && let Some(unsaid) = refused.is_due()
+                {
+                    log::error!("the connection from {address} was closed: {error}{unsaid}");
+                }
             }
-            let connection = core.clone();
-            let spawned = core.threads.spawn("follower", move || serve(&connection, socket, address, key));
-            if spawned.is_err() {
-                core.unauthenticated.remove(key);
+            Err(error) => {
+                if let Some(unsaid) = not_accepted.is_due() {
+                    log::error!("cannot accept a follower: {error}; trying again{unsaid}");
+                }
+                std::thread::park_timeout(RETRY);
             }
-            spawned
-        });
-        if let Err(error) = started {
-            log::error!("cannot accept a follower: {error}; trying again");
-            std::thread::park_timeout(RETRY);
         }
     }
+}
+
+/// An error closes the connection.
+fn admit(core: &Arc<Core>, socket: TcpStream, address: SocketAddr) -> io::Result<()> {
+    let again = socket.try_clone()?;
+    if is_kept_for_others(&again, For::Stranger) {
+        let remedy = "raise the limit of open files (ulimit -n, LimitNOFILE=)";
+        return Err(io::Error::other(format!("the other file descriptors are kept for replication; {remedy}")));
+    }
+    let key = core.unauthenticated.add(again, core.config.unauthenticated_max);
+    // A shutdown that began since the look in `run` may not have found it there.
+    if core.stopping.load(Ordering::SeqCst) {
+        core.unauthenticated.close_all();
+    }
+    let connection = core.clone();
+    let spawned = core.threads.spawn("follower", move || serve(&connection, socket, address, key));
+    spawned.map_err(|error| {
+        core.unauthenticated.remove(key);
+        io::Error::new(error.kind(), format!("its thread could not be started: {error}"))
+    })
 }

@@ -30,6 +30,8 @@ pub(super) enum HookFailure {
 pub(super) struct Hook {
     pub(super) command: String,
     pub(super) timeout: Duration,
+    /// The soft limit of open files, if it is not to be our own.
+    pub(super) descriptors: Option<u64>,
 }
 
 impl fmt::Display for Hook {
@@ -42,7 +44,10 @@ impl Hook {
     /// Runs it; its output is passed on. Blocks until it has ended, or is killed with all of its process group: when the
     /// time is up, or `cut_short` says why it should be.
     pub(super) fn run(&self, cut_short: &dyn Fn() -> Option<&'static str>) -> Result<(), HookFailure> {
-        let mut command = super::program::shell(&self.command);
+        let mut command = match self.descriptors {
+            Some(limit) => super::program::shell(&format!("ulimit -Sn {limit}\n{}", self.command)),
+            None => super::program::shell(&self.command),
+        };
         let mut child = command.stdin(Stdio::null()).process_group(0).spawn().map_err(HookFailure::NotRun)?;
         let deadline = Instant::now() + self.timeout;
         loop {
@@ -80,7 +85,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn hook(command: String, timeout: Duration) -> Hook {
-        Hook { command, timeout }
+        Hook { command, timeout, descriptors: None }
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub use self::host::{Host, HostError, Term};
 use self::port::Port;
 pub use self::program::{ProgramConfig, guard};
 use self::proxy::Proxy;
-pub use self::proxy::ProxyConfig;
+pub use self::proxy::{ProxyConfig, ProxyStatus};
 use self::run::Runner;
 pub use self::watched::{OnExit, WatchedConfig, WatchedProgram};
 use crate::coordinator::{Coordinator, InSyncSet, LeaderInfo, Stop};
@@ -83,7 +83,8 @@ use crate::types::NodeId;
 /// A running node. Dropping it stops it, as [`Node::stop`] does, but waits for 5 s at most.
 pub struct Node {
     id: NodeId,
-    proxies: Vec<std::net::SocketAddr>,
+    proxies: Vec<Arc<proxy::Shared>>,
+    addresses: Vec<std::net::SocketAddr>,
     shared: Arc<Shared>,
     threads: Group,
 }
@@ -129,6 +130,8 @@ pub struct NodeStatus {
     pub in_sync: Option<InSyncSet>,
     /// Of the follower, as last seen; there is one once there was a leader to follow.
     pub follower: Option<follower::Status>,
+    /// In the order of [`NodeConfig::proxies`].
+    pub proxies: Vec<ProxyStatus>,
 }
 
 struct Shared {
@@ -191,7 +194,8 @@ impl Node {
         let shared = Arc::new(Shared { stop: Stop::new(), state: Mutex::default(), changed: Condvar::new() });
         let node = Self {
             id,
-            proxies: proxies.iter().map(Proxy::address).collect(),
+            proxies: proxies.iter().map(Proxy::shared).collect(),
+            addresses: proxies.iter().map(Proxy::address).collect(),
             shared: shared.clone(),
             threads: Group::default(),
         };
@@ -232,13 +236,14 @@ impl Node {
     /// Where clients connect, in the order of [`NodeConfig::proxies`].
     #[must_use]
     pub fn proxies(&self) -> &[std::net::SocketAddr] {
-        &self.proxies
+        &self.addresses
     }
 
     /// A snapshot. Does not wait for anything.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
-        self.shared.state.lock().status.clone()
+        let status = self.shared.state.lock().status.clone();
+        NodeStatus { proxies: self.proxies.iter().map(|proxy| proxy.status()).collect(), ..status }
     }
 
     /// Blocks until the node has another role than `than`, at most for `timeout`, and returns the one it has.

@@ -43,6 +43,9 @@ pub struct WatchedConfig {
     pub on_lost: Option<String>,
     /// How long a hook may run before it is killed. Defaults to 60 s.
     pub hook_timeout: Duration,
+    /// How many files a hook may have open before it raises that itself (its soft limit), if it is not to have this process' own.
+    /// Defaults to none.
+    pub descriptors: Option<u64>,
     /// The managed program. Defaults to none.
     pub program: Option<ProgramConfig>,
     /// What happens when it ends by itself. Defaults to [`OnExit::HandOver`].
@@ -55,6 +58,7 @@ impl Default for WatchedConfig {
             on_elected: None,
             on_lost: None,
             hook_timeout: Duration::from_secs(60),
+            descriptors: None,
             program: None,
             on_exit: OnExit::default(),
         }
@@ -87,7 +91,8 @@ impl WatchedProgram {
     }
 
     fn hook(&self, command: Option<&String>) -> Option<Hook> {
-        command.map(|command| Hook { command: command.clone(), timeout: self.config.hook_timeout })
+        let (timeout, descriptors) = (self.config.hook_timeout, self.config.descriptors);
+        command.map(|command| Hook { command: command.clone(), timeout, descriptors })
     }
 
     fn start_program(&mut self, term: &Term) -> Result<(), HostError> {

@@ -1,5 +1,11 @@
+use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
+use socket2::SockRef;
+
+use super::connection::proxy_header;
+use super::mover::CONNECT_TIMEOUT;
 use super::*;
 
 /// How long anything may take before a test calls it a failure.
@@ -261,4 +267,46 @@ fn settings_are_read_as_they_are_written() {
     for bad in ["", "6379=6380", ":1=2", "a:1", "a:1=", "a:1=0", "a:x=1", "a:1=65536", "a:1=2,proxy", "a:1=2,"] {
         assert!(bad.parse::<ProxyConfig>().is_err(), "{bad} was taken");
     }
+}
+
+#[test]
+fn a_side_that_reads_nothing_stops_the_other_and_no_other_client() {
+    let target = listener();
+    let proxy = proxy_to(&target, |_| ());
+    proxy.open("127.0.0.1").unwrap();
+    let (mut stuck, server) = pair(&proxy, &target);
+    stuck.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut sent = 0;
+    // Buffers of the system, of both connections, and one of ours.
+    while let Ok(count) = stuck.write(&[7; 64 << 10]) {
+        sent += count;
+        assert!(sent < 256 << 20, "nothing holds the client up");
+    }
+    let others: Vec<_> = (0..20).map(|_| pair(&proxy, &target)).collect();
+    for (client, server) in &others {
+        { client }.write_all(b"x").unwrap();
+        assert_eq!(read(server, 1), b"x");
+    }
+    stuck.shutdown(Shutdown::Write).unwrap();
+    let received = read_to_end(&server);
+    assert!(received.len() >= sent && received.iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn a_client_that_has_ended_and_is_owed_an_answer_costs_no_time() {
+    let target = listener();
+    let proxy = proxy_to(&target, |_| ());
+    proxy.open("127.0.0.1").unwrap();
+    let (client, mut server) = pair(&proxy, &target);
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&server), b"");
+    // Whatever is left to do, a mover that was told so again and again would be busy with it.
+    let events = || proxy.shared.inboxes.iter().map(Inbox::rounds).sum::<u64>();
+    let before = events();
+    std::thread::park_timeout(Duration::from_millis(100));
+    assert!(events() - before < 10, "the movers do not rest");
+    server.write_all(b"the answer").unwrap();
+    drop(server);
+    assert_eq!(read_to_end(&client), b"the answer");
+    wait_until("the connection is off the list", || connections(&proxy) == 0);
 }

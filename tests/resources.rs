@@ -1,0 +1,107 @@
+//! What a process may use runs out: descriptors, threads, the reader of its log, the disk. What is asked for beyond that is refused,
+//! and said; replication goes on.
+#![cfg(feature = "cli")]
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use support::etcd::Etcd;
+use support::processes::{Process, wait_same};
+use support::{PATIENCE, wait_until};
+
+const PACELINE: &str = env!("CARGO_BIN_EXE_paceline");
+
+/// A loopback address of its own for each node.
+fn own_host() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(100);
+    let process = std::process::id().to_le_bytes();
+    format!("127.{}.{}.{}", process[0].max(1), process[1], NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Arguments of a node on a host of its own; clients at its port 7000 reach port 7001.
+fn node_args(etcd: &Etcd, dir: &str, host: &str, id: &str) -> Vec<String> {
+    let dir = etcd.stage.path(dir).to_str().unwrap().to_owned();
+    let (listen, advertise) = (format!("{host}:5681"), format!("tcp://{host}:5681"));
+    let proxy = format!("{host}:7000=7001");
+    let args = ["node", "--data-dir", &dir, "--listen", &listen, "--advertise", &advertise, "--id", id];
+    let more = ["--proxy", &proxy, "--etcd", &etcd.url(0), "--lease-ttl", "3s"];
+    args.iter().chain(&more).map(|&arg| arg.to_owned()).collect()
+}
+
+#[track_caller]
+fn wait_says(process: &mut Process, what: &str) {
+    wait_until(&format!("it says {what:?}"), || {
+        assert!(!process.has_ended() || process.log().contains(what), "it ended: {}", process.log());
+        process.log().contains(what)
+    });
+}
+
+/// Connects through a proxy, and asks for an echo; `None` if the connection was closed instead.
+fn client_of(address: &str) -> Option<TcpStream> {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let echoed = client.write_all(b"x").and_then(|()| client.read_exact(&mut [0]));
+    match echoed {
+        Ok(()) => Some(client),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("a client is neither served nor refused"),
+        Err(_) => None,
+    }
+}
+
+/// Answers each client's first byte, and keeps all connections, for as long as the test runs.
+fn echo_once(address: &str) {
+    let listener = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut byte = [0];
+            if client.read_exact(&mut byte).and_then(|()| client.write_all(&byte)).is_ok() {
+                kept.push(client);
+            }
+        }
+    });
+}
+
+fn threads_of(process: &Process) -> usize {
+    fs::read_dir(format!("/proc/{}/task", process.id())).unwrap().count()
+}
+
+#[test]
+fn clients_beyond_the_descriptors_are_refused_and_a_follower_still_joins() {
+    let etcd = Etcd::start();
+    let host = own_host();
+    echo_once(&format!("{host}:7001"));
+    let args = node_args(&etcd, "first", &host, "1");
+    let limited = ["-c", "ulimit -n 200; exec \"$0\" \"$@\"", PACELINE];
+    let all = limited.iter().map(|&arg| arg.to_owned()).chain(args);
+    let mut first = etcd.stage.start("first", "/bin/sh", all);
+    wait_says(&mut first, "are connected to");
+    let threads = threads_of(&first);
+
+    let clients: Vec<_> = (0..150).map(|_| client_of(&format!("{host}:7000"))).collect();
+    let served = clients.iter().flatten().count();
+    assert!((40..100).contains(&served), "{served} of 150 clients were served");
+    assert_eq!(threads_of(&first), threads, "clients cost threads");
+    wait_says(&mut first, "the other file descriptors are kept for replication");
+    assert!(first.log().matches("kept for replication").count() < 5, "each refusal is logged");
+
+    let mut second = etcd.stage.start("second", PACELINE, node_args(&etcd, "second", &own_host(), "2"));
+    wait_says(&mut second, "following the stream");
+    fs::write(etcd.stage.path("first").join("a"), "one").unwrap();
+    wait_same(&etcd.stage.path("first"), &etcd.stage.path("second"));
+
+    drop(clients);
+    let mut again = None;
+    wait_until("there is room again", || {
+        again = client_of(&format!("{host}:7000"));
+        again.is_some()
+    });
+    second.stop();
+    first.stop();
+}
