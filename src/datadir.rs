@@ -1,14 +1,15 @@
 //! What leader and follower do alike with a data directory: take its lock, keep its id, list its files.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::types::{NodeId, OWN_FOLDER, RelPath};
+use crate::own_folder::OwnFolder;
+use crate::types::{DataSetId, NodeId, RelPath};
 
 /// Keeps the node's id, in base 36.
 const ID_FILE: &str = ".clustering_id";
@@ -22,6 +23,9 @@ pub(crate) struct DataDir {
     /// Whether `.clustering_id` was there already: then the directory has been a node's before.
     had_id: bool,
     id: NodeId,
+    /// What `.paceline/` says, or what was written to it since.
+    data_set: Option<DataSetId>,
+    own: OwnFolder,
     _lock: DirLock,
 }
 
@@ -105,7 +109,9 @@ impl DataDir {
             (None, _) => None,
         };
         let id = id.or(kept_id).unwrap_or_else(NodeId::random);
-        Ok(Self { path: path.to_owned(), kept_id, had_id, id, _lock: lock })
+        let own = OwnFolder::of(path)?;
+        let data_set = own.data_set()?;
+        Ok(Self { path: path.to_owned(), kept_id, had_id, id, data_set, own, _lock: lock })
     }
 
     /// Keeps the id in `.clustering_id`, and removes `checksums.sha1`: a LavinMQ node that later starts here believes it
@@ -115,15 +121,7 @@ impl DataDir {
         if self.kept_id == Some(self.id) {
             return Ok(());
         }
-        let file = self.path.join(ID_FILE);
-        let temporary = file.with_extension("new");
-        let write = || {
-            let mut out = private(File::options().write(true).create(true).truncate(true)).open(&temporary)?;
-            out.write_all(self.id.to_string().as_bytes())?;
-            out.sync_all()?;
-            fs::rename(&temporary, &file)
-        };
-        write().map_err(|error| Error::io("write", &file, error))?;
+        self.own.write_beside(ID_FILE, &self.id.to_string())?;
         self.kept_id = Some(self.id);
         Ok(())
     }
@@ -141,6 +139,36 @@ impl DataDir {
         self.had_id || self.kept_id.is_some()
     }
 
+    /// Of which data set the directory is; `None` if it never led, nor followed a leader that said so.
+    pub(crate) fn data_set(&self) -> Option<DataSetId> {
+        self.data_set
+    }
+
+    /// Keeps of which data set the directory is from now on; that is on disk when this returns. Does nothing when done before.
+    pub(crate) fn keep_data_set(&mut self, id: DataSetId) -> Result<(), Error> {
+        if self.data_set != Some(id) {
+            self.own.keep_data_set(id)?;
+            self.data_set = Some(id);
+        }
+        Ok(())
+    }
+
+    /// The data set of a directory that leads; made when it does so for the first time.
+    pub(crate) fn data_set_to_lead(&mut self) -> Result<DataSetId, Error> {
+        if let Some(id) = self.data_set {
+            return Ok(id);
+        }
+        let id = DataSetId::random().map_err(|error| Error::io("make a data set id for", &self.path, error))?;
+        self.keep_data_set(id)?;
+        log::info!("{} leads for the first time: it is data set {id} from now on", self.path.display());
+        Ok(id)
+    }
+
+    /// What the directory knows about itself.
+    pub(crate) fn own(&self) -> &OwnFolder {
+        &self.own
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -148,6 +176,18 @@ impl DataDir {
     pub(crate) fn id(&self) -> NodeId {
         self.id
     }
+}
+
+/// Makes a data directory (0700), and those above it, if absent; that they are there is on disk when this returns.
+pub(crate) fn make(path: &Path) -> Result<(), Error> {
+    let failed = |error| Error::io("make the folder", path, error);
+    let absent: Vec<_> = path.ancestors().take_while(|above| matches!(above.try_exists(), Ok(false))).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    for made in absent {
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Options that make files with mode 0600.
@@ -207,31 +247,6 @@ pub(crate) fn walk(
     Ok(())
 }
 
-/// The folder for temporary files and marks; removed with all that is in it.
-pub(crate) fn remove_own_folder(root: &Path) -> Result<(), Error> {
-    let folder = root.join(OWN_FOLDER);
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", folder, error)),
-        _ => Ok(()),
-    }
-}
-
-/// The name, within [`OWN_FOLDER`], of the mark of a directory in which a full sync began and did not end: it must not
-/// be served from.
-pub(crate) const INCOMPLETE_MARK: &str = "incomplete";
-
-/// The same, of a directory of which not all is on disk that can be read from it.
-pub(crate) const SUSPECT_MARK: &str = "suspect";
-
-/// Whether the directory is no copy until the next full sync has ended: the last one did not, or a flush has failed.
-pub(crate) fn is_incomplete(root: &Path) -> bool {
-    is_marked(root, INCOMPLETE_MARK) || is_marked(root, SUSPECT_MARK)
-}
-
-pub(crate) fn is_marked(root: &Path, mark: &str) -> bool {
-    fs::symlink_metadata(root.join(OWN_FOLDER).join(mark)).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +281,26 @@ mod tests {
         let wanted = "abc".parse().unwrap();
         assert_eq!(DataDir::open(dir.path(), Some(wanted)).unwrap().id(), wanted);
         assert_eq!(fs::read_to_string(dir.path().join(".clustering_id")).unwrap(), "abc");
+    }
+
+    #[test]
+    fn a_directory_that_led_stays_the_same_data_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = DataDir::open(dir.path(), None).unwrap();
+        assert_eq!(first.data_set(), None);
+        let id = first.data_set_to_lead().unwrap();
+        drop(first);
+        let mut again = DataDir::open(dir.path(), None).unwrap();
+        assert_eq!((again.data_set(), again.data_set_to_lead().unwrap()), (Some(id), id));
+    }
+
+    #[test]
+    fn a_data_directory_is_made_with_those_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        make(&deep).unwrap();
+        make(&deep).unwrap();
+        assert!(deep.is_dir());
     }
 
     #[test]

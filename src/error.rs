@@ -43,6 +43,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A file of Paceline's own in the data directory is not as it was written.
+    #[error("{} is damaged ({fault}): {remedy}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: &'static str,
+        /// What can be done.
+        remedy: &'static str,
+    },
     /// Another process works on the data directory.
     #[error("data directory {} is in use by another process (its .lock is held): stop that process first", .0.display())]
     InUse(PathBuf),

@@ -74,6 +74,70 @@ impl FromStr for NodeId {
     }
 }
 
+/// Which data a directory holds, or is a copy of: 128 random bits, made when a directory leads for the first time, kept in it, and taken
+/// over by every follower. People read and write it as 32 hexadecimal digits.
+///
+/// Directories with one id are copies of each other, older or newer, whoever of them leads. Directories with two have nothing to
+/// do with one another, whatever address, secret or name they were reached by.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DataSetId(u128);
+
+impl DataSetId {
+    /// A new one, that no other directory has.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no random bytes.
+    pub fn random() -> std::io::Result<Self> {
+        let mut bytes = [0; 16];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+                Ok(got) => filled += got,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self::from_bytes(bytes))
+    }
+
+    /// The id that came over the wire as these bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+
+    /// The id as it goes over the wire.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+}
+
+impl fmt::Display for DataSetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{:032x}", self.0))
+    }
+}
+
+impl fmt::Debug for DataSetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DataSetId({self})")
+    }
+}
+
+impl FromStr for DataSetId {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let refused = || InvalidValue::new("data set id", shorten(text), "an id is 32 hexadecimal digits");
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(refused());
+        }
+        u128::from_str_radix(text, 16).map(Self).map_err(|_| refused())
+    }
+}
+
 /// The name of a replicated file: relative to the data directory, parts separated by `/`.
 ///
 /// It can name nothing outside the directory: not empty, not absolute, no empty, `.` or `..` part, no NUL, at most
@@ -133,13 +197,15 @@ impl RelPath {
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         let first = self.0.split('/').next().unwrap_or_default();
-        matches!(first, ".lock" | ".clustering_id" | "checksums.sha1" | "checksums.sha1.tmp" | "backups")
+        // The second: what an earlier version left where it ended as it wrote the first.
+        matches!(first, ".clustering_id" | ".clustering_id.new")
+            || matches!(first, ".lock" | "checksums.sha1" | "checksums.sha1.tmp" | "backups")
             || first == OWN_FOLDER
             || first.starts_with('$')
     }
 }
 
-/// The folder in a data directory that holds Paceline's own temporary files and marks; never listed, never replicated.
+/// The folder in a data directory that holds what Paceline knows about it; see [`own_folder`](crate::own_folder).
 pub(crate) const OWN_FOLDER: &str = ".paceline";
 
 impl Borrow<str> for RelPath {
@@ -281,6 +347,20 @@ mod tests {
     }
 
     #[test]
+    fn data_set_ids_are_read_as_they_are_shown() {
+        let id = DataSetId::random().unwrap();
+        assert_ne!(id, DataSetId::random().unwrap());
+        let shown = id.to_string();
+        assert_eq!(shown.len(), 32);
+        assert_eq!(shown.parse::<DataSetId>().unwrap(), id);
+        assert_eq!(shown.to_uppercase().parse::<DataSetId>().unwrap(), id);
+        assert_eq!(DataSetId::from_bytes(id.to_bytes()), id);
+        for bad in ["", "0", &shown[1..], &format!("{shown}0"), &format!("+{}", &shown[1..]), &"ä".repeat(16)] {
+            assert!(bad.parse::<DataSetId>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
     fn names_that_could_leave_the_directory_are_refused() {
         let long_part = "x".repeat(256);
         let long_name = "x/".repeat(2049) + "x";
@@ -295,7 +375,9 @@ mod tests {
 
     #[test]
     fn bookkeeping_files_are_reserved() {
-        for name in [".lock", ".clustering_id", "checksums.sha1", "backups/a", "$sync", ".paceline/tmp"] {
+        for name in
+            [".lock", ".clustering_id", ".clustering_id.new", "checksums.sha1", "backups/a", "$sync", ".paceline/tmp"]
+        {
             assert!(RelPath::new(name).unwrap().is_reserved(), "{name}");
         }
         for name in ["a/.lock", "lock", "backups.txt", "a/$b"] {

@@ -183,7 +183,10 @@ fn no_symbolic_link_is_followed_from_the_stream() {
 
 #[test]
 fn an_own_folder_that_leads_outside_is_refused() {
-    let scene = Scene::prepared(|data, beside| symlink(beside, data.join(".paceline")).unwrap());
+    let scene = Scene::new();
+    let root = scene.outside.path();
+    symlink(root.join("beside"), root.join("data/.paceline")).unwrap();
+    drop(scene.leader.accept_raw());
     eventually("said", || scene.follower.status().last_disconnect.is_some_and(|why| why.contains("symbolic link")));
     scene.nothing_outside_changed();
     fs::remove_file(scene.outside.path().join("data/.paceline")).unwrap();

@@ -42,7 +42,7 @@ fn fills_up_and_comes_back(options: &[&str]) {
     } else {
         assert_same(leader.dir.path(), &copy)
     }
-    assert!(!volume.path("data/.paceline").exists());
+    assert!(!volume.path("data/.paceline/incomplete").exists());
     follower.stop();
     leader.shut_down();
 }

@@ -22,8 +22,8 @@ use sha1::{Digest, Sha1};
 
 use super::flush::Flusher;
 use super::own::Own;
-use crate::datadir::{self, SUSPECT_MARK};
 use crate::error::Error;
+use crate::own_folder::{SUSPECT_MARK, is_marked};
 use crate::protocol::Sha1Sum;
 use crate::types::RelPath;
 
@@ -69,7 +69,7 @@ impl Dir {
         // The directory itself may be reached through a link: its owner chose that, no leader did.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
-        let suspect = AtomicBool::new(datadir::is_marked(path, SUSPECT_MARK));
+        let suspect = AtomicBool::new(is_marked(path, SUSPECT_MARK));
         Ok(Self { root, path: path.to_owned(), own: Own::new()?, flusher, suspect })
     }
 
@@ -146,7 +146,6 @@ impl Dir {
     /// Removes a folder if it is empty; returns whether it did. Nothing depends on it: an empty folder is no replicated
     /// content.
     pub(super) fn remove_folder(&self, path: &str) -> bool {
-        let _own = self.own.lock_for(path);
         match self.parent_of(path, false) {
             Ok(Some((above, name))) => rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR).is_ok(),
             _ => false,
@@ -168,7 +167,6 @@ impl Dir {
 
     pub(super) fn open_made(&self, path: &RelPath, flags: OFlags) -> Result<File, Error> {
         const TRIES: usize = 100;
-        let _own = self.own.lock_for(path.as_str());
         // With CREATE it is only absent if somebody else removed its folder between two steps.
         for _ in 0..TRIES {
             if let Some(file) = self.open_file(path, flags)? {
@@ -323,8 +321,8 @@ mod tests {
         assert!(!root.path().join("a/b").exists() && root.path().join("a/d").exists());
         assert!(dir.remove(&path("a/d")).unwrap() && !root.path().join("a").exists());
         assert!(!dir.remove(&path("a/d")).unwrap(), "an absent file was removed");
-        dir.remove_own_folder();
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        let left: Vec<_> = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [crate::types::OWN_FOLDER]);
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Dir {
             }
         }
         self.flush()?;
-        self.remove_mark(&self.own.suspect)?;
+        self.remove_own(&self.own.suspect)?;
         self.suspect.store(false, Ordering::Release);
         Ok(bytes)
     }
@@ -128,8 +128,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::datadir::is_incomplete;
     use crate::follower::flush::tests::{changed, opened};
+    use crate::own_folder::is_incomplete;
 
     #[test]
     fn after_a_failed_flush_none_is_believed_until_what_was_not_durable_was_copied() {
@@ -170,7 +170,6 @@ mod tests {
         assert!(dir.flush().is_err());
         let dir = Dir::open(root.path()).unwrap();
         assert!(dir.is_suspect());
-        dir.tidy().unwrap();
         assert_eq!(dir.mend(&Unflushed::all(), &|| Ok(())).unwrap(), 2);
         assert!(!Dir::open(root.path()).unwrap().is_suspect());
     }

@@ -43,8 +43,6 @@ mod status;
 mod sync;
 mod track;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +57,7 @@ pub use self::status::{State, Status, SyncProgress};
 use crate::config::FollowerConfig;
 use crate::datadir::{self, DataDir};
 use crate::error::Error;
+use crate::own_folder::is_incomplete;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;
 use crate::uncached;
@@ -94,11 +93,10 @@ impl Follower {
     pub fn start_flushed_by(config: FollowerConfig, flusher: Arc<dyn Flusher>) -> Result<Self, Error> {
         config.check()?;
         let path = &config.data_dir;
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|error| Error::io("make the folder", path, error))?;
+        datadir::make(path)?;
         let data = DataDir::open_unclaimed(path, config.id, config.lock.clone())?;
         let dir = Dir::open_flushed_by(path, flusher)?;
-        if datadir::is_incomplete(path) {
+        if is_incomplete(path) {
             log::warn!("the last full sync of {} did not end: it is no copy until the next one does", path.display());
         }
         if !uncached::kernel_is_since(5, 8) {
@@ -108,6 +106,7 @@ impl Follower {
         }
         let id = data.id();
         let (shared, threads) = (Arc::new(Shared::default()), Arc::new(Group::default()));
+        shared.update(|status| status.data_set = data.data_set());
         shared.follow(Some(&config.leader));
         let follower = Self { id, shared: shared.clone(), threads: threads.clone() };
         let runner = Runner {

@@ -1,17 +1,15 @@
-//! `.paceline/`, the follower's own folder in the data directory: the one temporary file, and the marks of a directory that is no
-//! copy. Part of [`Dir`]. The folder is there only while there is something in it. One thread may find it empty and remove it
-//! while another makes it for a file: one leaf lock, held for those few system calls, puts the one before the other.
+//! What a follower has in `.paceline/` (see [`own_folder`](crate::own_folder)) while it works: the one temporary file, and the marks of
+//! a directory that is no copy. Part of [`Dir`], whose way to a file these take, and whose flusher.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use parking_lot::{Mutex, MutexGuard};
-use rustix::fs::{AtFlags, Dir as Entries, FileType, OFlags};
+use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 
 use super::dir::Dir;
-use crate::datadir::{INCOMPLETE_MARK, SUSPECT_MARK};
 use crate::error::Error;
+use crate::own_folder::{INCOMING, INCOMPLETE_MARK, SUSPECT_MARK};
 use crate::types::{OWN_FOLDER, RelPath};
 
 /// Names in the folder.
@@ -21,20 +19,13 @@ pub(super) struct Own {
     temporary: RelPath,
     pub(super) incomplete: RelPath,
     pub(super) suspect: RelPath,
-    /// Held while the folder is removed, and while it and a file in it are made.
-    changing: Mutex<()>,
 }
 
 impl Own {
     pub(super) fn new() -> Result<Self, Error> {
         let own = |name| RelPath::new(&format!("{OWN_FOLDER}/{name}"));
-        let (temporary, incomplete, suspect) = (own("incoming")?, own(INCOMPLETE_MARK)?, own(SUSPECT_MARK)?);
-        Ok(Self { temporary, incomplete, suspect, changing: Mutex::default() })
-    }
-
-    /// Taken before the own folder is removed, or something in it is made; nothing for any other name.
-    pub(super) fn lock_for(&self, path: &str) -> Option<MutexGuard<'_, ()>> {
-        (path.split('/').next() == Some(OWN_FOLDER)).then(|| self.changing.lock())
+        let (temporary, incomplete, suspect) = (own(INCOMING)?, own(INCOMPLETE_MARK)?, own(SUSPECT_MARK)?);
+        Ok(Self { temporary, incomplete, suspect })
     }
 }
 
@@ -45,9 +36,9 @@ impl Dir {
         self.open_made(&self.own.temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
     }
 
-    /// Removes the temporary file, if there is one, and the own folder, if there is nothing else in it.
+    /// Removes the temporary file, if there is one.
     pub(super) fn remove_temporary(&self) -> Result<(), Error> {
-        self.remove(&self.own.temporary).map(drop)
+        self.remove_own(&self.own.temporary)
     }
 
     /// Makes the temporary file the content of `path`, in one step: nobody sees a part of it.
@@ -60,34 +51,6 @@ impl Dir {
         rustix::fs::renameat(own, temporary, folder, name).map_err(|error| self.failed("replace", path.as_str(), error))
     }
 
-    /// Removes the own folder, if there is nothing in it.
-    pub(super) fn remove_own_folder(&self) {
-        self.remove_folder(OWN_FOLDER);
-    }
-
-    /// Removes what an earlier run left in the own folder, except for the marks.
-    pub(super) fn tidy(&self) -> Result<(), Error> {
-        let Some((folder, _)) = self.parent(&self.own.incomplete, false)? else { return Ok(()) };
-        let failed = |error: Errno| self.failed("list", OWN_FOLDER, error);
-        for entry in Entries::read_from(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            if [&b"."[..], b"..", INCOMPLETE_MARK.as_bytes(), SUSPECT_MARK.as_bytes()].contains(&name.to_bytes()) {
-                continue;
-            }
-            match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                // Not ours to take apart, and in nobody's way.
-                Err(Errno::ISDIR | Errno::PERM) => log::warn!("left alone: {OWN_FOLDER}/{}", name.to_string_lossy()),
-                Err(error) => {
-                    return Err(self.failed("remove", &format!("{OWN_FOLDER}/{}", name.to_string_lossy()), error));
-                }
-            }
-        }
-        self.remove_own_folder();
-        Ok(())
-    }
-
     /// Marks the directory as incomplete; the mark is on disk when this returns.
     pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
         let file = self.open_made(&self.own.incomplete, OFlags::WRONLY | OFlags::CREATE)?;
@@ -97,14 +60,12 @@ impl Dir {
 
     /// Takes the mark away; that is on disk when this returns.
     pub(super) fn clear_incomplete(&self) -> Result<(), Error> {
-        self.remove_mark(&self.own.incomplete)?;
-        self.flush_folders([OWN_FOLDER].into_iter())?;
-        self.remove_own_folder();
-        Ok(())
+        self.remove_own(&self.own.incomplete)?;
+        self.flush_folders([OWN_FOLDER].into_iter())
     }
 
-    /// Removes a mark, if it is there.
-    pub(super) fn remove_mark(&self, mark: &RelPath) -> Result<(), Error> {
+    /// Removes a mark or the temporary file, if it is there.
+    pub(super) fn remove_own(&self, mark: &RelPath) -> Result<(), Error> {
         let Some((folder, name)) = self.parent(mark, false)? else { return Ok(()) };
         match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -126,37 +87,21 @@ impl Dir {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::io::Write;
 
     use super::*;
 
-    fn opened() -> (tempfile::TempDir, Dir) {
-        let temporary = tempfile::tempdir().unwrap();
-        let dir = Dir::open(temporary.path()).unwrap();
-        (temporary, dir)
-    }
-
     #[test]
-    fn the_own_folder_may_be_removed_by_one_thread_while_another_needs_it() {
-        let (_root, dir) = opened();
-        std::thread::scope(|scope| {
-            let remover = scope.spawn(|| (0..20_000).for_each(|_| dir.remove_own_folder()));
-            while !remover.is_finished() {
-                dir.create_temporary().unwrap().write_all(b"x").unwrap();
-                dir.place_temporary(&RelPath::new("a").unwrap()).unwrap();
-            }
-        });
-    }
-
-    #[test]
-    fn leftovers_go_and_the_mark_stays_until_it_is_cleared() {
-        let (root, dir) = opened();
+    fn the_temporary_file_goes_and_the_mark_stays_until_it_is_cleared() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir::open(root.path()).unwrap();
+        let left = || fs::read_dir(root.path().join(OWN_FOLDER)).unwrap().count();
         dir.mark_incomplete().unwrap();
         drop(dir.create_temporary().unwrap());
-        dir.tidy().unwrap();
-        assert!(crate::datadir::is_incomplete(root.path()));
-        assert_eq!(fs::read_dir(root.path().join(OWN_FOLDER)).unwrap().count(), 1);
+        dir.remove_temporary().unwrap();
+        assert!(crate::own_folder::is_incomplete(root.path()));
+        assert_eq!(left(), 1);
         dir.clear_incomplete().unwrap();
-        assert!(!crate::datadir::is_incomplete(root.path()) && !root.path().join(OWN_FOLDER).exists());
+        assert!(!crate::own_folder::is_incomplete(root.path()));
+        assert_eq!(left(), 0);
     }
 }

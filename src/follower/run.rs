@@ -97,7 +97,7 @@ impl Runner {
     /// One connection, from connecting to its end. `Ok`: a sync was all that was asked for, and it is done.
     fn connection(&mut self, in_sync: &mut bool) -> Result<(), Error> {
         // Of a connection that was cut while a file was coming.
-        self.dir.tidy()?;
+        self.data.own().tidy()?;
         self.mend()?;
         let (mut socket, mut address) = connect(&self.config, &self.shared)?;
         if self.dialects.ask(self.config.protocol, address) {

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use crate::types::DataSetId;
+
 /// A snapshot of a follower.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Status {
     /// What it is doing.
     pub state: State,
+    /// Of which data set the directory is a copy; `None` before its first leader said so (one of 1.0.0 has no word for it).
+    pub data_set: Option<DataSetId>,
     /// How often it has connected and been accepted.
     pub connections: u64,
     /// Why the last connection, or the last attempt at one, ended.

@@ -28,6 +28,7 @@ use super::shared::Shared;
 use super::status::{State, SyncProgress};
 use crate::datadir::{self, DataDir};
 use crate::error::Error;
+use crate::own_folder::is_incomplete;
 use crate::protocol::{
     LIST_FILES_MAX, LIST_NAME_BYTES_MAX, ListEntry, ProtocolError, Sha1Sum, read_file_size, read_list_entry,
 };
@@ -99,7 +100,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         let waiting = "while waiting for the leader's list (if each time: does the leader have the same id?)";
         let list = read_list(self.reader, self.shared, waiting)?;
         // From a sync that did not end: this one ends it.
-        self.marked = datadir::is_incomplete(self.dir.path());
+        self.marked = is_incomplete(self.dir.path());
         self.flush_all |= self.marked;
         let (unlisted, folders) = self.compare_local(&list, data, adopt)?;
         self.round(list, &unlisted, folders)?;

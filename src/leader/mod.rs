@@ -74,13 +74,13 @@ use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
 use crate::config::{Durability, LeaderConfig, OnFull};
 use crate::coordinator::{InSyncSet, Leadership};
-use crate::datadir::{DataDir, remove_own_folder, walk};
+use crate::datadir::{DataDir, walk};
 use crate::error::{AppendError, Error};
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::{HashCache, is_no_file};
 use crate::index::{FileId, Index};
 use crate::thread::{DROP_JOIN_MAX, Group};
-use crate::types::{NodeId, RelPath, StreamPosition};
+use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
 
 pub use self::commit::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
 pub use self::file::ReplicatedFile;
@@ -98,6 +98,7 @@ pub struct Leader {
 struct Core {
     config: LeaderConfig,
     dir: DataDir,
+    data_set: DataSetId,
     exclude: GlobSet,
     stream: Arc<Stream>,
     file_locks: FileLocks,
@@ -207,8 +208,10 @@ impl Leader {
         config.check()?;
         let exclude = globs(&config.exclude)?;
         let mut dir = DataDir::open_unclaimed(&config.data_dir, config.id, config.lock.clone())?;
+        // Before the id, by which an earlier version knows a directory that may be deleted from.
+        let data_set = dir.data_set_to_lead()?;
         dir.claim()?;
-        remove_own_folder(dir.path())?;
+        dir.own().tidy()?;
         let mut index = Index::new();
         walk(dir.path(), None, &mut |_| (), &mut |file| {
             if !exclude.is_match(file.path.as_str()) {
@@ -220,6 +223,7 @@ impl Leader {
             exclude,
             commits: Commits::new(&config, dir.id(), leadership, recorded, recording),
             dir,
+            data_set,
             admission: Admission::new(&config),
             config,
             file_locks: FileLocks::default(),
@@ -294,6 +298,12 @@ impl Leader {
     #[must_use]
     pub fn id(&self) -> NodeId {
         self.core.dir.id()
+    }
+
+    /// Which data set the directory is. Made when it leads for the first time, and kept in it; a copy has that of its leader.
+    #[must_use]
+    pub fn data_set(&self) -> DataSetId {
+        self.core.data_set
     }
 
     /// The directory it replicates.

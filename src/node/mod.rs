@@ -56,8 +56,6 @@ mod proxy;
 mod run;
 mod watched;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,7 +72,7 @@ pub use self::proxy::{ProxyConfig, ProxyStatus};
 use self::run::Runner;
 pub use self::watched::{OnExit, WatchedConfig, WatchedProgram};
 use crate::coordinator::{Coordinator, InSyncSet, LeaderInfo, Stop};
-use crate::datadir::{DataDir, DirLock};
+use crate::datadir::{self, DataDir, DirLock};
 use crate::error::Error;
 use crate::follower;
 use crate::thread::{DROP_JOIN_MAX, Group};
@@ -181,8 +179,7 @@ impl Node {
     pub fn start(config: NodeConfig, coordinator: Arc<dyn Coordinator>, host: impl Host) -> Result<Self, NodeError> {
         config.check()?;
         let dir = &config.leader.data_dir;
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(|error| Error::io("make the folder", dir, error))?;
+        datadir::make(dir)?;
         let lock = DirLock::take(dir)?;
         let id = DataDir::open_unclaimed(dir, config.leader.id, Some(lock.clone()))?.id();
         let unusable = |source| Error::Listen { who: "followers", at: config.listen.clone(), source };

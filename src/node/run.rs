@@ -14,9 +14,10 @@ use super::port::Port;
 use super::proxy::Proxy;
 use super::{NodeError, Role, Shared};
 use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation};
-use crate::datadir::{DirLock, is_incomplete};
+use crate::datadir::DirLock;
 use crate::error::Error;
 use crate::leader::Leader;
+use crate::own_folder::is_incomplete;
 use crate::thread::DROP_JOIN_MAX;
 
 /// How often the follower, the host and the proxies are looked at.

@@ -1,0 +1,278 @@
+//! `.paceline/`, what a data directory knows about itself. Never listed, never replicated; once made, it stays.
+//!
+//! | name | says |
+//! |---|---|
+//! | `data-set` | of which data set the directory is a copy, see [`DataSetId`] |
+//! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
+//! | `suspect` (a mark) | a flush has failed: not all is on disk that can be read from here |
+//! | `incoming` | a file that a follower is receiving; what is left of it goes at the next start |
+//! | `*.tmp` | a file below this folder that is being written; the same |
+//!
+//! All else is left alone: later versions keep more here, and what is kept must outlive an older version's start.
+//!
+//! Where content matters ([`OwnFolder::write`]) it ends with a checksum and is written to a temporary name, flushed, renamed, and the
+//! folder flushed. Only what is *not there* is absent: what cannot be read, or is torn, is an error that says so. Whoever took
+//! it for absent would take a directory that is somebody's for nobody's.
+//!
+//! The folder is reached through the descriptor of the data directory, and no symbolic link is followed. No threads, no locks: whoever
+//! writes here holds the directory's `.lock`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir as Entries, Mode, OFlags};
+use rustix::io::Errno;
+use sha1::{Digest, Sha1};
+
+use crate::error::Error;
+use crate::types::{DataSetId, OWN_FOLDER};
+
+/// The mark of a directory in which a full sync began and did not end.
+pub(crate) const INCOMPLETE_MARK: &str = "incomplete";
+
+/// The same, of a directory of which not all is on disk that can be read from it.
+pub(crate) const SUSPECT_MARK: &str = "suspect";
+
+/// What a follower is receiving.
+pub(crate) const INCOMING: &str = "incoming";
+
+const DATA_SET: &str = "data-set";
+
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// Nothing that is written here comes near it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// The own folder of a data directory, whether it is there already or not.
+#[derive(Debug)]
+pub(crate) struct OwnFolder {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+impl OwnFolder {
+    /// That of `dir`, which must exist. Nothing is made.
+    pub(crate) fn of(dir: &Path) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(dir, flags, Mode::empty()).map_err(|error| Error::io("open", dir, error))?;
+        Ok(Self { root, path: dir.join(OWN_FOLDER) })
+    }
+
+    /// Of which data set the directory is a copy; `None` if it was never said.
+    pub(crate) fn data_set(&self) -> Result<Option<DataSetId>, Error> {
+        let remedy = "bring it back from a backup, or remove it, and the directory counts as nobody's";
+        let Some(text) = self.read(DATA_SET, remedy)? else { return Ok(None) };
+        match text.trim_end().parse() {
+            Ok(id) => Ok(Some(id)),
+            Err(_) => Err(self.damaged(DATA_SET, "holds no data set id", remedy)),
+        }
+    }
+
+    /// Keeps that the directory is a copy of this data set; it is on disk when this returns.
+    pub(crate) fn keep_data_set(&self, id: DataSetId) -> Result<(), Error> {
+        self.write(DATA_SET, &format!("{id}\n"))
+    }
+
+    /// The content of a file that [`write`](Self::write) wrote; `None` only if it is not there. `remedy` is for one that is damaged.
+    pub(crate) fn read(&self, name: &str, remedy: &'static str) -> Result<Option<String>, Error> {
+        let failed = |error: io::Error| Error::io("read", self.path.join(name), error);
+        let Some(folder) = self.folder()? else { return Ok(None) };
+        let file = match rustix::fs::openat(&folder, name, OFlags::RDONLY | FILE, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(failed(error.into())),
+        };
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+        match unsealed(bytes) {
+            Some(content) => Ok(Some(content)),
+            None => Err(self.damaged(name, "its checksum does not fit", remedy)),
+        }
+    }
+
+    /// Writes a file whole, with a checksum; it is on disk when this returns. `content` ends with a newline.
+    pub(crate) fn write(&self, name: &str, content: &str) -> Result<(), Error> {
+        debug_assert!(content.ends_with('\n') && (content.len() as u64) < FILE_BYTES_MAX / 2);
+        let failed = |error: io::Error| Error::io("write", self.path.join(name), error);
+        let folder = self.folder_made()?;
+        let temporary = format!("{name}{TEMPORARY_SUFFIX}");
+        let write = || {
+            place(&folder, &temporary, sealed(content).as_bytes(), &folder, name)?;
+            rustix::fs::fsync(&folder)
+        };
+        write().map_err(|error| failed(error.into()))
+    }
+
+    /// Writes a file of the data directory itself in the same way, but without a checksum, and with its temporary file in here.
+    pub(crate) fn write_beside(&self, name: &str, content: &str) -> Result<(), Error> {
+        let folder = self.folder_made()?;
+        let temporary = format!("{}{TEMPORARY_SUFFIX}", name.trim_start_matches('.'));
+        let write = || {
+            place(&folder, &temporary, content.as_bytes(), &self.root, name)?;
+            rustix::fs::fsync(&self.root)
+        };
+        write().map_err(|error| Error::io("write", self.path.with_file_name(name), error))
+    }
+
+    /// Removes what an earlier run was writing when it ended.
+    pub(crate) fn tidy(&self) -> Result<(), Error> {
+        let Some(folder) = self.folder()? else { return Ok(()) };
+        let failed = |error: Errno| Error::io("list", &self.path, error);
+        for entry in Entries::read_from(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy();
+            if name != INCOMING && !name.ends_with(TEMPORARY_SUFFIX) {
+                continue;
+            }
+            match rustix::fs::unlinkat(&folder, entry.file_name(), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                // Not ours to take apart, and in nobody's way.
+                Err(Errno::ISDIR | Errno::PERM) => log::warn!("left alone: {}", self.path.join(&*name).display()),
+                Err(error) => return Err(Error::io("remove", self.path.join(&*name), error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, name: &str, fault: &'static str, remedy: &'static str) -> Error {
+        Error::Damaged { path: self.path.join(name), fault, remedy }
+    }
+
+    /// `None` only if it is not there.
+    fn folder(&self) -> Result<Option<OwnedFd>, Error> {
+        match rustix::fs::openat(&self.root, OWN_FOLDER, FOLDER, Mode::empty()) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                let why = "is a symbolic link, or no folder: remove it";
+                Err(Error::io("refused to use", &self.path, io::Error::other(why)))
+            }
+            Err(error) => Err(Error::io("open the folder", &self.path, error)),
+        }
+    }
+
+    fn folder_made(&self) -> Result<OwnedFd, Error> {
+        let failed = |error: Errno| Error::io("make the folder", &self.path, error);
+        if let Some(folder) = self.folder()? {
+            return Ok(folder);
+        }
+        match rustix::fs::mkdirat(&self.root, OWN_FOLDER, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        rustix::fs::fsync(&self.root).map_err(failed)?;
+        self.folder()?.ok_or_else(|| failed(Errno::NOENT))
+    }
+}
+
+/// Writes `bytes` to a new file, makes them durable, and only then gives it its name. What a failed attempt left is never written
+/// to again: its pages may count as clean though they are on no disk.
+fn place(folder: &OwnedFd, temporary: &str, bytes: &[u8], to: &OwnedFd, name: &str) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(folder, temporary, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | FILE;
+    let mut file = File::from(rustix::fs::openat(folder, temporary, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    rustix::fs::fsync(file.as_fd())?;
+    rustix::fs::renameat(folder, temporary, to, name)
+}
+
+fn sealed(content: &str) -> String {
+    format!("{content}sha1 {}\n", hex(&Sha1::digest(content)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `None` if it is not what [`sealed`] made.
+fn unsealed(bytes: Vec<u8>) -> Option<String> {
+    let mut text = String::from_utf8(bytes).ok()?;
+    let end = text.strip_suffix('\n')?.rfind('\n')? + 1;
+    let seal = text.split_off(end);
+    (seal == format!("sha1 {}\n", hex(&Sha1::digest(&text)))).then_some(text)
+}
+
+/// Whether the directory is no copy until the next full sync has ended: the last one did not, or a flush has failed.
+pub(crate) fn is_incomplete(root: &Path) -> bool {
+    is_marked(root, INCOMPLETE_MARK) || is_marked(root, SUSPECT_MARK)
+}
+
+/// Where it cannot be told, it is.
+pub(crate) fn is_marked(root: &Path, mark: &str) -> bool {
+    let found = std::fs::symlink_metadata(root.join(OWN_FOLDER).join(mark));
+    !found.is_err_and(|error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const REMEDY: &str = "mend it";
+
+    #[test]
+    fn what_is_kept_comes_back_and_nothing_is_made_by_looking() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = OwnFolder::of(dir.path()).unwrap();
+        assert_eq!(own.data_set().unwrap(), None);
+        own.tidy().unwrap();
+        assert!(!dir.path().join(OWN_FOLDER).exists());
+        let (first, second) = (DataSetId::random().unwrap(), DataSetId::random().unwrap());
+        for id in [first, second] {
+            own.keep_data_set(id).unwrap();
+            assert_eq!(OwnFolder::of(dir.path()).unwrap().data_set().unwrap(), Some(id));
+        }
+        let shown = fs::read_to_string(dir.path().join(OWN_FOLDER).join(DATA_SET)).unwrap();
+        assert_eq!(shown.lines().next(), Some(&*second.to_string()), "it is not for people to read");
+    }
+
+    #[test]
+    fn what_is_torn_or_cannot_be_read_is_never_taken_for_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = OwnFolder::of(dir.path()).unwrap();
+        own.write("x", "one\ntwo\n").unwrap();
+        assert_eq!(own.read("x", REMEDY).unwrap().as_deref(), Some("one\ntwo\n"));
+        let file = dir.path().join(OWN_FOLDER).join("x");
+        let whole = fs::read(&file).unwrap();
+        for len in 0..whole.len() {
+            fs::write(&file, &whole[..len]).unwrap();
+            assert!(matches!(own.read("x", REMEDY), Err(Error::Damaged { .. })), "{len} bytes of it were taken");
+            let mut other = whole.clone();
+            other[len] ^= 1;
+            fs::write(&file, other).unwrap();
+            assert!(matches!(own.read("x", REMEDY), Err(Error::Damaged { .. })), "another byte {len} was taken");
+        }
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(matches!(own.read("x", REMEDY), Err(Error::Io { .. })));
+        fs::remove_dir_all(dir.path().join(OWN_FOLDER)).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join(OWN_FOLDER)).unwrap();
+        assert!(own.data_set().is_err() && own.keep_data_set(DataSetId::random().unwrap()).is_err());
+    }
+
+    #[test]
+    fn only_what_was_being_written_is_tidied_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = OwnFolder::of(dir.path()).unwrap();
+        own.keep_data_set(DataSetId::random().unwrap()).unwrap();
+        let folder = dir.path().join(OWN_FOLDER);
+        for name in [INCOMPLETE_MARK, SUSPECT_MARK, INCOMING, "data-set.tmp", "clustering_id.tmp", "of-a-later-version"]
+        {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        fs::create_dir(folder.join("kept")).unwrap();
+        own.tidy().unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, [DATA_SET, INCOMPLETE_MARK, "kept", "of-a-later-version", SUSPECT_MARK]);
+    }
+}
