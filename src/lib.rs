@@ -75,6 +75,7 @@ pub mod error;
 pub mod follower;
 mod index;
 pub mod leader;
+mod mounts;
 pub mod node;
 mod own_folder;
 pub mod protocol;

@@ -193,19 +193,21 @@ impl RelPath {
     }
 
     /// Whether this name is never replicated: the bookkeeping files of LavinMQ and of Paceline, and names that start
-    /// with `$`, which may come to mean requests.
+    /// with `$`, which may come to mean requests. Paceline's folder is reserved wherever it is: each file system below the data
+    /// directory has its own.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         let first = self.0.split('/').next().unwrap_or_default();
         // The second: what an earlier version left where it ended as it wrote the first.
         matches!(first, ".clustering_id" | ".clustering_id.new")
             || matches!(first, ".lock" | "checksums.sha1" | "checksums.sha1.tmp" | "backups")
-            || first == OWN_FOLDER
             || first.starts_with('$')
+            || self.0.split('/').any(|part| part == OWN_FOLDER)
     }
 }
 
-/// The folder in a data directory that holds what Paceline knows about it; see [`own_folder`](crate::own_folder).
+/// The folder in a data directory that holds what Paceline knows about it (see [`own_folder`](crate::own_folder)). Each file system
+/// below the directory has one at its top, for what is staged there.
 pub(crate) const OWN_FOLDER: &str = ".paceline";
 
 impl Borrow<str> for RelPath {
@@ -375,12 +377,20 @@ mod tests {
 
     #[test]
     fn bookkeeping_files_are_reserved() {
-        for name in
-            [".lock", ".clustering_id", ".clustering_id.new", "checksums.sha1", "backups/a", "$sync", ".paceline/tmp"]
-        {
+        for name in [
+            ".lock",
+            ".clustering_id",
+            ".clustering_id.new",
+            "checksums.sha1",
+            "backups/a",
+            "$sync",
+            ".paceline/tmp",
+            "a/b/.paceline/c",
+            "a/.paceline",
+        ] {
             assert!(RelPath::new(name).unwrap().is_reserved(), "{name}");
         }
-        for name in ["a/.lock", "lock", "backups.txt", "a/$b"] {
+        for name in ["a/.lock", "lock", "backups.txt", "a/$b", "a/.paceline.b"] {
             assert!(!RelPath::new(name).unwrap().is_reserved(), "{name}");
         }
     }

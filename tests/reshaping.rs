@@ -22,19 +22,11 @@ fn patient(config: &mut LeaderConfig) {
 
 /// What a host does to its files, local and announced.
 trait Host {
-    fn rename(&self, from: &str, to: &str);
     fn truncate(&self, name: &str, len: u64);
     fn len(&self, name: &str) -> Option<u64>;
 }
 
 impl Host for TestLeader {
-    fn rename(&self, from: &str, to: &str) {
-        let at = |name: &str| self.dir.path().join(name);
-        fs::create_dir_all(at(to).parent().unwrap()).unwrap();
-        fs::rename(at(from), at(to)).unwrap();
-        self.leader.rename(&path(from), &path(to)).unwrap();
-    }
-
     fn truncate(&self, name: &str, len: u64) {
         fs::File::options().write(true).open(self.dir.path().join(name)).unwrap().set_len(len).unwrap();
         self.leader.truncate(&path(name), len).unwrap();

@@ -26,6 +26,7 @@ use super::dir::Dir;
 use super::flush::Unflushed;
 use super::reshape::Patch;
 use super::shared::Shared;
+use super::stage::Staged;
 use super::track::Track;
 use crate::config::Durability;
 use crate::error::Error;
@@ -127,7 +128,7 @@ pub(super) struct Actions<'a> {
     appending: Option<RelPath>,
     /// Bytes for the end of that file that are not written yet.
     gathered: Vec<u8>,
-    replacing: Option<(RelPath, File)>,
+    replacing: Option<(RelPath, Staged)>,
     /// Files deleted that were there.
     pub(super) deleted: u64,
 }
@@ -173,8 +174,8 @@ impl<'a> Actions<'a> {
             ActionKind::Append(_) => self.appending = Some(path),
             ActionKind::Replace(_) => {
                 self.forget(&path);
-                let file = self.dir.create_temporary()?;
-                self.replacing = Some((path, file));
+                let staged = self.dir.stage(&path)?;
+                self.replacing = Some((path, staged));
             }
             ActionKind::Delete => {
                 self.forget(&path);
@@ -192,15 +193,16 @@ impl<'a> Actions<'a> {
         if self.patching.is_some() {
             return self.patch(bytes, remaining);
         }
-        if let Some((path, file)) = &mut self.replacing {
-            file.write_all(bytes).map_err(|error| self.dir.failed("write the replacement of", path.as_str(), error))?;
+        if let Some((path, staged)) = &mut self.replacing {
+            let written = staged.file.write_all(bytes);
+            written.map_err(|error| self.dir.failed("write the replacement of", path.as_str(), error))?;
             if remaining == 0
-                && let Some((path, file)) = self.replacing.take()
+                && let Some((path, staged)) = self.replacing.take()
             {
                 if self.guard && self.dir.holds(&path)? {
-                    self.dir.flush_file(path.as_str(), &file)?;
+                    self.dir.flush_file(path.as_str(), &staged.file)?;
                 }
-                self.dir.place_temporary(&path)?;
+                let file = self.dir.place(staged, &path)?;
                 self.gone(&path);
                 self.writes(&path, &Arc::new(file), 0);
             }
@@ -281,7 +283,7 @@ impl<'a> Actions<'a> {
     }
 
     /// Says, where it is kept track of, that a name means no file any more, or another one.
-    fn gone(&mut self, path: &RelPath) {
+    pub(super) fn gone(&mut self, path: &RelPath) {
         if let Some(track) = &mut self.track {
             track.gone(path);
         }

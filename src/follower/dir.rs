@@ -7,14 +7,14 @@
 //! (Files that are appended to are kept open, see [`apply`](super::apply).)
 //!
 //! Other parts of [`Dir`] are in [`own`](super::own), the follower's own folder; [`flush`](super::flush), what makes durable;
-//! [`mend`](super::mend), and [`reshape`](super::reshape). No threads, no locks.
+//! [`mend`](super::mend), [`stage`](super::stage), and [`reshape`](super::reshape). No threads, no locks.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ use sha1::{Digest, Sha1};
 use super::flush::Flusher;
 use super::own::Own;
 use crate::error::Error;
+use crate::mounts::Mounts;
 use crate::own_folder::{SUSPECT_MARK, is_marked};
 use crate::protocol::Sha1Sum;
 use crate::types::RelPath;
@@ -42,6 +43,9 @@ pub(super) struct Dir {
     path: PathBuf,
     pub(super) own: Own,
     pub(super) flusher: Arc<dyn Flusher>,
+    pub(super) mounts: Mounts,
+    /// Which [`changes`](Mounts::changes) the connection under way began with.
+    pub(super) mounts_seen: AtomicU64,
     /// A flush has failed, and what it may have lost was not mended.
     pub(super) suspect: AtomicBool,
 }
@@ -49,7 +53,7 @@ pub(super) struct Dir {
 /// A folder on the way to a file; `None` is the data directory itself.
 pub(super) struct Folder<'a> {
     root: &'a OwnedFd,
-    own: Option<OwnedFd>,
+    pub(super) own: Option<OwnedFd>,
 }
 
 impl AsFd for Folder<'_> {
@@ -70,11 +74,18 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
         let suspect = AtomicBool::new(is_marked(path, SUSPECT_MARK));
-        Ok(Self { root, path: path.to_owned(), own: Own::new()?, flusher, suspect })
+        let mounts = Mounts::below(path);
+        let (own, mounts_seen) = (Own::new()?, AtomicU64::default());
+        Ok(Self { root, path: path.to_owned(), own, flusher, mounts, mounts_seen, suspect })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directory itself, to go down from.
+    pub(super) fn top(&self) -> Folder<'_> {
+        Folder { root: &self.root, own: None }
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
@@ -237,8 +248,8 @@ impl Dir {
     }
 
     /// The folder a name lies in, and its last part. `None`: there is no such folder, and it was not to be made.
-    fn parent_of<'a>(&self, path: &'a str, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
-        let mut folder = Folder { root: &self.root, own: None };
+    pub(super) fn parent_of<'a>(&self, path: &'a str, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
+        let mut folder = self.top();
         let mut start = 0;
         while let Some(length) = path[start..].find('/') {
             let end = start + length;
@@ -259,7 +270,13 @@ impl Dir {
         }
     }
 
-    fn enter(&self, at: &Folder<'_>, part: &str, so_far: &str, make: bool) -> Result<Option<OwnedFd>, Error> {
+    pub(super) fn enter(
+        &self,
+        at: &Folder<'_>,
+        part: &str,
+        so_far: &str,
+        make: bool,
+    ) -> Result<Option<OwnedFd>, Error> {
         let mut opened = rustix::fs::openat(at, part, FOLDER, Mode::empty());
         if make && matches!(opened, Err(Errno::NOENT)) {
             match rustix::fs::mkdirat(at, part, FOLDER_MODE) {
@@ -306,8 +323,9 @@ mod tests {
     }
 
     fn place(dir: &Dir, name: &str, content: &str) -> Result<(), Error> {
-        dir.create_temporary()?.write_all(content.as_bytes()).unwrap();
-        dir.place_temporary(&path(name))
+        let mut staged = dir.stage(&path(name))?;
+        staged.file.write_all(content.as_bytes()).unwrap();
+        dir.place(staged, &path(name)).map(drop)
     }
 
     #[test]

@@ -20,7 +20,7 @@
 //!
 //! - A file's handle through which it was written is kept, the oldest one, until the file was flushed through it.
 //! - When there are too many to keep, it is `syncfs` through the directory's own descriptor, which is open for as long as the
-//!   follower lives: it is told of every failure in that time, of any file, whoever was told too.
+//!   follower lives, and one for each file system that is mounted below it (see [`Mounts`](crate::mounts)): it is told of every failure in that time, of any file, whoever was told too.
 //! - After a start the first flush is a `syncfs`: it is told also of failures since the follower before was killed, unless
 //!   another process's `syncfs` was told first. That case is not covered.
 //!
@@ -40,6 +40,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use foldhash::fast::RandomState;
 
@@ -164,6 +165,7 @@ impl Unflushed {
 
     /// Makes them durable. Blocks as long as the disk takes.
     pub(super) fn flush(&self, dir: &Dir) -> Result<(), Error> {
+        dir.check_mounts()?;
         let many = self.files.len() > FLUSHED_SINGLY_FILES_MAX || self.folders.len() > FLUSHED_SINGLY_FOLDERS_MAX;
         if self.all || many {
             dir.flush()?;
@@ -201,15 +203,42 @@ impl Dir {
         self.flusher.folder(self.root()).map_err(|error| self.flush_failed("", error))
     }
 
-    /// Makes all that was written durable, by whomever on this file system. Blocks as long as the disk takes.
+    /// Makes all that was written durable, by whomever, on the file systems of the directory. Blocks as long as the disks take.
     pub(super) fn flush(&self) -> Result<(), Error> {
-        self.flusher.file_system(self.root()).map_err(|error| self.flush_failed("", error))
+        self.check_mounts()?;
+        self.sync_file_systems().map_err(|error| self.flush_failed("", error))
+    }
+
+    /// Syncs each of them, also if one fails.
+    pub(super) fn sync_file_systems(&self) -> io::Result<()> {
+        let own = self.flusher.file_system(self.root());
+        let others = self.mounts.handles()?;
+        others.iter().map(|handle| self.flusher.file_system(handle.as_fd())).fold(own, io::Result::and)
+    }
+
+    /// A connection begins: what is mounted now is what it will be about.
+    pub(super) fn note_mounts(&self) -> Result<(), Error> {
+        let looked = self.mounts.refresh().and_then(|()| self.mounts.changes());
+        let changes = looked.map_err(|error| self.failed("look at the mounts below", "", error))?;
+        self.mounts_seen.store(changes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// `Err` if something was mounted or unmounted below the directory since: files that are open may be others than those that
+    /// are seen there, so nothing is said of them before all were compared again.
+    pub(super) fn check_mounts(&self) -> Result<(), Error> {
+        let changes = self.mounts.changes().map_err(|error| self.failed("look at the mounts below", "", error))?;
+        if changes == self.mounts_seen.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let said = "a file system was mounted or unmounted below it: all files are compared with the leader's again";
+        Err(self.failed("follow into", "", io::Error::other(said)))
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     use parking_lot::Mutex;
 

@@ -74,7 +74,7 @@ impl Dir {
     /// each piece. Blocks as long as the disk takes.
     pub(super) fn mend(&self, lost: &Unflushed, go_on: &dyn Fn() -> Result<(), Error>) -> Result<u64, Error> {
         // What has failed so far is answered by what follows; the flush at the end is to tell of nothing but that.
-        let _ = self.flusher.file_system(self.root());
+        let _ = self.sync_file_systems();
         let suspects = lost.files().map(|files| files.map(identity).collect::<io::Result<HashSet<_, RandomState>>>());
         let suspects = suspects.transpose().map_err(|error| self.failed("stat", "", error))?;
         let mut paths = Vec::new();
@@ -101,7 +101,7 @@ impl Dir {
         buffer: &mut [u8],
         go_on: &dyn Fn() -> Result<(), Error>,
     ) -> Result<u64, Error> {
-        let (mut to, mut bytes) = (self.create_temporary()?, 0);
+        let (mut staged, mut bytes) = (self.stage(path)?, 0);
         loop {
             go_on()?;
             let length = match from.read(buffer) {
@@ -110,11 +110,11 @@ impl Dir {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(self.failed("read", path.as_str(), error)),
             };
-            to.write_all(&buffer[..length]).map_err(|error| self.failed("copy", path.as_str(), error))?;
+            staged.file.write_all(&buffer[..length]).map_err(|error| self.failed("copy", path.as_str(), error))?;
             bytes += length as u64;
         }
-        self.flush_file(path.as_str(), &to)?;
-        self.place_temporary(path)?;
+        self.flush_file(path.as_str(), &staged.file)?;
+        self.place(staged, path)?;
         Ok(bytes)
     }
 }

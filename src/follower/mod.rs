@@ -39,6 +39,7 @@ mod reshape;
 mod run;
 mod session;
 mod shared;
+mod stage;
 mod status;
 mod sync;
 mod track;

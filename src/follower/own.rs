@@ -1,22 +1,19 @@
-//! What a follower has in `.paceline/` (see [`own_folder`](crate::own_folder)) while it works: the one temporary file, and the marks of
-//! a directory that is no copy. Part of [`Dir`], whose way to a file these take, and whose flusher.
+//! What a follower has in `.paceline/` (see [`own_folder`](crate::own_folder)) while it works: the marks of a
+//! directory that is no copy. (What is staged there is in [`stage`](super::stage).) Part of [`Dir`], whose way to a file these take, and whose flusher.
 
-use std::fs::File;
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 
 use super::dir::Dir;
 use crate::error::Error;
-use crate::own_folder::{INCOMING, INCOMPLETE_MARK, SUSPECT_MARK};
+use crate::own_folder::{INCOMPLETE_MARK, SUSPECT_MARK};
 use crate::types::{OWN_FOLDER, RelPath};
 
 /// Names in the folder.
 #[derive(Debug)]
 pub(super) struct Own {
-    /// The one file that is being received: there is one reader, and it receives one at a time.
-    temporary: RelPath,
     pub(super) incomplete: RelPath,
     pub(super) suspect: RelPath,
 }
@@ -24,33 +21,11 @@ pub(super) struct Own {
 impl Own {
     pub(super) fn new() -> Result<Self, Error> {
         let own = |name| RelPath::new(&format!("{OWN_FOLDER}/{name}"));
-        let (temporary, incomplete, suspect) = (own(INCOMING)?, own(INCOMPLETE_MARK)?, own(SUSPECT_MARK)?);
-        Ok(Self { temporary, incomplete, suspect })
+        Ok(Self { incomplete: own(INCOMPLETE_MARK)?, suspect: own(SUSPECT_MARK)? })
     }
 }
 
 impl Dir {
-    /// A new, empty temporary file. Only one can be in use at a time.
-    pub(super) fn create_temporary(&self) -> Result<File, Error> {
-        self.remove_temporary()?;
-        self.open_made(&self.own.temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
-    }
-
-    /// Removes the temporary file, if there is one.
-    pub(super) fn remove_temporary(&self) -> Result<(), Error> {
-        self.remove_own(&self.own.temporary)
-    }
-
-    /// Makes the temporary file the content of `path`, in one step: nobody sees a part of it.
-    pub(super) fn place_temporary(&self, path: &RelPath) -> Result<(), Error> {
-        let (folder, name) = self.parent_made(path)?;
-        if self.kind_of(&folder, name, path)? == Some(FileType::Directory) {
-            return Err(self.refused(path.as_str(), "is a folder that is not empty, and the leader has a file there"));
-        }
-        let (own, temporary) = self.parent_made(&self.own.temporary)?;
-        rustix::fs::renameat(own, temporary, folder, name).map_err(|error| self.failed("replace", path.as_str(), error))
-    }
-
     /// Marks the directory as incomplete; the mark is on disk when this returns.
     pub(super) fn mark_incomplete(&self) -> Result<(), Error> {
         let file = self.open_made(&self.own.incomplete, OFlags::WRONLY | OFlags::CREATE)?;
@@ -64,7 +39,7 @@ impl Dir {
         self.flush_folders([OWN_FOLDER].into_iter())
     }
 
-    /// Removes a mark or the temporary file, if it is there.
+    /// Removes a mark, or what is staged, if it is there.
     pub(super) fn remove_own(&self, mark: &RelPath) -> Result<(), Error> {
         let Some((folder, name)) = self.parent(mark, false)? else { return Ok(()) };
         match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
@@ -91,13 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_temporary_file_goes_and_the_mark_stays_until_it_is_cleared() {
+    fn what_is_staged_goes_and_the_mark_stays_until_it_is_cleared() {
         let root = tempfile::tempdir().unwrap();
         let dir = Dir::open(root.path()).unwrap();
         let left = || fs::read_dir(root.path().join(OWN_FOLDER)).unwrap().count();
         dir.mark_incomplete().unwrap();
-        drop(dir.create_temporary().unwrap());
-        dir.remove_temporary().unwrap();
+        drop(dir.stage(&RelPath::new("a").unwrap()).unwrap());
+        crate::own_folder::OwnFolder::of(root.path()).unwrap().tidy().unwrap();
         assert!(crate::own_folder::is_incomplete(root.path()));
         assert_eq!(left(), 1);
         dir.clear_incomplete().unwrap();

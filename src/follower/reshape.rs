@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 
 use super::apply::Actions;
 use super::dir::Dir;
@@ -55,8 +56,11 @@ impl Actions<'_> {
         if let Some(track) = &mut self.track {
             track.renames(from, &file);
         }
-        self.dir.rename(from, to)?;
-        if let Some(track) = &mut self.track {
+        if let Some(copied) = self.dir.rename(from, to)? {
+            self.gone(from);
+            self.gone(to);
+            self.writes(to, &Arc::new(copied), 0);
+        } else if let Some(track) = &mut self.track {
             track.renamed(from, to, &file);
         }
         Ok(())
@@ -125,8 +129,9 @@ impl Actions<'_> {
 }
 
 impl Dir {
-    /// Gives a file another name, in one step, and removes the folders this leaves empty.
-    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), Error> {
+    /// Gives a file another name, in one step, and removes the folders this leaves empty. `Some`: the name is on another file
+    /// system, and this copy has it.
+    fn rename(&self, from: &RelPath, to: &RelPath) -> Result<Option<File>, Error> {
         // An empty folder is no content, and may be in the way.
         self.remove_folder(to.as_str());
         let (to_folder, to_name) = self.parent_made(to)?;
@@ -134,10 +139,13 @@ impl Dir {
             return Err(self.refused(to.as_str(), "is a folder that is not empty, and the leader has a file there"));
         }
         let (from_folder, from_name) = self.parent_made(from)?;
-        rustix::fs::renameat(from_folder, from_name, to_folder, to_name)
-            .map_err(|error| self.failed("rename", from.as_str(), error))?;
+        let copied = match rustix::fs::renameat(from_folder, from_name, to_folder, to_name) {
+            Ok(()) => None,
+            Err(Errno::XDEV) => Some(self.move_across(from, to)?),
+            Err(error) => return Err(self.failed("rename", from.as_str(), error)),
+        };
         self.remove_emptied(from);
-        Ok(())
+        Ok(copied)
     }
 }
 

@@ -96,8 +96,10 @@ impl Runner {
 
     /// One connection, from connecting to its end. `Ok`: a sync was all that was asked for, and it is done.
     fn connection(&mut self, in_sync: &mut bool) -> Result<(), Error> {
+        self.dir.note_mounts()?;
         // Of a connection that was cut while a file was coming.
         self.data.own().tidy()?;
+        self.dir.tidy()?;
         self.mend()?;
         let (mut socket, mut address) = connect(&self.config, &self.shared)?;
         if self.dialects.ask(self.config.protocol, address) {

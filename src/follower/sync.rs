@@ -187,9 +187,9 @@ impl<'a, R: BufRead> Sync<'a, R> {
 
     fn receive(&mut self, path: RelPath) -> Result<(), Error> {
         let length = read_file_size(self.reader).map_err(|error| gone(&path, error))?;
-        let mut file = self.dir.create_temporary()?;
-        let sha1 = self.receive_content(&path, &mut file, length)?;
-        self.dir.place_temporary(&path)?;
+        let mut staged = self.dir.stage(&path)?;
+        let sha1 = self.receive_content(&path, &mut staged.file, length)?;
+        self.dir.place(staged, &path)?;
         self.note_folders(&path);
         self.known.insert(path, sha1);
         self.shared.update(|status| status.sync.files_received += 1);

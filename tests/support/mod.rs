@@ -135,6 +135,14 @@ impl TestLeader {
         self.leader.replace(&path(name)).unwrap();
     }
 
+    /// Gives the local file another name and announces it, as a host does.
+    pub fn rename(&self, from: &str, to: &str) {
+        let at = |name: &str| self.dir.path().join(name);
+        fs::create_dir_all(at(to).parent().unwrap()).unwrap();
+        fs::rename(at(from), at(to)).unwrap();
+        self.leader.rename(&path(from), &path(to)).unwrap();
+    }
+
     pub fn delete(&self, name: &str) {
         fs::remove_file(self.dir.path().join(name)).unwrap();
         self.leader.delete(&path(name)).unwrap();

@@ -20,21 +20,23 @@ pub struct Volume<'a> {
     as_user: bool,
 }
 
-/// Where it is mounted, and where a loop device's file is, in the stage.
-const MOUNT: &str = "volume";
+/// Where it is mounted, and where a loop device's file is, in the stage. What is above the first is on another file system.
+const MOUNT: &str = "above/volume";
+/// The folder of the first.
+const ABOVE: &str = "above";
 const BACKING: &str = "backing";
 
 impl<'a> Volume<'a> {
     /// One in memory, of so many MiB. Needs no privileges where user namespaces are allowed.
     pub fn in_memory(stage: &'a Stage, mebibytes: u32) -> Self {
-        let mount = stage.folder(MOUNT);
+        let mount = mount_point(stage);
         Self::mounted(stage, &format!("mount -t tmpfs -o size={mebibytes}m none {}", mount.display()))
     }
 
     /// An ext4 of 64 MiB on a loop device, which only the journal and other metadata have room for so far: what the
     /// files in it take comes out of a file system in memory of `mebibytes`. Needs root.
     pub fn ext4(stage: &'a Stage, mebibytes: u32) -> Self {
-        let (mount, backing) = (stage.folder(MOUNT), stage.folder(BACKING));
+        let (mount, backing) = (mount_point(stage), stage.folder(BACKING));
         let (mount, backing, made) = (mount.display(), backing.display(), stage.path("made"));
         let made = made.display();
         let mkfs = find("mkfs.ext4", "e2fsprogs");
@@ -52,7 +54,7 @@ impl<'a> Volume<'a> {
 
     /// An ext4 of 32 MiB whose disk can be made to [stall](Self::stall): it is a file on another ext4. Needs root.
     pub fn that_stalls(stage: &'a Stage) -> Self {
-        let (mount, backing, made) = (stage.folder(MOUNT), stage.folder(BACKING), stage.path("made"));
+        let (mount, backing, made) = (mount_point(stage), stage.folder(BACKING), stage.path("made"));
         let (mount, backing, made) = (mount.display(), backing.display(), made.display());
         let mkfs = find("mkfs.ext4", "e2fsprogs");
         let mkfs = mkfs.display();
@@ -63,6 +65,17 @@ impl<'a> Volume<'a> {
                  truncate -s 32M {backing}/disk && {mkfs} -q {backing}/disk && mount -o loop {backing}/disk {mount}"
             ),
         )
+    }
+
+    /// The folder that it is mounted in, for those who are in its namespace: a data directory on two file systems.
+    pub fn above(&self) -> PathBuf {
+        self.stage.path(ABOVE)
+    }
+
+    /// Starts a program where it is mounted.
+    pub fn start(&self, name: &str, program_and_args: &[&str]) -> Process {
+        let args = self.enter().into_iter().chain(program_and_args.iter().map(|arg| (*arg).to_owned()));
+        self.stage.start(name, find("nsenter", "util-linux"), args)
     }
 
     /// From now on whatever waits for the disk waits, until the result is dropped. What goes to the page cache does not.
@@ -83,6 +96,11 @@ impl<'a> Volume<'a> {
         });
         let pid = keeper.id();
         Self { stage, keeper, pid, as_user }
+    }
+
+    /// Where it is mounted, for those who are in its namespace.
+    pub fn mount(&self) -> PathBuf {
+        self.stage.path(MOUNT)
     }
 
     /// A file in it, for this process.
@@ -119,8 +137,7 @@ impl<'a> Volume<'a> {
         let dir = self.stage.path(MOUNT).join(folder);
         let leader = leader.to_string();
         let follow = [env!("CARGO_BIN_EXE_paceline"), "follow", &leader, "--data-dir", dir.to_str().unwrap()];
-        let args = self.enter().into_iter().chain(follow.iter().chain(options).map(|arg| (*arg).to_owned()));
-        self.stage.start("follower", find("nsenter", "util-linux"), args)
+        self.start("follower", &[&follow[..], options].concat())
     }
 
     /// What is not on the disk is lost: the file system takes no more writes and its journal is left as it is. Then whoever
@@ -142,6 +159,11 @@ impl<'a> Volume<'a> {
         let mut filler = std::fs::File::create(path).unwrap();
         while filler.write_all(&[0xff; 4096]).is_ok() {}
     }
+}
+
+fn mount_point(stage: &Stage) -> PathBuf {
+    stage.folder(ABOVE);
+    stage.folder(MOUNT)
 }
 
 /// A disk that stalls.

@@ -4,7 +4,7 @@
 //! begins after that, so the pace is that of our own disk, and the slower that is, the more commits share a turn.
 //!
 //! What has to be synced is what the index noted as changed since the last turn: contents with `fdatasync`, folders in which
-//! names came or went with `fsync`; all of the file system with `syncfs` where that is less work (`follower/flush.rs` has the
+//! names came or went with `fsync`; the file system of the directory, and those mounted below it, with `syncfs` where that is less work (`follower/flush.rs` has the
 //! measurements), and in the first turn, which also covers what was found at the start. A failed sync latches: the system may
 //! have dropped what it could not write, and would not say so again, so nothing is called durable any more. A failure is told
 //! to whoever syncs first: if that was the host, it knows.
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use super::Commits;
 use crate::index::Unsynced;
 use crate::leader::stream::Stream;
+use crate::mounts::Mounts;
 
 /// At most so many files are synced one by one, and as many folders; for more, the whole file system is.
 const SYNCED_SINGLY_MAX: usize = 8;
@@ -28,14 +29,14 @@ impl Commits {
     /// The thread's life.
     pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, root: &Path) {
         // `syncfs` tells of failures since this was opened.
-        let root_folder = File::open(root);
+        let file_systems = FileSystems::of(root);
         while self.wait_to_sync() {
             // Fails only when the stream is closed: nothing can be asked for then.
             let Ok((position, unsynced)) = stream.make_durable() else { return };
             self.state.lock().requested = position.0;
             stream.push();
-            let synced = match &root_folder {
-                Ok(folder) => sync(stream, root, folder, &unsynced),
+            let synced = match &file_systems {
+                Ok(file_systems) => sync(stream, root, file_systems, &unsynced),
                 Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
             };
             let mut state = self.state.lock();
@@ -67,8 +68,29 @@ impl Commits {
     }
 }
 
-fn sync(stream: &Stream, root: &Path, root_folder: &File, unsynced: &Unsynced) -> io::Result<()> {
-    let sync_all = || Ok(rustix::fs::syncfs(root_folder)?);
+/// The file systems that the files may be on.
+struct FileSystems {
+    root: File,
+    below: Mounts,
+}
+
+impl FileSystems {
+    fn of(root: &Path) -> io::Result<Self> {
+        Ok(Self { root: File::open(root)?, below: Mounts::below(root) })
+    }
+
+    /// Syncs each of them.
+    fn sync(&self) -> io::Result<()> {
+        rustix::fs::syncfs(&self.root)?;
+        for handle in self.below.handles()? {
+            rustix::fs::syncfs(handle)?;
+        }
+        Ok(())
+    }
+}
+
+fn sync(stream: &Stream, root: &Path, file_systems: &FileSystems, unsynced: &Unsynced) -> io::Result<()> {
+    let sync_all = || file_systems.sync();
     let files = stream.syncing(unsynced);
     let folders: BTreeSet<PathBuf> =
         unsynced.names().iter().filter_map(|name| Some(name.below(root).parent()?.to_owned())).collect();
