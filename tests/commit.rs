@@ -212,6 +212,9 @@ fn a_clean_shutdown_makes_everything_durable_at_followers_and_says_who_lacks_wha
     let follower = leader.follower();
     let slow = leader.fake().join();
     wait_in_sync(&leader.leader, vec![follower.id(), slow.id()]);
+    // Its first flush is of all the file system, whoever else writes to that.
+    let position = leader.leader.request_durable().unwrap();
+    leader.leader.commit_at(position, level(Durability::Durable, Quorum::Count(1)), PATIENCE);
     leader.append("log", &noise(100_000));
     let report = leader.leader.shutdown(SHORT);
     assert_eq!(report.drained, [follower.id()]);

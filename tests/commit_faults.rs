@@ -1,4 +1,5 @@
-//! Commits of a host that is killed, or stopped: a process of its own, which is this test program started anew.
+//! Commits of a host that is killed, or stopped: a process of its own, which is this test program started anew. And commits with
+//! pauses, none of which may get lost.
 #![allow(missing_docs)]
 
 mod support;
@@ -15,7 +16,7 @@ use paceline::{Leader, LeaderConfig};
 use rustix::process::{Pid, Signal, kill_process};
 use support::processes::Stage;
 use support::volume::Volume;
-use support::{PATIENCE, TestFollower, contents, path, secret, wait_until};
+use support::{PATIENCE, TestFollower, TestLeader, contents, path, secret, wait_until};
 
 const HOST_DIR: &str = "PACELINE_TEST_HOST_DIR";
 const THREADS: usize = 8;
@@ -197,4 +198,20 @@ fn while_the_leaders_disk_stalls_appends_go_on_and_nothing_is_confirmed_as_durab
     assert_eq!(contents(follower.dir.path())["log"], b"first second third");
     drop(log);
     assert_eq!(leader.shutdown(PATIENCE).threads_left, 0);
+}
+
+#[test]
+fn no_commit_waits_for_a_heartbeat() {
+    // A mark that is noted and then lost is made up for by the next one, which a heartbeat brings at the latest: here, none comes.
+    let leader = TestLeader::with(|config| config.heartbeat_interval = Duration::from_secs(600));
+    let followers = [leader.follower(), leader.follower()];
+    wait_until("both are in sync", || leader.leader.in_sync().followers.len() == followers.len());
+    let mut log = leader.leader.file(&path("log")).unwrap();
+    for commit in 0..2000 {
+        let position = log.append(&[b'x'; 256]).unwrap();
+        let outcome = leader.leader.commit_at(position, CommitLevel::ALL_DURABLE, PATIENCE);
+        assert!(outcome.is_committed(), "commit {commit}: {outcome}");
+        std::thread::sleep(Duration::from_micros(fastrand::u64(..1000)));
+    }
+    leader.shut_down();
 }

@@ -376,6 +376,12 @@ impl FollowerHandle {
         self.in_flight.lock().is_stuck()
     }
 
+    /// Nobody learns what it has before this is dropped.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> MutexGuard<'_, InFlight> {
+        self.in_flight.lock()
+    }
+
     // ---- waiting ----
 
     /// Waits until `when`. `false`: it ended first.

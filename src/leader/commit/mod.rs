@@ -163,9 +163,13 @@ impl Commits {
     }
 
     /// A follower may have more of the stream than before.
+    ///
+    /// Reading what it has and noting that are one step: its two threads come here, and the one that read first and notes last
+    /// would take back what the other has noted. Nobody would come again before the follower's next word, which without another
+    /// commit is the answer to a heartbeat.
     pub(super) fn passed(&self, follower: &FollowerHandle) {
-        let Some((ticket, has)) = follower.has() else { return };
         let mut state = self.state.lock();
+        let Some((ticket, has)) = follower.has() else { return };
         state.end = state.end.max(has.received);
         if state.rule.has(follower.id, ticket, has) {
             // It was not asked with the others.
@@ -462,3 +466,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
