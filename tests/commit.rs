@@ -9,7 +9,7 @@ use std::time::Duration;
 use paceline::config::Durability;
 use paceline::coordinator::memory::WriteFault;
 use paceline::coordinator::{Coordinator, InSyncSet, Leadership, MemoryCoordinator, Stop};
-use paceline::leader::{BelowMin, CommitLevel, CommitOutcome, FollowerState, Quorum, Refusal, Unknown};
+use paceline::leader::{BelowMin, CommitLevel, CommitOutcome, EvictionReason, FollowerState, Quorum, Refusal, Unknown};
 use paceline::{Leader, LeaderConfig, NodeId, StreamPosition};
 use support::{PATIENCE, TestFollower, TestLeader, logs, noise, wait_until};
 use tempfile::TempDir;
@@ -315,6 +315,33 @@ fn a_commit_waits_for_whoever_may_be_recorded_and_a_joiner_until_it_is_not() {
     let fake = fake.join();
     scene.wait_recorded(&[id]);
     drop(fake);
+    scene.leader.shut_down();
+}
+
+#[test]
+fn who_goes_while_it_may_be_recorded_is_let_go_at_once() {
+    // Its writer waits for as long as the coordinator does not answer, and looks up at each heartbeat: here, at none.
+    let scene = elected(&[], |config| config.heartbeat_interval = Duration::from_secs(600));
+    let follower = scene.leader.follower();
+    let id = follower.id();
+    scene.wait_recorded(&[id]);
+    scene.cluster.hold_writes(true);
+    let is_logged = |what: &'static str, times| {
+        wait_until(what, || logs::lines(&[&format!("follower {id} at"), what]).len() == times);
+    };
+    let dir = follower.stop();
+    is_logged("disconnected", 1);
+    let follower = TestFollower::on(scene.leader.address, dir);
+    wait_until("it waits", || follower.follower.status().state == paceline::follower::State::Syncing);
+    follower.stop();
+    is_logged("disconnected", 2);
+    let connect = || support::fake_follower::FakeFollower::connect(scene.leader.address).shake(id);
+    let replaced = connect();
+    scene.leader.wait_state(id, FollowerState::Waiting);
+    let _another = connect();
+    scene.leader.wait_evicted_for(id, &EvictionReason::Replaced);
+    drop(replaced);
+    scene.cluster.hold_writes(false);
     scene.leader.shut_down();
 }
 

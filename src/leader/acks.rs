@@ -156,6 +156,7 @@ pub(super) fn connection_ended(core: &Core, follower: &Arc<FollowerHandle>, ende
         }
     }
     core.stream.detach(follower);
+    core.commits.ending();
 }
 
 /// Tells a follower that stands still from one behind a slow link.

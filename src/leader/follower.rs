@@ -308,9 +308,9 @@ impl FollowerHandle {
     /// Takes an acknowledgement.
     pub(super) fn acknowledge(&self, bytes: u64) -> Result<(), ProtocolError> {
         let mut in_flight = self.in_flight.lock();
-        if in_flight.acknowledge(bytes, Instant::now())? {
-            self.acknowledged.notify_all();
-        }
+        in_flight.acknowledge(bytes, Instant::now())?;
+        // Who waits for a part of what is on its way waits for no more than that.
+        self.acknowledged.notify_all();
         self.passed(&in_flight);
         Ok(())
     }

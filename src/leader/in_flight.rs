@@ -131,9 +131,11 @@ impl InFlight {
 
     /// It is about to be asked to make durable what was sent so far: all up to `position` but for that request.
     pub(super) fn asking_for_durable(&mut self, position: u64) {
-        if self.durable_points.len() < PIECES_MAX {
-            self.durable_points.push_back((self.sent, position));
+        if self.durable_points.len() >= PIECES_MAX {
+            // The last counts: without it nothing would be called durable up to there.
+            self.durable_points.pop_back();
         }
+        self.durable_points.push_back((self.sent, position));
     }
 
     /// All that was being sent is written to its socket.
@@ -157,8 +159,8 @@ impl InFlight {
 
     // ---- acknowledging ----
 
-    /// It has dealt with so many more bytes. Returns whether all that was sent is acknowledged.
-    pub(super) fn acknowledge(&mut self, bytes: u64, now: Instant) -> Result<bool, ProtocolError> {
+    /// It has dealt with so many more bytes.
+    pub(super) fn acknowledge(&mut self, bytes: u64, now: Instant) -> Result<(), ProtocolError> {
         let acknowledged = self.acknowledged.saturating_add(bytes);
         if acknowledged > self.sent {
             return Err(ProtocolError::AckedTooMuch { acknowledged, sent: self.sent });
@@ -172,7 +174,7 @@ impl InFlight {
             self.received = self.received.saturating_sub(1);
         }
         self.passed(position, position);
-        Ok(self.pieces.is_empty())
+        Ok(())
     }
 
     /// It has received so many bytes in all.
@@ -295,10 +297,10 @@ mod tests {
         in_flight.asking_for_durable(120);
         in_flight.received(19).unwrap();
         assert_eq!(marks(&in_flight), (110, 100, 0));
-        assert!(!in_flight.acknowledge(10, Instant::now()).unwrap());
+        in_flight.acknowledge(10, Instant::now()).unwrap();
         in_flight.received(20).unwrap();
         assert_eq!(marks(&in_flight), (120, 110, 0));
-        assert!(in_flight.acknowledge(10, Instant::now()).unwrap());
+        in_flight.acknowledge(10, Instant::now()).unwrap();
         in_flight.durable(19);
         assert_eq!(marks(&in_flight), (120, 120, 0));
         in_flight.durable(20);
@@ -309,6 +311,19 @@ mod tests {
         in_flight.durable(20);
         assert_eq!(marks(&in_flight), (155, 155, 155));
         assert!(in_flight.received(56).is_err() && in_flight.acknowledge(36, Instant::now()).is_err());
+    }
+
+    #[test]
+    fn of_more_requests_than_are_remembered_the_last_counts() {
+        let mut in_flight = attached();
+        for request in 0..=PIECES_MAX as u64 {
+            send(&mut in_flight, 10, 110 + 10 * request);
+            in_flight.asking_for_durable(110 + 10 * request);
+        }
+        let (sent, last) = (in_flight.sent, 110 + 10 * PIECES_MAX as u64);
+        in_flight.acknowledge(sent, Instant::now()).unwrap();
+        in_flight.durable(sent);
+        assert_eq!(marks(&in_flight), (last, last, last));
     }
 
     #[test]

@@ -589,6 +589,7 @@ impl Core {
         for other in replaced {
             other.evict_at(EvictionReason::Replaced, self.stream.position());
             self.stream.detach(&other);
+            self.commits.ending();
         }
         let (id, address) = (follower.id, follower.address);
         match self.history.last_of(id) {
@@ -634,6 +635,7 @@ impl Core {
             // Its writer finds the queue's end, and says goodbye if there is no other end yet.
             self.stream.detach(follower);
         }
+        self.commits.ending();
         self.progress.wait(Instant::now() + GOODBYE_MAX, Duration::from_millis(10), || {
             (!self.followers.lock().is_empty()).then_some(StreamPosition(u64::MAX))
         });

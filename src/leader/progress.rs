@@ -4,7 +4,7 @@
 //! an atomic load while nobody waits. The lock guards nothing but the sleep; what is waited for is looked at with it held, so
 //! it comes before the stream's.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -30,6 +30,8 @@ impl Default for Progress {
 impl Progress {
     /// A follower has acknowledged everything up to `position`.
     pub(super) fn acknowledged(&self, position: Option<StreamPosition>) {
+        // The position was stored before this, and is looked at after `wanted` is: one of the two sees the other.
+        fence(Ordering::SeqCst);
         if position.is_some_and(|position| position.0 >= self.wanted.load(Ordering::SeqCst)) {
             self.changed();
         }
@@ -59,6 +61,7 @@ impl Progress {
             }
             let mut sleepers = self.sleepers.lock();
             self.wanted.fetch_min(position.0, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             // It may have been reached before that was to be seen.
             if done().is_none() {
                 return true;

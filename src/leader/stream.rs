@@ -35,7 +35,7 @@ mod announce;
 mod cuts;
 mod pressure;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -74,7 +74,8 @@ const NAP_MAX: Duration = Duration::from_micros(200);
 /// the wake-up that it saves an append, so more of them would show in the load of a host that appends now and then.
 const IDLE_LOOKS: u32 = 8;
 
-/// How long the leader thread sleeps when nothing wakes it. Nothing depends on it: every wake-up is explicit.
+/// How long the leader thread sleeps when nothing wakes it. Every wake-up is explicit: this is for it to see that the process was
+/// stopped.
 const TICK: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
@@ -86,7 +87,7 @@ pub(super) struct Stream {
     hungry: AtomicBool,
     /// The leader thread sleeps until that is so.
     awaits_hunger: AtomicBool,
-    leader_thread: OnceLock<Thread>,
+    leader_thread: Parked,
     /// Of the leader thread, so that a watchdog sees that it goes on.
     rounds: AtomicU64,
     stopped: AtomicBool,
@@ -95,7 +96,7 @@ pub(super) struct Stream {
     pressure: Pressure,
     pub(super) stalls: Stalls,
     /// Parked until `to_demote`; there is one with [`OnFull::CatchUp`].
-    demotion_thread: OnceLock<Thread>,
+    demotion_thread: Parked,
     to_demote: AtomicBool,
     /// Everything up to this position was pushed.
     pushed: AtomicU64,
@@ -169,6 +170,26 @@ enum Sleep {
     UntilSealed,
 }
 
+/// A thread that parks until it is woken. Who wakes it has said before what for, and it looks at that after it has
+/// entered: one of the two sees the other.
+#[derive(Default)]
+struct Parked(OnceLock<Thread>);
+
+impl Parked {
+    /// Called by the thread itself, first.
+    fn enter(&self) {
+        self.0.get_or_init(std::thread::current);
+        fence(Ordering::SeqCst);
+    }
+
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if let Some(thread) = self.0.get() {
+            thread.unpark();
+        }
+    }
+}
+
 /// What to do after the `ordered` lock was given back.
 #[must_use]
 struct After {
@@ -204,7 +225,7 @@ impl Stream {
             }),
             hungry: AtomicBool::new(false),
             awaits_hunger: AtomicBool::new(false),
-            leader_thread: OnceLock::new(),
+            leader_thread: Parked::default(),
             rounds: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             buffers: Buffers::default(),
@@ -219,7 +240,7 @@ impl Stream {
             },
             pressure: Pressure::default(),
             stalls: Stalls::default(),
-            demotion_thread: OnceLock::new(),
+            demotion_thread: Parked::default(),
             to_demote: AtomicBool::new(false),
             pushed: AtomicU64::new(0),
         }
@@ -229,7 +250,7 @@ impl Stream {
 
     /// The leader thread's life: ends after [`stop`](Self::stop).
     pub(super) fn run_leader(&self) {
-        self.leader_thread.get_or_init(std::thread::current);
+        self.leader_thread.enter();
         let mut idle_looks = 0;
         while !self.stopped.load(Ordering::Acquire) {
             self.rounds.fetch_add(1, Ordering::Relaxed);
@@ -279,9 +300,7 @@ impl Stream {
     }
 
     fn wake_leader(&self) {
-        if let Some(thread) = self.leader_thread.get() {
-            thread.unpark();
-        }
+        self.leader_thread.wake();
     }
 
     /// Whether the leader thread goes on, or has been stopped. Blocks up to `within`.
@@ -302,7 +321,7 @@ impl Stream {
         self.stopped.store(true, Ordering::Release);
         self.pressure.end();
         self.wake_leader();
-        self.wake_demotion();
+        self.demotion_thread.wake();
     }
 
     /// A writer has nothing left to write: what is in the open batch should come.
@@ -414,7 +433,7 @@ impl Stream {
                 follower.demoted();
                 queue.lost = Some(Lost { status, batches: vec![batch], bytes: cost });
                 self.to_demote.store(true, Ordering::Release);
-                self.wake_demotion();
+                self.demotion_thread.wake();
                 true
             }
             Err(TrySendError::Full(_)) => {
@@ -478,21 +497,14 @@ impl Stream {
 
     /// Waits until a follower is to be demoted. `false`: [`stop`](Self::stop) was called.
     pub(super) fn wait_to_demote(&self) -> bool {
-        self.demotion_thread.get_or_init(std::thread::current);
+        self.demotion_thread.enter();
         while !self.stopped.load(Ordering::Acquire) {
             if self.to_demote.swap(false, Ordering::AcqRel) {
                 return true;
             }
-            // As for the leader thread.
-            std::thread::park_timeout(TICK);
+            std::thread::park();
         }
         false
-    }
-
-    fn wake_demotion(&self) {
-        if let Some(thread) = self.demotion_thread.get() {
-            thread.unpark();
-        }
     }
 
     /// Takes a follower that has ended off the list, so that its writer sees the channel's end.

@@ -71,6 +71,8 @@ struct State {
     requested: u64,
     /// ... and are to be asked again.
     sync_wanted: bool,
+    /// One began to count since the syncer last began a turn: whether it is asked in that turn is not known.
+    counted_anew: bool,
     local_sync_failed: bool,
     /// Whether the recorded set may be changed yet.
     recording: bool,
@@ -137,6 +139,7 @@ impl Commits {
                 calls: Vec::new(),
                 requested: 0,
                 sync_wanted: false,
+                counted_anew: false,
                 local_sync_failed: false,
                 recording,
                 closed: false,
@@ -174,6 +177,7 @@ impl Commits {
         if state.rule.has(follower.id, ticket, has) {
             // It was not asked with the others.
             state.requested = 0;
+            state.counted_anew = true;
             let waiting = state.waiting.keys().any(|level| level.durability == Durability::Durable);
             state.sync_wanted |= waiting || state.rule.was_durable();
         }
@@ -204,6 +208,13 @@ impl Commits {
             MutexGuard::unlocked(&mut state, &mut *idle)?;
         }
         Ok(!follower.has_ended() && !state.ended)
+    }
+
+    /// A follower's connection is about to end: who waits for something on its behalf looks up.
+    pub(super) fn ending(&self) {
+        // With the lock taken once, a waiter has either seen that or sleeps, and is woken.
+        drop(self.state.lock());
+        self.recorded.notify_all();
     }
 
     /// The in-sync set as it is now.

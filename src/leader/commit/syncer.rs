@@ -21,6 +21,7 @@ use super::Commits;
 use crate::index::Unsynced;
 use crate::leader::stream::Stream;
 use crate::mounts::Mounts;
+use crate::types::StreamPosition;
 
 /// At most so many files are synced one by one, and as many folders; for more, the whole file system is.
 const SYNCED_SINGLY_MAX: usize = 8;
@@ -33,7 +34,7 @@ impl Commits {
         while self.wait_to_sync() {
             // Fails only when the stream is closed: nothing can be asked for then.
             let Ok((position, unsynced)) = stream.make_durable() else { return };
-            self.state.lock().requested = position.0;
+            self.asked(position);
             stream.push();
             let synced = match &file_systems {
                 Ok(file_systems) => sync(stream, root, file_systems, &unsynced),
@@ -57,13 +58,22 @@ impl Commits {
         }
     }
 
+    /// Whoever counted when the turn began is asked to make durable all up to `position`.
+    pub(super) fn asked(&self, position: StreamPosition) {
+        let mut state = self.state.lock();
+        if !state.counted_anew {
+            state.requested = position.0;
+        }
+    }
+
     /// `false`: it is over.
-    fn wait_to_sync(&self) -> bool {
+    pub(super) fn wait_to_sync(&self) -> bool {
         let mut state = self.state.lock();
         while !state.sync_wanted && !state.ended {
             self.to_sync.wait(&mut state);
         }
         state.sync_wanted = false;
+        state.counted_anew = false;
         !state.ended
     }
 }

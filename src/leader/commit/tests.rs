@@ -35,3 +35,17 @@ fn what_a_follower_has_is_read_and_noted_in_one_step() {
     });
     assert_eq!(commits.status(StreamPosition(100)).followers, [follower.id]);
 }
+
+#[test]
+fn who_begins_to_count_while_others_are_asked_for_durability_is_asked_after_them() {
+    let commits = commits();
+    commits.state.lock().sync_wanted = true;
+    assert!(commits.wait_to_sync());
+    // The request is in the stream; this one attaches behind it.
+    let follower = follower(&commits, StreamPosition(100));
+    commits.passed(&follower);
+    commits.asked(StreamPosition(90));
+    let wanted = Wanted { position: StreamPosition(80), level: CommitLevel::ALL_DURABLE, end: StreamPosition(100) };
+    assert_eq!(commits.wait(wanted, Duration::ZERO), CommitOutcome::Unknown(Unknown::Deadline));
+    assert!(commits.state.lock().sync_wanted, "nobody would ask it");
+}
