@@ -78,6 +78,7 @@ pub mod leader;
 mod mounts;
 pub mod node;
 mod own_folder;
+mod own_time;
 pub mod protocol;
 mod seldom;
 mod sendqueue;

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufWriter, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -22,6 +22,7 @@ use super::dir::Dir;
 use super::flush::Unflushed;
 use super::shared::Shared;
 use crate::error::Error;
+use crate::own_time::OwnTime;
 use crate::protocol::{write_end, write_name};
 use crate::types::RelPath;
 
@@ -131,13 +132,13 @@ impl Outbox {
 
 /// The thread's life: writes to `socket` until the outbox is closed. A failure is left in the outbox, for the reader,
 /// which the caller must wake.
-pub(super) fn run(outbox: &Outbox, mut socket: impl Write, dir: &Dir, shared: &Shared) {
+pub(super) fn run(outbox: &Outbox, mut socket: impl Write, dir: &Dir, shared: &Shared, own_time: &OwnTime) {
     let _at_end = AtEnd(outbox);
     let mut warned = false;
     while let Some(work) = outbox.take() {
         let done = match work {
             Work::Requests(names) => write_requests(&mut socket, &names).map_err(lost),
-            Work::Acknowledge(bytes, changes) => make_durable(outbox, changes, dir, &mut warned)
+            Work::Acknowledge(bytes, changes) => make_durable(outbox, changes, dir, (own_time, &mut warned))
                 .and_then(|()| acknowledge(&mut socket, bytes, shared).map_err(lost)),
         };
         if let Err(error) = done {
@@ -164,16 +165,22 @@ fn lost(error: io::Error) -> Error {
     Error::connection("lost while writing", error)
 }
 
-fn make_durable(outbox: &Outbox, changes: Unflushed, dir: &Dir, warned: &mut bool) -> Result<(), Error> {
+fn make_durable(
+    outbox: &Outbox,
+    changes: Unflushed,
+    dir: &Dir,
+    (own_time, warned): (&OwnTime, &mut bool),
+) -> Result<(), Error> {
     if changes.is_empty() {
         return dir.check_flushed();
     }
-    let began = Instant::now();
+    // While this process was stopped, the disk was not at work for it.
+    let began = own_time.now();
     let flushed = changes.flush(dir);
     if flushed.is_err() {
         outbox.state.lock().unflushed.merge(changes);
     }
-    let took = began.elapsed();
+    let took = own_time.now().saturating_sub(began);
     if took >= SLOW && !std::mem::replace(warned, true) {
         log::warn!(
             "it took the disk {took:.1?} to make changes durable, and the leader waited for their acknowledgement so long; \
@@ -202,6 +209,12 @@ fn acknowledge(socket: &mut impl Write, bytes: u64, shared: &Shared) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::thread::Group;
+
+    fn run(outbox: &Outbox, socket: impl Write, dir: &Dir, shared: &Shared) {
+        let threads = Group::default();
+        super::run(outbox, socket, dir, shared, &OwnTime::start(&threads).unwrap());
+    }
 
     fn opened() -> (tempfile::TempDir, Dir) {
         let root = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `paceline-follow` connects, reads and changes the directory, all of it in order. `paceline-ack` lives for one connection
-//! and writes: requests and acknowledgements (`ack`), or in the extension inventory, marks and heartbeats (`report`). There
+//! and writes: requests and acknowledgements (`ack`), with a clock beside it (`own_time`), or in the extension inventory, marks and heartbeats (`report`). There
 //! `paceline-disk` works beside them for one connection: it reads for the inventory and makes durable (`disk`). The locks are
 //! leaves, described where they are (`shared`, `ack`, `report`, `disk`, `digests`), and nothing is waited for under one.
 //!

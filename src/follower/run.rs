@@ -23,6 +23,7 @@ use super::track::Track;
 use crate::config::{Durability, FollowerConfig};
 use crate::datadir::DataDir;
 use crate::error::Error;
+use crate::own_time::OwnTime;
 use crate::protocol::{ProtocolError, frame_reader};
 use crate::thread::Group;
 
@@ -218,13 +219,15 @@ impl Writer {
         let (outbox, dir, shared) = (Arc::new(Outbox::default()), runner.dir.clone(), runner.shared.clone());
         let (running, ended) = crossbeam_channel::bounded(0);
         let its = (socket.clone(), outbox.clone());
+        let not_started = |error| Error::connection("could not start its thread", error);
+        let own_time = OwnTime::start(&runner.threads).map_err(not_started)?;
         let spawned = runner.threads.spawn("paceline-ack", move || {
             let ((socket, outbox), _running) = (its, running);
-            ack::run(&outbox, &*socket, &dir, &shared);
+            ack::run(&outbox, &*socket, &dir, &shared, &own_time);
             // Whoever reads has to hear of a failure.
             let _ = socket.shutdown(Shutdown::Both);
         });
-        spawned.map_err(|error| Error::connection("could not start its thread", error))?;
+        spawned.map_err(not_started)?;
         Ok(Self { socket, outbox, ended })
     }
 

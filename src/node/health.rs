@@ -2,16 +2,17 @@
 //!
 //! One thread, `watchdog`, writes to the disk of the data directory and looks whether the leader dispatches, again and again,
 //! and notes when it last got through. Whatever hangs holds it up, and soon nobody finds the node well: [`Health::check`] is what
-//! the renewals ask. No lock. Dropping it stops the thread,
+//! the renewals ask. One lock, that of `own_time`, a leaf. Dropping it stops the thread,
 //! and does not wait for a disk.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::coordinator::Stop;
 use crate::error::Error;
 use crate::leader::Leader;
+use crate::own_time::OwnTime;
 use crate::thread::Group;
 
 /// Between two looks, if nothing hangs; shorter where the timeout is.
@@ -24,8 +25,9 @@ pub(super) struct Health {
 }
 
 struct Shared {
-    began: Instant,
-    /// When all was last found well, in milliseconds since the beginning.
+    /// A node that was stopped itself does not blame its disk for it.
+    own_time: OwnTime,
+    /// When all was last found well, in milliseconds of that time.
     well_ms: AtomicU64,
     leader: OnceLock<Weak<Leader>>,
     timeout: Duration,
@@ -37,13 +39,12 @@ impl Health {
         disk: impl Fn() -> std::io::Result<()> + Send + 'static,
         timeout: Duration,
     ) -> Result<Self, Error> {
-        let began = Instant::now();
-        let shared = Arc::new(Shared { began, well_ms: AtomicU64::new(0), leader: OnceLock::new(), timeout });
+        let not_started = |error| Error::connection("of the watchdog: its thread could not be started", error);
         let (stop, thread) = (Stop::new(), Group::default());
+        let own_time = OwnTime::start(&thread).map_err(not_started)?;
+        let shared = Arc::new(Shared { own_time, well_ms: AtomicU64::new(0), leader: OnceLock::new(), timeout });
         let (of_thread, until) = (shared.clone(), stop.clone());
-        thread
-            .spawn("watchdog", move || of_thread.run(&disk, &until))
-            .map_err(|error| Error::connection("of the watchdog: its thread could not be started", error))?;
+        thread.spawn("watchdog", move || of_thread.run(&disk, &until)).map_err(not_started)?;
         Ok(Self { shared, stop, _thread: thread })
     }
 
@@ -67,25 +68,25 @@ impl Drop for Health {
 
 impl Shared {
     fn is_well(&self) -> bool {
-        let well = self.began + Duration::from_millis(self.well_ms.load(Ordering::Relaxed));
-        well.elapsed() < self.timeout
+        let well = Duration::from_millis(self.well_ms.load(Ordering::Relaxed));
+        self.own_time.now().saturating_sub(well) < self.timeout
     }
 
     fn run(&self, disk: &dyn Fn() -> std::io::Result<()>, stop: &Stop) {
         let mut was_well = true;
         loop {
-            let began = Instant::now();
+            let began = self.own_time.now();
             let found = self.look(disk);
             match &found {
                 Ok(()) => {
-                    let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    let ms = u64::try_from(self.own_time.now().as_millis()).unwrap_or(u64::MAX);
                     self.well_ms.store(ms, Ordering::Relaxed);
                 }
                 Err(what) if was_well => log::error!("{what}: leadership ends if that does not change"),
                 Err(_) => {}
             }
             was_well = found.is_ok();
-            let took = began.elapsed();
+            let took = self.own_time.now().saturating_sub(began);
             if took >= self.timeout / 2 {
                 log::warn!("a write to the data directory and a look at the leader took {took:.1?}");
             }
@@ -109,6 +110,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
+    use std::time::Instant;
 
     use super::*;
 
