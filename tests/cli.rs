@@ -270,11 +270,18 @@ fn a_leader_whose_directory_goes_away_ends_with_exit_code_1() {
     let data = dir.path().join("data");
     fs::create_dir(&data).unwrap();
     let mut command = paceline(&["leader", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
-    let mut leader = Running::start(command.env("PACELINE_SECRET", "s").stderr(Stdio::piped()));
-    leader.stdout.read_line(&mut String::new()).unwrap();
+    command.env("PACELINE_SECRET", "s3cret").env("RUST_LOG", "info").stderr(Stdio::piped());
+    let mut leader = Running::start(&mut command);
+    let mut line = String::new();
+    leader.stdout.read_line(&mut line).unwrap();
+    let copy = dir.path().join("copy");
+    fs::write(data.join("there"), "1").unwrap();
+    let _follower = Running::follower(line.strip_prefix("listening on ").unwrap().trim_end(), &copy);
+    wait_until_equal(&data, &copy);
     fs::rename(&data, dir.path().join("elsewhere")).unwrap();
     let mut stderr = String::new();
     leader.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert!(stderr.contains("not all that changed") && !stderr.contains("everything"), "{stderr}");
     assert!(stderr.contains("moved") && stderr.lines().last().unwrap().starts_with("paceline: error: "), "{stderr}");
     assert_eq!(leader.child.wait().unwrap().code(), Some(1));
 }

@@ -132,12 +132,20 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         }
     };
     log::info!("shutting down; followers have {:?} to acknowledge what is left", options.limits.drain_timeout);
-    watcher.stop();
+    let all_announced = watcher.stop();
     let report = leader.shutdown(options.limits.drain_timeout);
     for (id, bytes) in &report.undrained {
         let lack = bytes.map_or("was still joining".to_owned(), |bytes| format!("had not acknowledged {bytes} bytes"));
         log::warn!("follower {id} {lack}; it gets what it lacks when it reconnects");
     }
-    log::info!("ended; {} followers have everything", report.drained.len());
+    match (report.drained.len(), all_announced) {
+        (drained, true) => {
+            log::info!("ended; {drained} {} everything", if drained == 1 { "follower has" } else { "followers have" })
+        }
+        (_, false) => log::warn!(
+            "ended; not all that changed in {} could be read and sent: followers get the rest once a leader runs there again",
+            options.data_dir.display()
+        ),
+    }
     failure.map_or(Ok(()), |failure| Err(failure.into()))
 }

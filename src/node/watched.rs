@@ -193,8 +193,8 @@ impl Host for WatchedProgram {
             hook.run(&|| None).map_err(|error| format!("the hook {hook} {error}"))?;
         }
         self.lost_due = false;
-        if let Some(watcher) = self.watcher.take() {
-            watcher.stop();
+        if self.watcher.take().is_some_and(|watcher| !watcher.stop()) {
+            log::warn!("not all that the program wrote could be read and sent: no other node has the rest");
         }
         Ok(())
     }

@@ -82,6 +82,8 @@ struct Shared {
     /// Wakes the thread's `poll`.
     wake: OwnedFd,
     failure: Mutex<Option<Error>>,
+    /// The last look is done, and what it saw is announced.
+    done: AtomicBool,
 }
 
 impl Watcher {
@@ -106,12 +108,18 @@ impl Watcher {
         }
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::io("watch", data_dir, errno))?;
-        let shared = Arc::new(Shared { stopping: AtomicBool::new(false), wake, failure: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            stopping: AtomicBool::new(false),
+            wake,
+            failure: Mutex::new(None),
+            done: AtomicBool::new(false),
+        });
         let threads = Group::default();
         let of_thread = shared.clone();
         threads
-            .spawn("watch", move || {
-                if let Err(error) = of_thread.run(&mut tree) {
+            .spawn("watch", move || match of_thread.run(&mut tree) {
+                Ok(done) => of_thread.done.store(done, Ordering::Release),
+                Err(error) => {
                     log::error!("the directory is no longer watched: {error}");
                     *of_thread.failure.lock() = Some(error);
                 }
@@ -126,10 +134,14 @@ impl Watcher {
     }
 
     /// Announces what is pending, then ends. Blocks up to 15 s for that (usually milliseconds). Idempotent.
-    pub fn stop(&self) {
+    ///
+    /// Returns whether all that had changed by then is announced: not so if watching had ended by itself, if that took too long, or
+    /// if something could not be read.
+    pub fn stop(&self) -> bool {
         self.shared.stopping.store(true, Ordering::Release);
         let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
         self.threads.join(Instant::now() + LAST_LOOK_MAX + DROP_JOIN_MAX);
+        self.shared.done.load(Ordering::Acquire)
     }
 }
 
@@ -140,7 +152,8 @@ impl Drop for Watcher {
 }
 
 impl Shared {
-    fn run<A: Announce>(&self, tree: &mut Tree<A>) -> Result<(), Error> {
+    /// Until it is told to stop; returns whether nothing was left to be announced.
+    fn run<A: Announce>(&self, tree: &mut Tree<A>) -> Result<bool, Error> {
         loop {
             self.wait(tree)?;
             let stopping = self.stopping.load(Ordering::Acquire);
@@ -151,10 +164,10 @@ impl Shared {
                 false => !self.stopping.load(Ordering::Acquire),
             };
             match tree.announce_dirty(stopping, &go_on) {
-                Ok(()) if stopping => return Ok(()),
+                Ok(()) if stopping => return Ok(tree.next_look().is_none()),
                 Ok(()) => self.gather()?,
                 Err(Trouble::Fatal(error)) => return Err(error),
-                Err(_) => return Ok(()),
+                Err(_) => return Ok(false),
             }
         }
     }
