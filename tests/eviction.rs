@@ -7,9 +7,10 @@ mod support;
 use std::io::Write;
 use std::time::Duration;
 
+use paceline::NodeId;
 use paceline::leader::{EvictionReason, FollowerState};
 use support::fake_follower::FakeFollower;
-use support::{TestFollower, TestLeader, noise, path, wait_until};
+use support::{TestFollower, TestLeader, logs, noise, path, wait_until};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -197,4 +198,27 @@ fn shutting_down_evicts_all_and_says_so() {
         leader.wait_evicted_for(fake.id(), &EvictionReason::Shutdown);
         fake.wait_closed();
     }
+}
+
+#[test]
+fn two_followers_with_one_id_do_not_take_each_others_place_for_ever_and_are_told() {
+    let leader = TestLeader::start();
+    leader.append("log", b"a line");
+    let id = NodeId::random();
+    let followers: [_; 2] = std::array::from_fn(|_| {
+        TestFollower::with(leader.address, tempfile::tempdir().unwrap(), |config| config.id = Some(id))
+    });
+    for each in &followers {
+        let told =
+            || each.follower.status().last_eviction.is_some_and(|why| why.contains("another follower has the id"));
+        wait_until("it is told", told);
+    }
+    let said = logs::lines(&[&format!("two followers have the id {id}, at ")]);
+    assert!(said.len() == 1 && said[0].starts_with("ERROR"), "{said:?}");
+    let evictions = leader.leader.evictions();
+    assert!(evictions.iter().all(|eviction| eviction.reason == EvictionReason::Replaced), "{evictions:?}");
+    // Each waits longer than the one before.
+    assert!(evictions.len() < 10, "{evictions:?}");
+    leader.wait_state(id, FollowerState::InSync);
+    leader.shut_down();
 }

@@ -25,6 +25,7 @@ use super::acks::AckThread;
 use super::admission::in_background;
 use super::batch::Body;
 use super::catch_up::CatchUp;
+use super::clash::may_take_the_place;
 use super::demotion::Demotion;
 use super::follower::{End, FollowerHandle};
 use super::full_sync::Joiner;
@@ -66,6 +67,10 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
             return;
         }
     };
+    if !may_take_the_place(core, id, address, &socket) {
+        log::info!("connection from {address} is closed: another one with the id {id} is here");
+        return;
+    }
     core.register(&follower);
     if let Err(error) = follow(core, &follower, socket) {
         // Without effect where whoever shut the socket down has said why.

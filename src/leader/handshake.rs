@@ -102,6 +102,12 @@ fn about_us(core: &Core, follower: NodeId) -> Fields {
             fields.with(field::ADMITTED_IN_MS, &delay_ms.to_le_bytes())
         }
     };
+    if core.clashes.is_one(follower) {
+        let text = format!(
+            "another follower has the id {follower} too: give each its own (of a copied directory, delete .clustering_id)"
+        );
+        return fields.with(field::LAST_EVICTION, text.as_bytes());
+    }
     match core.history.last_of(follower) {
         None => fields,
         Some(last) => {

@@ -32,6 +32,7 @@ mod acks;
 mod admission;
 mod batch;
 mod catch_up;
+mod clash;
 mod commit;
 mod connection;
 mod demotion;
@@ -67,6 +68,7 @@ use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
 use self::admission::Admission;
+use self::clash::Clashes;
 use self::commit::{Alone, Commits};
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
@@ -110,6 +112,7 @@ struct Core {
     /// All that have authenticated, in the order they came.
     followers: Mutex<Vec<Arc<FollowerHandle>>>,
     history: History,
+    clashes: Clashes,
     unauthenticated: Unauthenticated,
     listeners: Mutex<Vec<TcpListener>>,
     progress: Progress,
@@ -232,6 +235,7 @@ impl Leader {
             epoch: fastrand::u64(1..),
             followers: Mutex::default(),
             history: History::default(),
+            clashes: Clashes::default(),
             unauthenticated: Unauthenticated::default(),
             listeners: Mutex::default(),
             progress: Progress::default(),
@@ -587,6 +591,9 @@ impl Core {
         };
         self.commits.joins(follower);
         for other in replaced {
+            if !other.has_ended() {
+                self.clashes.replaced(other.id, Instant::now());
+            }
             other.evict_at(EvictionReason::Replaced, self.stream.position());
             self.stream.detach(&other);
             self.commits.ending();
