@@ -18,7 +18,7 @@ use paceline::coordinator::{
 use paceline::follower::State;
 use paceline::node::{Host, HostError, Node, NodeConfig, NodeError, ProxyConfig, Role, Term};
 use paceline::{Error, Leader, NodeId, Secret};
-use support::{PATIENCE, assert_same, begin, path, wait_until};
+use support::{PATIENCE, assert_same, begin, logs, path, wait_until};
 use tempfile::TempDir;
 
 const PORT: u16 = 5679;
@@ -349,10 +349,21 @@ fn a_node_that_is_not_in_the_recorded_set_never_leads_and_does_once_it_is() {
     node.wait_role(Role::Leading);
 }
 
+#[test]
+fn a_node_that_may_not_lead_says_so_and_why_while_nobody_leads() {
+    let cluster = MemoryCoordinator::new();
+    cluster.set_in_sync_set(set(&[777]));
+    let _node = TestNode::start(cluster.clone(), 71);
+    let (own, missing) = (format!("nobody leads, and node {} may not", id(71)), format!("missing is node {}", id(777)));
+    wait_until("it says so", || !logs::lines(&["WARN", &own, &missing, "paceline forget ID"]).is_empty());
+}
+
 /// A coordinator whose observed set is stale.
 struct Stale {
     cluster: MemoryCoordinator,
     observed: MemoryCoordinator,
+    /// The recorded set makes no sense.
+    makes_no_sense: bool,
 }
 
 impl Coordinator for Stale {
@@ -361,6 +372,9 @@ impl Coordinator for Stale {
     }
 
     fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
+        if self.makes_no_sense {
+            return Err(CoordinatorError::Unexpected("the set of the test".into()));
+        }
         self.cluster.in_sync_set()
     }
 
@@ -388,11 +402,26 @@ fn a_node_that_is_elected_without_being_in_the_set_steps_down_before_it_has_begu
     observed.set_in_sync_set(set(&[1, 7]));
     cluster.set_in_sync_set(set(&[7]));
     let other = elected(&cluster, 7, "tcp://127.0.0.1:1");
-    let node = TestNode::start(Stale { cluster: cluster.clone(), observed }, 1);
+    let node = TestNode::start(Stale { cluster: cluster.clone(), observed, makes_no_sense: false }, 1);
     wait_until("it campaigns", || campaigns(&cluster, 1));
     other.resign();
     wait_until("it knows better", || node.node.status().in_sync == set(&[7]));
     // It has given the election up: the next one is elected.
+    let again = elected(&cluster, 7, "tcp://127.0.0.1:1");
+    assert!(again.is_held() && node.told.is_empty());
+    assert_eq!(node.node.status().role, Role::Following);
+}
+
+#[test]
+fn a_node_that_is_elected_and_cannot_read_the_set_does_not_hold_on_to_that() {
+    let cluster = MemoryCoordinator::new();
+    let observed = MemoryCoordinator::new();
+    observed.set_in_sync_set(set(&[1, 7]));
+    let other = elected(&cluster, 7, "tcp://127.0.0.1:1");
+    let node = TestNode::start(Stale { cluster: cluster.clone(), observed, makes_no_sense: true }, 1);
+    wait_until("it campaigns", || campaigns(&cluster, 1));
+    other.resign();
+    wait_until("it says why", || !logs::lines(&["ERROR elected, but cannot lead", "the set of the test"]).is_empty());
     let again = elected(&cluster, 7, "tcp://127.0.0.1:1");
     assert!(again.is_held() && node.told.is_empty());
     assert_eq!(node.node.status().role, Role::Following);

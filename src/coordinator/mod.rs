@@ -35,6 +35,11 @@ pub trait Coordinator: Send + Sync + 'static {
     /// The recorded in-sync set as it is now, `None` if none is recorded. Blocks, within bounds.
     fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError>;
 
+    /// What a person finds the recorded set under, if it has a name. Never blocks. Defaults to none.
+    fn in_sync_set_name(&self) -> Option<String> {
+        None
+    }
+
     /// Takes an id out of the recorded set and nothing else: an operator's command. Returns whether it was in it. The last
     /// one is not taken out ([`CoordinatorError::LastInSync`]). Blocks, within bounds.
     ///
@@ -47,6 +52,12 @@ pub trait Coordinator: Send + Sync + 'static {
     /// Whoever was not elected leaves nothing behind that could be elected later. A leadership won earlier with this id
     /// through the same handle is given up first.
     fn campaign(&self, id: NodeId, uri: &str, stop: &Stop) -> Result<Option<Arc<dyn Leadership>>, CoordinatorError>;
+
+    /// For how long nobody else is elected after a leadership has ceased to be held without being given up: the time there is to
+    /// stop what is active. Defaults to [`Duration::MAX`], for leaderships that do not run out.
+    fn stop_margin(&self) -> Duration {
+        Duration::MAX
+    }
 
     /// Watches who is leader, `None` for nobody. The watch survives failures of the coordinator: it reports the state
     /// there is once that can be reached again. Never blocks.
@@ -145,6 +156,17 @@ pub enum CoordinatorError {
         /// What the other node announced, if it did.
         uri: Option<String>,
     },
+    /// A node of another cluster, which shares the coordinator, has this id.
+    #[error(
+        "node id {id} is in use by a node of another cluster, which has {key}: ids are lease ids, and all clusters in one etcd \
+         share them; give each node an id of its own (one that is made at random hardly meets another)"
+    )]
+    IdInOtherCluster {
+        /// The id.
+        id: NodeId,
+        /// What the other node has in the coordinator.
+        key: String,
+    },
     /// The election is no longer held, and never will be again.
     #[error("leadership was lost: another node may lead")]
     Lost,
@@ -171,6 +193,13 @@ pub enum CoordinatorError {
     /// A thread could not be started.
     #[error("start a thread: {0}; raise the limit of processes")]
     Thread(#[source] io::Error),
+}
+
+impl CoordinatorError {
+    /// Whether waiting, and doing nothing else, may mend it.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::NotRecorded(_) | Self::Unknown(_) | Self::Thread(_))
+    }
 }
 
 /// What a new secret is made of.

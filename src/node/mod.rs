@@ -50,6 +50,7 @@ mod following;
 mod health;
 mod hook;
 mod host;
+mod leaderless;
 mod port;
 mod program;
 mod proxy;
@@ -178,6 +179,10 @@ impl Node {
     /// A setting is out of range, the directory is in use ([`Error::InUse`]) or not usable, an address cannot be listened on.
     pub fn start(config: NodeConfig, coordinator: Arc<dyn Coordinator>, host: impl Host) -> Result<Self, NodeError> {
         config.check()?;
+        let (needed, there_is) = (host.stop_max(), coordinator.stop_margin());
+        if needed > there_is {
+            return Err(NodeError::StopsTooLate { needed, there_is });
+        }
         let dir = &config.leader.data_dir;
         datadir::make(dir)?;
         let lock = DirLock::take(dir)?;

@@ -10,6 +10,7 @@ use super::config::{NodeConfig, host_of};
 use super::following::{Following, Own};
 use super::health::Health;
 use super::host::{Host, HostError, Term};
+use super::leaderless::{Leaderless, Obstacle};
 use super::port::Port;
 use super::proxy::Proxy;
 use super::{NodeError, Role, Shared};
@@ -83,11 +84,12 @@ impl Runner {
         let mut following = Following::new(config, self.own.clone());
         following.set_leader(self.leader.clone())?;
         let mut candidacy = Candidacy::new(self.coordinator.clone(), self.own.id, &self.own.uri);
+        let mut leaderless = Leaderless::default();
         while !self.shared.stop.is_set() {
             following.check()?;
             self.shared.note(following.leader(), self.in_sync.clone().flatten(), following.status());
             self.open_proxies(following.synced_host().map(str::to_owned).as_deref(), true);
-            candidacy.update(self.may_campaign());
+            self.stand(&mut candidacy, &mut leaderless);
             let (leaders, sets) = (self.leaders.receiver().clone(), self.sets.receiver().clone());
             select! {
                 recv(leaders) -> leader => {
@@ -110,10 +112,30 @@ impl Runner {
         Ok(None)
     }
 
-    /// Only a node in the recorded set has what was committed, and one that is told nothing yet does not know.
-    fn may_campaign(&self) -> bool {
-        let in_set = self.in_sync.as_ref().is_some_and(|set| self.is_in(set.as_ref()));
-        in_set && Instant::now() >= self.stay_out_until && !is_incomplete(self.data_dir())
+    /// Why this node may not stand for election, if it may not: only one in the recorded set has what was committed, and who is told
+    /// nothing yet does not know.
+    fn obstacle(&self) -> Option<Obstacle<'_>> {
+        let own = self.own.id;
+        let stands_back = self.stay_out_until.saturating_duration_since(Instant::now());
+        match &self.in_sync {
+            None => Some(Obstacle::NothingObserved),
+            Some(Some(set)) if !set.contains(own) => {
+                Some(Obstacle::NotInSet { own, set, recorded_at: self.coordinator.in_sync_set_name() })
+            }
+            _ if is_incomplete(self.data_dir()) => Some(Obstacle::Incomplete(self.data_dir())),
+            _ => (!stands_back.is_zero()).then_some(Obstacle::StandsBack(stands_back)),
+        }
+    }
+
+    /// Campaigns if it may; says why not while nobody leads.
+    fn stand(&self, candidacy: &mut Candidacy, leaderless: &mut Leaderless) {
+        let obstacle = self.obstacle();
+        candidacy.update(obstacle.is_none());
+        if leaderless.is_to_be_said(self.leader.is_none() && obstacle.is_some(), Instant::now())
+            && let Some(obstacle) = obstacle
+        {
+            log::warn!("nobody leads, and node {} may not: {obstacle}", self.own.id);
+        }
     }
 
     fn is_in(&self, set: Option<&InSyncSet>) -> bool {
@@ -127,7 +149,10 @@ impl Runner {
     /// Looks anew, after the election: what was observed before may have been overtaken. While nothing is recorded anybody may be
     /// elected, so this node is, as the first thing it does: who has less than it must not succeed it.
     fn may_take(&mut self, leadership: &dyn Leadership) -> bool {
-        let Some(set) = self.retry(leadership, || self.coordinator.in_sync_set()) else { return false };
+        let set = match self.retry(leadership, || self.coordinator.in_sync_set()) {
+            Ok(set) => set,
+            Err(error) => return self.cannot_take(&error),
+        };
         self.in_sync = Some(set.clone());
         if !self.is_in(set.as_ref()) {
             let recorded = set.map_or_else(String::new, |set| set.to_string());
@@ -140,30 +165,44 @@ impl Runner {
         }
         if set.is_none() {
             let own = InSyncSet::of(self.own.id);
-            if self.retry(leadership, || leadership.record_in_sync(&own)).is_none() {
-                return false;
+            if let Err(error) = self.retry(leadership, || leadership.record_in_sync(&own)) {
+                return self.cannot_take(&error);
             }
             self.in_sync = Some(Some(own));
         }
         true
     }
 
-    /// Until it succeeds, leadership is lost, or the node is to stop.
-    fn retry<T>(&self, leadership: &dyn Leadership, ask: impl Fn() -> Result<T, CoordinatorError>) -> Option<T> {
+    /// Until it succeeds, leadership is lost, or the node is to stop; or until it fails as it would again.
+    fn retry<T>(
+        &self,
+        leadership: &dyn Leadership,
+        ask: impl Fn() -> Result<T, CoordinatorError>,
+    ) -> Result<T, CoordinatorError> {
         let mut told = false;
         loop {
             match ask() {
-                Ok(answer) => return Some(answer),
-                Err(error) if !leadership.is_held() || self.shared.stop.wait(TICK) => {
-                    log::warn!("elected, but could not go on: {error}");
-                    return None;
+                Err(error) if !error.may_pass() || !leadership.is_held() || self.shared.stop.wait(TICK) => {
+                    return Err(error);
                 }
                 Err(error) if !std::mem::replace(&mut told, true) => {
                     log::warn!("elected, and cannot go on yet: {error}; trying again");
                 }
                 Err(_) => {}
+                answer => return answer,
             }
         }
+    }
+
+    fn cannot_take(&mut self, error: &CoordinatorError) -> bool {
+        if error.may_pass() || matches!(error, CoordinatorError::Lost) {
+            log::warn!("elected, but could not go on: {error}");
+        } else {
+            log::error!("elected, but cannot lead: {error}");
+            // Holding on would keep everybody else from leading, and mend nothing.
+            self.stand_back(Duration::ZERO);
+        }
+        false
     }
 
     // ---- leading ----

@@ -28,6 +28,7 @@ use serde_json::json;
 
 use self::campaign::Candidate;
 use self::client::{CallError, Client, Kind};
+use self::config::Span;
 use self::lease::Lease;
 use self::watch::Watch;
 use self::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, list_names, one_line, put};
@@ -41,7 +42,7 @@ pub use self::config::{EtcdConfig, EtcdEndpoint, EtcdUser};
 pub struct EtcdCoordinator {
     client: Arc<Client>,
     names: Arc<Names>,
-    ttl: Duration,
+    span: Span,
     leases: Mutex<BTreeMap<NodeId, Held>>,
 }
 
@@ -82,7 +83,7 @@ impl EtcdCoordinator {
         Ok(Self {
             client: Arc::new(Client::new(config)?),
             names: Arc::new(Names { prefix: config.prefix.clone() }),
-            ttl: config.lease_ttl,
+            span: config.span(),
             leases: Mutex::default(),
         })
     }
@@ -198,6 +199,10 @@ impl Coordinator for EtcdCoordinator {
         self.one(&self.names.in_sync())?.map(|kv| in_sync_in(&kv)).transpose()
     }
 
+    fn in_sync_set_name(&self) -> Option<String> {
+        Some(self.names.in_sync())
+    }
+
     fn remove_from_in_sync_set(&self, id: NodeId) -> Result<bool, CoordinatorError> {
         const ATTEMPTS_MAX: u32 = 16;
         let key = self.names.in_sync();
@@ -230,7 +235,7 @@ impl Coordinator for EtcdCoordinator {
             .address()
             .map_err(|error| CoordinatorError::Setting { name: "advertised URI", reason: error.to_string() })?;
         self.begin_campaign(id, uri)?;
-        let candidate = Candidate { client: &self.client, names: &self.names, id, uri, ttl: self.ttl, stop };
+        let candidate = Candidate { client: &self.client, names: &self.names, id, uri, span: self.span, stop };
         let mut last = None;
         let outcome = candidate.run(|lease| last = Some(lease));
         match last {
@@ -238,6 +243,10 @@ impl Coordinator for EtcdCoordinator {
             None => self.leases.lock().remove(&id),
         };
         Ok(outcome?.map(|leadership| Arc::new(leadership) as Arc<dyn Leadership>))
+    }
+
+    fn stop_margin(&self) -> Duration {
+        self.span.margin()
     }
 
     fn observe_leader(&self) -> Result<Observation<Option<LeaderInfo>>, CoordinatorError> {
