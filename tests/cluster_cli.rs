@@ -142,6 +142,10 @@ fn what_is_wrong_with_the_command_line_is_said_on_one_line_without_asking_etcd()
         (with("--listen", "127.0.0.1:0"), &["listen", "port 0"]),
         (with("--etcd-password-file", "p"), &["--etcd-user"]),
         (with("--proxy", "6379"), &["--proxy", "write LISTEN=PORT"]),
+        (
+            with("--on-lost", "true").into_iter().chain(strings(&["--hook-timeout", "60s"])).collect(),
+            &["--on-lost may take 60s", "--lease-ttl of at least 122s, or a --hook-timeout of at most 500ms"],
+        ),
         (with("--on-exit", "nothing"), &["--on-exit", "hand-over"]),
         (strings(&["node", "--data-dir", "x", "--listen", "a:1", "--advertise", "tcp://a:1"]), &["give --etcd"]),
         (strings(&["follow", "--data-dir", "x"]), &["give either", "--etcd"]),

@@ -249,6 +249,19 @@ fn an_id_in_use_by_another_node_is_refused_and_one_left_by_a_crash_is_waited_for
 }
 
 #[test]
+fn an_id_in_use_in_another_cluster_of_the_same_etcd_is_told_with_that_cluster() {
+    let etcd = Etcd::start();
+    let mut config = etcd.brief_config();
+    config.prefix = "redis".to_owned();
+    let other = EtcdCoordinator::new(&config).unwrap();
+    let theirs = elected(&other, 1);
+    let error = etcd.brief().campaign(id(1), &uri(1), &Stop::new()).map(drop).unwrap_err();
+    assert!(matches!(&error, CoordinatorError::IdInOtherCluster { key, .. } if key == "redis/leader/1"), "{error}");
+    assert!(theirs.is_held() && error.to_string().contains("an id of its own"), "{error}");
+    elected(&etcd.brief(), 2);
+}
+
+#[test]
 fn a_leader_that_is_not_well_is_not_renewed() {
     let etcd = Etcd::start();
     let (one, two) = (etcd.brief(), etcd.brief());
@@ -409,6 +422,27 @@ fn the_loss_of_one_member_of_three_costs_nothing_and_that_of_two_the_leadership(
     assert!(again.is_held() && !first.is_held());
     again.record_in_sync(&set(&[1])).unwrap();
     assert_eq!(observe(&in_sync, |state| *state == Some(set(&[1]))), Some(set(&[1])));
+}
+
+#[test]
+fn leadership_ends_here_early_enough_to_stop_what_is_active() {
+    let etcd = Etcd::start();
+    let mut config = etcd.config();
+    (config.lease_ttl, config.stop_margin) = (Duration::from_secs(60), Duration::from_secs(30));
+    let patient = EtcdCoordinator::new(&config).unwrap();
+    assert_eq!(patient.stop_margin(), config.stop_margin);
+    let held_until = elected(&patient, 1).held_until().unwrap();
+    assert!(held_until <= Instant::now() + config.lease_ttl - config.stop_margin);
+
+    // Such leases are renewed so much more often.
+    (config.lease_ttl, config.stop_margin) = (Duration::from_secs(4), Duration::from_secs(2));
+    config.answer_timeout = config.answer_timeout_max();
+    let brief = EtcdCoordinator::new(&config).unwrap();
+    assert!(!elected(&brief, 2).wait_lost(config.lease_ttl));
+
+    config.stop_margin = Duration::from_secs(3);
+    let error = EtcdCoordinator::new(&config).unwrap_err().to_string();
+    assert!(error.contains("stop_margin") && error.contains("at most half of lease_ttl, 4s"), "{error}");
 }
 
 #[test]

@@ -38,7 +38,12 @@ pub(crate) struct EtcdOptions {
 }
 
 impl EtcdOptions {
-    pub(crate) fn coordinator(&self, lease_ttl: Option<Duration>) -> Result<EtcdCoordinator, Failure> {
+    /// With leases of this length, if it is told, that end here this long before another node may be elected.
+    pub(crate) fn coordinator(
+        &self,
+        lease_ttl: Option<Duration>,
+        stop_margin: Duration,
+    ) -> Result<EtcdCoordinator, Failure> {
         if self.etcd.is_empty() {
             return Err(Failure::usage("no etcd was given; give --etcd URL[,URL], or set PACELINE_ETCD"));
         }
@@ -47,8 +52,9 @@ impl EtcdOptions {
         config.ca_file.clone_from(&self.etcd_ca_file);
         if let Some(ttl) = lease_ttl {
             config.lease_ttl = ttl;
-            config.answer_timeout = config.answer_timeout.min(ttl / 3);
         }
+        config.stop_margin = stop_margin;
+        config.answer_timeout = config.answer_timeout.min(config.answer_timeout_max());
         config.user = match &self.etcd_user {
             None if self.etcd_password_file.is_some() => {
                 return Err(Failure::usage("--etcd-password-file is whose? Give --etcd-user NAME with it"));

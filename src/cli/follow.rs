@@ -121,7 +121,7 @@ impl Elected {
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let coordinator = match (&options.leader, options.etcd.etcd.is_empty()) {
         (Some(_), true) => None,
-        (None, false) => Some(options.etcd.coordinator(None)?),
+        (None, false) => Some(options.etcd.coordinator(None, Duration::ZERO)?),
         _ => return Err(Failure::usage("give either the leader's HOST:PORT or --etcd URL[,URL]")),
     };
     if coordinator.is_some() && options.node.secret_file.is_some() {

@@ -1,5 +1,7 @@
 //! `paceline forget`: takes a node that is gone for good out of the in-sync set.
 
+use std::time::Duration;
+
 use clap::Args;
 use paceline::NodeId;
 use paceline::coordinator::Coordinator;
@@ -17,7 +19,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    let coordinator = options.etcd.coordinator(None)?;
+    let coordinator = options.etcd.coordinator(None, Duration::ZERO)?;
     start_logging();
     let failed = |error: paceline::coordinator::CoordinatorError| Failure::runtime(error.to_string());
     let id = options.id;

@@ -18,6 +18,11 @@ use super::leader::Limits;
 use super::units::{parse_address, parse_duration};
 use super::{Failure, say, signals, start_logging};
 
+/// The default of `--lease-ttl`.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+/// What leases must leave beside the hook: see [`WatchedConfig::stop_margin`].
+const BEFORE_HOOK: Duration = Duration::from_secs(1);
+
 /// How often signals are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -59,9 +64,10 @@ pub(crate) struct Options {
     /// Command to run once this node leads no more; until it succeeds, this node does not follow
     #[arg(long, value_name = "CMD", help_heading = "Program")]
     on_lost: Option<String>,
-    /// How long such a command may run before it is killed, and has failed
-    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_duration, help_heading = "Program")]
-    hook_timeout: Duration,
+    /// How long such a command may run before it is killed, and has failed. With --on-lost, leadership is given up so long before
+    /// another node can have it: at most half of --lease-ttl, less 1s [default: 60s; with --on-lost that most: 4s]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, help_heading = "Program")]
+    hook_timeout: Option<Duration>,
     /// Connect clients that come to LISTEN with PORT on the leader's host; with ',proxy-protocol' the program is told who
     /// they are (PROXY protocol, version 1); may be given several times
     #[arg(long, value_name = "LISTEN=PORT", help_heading = "Program")]
@@ -95,13 +101,39 @@ impl Options {
         Ok(config)
     }
 
+    fn lease_ttl(&self) -> Duration {
+        self.lease_ttl.unwrap_or(LEASE_TTL)
+    }
+
+    /// What leases leave for the hook.
+    fn on_lost_max(&self) -> Duration {
+        (self.lease_ttl() / 2).saturating_sub(BEFORE_HOOK)
+    }
+
+    /// Fails where another node could be active before the hook has stopped what is active here.
+    fn check_on_lost(&self) -> Result<(), Failure> {
+        let (most, ttl) = (self.on_lost_max(), self.lease_ttl());
+        let timeout = self.hook_timeout.unwrap_or(most);
+        if self.on_lost.is_none() || (!timeout.is_zero() && timeout <= most) {
+            return Ok(());
+        }
+        let twice = timeout.max(BEFORE_HOOK).saturating_add(BEFORE_HOOK).saturating_mul(2);
+        let ttl_min = Duration::from_secs(twice.as_secs().saturating_add(u64::from(twice.subsec_nanos() > 0)));
+        Err(Failure::usage(format!(
+            "--on-lost may take {timeout:?} (--hook-timeout), and a leader that is cut off is replaced after {ttl:?} (--lease-ttl): what it \
+             is to stop could be active on two nodes; give a --lease-ttl of at least {ttl_min:?}, or a --hook-timeout of at most {most:?}"
+        )))
+    }
+
     /// `descriptors`: how many files what is started may have open.
-    fn host(&self, descriptors: Option<u64>) -> WatchedProgram {
+    fn watched(&self, descriptors: Option<u64>) -> WatchedConfig {
         let mut config = WatchedConfig::default();
         config.on_elected.clone_from(&self.on_elected);
         config.on_lost.clone_from(&self.on_lost);
-        config.hook_timeout = self.hook_timeout;
         config.descriptors = descriptors;
+        if let Some(timeout) = self.hook_timeout.or(self.on_lost.as_ref().map(|_| self.on_lost_max())) {
+            config.hook_timeout = timeout;
+        }
         config.program = self.run.as_ref().map(|command| {
             let mut guard: Vec<OsString> = GUARD.map(Into::into).to_vec();
             guard.extend(descriptors.map(|limit| format!("--descriptors={limit}").into()));
@@ -113,21 +145,22 @@ impl Options {
             WhenItEnds::HandOver => OnExit::HandOver,
             WhenItEnds::Restart => OnExit::Restart,
         };
-        WatchedProgram::new(config)
+        config
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     // What is wrong with the command line is said before etcd is waited for.
     options.config(paceline::Secret::new("not the cluster's").map_err(|error| Failure::usage(error.to_string()))?)?;
-    let coordinator = options.etcd.coordinator(options.lease_ttl)?;
+    options.check_on_lost()?;
+    let coordinator = options.etcd.coordinator(options.lease_ttl, options.watched(None).stop_margin())?;
     start_logging();
     let descriptors = descriptors::raise();
     let signals = signals()?;
     let Some(secret) = secret_of(&coordinator, &signals)? else { return Ok(()) };
     let failed = |error: paceline::node::NodeError| Failure::runtime(error.to_string());
-    let node =
-        Node::start(options.config(secret)?, Arc::new(coordinator), options.host(descriptors)).map_err(failed)?;
+    let host = WatchedProgram::new(options.watched(descriptors));
+    let node = Node::start(options.config(secret)?, Arc::new(coordinator), host).map_err(failed)?;
     let id = node.id();
     log::info!("node {id} keeps {}", options.data_dir.display());
     let mut role = Role::Following;

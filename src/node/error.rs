@@ -1,5 +1,7 @@
 //! Why a node ended.
 
+use std::time::Duration;
+
 use crate::coordinator::CoordinatorError;
 use crate::error::Error;
 use crate::node::HostError;
@@ -27,6 +29,17 @@ pub enum NodeError {
     /// A defect, and logged as such: a thread that observes the coordinator is gone.
     #[error("the coordinator is observed no more")]
     ObservationEnded,
+    /// What is active may be so still when another node is elected.
+    #[error(
+        "when leadership is lost, stopping what is active here may take {needed:?}, and another node may be active after {there_is:?}: \
+         make the leases longer, or the time to stop shorter"
+    )]
+    StopsTooLate {
+        /// How long it may take.
+        needed: Duration,
+        /// How long nobody else is elected.
+        there_is: Duration,
+    },
     /// The node shut down, and what was active here may be so still.
     #[error("the program may still run, and write to the directory: {0}")]
     StillActive(#[source] HostError),

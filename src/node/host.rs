@@ -51,6 +51,13 @@ pub trait Host: Send + 'static {
         true
     }
 
+    /// How long [`stop`](Self::stop) may take in which it is still active although leadership was lost, if that can be told. A node is
+    /// not started where another one would be elected by then. Defaults to no time: what is active ends by itself with
+    /// [`Term::held_until`], or cannot do harm.
+    fn stop_max(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Ceases to be active; returns when nothing of it changes the directory any more, and every clone of
     /// [`Term::leader`] is dropped. When leadership was lost, the leader has been shut down by then and others may lead already;
     /// when it is handed over, it is held until this returns, and what is announced here still reaches followers, unless

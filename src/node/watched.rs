@@ -41,7 +41,8 @@ pub struct WatchedConfig {
     /// Run by `sh -c` when the node leads no more, after the program has ended. Until it ends with exit code 0 the node does not
     /// follow, and it is run again: what it is to stop may still write. Defaults to none.
     pub on_lost: Option<String>,
-    /// How long a hook may run before it is killed. Defaults to 60 s.
+    /// How long a hook may run before it is killed. Defaults to 60 s. With `on_lost`, leadership must be given up so long before
+    /// another node can be elected: see [`stop_margin`](Self::stop_margin).
     pub hook_timeout: Duration,
     /// How many files a hook may have open before it raises that itself (its soft limit), if it is not to have this process' own.
     /// Defaults to none.
@@ -64,6 +65,19 @@ impl Default for WatchedConfig {
         }
     }
 }
+
+impl WatchedConfig {
+    /// How long before another node may be elected a leadership must have ended here, so that what the hook `on_lost` is to
+    /// stop has ended by then; zero without that hook.
+    #[must_use]
+    pub fn stop_margin(&self) -> Duration {
+        self.on_lost.as_ref().map_or(Duration::ZERO, |_| self.hook_timeout.saturating_add(BEFORE_HOOK_MAX))
+    }
+}
+
+/// What comes before the hook when leadership is lost: followers are let go, and what is left of the program, which was killed in that
+/// moment, is reaped.
+const BEFORE_HOOK_MAX: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
 pub struct WatchedProgram {
@@ -182,6 +196,10 @@ impl Host for WatchedProgram {
         // One that is started again and again does not hand over.
         self.config.on_exit == OnExit::Restart
             || self.program.as_ref().is_none_or(|running| running.since.elapsed() >= UP_AFTER)
+    }
+
+    fn stop_max(&self) -> Duration {
+        self.config.stop_margin()
     }
 
     fn stop(&mut self, term: &Term) -> Result<(), HostError> {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::client::{CallError, Client, Kind};
+use super::config::Span;
 use super::lease::{self, Lease};
 use super::watch::Watch;
 use super::wire::{Revision, TxnAnswer, compare, get, put, put_leased};
@@ -28,7 +29,7 @@ pub(super) struct Candidate<'a> {
     pub(super) names: &'a Arc<Names>,
     pub(super) id: NodeId,
     pub(super) uri: &'a str,
-    pub(super) ttl: Duration,
+    pub(super) span: Span,
     pub(super) stop: &'a Stop,
 }
 
@@ -54,7 +55,7 @@ impl Candidate<'_> {
     pub(super) fn run(&self, mut keep: impl FnMut(Arc<Lease>)) -> Result<Option<EtcdLeadership>, CoordinatorError> {
         let key = self.names.candidate(self.id);
         while !self.stop.is_set() {
-            let Some(lease) = lease::grant(self.client, self.id, &key, self.ttl, self.stop)? else { break };
+            let Some(lease) = lease::grant(self.client, self.id, &key, self.span, self.stop)? else { break };
             keep(lease.clone());
             let ended = match self.stand(&lease) {
                 // Whoever no longer wants it does not get it.

@@ -24,8 +24,11 @@ pub struct EtcdConfig {
     /// How long a leadership that is not renewed lasts; whole seconds. Defaults to 10 s, LavinMQ's own. etcd raises what is
     /// shorter than one and a half of its election timeouts.
     pub lease_ttl: Duration,
-    /// How long one member may take to answer, before another is asked. Defaults to 2 s; at most a third of `lease_ttl`, so that
-    /// a silent one does not cost the leadership. With a user it may take twice as long where it logs in anew.
+    /// How long before another node may be elected a leadership that is not renewed ends here: the time there is to stop what is
+    /// active. At most half of `lease_ttl`, and never less than a fifth, which is the default.
+    pub stop_margin: Duration,
+    /// How long one member may take to answer, before another is asked. Defaults to 2 s; at most a third of `lease_ttl` (less where
+    /// `stop_margin` is more than a fifth), so that a silent one does not cost the leadership. With a user it may take twice as long where it logs in anew.
     pub answer_timeout: Duration,
     /// How long a call tries, all members together, before it fails. A call ends at most `answer_timeout` later (or twice that, see there). Defaults to 5 s:
     /// the election of another leader among etcd's members takes 1 to 3 s.
@@ -41,6 +44,7 @@ impl EtcdConfig {
             user: None,
             ca_file: None,
             lease_ttl: Duration::from_secs(10),
+            stop_margin: Duration::ZERO,
             answer_timeout: Duration::from_secs(2),
             call_timeout: Duration::from_secs(5),
         }
@@ -68,14 +72,52 @@ impl EtcdConfig {
         if self.lease_ttl.subsec_nanos() > 0 || !(1..=LEASE_TTL_SECONDS_MAX).contains(&self.lease_ttl.as_secs()) {
             return fault("lease_ttl", format!("must be a whole number of seconds, 1 to {LEASE_TTL_SECONDS_MAX}"));
         }
-        if self.answer_timeout.is_zero() || self.answer_timeout > self.lease_ttl / 3 {
-            return fault("answer_timeout", "must be above 0 s, and at most a third of lease_ttl".into());
+        if self.stop_margin > self.lease_ttl / 2 {
+            let reason = format!("is {:?}, must be at most half of lease_ttl, {:?}", self.stop_margin, self.lease_ttl);
+            return fault("stop_margin", reason);
+        }
+        let most = self.span().renewed_every();
+        if self.answer_timeout.is_zero() || self.answer_timeout > most {
+            return fault("answer_timeout", format!("must be above 0 s, and at most {most:?} with this lease_ttl"));
         }
         if self.call_timeout < self.answer_timeout || self.call_timeout > CALL_TIMEOUT_MAX {
             let most = CALL_TIMEOUT_MAX.as_secs();
             return fault("call_timeout", format!("must be at least answer_timeout, and at most {most} s"));
         }
         self.user.as_ref().map_or(Ok(()), EtcdUser::check)
+    }
+
+    /// The longest [`answer_timeout`](Self::answer_timeout) that these leases leave.
+    #[must_use]
+    pub fn answer_timeout_max(&self) -> Duration {
+        self.span().renewed_every()
+    }
+
+    pub(super) fn span(&self) -> Span {
+        Span { ttl: self.lease_ttl, margin: self.stop_margin }
+    }
+}
+
+/// How long a lease lasts, and how long before its end it counts no more here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub(super) ttl: Duration,
+    pub(super) margin: Duration,
+}
+
+impl Span {
+    pub(super) fn margin(self) -> Duration {
+        self.margin.max(self.ttl / 5)
+    }
+
+    /// From the moment before a renewal was sent to the end that counts for us.
+    pub(super) fn held_for(self) -> Duration {
+        self.ttl.saturating_sub(self.margin())
+    }
+
+    /// Twice within that, and some time to spare: a third of a lease with the least margin.
+    pub(super) fn renewed_every(self) -> Duration {
+        self.held_for() * 5 / 12
     }
 }
 

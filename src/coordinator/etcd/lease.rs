@@ -1,7 +1,7 @@
 //! A node's lease in etcd: as long as it lasts, so does the node's key in the election.
 //!
 //! One thread renews it, every third of its time. Whether it is held is judged by the moment *before* the last successful
-//! renewal was sent, its time, and a margin of a fifth: so it stops being held here well before etcd lets it go, also when this
+//! renewal was sent, its time, and a margin of a fifth, or more if what is active takes longer to stop (then it is renewed more often): so it stops being held here well before etcd lets it go, also when this
 //! process or its machine stood still. A renewal counts only if the node's key is still there, which etcd decides by majority.
 //!
 //! A lease's id is the node's, so a late message about an earlier lease would hit a later one. Hence giving up deletes the key,
@@ -18,9 +18,12 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
 use super::client::{CallError, Client, Kind, Limit};
+use super::config::Span;
 use super::leader_in;
 use super::tenure::{Reading, Tenure, now};
-use super::wire::{Done, KeepAliveAnswer, Keys, LeaseAnswer, RangeAnswer, Revision, TxnAnswer, compare, delete};
+use super::wire::{
+    Done, KeepAliveAnswer, Keys, LeaseAnswer, RangeAnswer, Revision, TimeToLiveAnswer, TxnAnswer, compare, delete,
+};
 use crate::coordinator::CoordinatorError;
 use crate::stop::Stop;
 use crate::thread::{DROP_JOIN_MAX, Group};
@@ -46,7 +49,7 @@ struct Core {
     id: NodeId,
     /// The node's key in the election.
     key: String,
-    ttl: Duration,
+    span: Span,
     tenure: Tenure,
     /// The revision that created the key; 0 before that is known.
     created: AtomicI64,
@@ -77,15 +80,18 @@ pub(super) fn grant(
     client: &Arc<Client>,
     id: NodeId,
     key: &str,
-    ttl: Duration,
+    span: Span,
     stop: &Stop,
 ) -> Result<Option<Arc<Lease>>, CoordinatorError> {
-    let request = json!({"ID": id.get().to_string(), "TTL": ttl.as_secs().to_string()});
+    let request = json!({"ID": id.get().to_string(), "TTL": span.ttl.as_secs().to_string()});
     let mut patience = None;
     loop {
         let sent = now();
         match client.call::<LeaseAnswer>("lease/grant", &request, client.limit(stop)) {
-            Ok(granted) => return Lease::start(client, id, key, seconds(granted.ttl), sent).map(Some),
+            Ok(granted) => {
+                let span = Span { ttl: seconds(granted.ttl), ..span };
+                return Lease::start(client, id, key, span, sent).map(Some);
+            }
             Err(error) => match &error.kind {
                 Kind::Stopped => return Ok(None),
                 Kind::Refused(refusal) if refusal.message.contains("lease already exists") => (),
@@ -95,7 +101,12 @@ pub(super) fn grant(
         let deadline = match patience {
             Some(deadline) => deadline,
             None => {
-                let left = time_left(client, id, stop)?;
+                let there = look_at(client, id, stop)?;
+                if let Some(key) = there.keys().find(|held| held != key) {
+                    return Err(CoordinatorError::IdInOtherCluster { id, key });
+                }
+                // It answers in whole seconds, rounded down.
+                let left = seconds(there.lease.ttl) + Duration::from_secs(1);
                 log::info!("id {id} is in use in etcd, as after a crash of this node: waiting {} s", left.as_secs());
                 *patience.insert(Instant::now() + left + EXPIRY_LATE_MAX)
             }
@@ -109,13 +120,17 @@ pub(super) fn grant(
     }
 }
 
-/// How long the lease there lasts if nobody renews it.
-fn time_left(client: &Client, id: NodeId, stop: &Stop) -> Result<Duration, CoordinatorError> {
-    let request = json!({"ID": id.get().to_string()});
-    let answer: LeaseAnswer =
-        client.call("lease/timetolive", &request, client.limit(stop)).map_err(CallError::of_read)?;
-    // It answers in whole seconds, rounded down.
-    Ok(seconds(answer.ttl) + Duration::from_secs(1))
+/// How long the lease there lasts if nobody renews it, and what was put there with it, as far as we may know that.
+fn look_at(client: &Client, id: NodeId, stop: &Stop) -> Result<TimeToLiveAnswer, CoordinatorError> {
+    let ask = |keys: bool| {
+        let request = json!({"ID": id.get().to_string(), "keys": keys});
+        client.call("lease/timetolive", &request, client.limit(stop))
+    };
+    match ask(true) {
+        // A user of etcd's is told no names of keys that it may not read.
+        Err(error) if matches!(error.kind, Kind::Denied(_)) => ask(false).map_err(CallError::of_read),
+        answer => answer.map_err(CallError::of_read),
+    }
 }
 
 fn announced(client: &Client, key: &str, stop: &Stop) -> Option<String> {
@@ -128,25 +143,20 @@ fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(u64::try_from(ttl.min(LEASE_TTL_SECONDS_MAX)).unwrap_or(0))
 }
 
-/// From the moment before a renewal was sent to the end that counts for us.
-fn held_for(ttl: Duration) -> Duration {
-    ttl - ttl / 5
-}
-
 impl Lease {
     fn start(
         client: &Arc<Client>,
         id: NodeId,
         key: &str,
-        ttl: Duration,
+        span: Span,
         sent: Duration,
     ) -> Result<Arc<Self>, CoordinatorError> {
         let core = Arc::new(Core {
             client: client.clone(),
             id,
             key: key.to_owned(),
-            ttl,
-            tenure: Tenure::new(sent + held_for(ttl)),
+            span,
+            tenure: Tenure::new(sent + span.held_for()),
             created: AtomicI64::new(0),
             is_elected: AtomicBool::new(false),
             health: Mutex::default(),
@@ -273,7 +283,7 @@ enum NotRenewed {
 
 impl Core {
     fn renew_until_lost(&self) {
-        let interval = self.ttl / 3;
+        let interval = self.span.renewed_every();
         let mut before = Reading::now();
         let mut pause = interval;
         let mut last_failure = None;
@@ -304,7 +314,7 @@ impl Core {
                         log::warn!("node {} is not renewed in etcd: {cause}", self.id);
                     }
                     last_failure = Some(cause);
-                    self.ttl / 20
+                    self.span.ttl / 20
                 }
             };
             before = Reading::now();
@@ -339,7 +349,7 @@ impl Core {
                 return Err(NotRenewed::Gone("its key is no longer in etcd: someone deleted it"));
             }
         }
-        if self.tenure.extend(now(), sent + held_for(seconds(answer.result.ttl))) {
+        if self.tenure.extend(now(), sent + Span { ttl: seconds(answer.result.ttl), ..self.span }.held_for()) {
             Ok(())
         } else {
             Err(NotRenewed::Failed("etcd answered late".into()))
@@ -367,7 +377,7 @@ impl Core {
     fn release(&self, was_held: bool) {
         let stop = Stop::new();
         if let Err(cause) = self.try_release(was_held, self.client.limit(&stop)) {
-            let ttl = self.ttl.as_secs();
+            let ttl = self.span.ttl.as_secs();
             log::warn!(
                 "node {} could not be taken out of the election ({cause}): its lease ends within {ttl} s",
                 self.id
@@ -401,7 +411,7 @@ impl Core {
         }
         let request = json!({"ID": self.id.get().to_string()});
         if let Err(cause) = self.client.call_once::<Done>("lease/revoke", &request) {
-            let ttl = self.ttl.as_secs();
+            let ttl = self.span.ttl.as_secs();
             log::info!("the lease of node {} could not be revoked ({cause}): the id is free within {ttl} s", self.id);
         }
         Ok(())

@@ -156,6 +156,21 @@ pub(super) struct LeaseAnswer {
     pub(super) ttl: i64,
 }
 
+/// The same with the names of the keys that go with the lease, in base64.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct TimeToLiveAnswer {
+    #[serde(flatten)]
+    pub(super) lease: LeaseAnswer,
+    #[serde(default)]
+    keys: Vec<String>,
+}
+
+impl TimeToLiveAnswer {
+    pub(super) fn keys(&self) -> impl Iterator<Item = String> + '_ {
+        self.keys.iter().filter_map(|key| Some(one_line(std::str::from_utf8(&STANDARD.decode(key).ok()?).ok()?)))
+    }
+}
+
 #[derive(Debug, Deserialize)]
 pub(super) struct KeepAliveAnswer {
     #[serde(default)]
