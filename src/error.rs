@@ -90,6 +90,9 @@ pub enum Error {
     /// A value was refused.
     #[error(transparent)]
     InvalidValue(#[from] InvalidValue),
+    /// A thread panicked, or ended without being told to: what it was part of has closed.
+    #[error("{0}: this is a defect, please report it")]
+    ThreadFailed(String),
     /// The operation was stopped because the leader or follower is shutting down.
     #[error("shutting down")]
     ShuttingDown,

@@ -8,10 +8,14 @@ mod support;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
+use rustix::io::Errno;
 use support::etcd::Etcd;
-use support::processes::{Process, wait_same};
+use support::inject::Injection;
+use support::processes::{Process, Stage, wait_same};
 use support::{PATIENCE, wait_until};
 
 const PACELINE: &str = env!("CARGO_BIN_EXE_paceline");
@@ -104,4 +108,84 @@ fn clients_beyond_the_descriptors_are_refused_and_a_follower_still_joins() {
     });
     second.stop();
     first.stop();
+}
+
+#[test]
+fn a_node_that_gets_no_thread_goes_on_leading_and_serving_clients() {
+    let etcd = Etcd::start();
+    let host = own_host();
+    echo_once(&format!("{host}:7001"));
+    let none_left = etcd.stage.path("no-threads");
+    let injection = Injection::new(&etcd.stage, "threads", &["clone", "clone3"], Errno::AGAIN).while_there(&none_left);
+    // With a name for etcd: what looks it up must not want a thread for each request.
+    let args = node_args(&etcd, "node", &host, "1").join("\n").replace("http://127.0.0.1", "http://localhost");
+    let args: Vec<_> = args.lines().collect();
+    let mut node = injection.start(&etcd.stage, "node", Path::new(PACELINE), &args);
+    wait_says(&mut node, "are connected to");
+
+    fs::write(&none_left, "").unwrap();
+    let clients: Vec<_> = (0..50).map(|_| client_of(&format!("{host}:7000"))).collect();
+    assert!(clients.iter().all(Option::is_some), "a client was refused");
+    // A follower would take threads: it is refused, and that is said.
+    let dir = etcd.stage.path("copy");
+    let follow = ["follow", "--etcd", &etcd.url(0), "--data-dir", dir.to_str().unwrap()];
+    let mut copy = etcd.stage.start("copy", PACELINE, follow);
+    wait_says(&mut node, "was closed: no thread is to be had");
+    // Longer than the lease.
+    let renewed = || etcd.get("lavinmq/leader/");
+    let key = renewed();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(renewed(), key);
+    assert!(!node.has_ended() && !node.log().contains("panicked"), "{}", node.log());
+
+    fs::remove_file(&none_left).unwrap();
+    wait_says(&mut copy, "following the stream");
+    drop(clients);
+    copy.stop();
+    node.stop();
+}
+
+#[test]
+fn whichever_thread_a_leader_or_a_follower_does_not_get_it_ends_with_a_reason_or_goes_on() {
+    let stage = Stage::new();
+    let dir = stage.folder("data");
+    fs::write(dir.join("a"), "one").unwrap();
+    let none = stage.leader(&dir, &[]);
+    let counted = |name: &str, n: u64| Injection::new(&stage, name, &["clone", "clone3"], Errno::AGAIN).at(n, 1);
+    for n in 1..=4 {
+        let mut copy = counted(&format!("follower-{n}"), n).follower(&stage, &format!("copy-{n}"), none.address);
+        wait_until("it follows, or ends", || copy.has_ended() || copy.log().contains("following the stream"));
+        assert_ended_well_or_runs(&mut copy);
+    }
+    drop(none);
+    for n in 1..=9 {
+        let injection = counted(&format!("leader-{n}"), n);
+        let name = format!("leader-{n}");
+        let args = ["leader", "--listen", "127.0.0.1:0", "--data-dir", dir.to_str().unwrap()];
+        let mut leader = injection.start(&stage, &name, Path::new(PACELINE), &args);
+        let address = || {
+            let log = fs::read_to_string(stage.path(&format!("{name}.log"))).unwrap();
+            log.lines().find_map(|line| line.strip_prefix("listening on ")?.parse().ok())
+        };
+        wait_until("it listens, or ends", || leader.has_ended() || address().is_some());
+        if let Some(address) = address() {
+            let mut copy = stage.follower(&format!("copy-of-{n}"), address);
+            wait_says(&mut copy.process, "following the stream");
+            wait_same(&dir, &copy.dir);
+        }
+        assert_ended_well_or_runs(&mut leader);
+    }
+}
+
+#[track_caller]
+fn assert_ended_well_or_runs(process: &mut Process) {
+    assert!(!process.log().contains("panicked"), "{}", process.log());
+    if process.has_ended() {
+        assert_eq!(process.wait().code(), Some(1), "{}", process.log());
+        let log = process.log();
+        let last = log.lines().last().unwrap();
+        assert!(last.starts_with("paceline: error: ") && last.contains("thread"), "{last}");
+    } else {
+        process.stop();
+    }
 }

@@ -265,6 +265,8 @@ impl Show {
             bar.set_length(total.max(1));
             bar.set_position(done.min(total));
             bar.set_message(progress(sync, began.elapsed()));
+            // Not by a thread of the bar's own: where the system has none to give, that panics.
+            bar.tick();
         } else if self.logged.elapsed() >= LOG_EVERY {
             self.logged = Instant::now();
             log::info!("sync: {}", progress(&status.sync, began.elapsed()));
@@ -299,9 +301,7 @@ fn new_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} full sync [{bar:24}] {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
-    let bar = bars().add(ProgressBar::new(1).with_style(style));
-    bar.enable_steady_tick(LOOK_EVERY);
-    bar
+    bars().add(ProgressBar::new(1).with_style(style))
 }
 
 /// Files, bytes, rate, and the time left if it can be told.

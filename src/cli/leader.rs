@@ -127,7 +127,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
             Err(RecvTimeoutError::Timeout) => {}
             _ => break None,
         }
-        if let Some(failure) = watcher.take_failure() {
+        if let Some(failure) = leader.failure().or_else(|| watcher.take_failure()) {
             break Some(failure);
         }
     };

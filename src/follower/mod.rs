@@ -108,6 +108,8 @@ impl Follower {
         let id = data.id();
         let (shared, threads) = (Arc::new(Shared::default()), Arc::new(Group::default()));
         shared.update(|status| status.data_set = data.data_set());
+        let of_failure = shared.clone();
+        threads.on_failure(move |what| of_failure.fail(what));
         shared.follow(Some(&config.leader));
         let follower = Self { id, shared: shared.clone(), threads: threads.clone() };
         let runner = Runner {
@@ -193,6 +195,26 @@ struct FinishAtEnd(Arc<Shared>);
 
 impl Drop for FinishAtEnd {
     fn drop(&mut self) {
-        self.0.finish(Err(Error::ShuttingDown));
+        if std::thread::panicking() {
+            self.0.finish(Err(Error::ThreadFailed("thread paceline-follow panicked".to_owned())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_ends_the_follower_which_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let leader = nobody.local_addr().unwrap().to_string();
+        let config = FollowerConfig::new(leader, dir.path(), crate::Secret::new("s").unwrap());
+        let follower = Follower::start(config).unwrap();
+        follower.threads.spawn("x", || panic!("on purpose")).unwrap();
+        let error = follower.wait(Some(Duration::from_secs(60))).expect("it goes on").unwrap_err().to_string();
+        assert!(error.starts_with("thread x panicked: on purpose"), "{error}");
+        assert_eq!(follower.status().state, State::Stopped);
     }
 }

@@ -40,6 +40,8 @@ struct Control {
     /// included.
     socket: Option<Arc<Socket>>,
     outcome: Outcome,
+    /// Which thread failed, and how.
+    failure: Option<String>,
 }
 
 #[derive(Default)]
@@ -66,6 +68,15 @@ impl Shared {
     pub(super) fn stop(&self) {
         self.interrupt(|control| {
             control.stopping = true;
+            true
+        });
+    }
+
+    /// A thread has failed: stops, and that is why. Never blocks.
+    pub(super) fn fail(&self, what: &str) {
+        self.interrupt(|control| {
+            control.stopping = true;
+            control.failure.get_or_insert_with(|| what.to_owned());
             true
         });
     }
@@ -145,6 +156,7 @@ impl Shared {
         self.update(|status| status.state = State::Stopped);
         let mut control = self.control.lock();
         if matches!(control.outcome, Outcome::Running) {
+            let outcome = control.failure.take().map_or(outcome, |what| Err(Error::ThreadFailed(what)));
             control.outcome = outcome.map_or_else(Outcome::Failed, |()| Outcome::Done);
         }
         self.changed.notify_all();

@@ -108,8 +108,5 @@ fn admit(core: &Arc<Core>, socket: TcpStream, address: SocketAddr) -> io::Result
     }
     let connection = core.clone();
     let spawned = core.threads.spawn("follower", move || serve(&connection, socket, address, key));
-    spawned.map_err(|error| {
-        core.unauthenticated.remove(key);
-        io::Error::new(error.kind(), format!("its thread could not be started: {error}"))
-    })
+    spawned.inspect_err(|_| core.unauthenticated.remove(key))
 }

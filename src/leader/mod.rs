@@ -37,6 +37,7 @@ mod commit;
 mod connection;
 mod demotion;
 mod discarded;
+mod failure;
 mod file;
 mod follower;
 mod full_sync;
@@ -59,8 +60,8 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -119,6 +120,8 @@ struct Core {
     commits: Commits,
     threads: Group,
     stopping: AtomicBool,
+    /// Which thread failed, and how.
+    failure: OnceLock<String>,
 }
 
 /// A bounded window of unacknowledged bytes; see [`Leader::wait_for_window`].
@@ -241,7 +244,9 @@ impl Leader {
             progress: Progress::default(),
             threads: Group::default(),
             stopping: AtomicBool::new(false),
+            failure: OnceLock::new(),
         });
+        core.close_if_a_thread_fails();
         let leader = Self { core };
         leader.start_threads().map_err(|error| Error::io("start a thread for", leader.core.dir.path(), error))?;
         Ok(leader)
@@ -249,16 +254,20 @@ impl Leader {
 
     fn start_threads(&self) -> io::Result<()> {
         let stream = self.core.stream.clone();
-        self.core.threads.spawn("leader", move || stream.run_leader())?;
+        self.core.threads.spawn_until("leader", self.core.is_told_to_end(), move || stream.run_leader())?;
         let core = self.core.clone();
-        self.core.threads.spawn("in-sync", move || core.commits.run_recorder(&core.stream))?;
+        self.core
+            .threads
+            .spawn_until("in-sync", self.core.is_told_to_end(), move || core.commits.run_recorder(&core.stream))?;
         let core = self.core.clone();
-        self.core.threads.spawn("sync", move || core.commits.run_syncer(&core.stream, core.dir.path()))?;
+        self.core.threads.spawn_until("sync", self.core.is_told_to_end(), move || {
+            core.commits.run_syncer(&core.stream, core.dir.path())
+        })?;
         let core = self.core.clone();
-        self.core.threads.spawn("commits", move || core.commits.run_callbacks())?;
+        self.core.threads.spawn_until("commits", self.core.is_told_to_end(), move || core.commits.run_callbacks())?;
         if self.core.config.on_full == OnFull::CatchUp {
             let core = self.core.clone();
-            self.core.threads.spawn("demotion", move || demotion::run(&core))?;
+            self.core.threads.spawn_until("demotion", self.core.is_told_to_end(), move || demotion::run(&core))?;
         }
         Ok(())
     }
@@ -294,7 +303,10 @@ impl Leader {
             listeners.push(kept);
         }
         let core = self.core.clone();
-        self.core.threads.spawn("accept", move || accept::run(&core, &listener)).map_err(failed)?;
+        self.core
+            .threads
+            .spawn_until("accept", self.core.is_told_to_end(), move || accept::run(&core, &listener))
+            .map_err(failed)?;
         Ok(bound)
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, never};
 
+use super::NodeError;
 use crate::coordinator::{Coordinator, CoordinatorError, Leadership, Stop};
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;
@@ -67,22 +68,21 @@ impl Candidacy {
     }
 
     /// What came out of [`outcome`](Self::outcome): the leadership, if the node was elected and still wants to be.
-    pub(super) fn take(&mut self, outcome: Option<Outcome>) -> Option<Arc<dyn Leadership>> {
+    ///
+    /// # Errors
+    ///
+    /// Its thread failed.
+    pub(super) fn take(&mut self, outcome: Option<Outcome>) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
         let withdrawn = self.campaign.take().is_some_and(|campaign| campaign.withdraw.is_set());
-        match outcome {
-            Some(Ok(Some(leadership))) if withdrawn => {
+        match outcome.ok_or(NodeError::ObservationEnded)? {
+            Ok(Some(leadership)) if withdrawn => {
                 leadership.resign();
-                None
+                Ok(None)
             }
-            Some(Ok(elected)) => elected,
-            Some(Err(error)) => {
+            Ok(elected) => Ok(elected),
+            Err(error) => {
                 self.failed(&error);
-                None
-            }
-            None => {
-                // Its thread panicked, which was logged.
-                self.not_before = Instant::now() + RETRY_REFUSED;
-                None
+                Ok(None)
             }
         }
     }

@@ -26,8 +26,8 @@ pub enum NodeError {
     /// The coordinator cannot be worked with.
     #[error(transparent)]
     Coordinator(#[from] CoordinatorError),
-    /// A defect, and logged as such: a thread that observes the coordinator is gone.
-    #[error("the coordinator is observed no more")]
+    /// A thread that observes the coordinator, or campaigns there, has failed, and was logged with the reason.
+    #[error("a thread that talks to the coordinator has failed: this is a defect, please report it")]
     ObservationEnded,
     /// What is active may be so still when another node is elected.
     #[error(

@@ -5,7 +5,7 @@
 //! the renewals ask. One lock, that of `own_time`, a leaf. Dropping it stops the thread,
 //! and does not wait for a disk.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ struct Shared {
     well_ms: AtomicU64,
     leader: OnceLock<Weak<Leader>>,
     timeout: Duration,
+    /// Nobody looks any more.
+    failed: AtomicBool,
 }
 
 impl Health {
@@ -42,9 +44,18 @@ impl Health {
         let not_started = |error| Error::connection("of the watchdog: its thread could not be started", error);
         let (stop, thread) = (Stop::new(), Group::default());
         let own_time = OwnTime::start(&thread).map_err(not_started)?;
-        let shared = Arc::new(Shared { own_time, well_ms: AtomicU64::new(0), leader: OnceLock::new(), timeout });
+        let shared = Arc::new(Shared {
+            own_time,
+            well_ms: AtomicU64::new(0),
+            leader: OnceLock::new(),
+            timeout,
+            failed: AtomicBool::new(false),
+        });
         let (of_thread, until) = (shared.clone(), stop.clone());
-        thread.spawn("watchdog", move || of_thread.run(&disk, &until)).map_err(not_started)?;
+        let (of_failure, told) = (shared.clone(), stop.clone());
+        thread.on_failure(move |_| of_failure.failed.store(true, Ordering::Relaxed));
+        let look = move || of_thread.run(&disk, &until);
+        thread.spawn_until("watchdog", move || told.is_set(), look).map_err(not_started)?;
         Ok(Self { shared, stop, _thread: thread })
     }
 
@@ -69,7 +80,8 @@ impl Drop for Health {
 impl Shared {
     fn is_well(&self) -> bool {
         let well = Duration::from_millis(self.well_ms.load(Ordering::Relaxed));
-        self.own_time.now().saturating_sub(well) < self.timeout
+        let is_recent = self.own_time.now().saturating_sub(well) < self.timeout;
+        is_recent && !self.failed.load(Ordering::Relaxed)
     }
 
     fn run(&self, disk: &dyn Fn() -> std::io::Result<()>, stop: &Stop) {
@@ -109,7 +121,6 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
     use std::time::Instant;
 
     use super::*;
@@ -149,6 +160,12 @@ mod tests {
         drop(health);
         assert!(!is_well());
         hangs.store(false, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_watchdog_that_panics_makes_the_node_unwell_at_once() {
+        let health = Health::start(|| panic!("on purpose"), PATIENCE * 10).unwrap();
+        wait_until("unwell", || !health.check()());
     }
 
     #[test]

@@ -213,6 +213,7 @@ impl Node {
             port,
             in_sync: None,
             leader: None,
+            observes: true,
             stopped,
             shared: shared.clone(),
             stay_out: Duration::from_millis(500),
@@ -309,6 +310,8 @@ struct FinishAtEnd(Arc<Shared>);
 
 impl Drop for FinishAtEnd {
     fn drop(&mut self) {
-        self.0.finish(Err(NodeError::Replication(Error::ShuttingDown)));
+        if std::thread::panicking() {
+            self.0.finish(Err(Error::ThreadFailed("thread node panicked".to_owned()).into()));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, TryRecvError, select};
 
 use super::candidacy::Candidacy;
 use super::config::{NodeConfig, host_of};
@@ -53,6 +53,8 @@ pub(super) struct Runner {
     /// As last observed; `None`: nothing was observed yet.
     pub(super) in_sync: Option<Option<InSyncSet>>,
     pub(super) leader: Option<LeaderInfo>,
+    /// Whether the threads that observe the coordinator are there.
+    pub(super) observes: bool,
     /// Disconnected once the node is to stop.
     pub(super) stopped: Receiver<()>,
     pub(super) shared: Arc<Shared>,
@@ -87,6 +89,7 @@ impl Runner {
         let mut leaderless = Leaderless::default();
         while !self.shared.stop.is_set() {
             following.check()?;
+            self.check_threads(None)?;
             self.shared.note(following.leader(), self.in_sync.clone().flatten(), following.status());
             self.open_proxies(following.synced_host().map(str::to_owned).as_deref(), true);
             self.stand(&mut candidacy, &mut leaderless);
@@ -98,7 +101,7 @@ impl Runner {
                     following.set_leader(self.leader.clone())?;
                 }
                 recv(sets) -> set => self.in_sync = Some(set.map_err(|_| NodeError::ObservationEnded)?),
-                recv(candidacy.outcome()) -> outcome => if let Some(leadership) = candidacy.take(outcome.ok()) {
+                recv(candidacy.outcome()) -> outcome => if let Some(leadership) = candidacy.take(outcome.ok())? {
                     if self.may_take(&*leadership) {
                         self.close_proxies();
                         return Ok(Some(leadership));
@@ -245,7 +248,9 @@ impl Runner {
         });
         self.close_proxies();
         self.shared.set_role(Role::Ending);
-        self.end(&term, end, began.elapsed())
+        let failed = self.check_threads(Some(&term));
+        self.end(&term, end, began.elapsed())?;
+        failed
     }
 
     /// Leads, until it should not.
@@ -267,6 +272,7 @@ impl Runner {
                 term.leader.begin_recording();
                 return Ok(End::ShuttingDown);
             }
+            self.check_threads(Some(term))?;
             self.host.check(term)?;
             if self.host.is_up(term) {
                 term.leader.begin_recording();
@@ -276,13 +282,28 @@ impl Runner {
         }
     }
 
+    /// A node that lacks a thread does not go on without it: what it would miss, nobody knows.
+    fn check_threads(&self, term: Option<&Term>) -> Result<(), NodeError> {
+        if let Some(failure) = term.and_then(|term| term.leader.failure()) {
+            return Err(failure.into());
+        }
+        if let Some(failure) = self.proxies.iter().find_map(Proxy::failure) {
+            return Err(failure.into());
+        }
+        if self.observes { Ok(()) } else { Err(NodeError::ObservationEnded) }
+    }
+
     /// What the coordinator has to say meanwhile.
     fn observe(&mut self) {
-        if let Some(leader) = self.leaders.receiver().try_iter().last() {
-            self.leader = leader;
+        match self.leaders.receiver().try_recv() {
+            Ok(leader) => self.leader = leader,
+            Err(TryRecvError::Disconnected) => self.observes = false,
+            Err(TryRecvError::Empty) => {}
         }
-        if let Some(set) = self.sets.receiver().try_iter().last() {
-            self.in_sync = Some(set);
+        match self.sets.receiver().try_recv() {
+            Ok(set) => self.in_sync = Some(set),
+            Err(TryRecvError::Disconnected) => self.observes = false,
+            Err(TryRecvError::Empty) => {}
         }
         self.shared.note(self.leader.as_ref(), self.in_sync.clone().flatten(), None);
     }

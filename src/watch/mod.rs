@@ -115,7 +115,8 @@ impl Watcher {
             done: AtomicBool::new(false),
         });
         let threads = Group::default();
-        let of_thread = shared.clone();
+        let (of_thread, of_failure) = (shared.clone(), shared.clone());
+        threads.on_failure(move |what| *of_failure.failure.lock() = Some(Error::ThreadFailed(what.to_owned())));
         threads
             .spawn("watch", move || match of_thread.run(&mut tree) {
                 Ok(done) => of_thread.done.store(done, Ordering::Release),

@@ -11,9 +11,11 @@ use serde_json::Value;
 use ureq::config::Config;
 use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body, BodyReader, Error, Timeout};
 
 use super::config::EtcdConfig;
+use super::names::Names;
 use super::wire::Refusal;
 use crate::coordinator::CoordinatorError;
 use crate::stop::{OnSet, Stop};
@@ -25,6 +27,7 @@ const ANSWER_BYTES_MAX: u64 = 4 << 20;
 const CA_FILE_BYTES_MAX: u64 = 4 << 20;
 
 pub(super) struct Http {
+    names: Names,
     calls: Agent,
     streams: Config,
 }
@@ -70,7 +73,9 @@ impl Http {
             .timeout_send_body(Some(config.answer_timeout))
             .timeout_per_read(Some(stream_idle_max(config)))
             .build();
-        Ok(Self { calls: calls.new_agent(), streams })
+        let names = Names::start()?;
+        let calls = Agent::with_parts(calls, DefaultConnector::new(), names.clone());
+        Ok(Self { names, calls, streams })
     }
 
     /// Posts and reads the whole answer. Blocks up to the answer timeout.
@@ -81,7 +86,7 @@ impl Http {
 
     /// Posts and leaves the answer open. `stop` ends it.
     pub(super) fn open(&self, url: &str, body: &Value, token: Option<&str>, stop: &Stop) -> Result<Lines, HttpError> {
-        let agent = self.streams.new_agent();
+        let agent = Agent::with_parts(self.streams.clone(), DefaultConnector::new(), self.names.clone());
         let shut = agent.clone();
         let on_stop = stop.on_set(move || shut.shutdown());
         let mut response = send(&agent, url, body, token)?;

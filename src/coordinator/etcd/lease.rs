@@ -170,6 +170,8 @@ impl Lease {
             release: Mutex::new(Release::NotYet),
             released: Condvar::new(),
         });
+        let of_failure = core.clone();
+        lease.threads.on_failure(move |_| of_failure.lose("the thread that renews it has failed"));
         if let Err(error) = lease.threads.spawn("etcd-lease", move || core.renew_until_lost()) {
             lease.give_up();
             return Err(CoordinatorError::Thread(error));

@@ -15,6 +15,7 @@ mod client;
 mod config;
 mod http;
 mod lease;
+mod names;
 mod tenure;
 mod watch;
 mod wire;

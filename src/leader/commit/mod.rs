@@ -74,6 +74,8 @@ struct State {
     /// One began to count since the syncer last began a turn: whether it is asked in that turn is not known.
     counted_anew: bool,
     local_sync_failed: bool,
+    /// The coordinator said so to a write of the set: nothing is recorded any more.
+    is_lost: bool,
     /// Whether the recorded set may be changed yet.
     recording: bool,
     /// Nothing is confirmed any more.
@@ -141,6 +143,7 @@ impl Commits {
                 sync_wanted: false,
                 counted_anew: false,
                 local_sync_failed: false,
+                is_lost: false,
                 recording,
                 closed: false,
                 ended: false,
@@ -442,6 +445,13 @@ impl Commits {
             }
         }
         true
+    }
+
+    /// Whether its threads may have ended: they were told to, there is nothing to record any more, or the disk has failed, which
+    /// is said.
+    pub(super) fn may_threads_end(&self) -> bool {
+        let state = self.state.lock();
+        state.ended || state.local_sync_failed || state.is_lost || !self.leadership.is_held()
     }
 
     /// Ends the threads.

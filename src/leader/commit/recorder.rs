@@ -110,6 +110,7 @@ impl Commits {
             }
             Err(_) => state.rule.not_recorded(),
         }
+        state.is_lost |= is_lost;
         self.recorded.notify_all();
         self.changed(state);
         is_lost

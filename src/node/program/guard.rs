@@ -86,10 +86,14 @@ pub fn run(starter: &[&str], command: &str, grace: Duration) -> io::Result<()> {
     let Some((program, arguments)) = starter.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };
     let mut start = Command::new(program);
     start.arg0("paceline").args(arguments).arg(getpid().to_string()).arg(command);
-    let child = start.stdin(Stdio::null()).process_group(0).spawn()?;
+    let mut child = start.stdin(Stdio::null()).process_group(0).spawn()?;
     let group = Pid::from_child(&child);
     // From here on the reaper has all children: the standard library must wait for none.
-    std::thread::Builder::new().name("reaper".into()).spawn(move || reap(&events))?;
+    if let Err(error) = std::thread::Builder::new().name("reaper".into()).spawn(move || reap(&events)) {
+        let _ = kill_process_group(group, Signal::KILL);
+        child.wait()?;
+        return Err(error);
+    }
     let mut guard = Guard { node, group, grace, permit, kill_at: None, killing: false };
     guard.tell(format_args!("started {group}"));
     guard.run(&received);

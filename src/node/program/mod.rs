@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
@@ -77,13 +77,22 @@ impl Program {
         without_secrets(&mut command);
         // A process group of its own: Ctrl-C is for the node, which then stops the program in its own order.
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs))).process_group(0);
-        let guard = command.spawn().map_err(failed)?;
-        // The command holds our copy of the guard's end: without that the guard's end would not be seen.
-        drop(command);
         let (sender, events) = unbounded();
         let thread = Group::default();
         let reader = BufReader::new(control.try_clone().map_err(failed)?);
-        thread.spawn("program", move || attend(guard, reader, &sender)).map_err(failed)?;
+        // Before the guard: where there is no thread for it, there is nothing to end.
+        let (started, guard) = bounded(1);
+        let life = move || {
+            if let Ok(guard) = guard.recv() {
+                attend(guard, reader, &sender);
+            }
+        };
+        thread.spawn("program", life).map_err(failed)?;
+        let guard = command.spawn().map_err(failed)?;
+        // The command holds our copy of the guard's end: without that the guard's end would not be seen.
+        drop(command);
+        let _ = started.send(guard);
+        drop(started);
         let mut program = Self { control, events, ended: None, gone: false, permit: None, _thread: thread };
         send_lock(&program.control, lock).map_err(failed)?;
         program.permit(until);
@@ -104,8 +113,15 @@ impl Program {
 
     /// How the program ended, once it has; what it started may still run. Never blocks.
     pub(super) fn ended(&mut self) -> Option<&str> {
-        while let Ok(event) = self.events.try_recv() {
-            self.note(event);
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => self.note(event),
+                Err(TryRecvError::Disconnected) if !self.gone => {
+                    self.ended.get_or_insert_with(|| "the thread that attends to it has failed".to_owned());
+                    break;
+                }
+                Err(_) => break,
+            }
         }
         self.ended.as_deref()
     }

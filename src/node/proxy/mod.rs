@@ -27,8 +27,8 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -123,6 +123,8 @@ pub(super) struct Shared {
     /// The movers' end.
     stopping: AtomicBool,
     refused: AtomicU64,
+    /// Which thread failed, and how.
+    failure: OnceLock<String>,
     log: Log,
 }
 
@@ -179,12 +181,20 @@ impl Proxy {
             inboxes,
             stopping: AtomicBool::new(false),
             refused: AtomicU64::new(0),
+            failure: OnceLock::new(),
             log: Log::default(),
         });
         let proxy = Self { shared, threads: Group::default() };
+        let of_failure = proxy.shared.clone();
+        proxy.threads.on_failure(move |what| {
+            let _ = of_failure.failure.set(what.to_owned());
+            of_failure.close();
+        });
         for which in 0..movers {
             let mover = Mover::new(&proxy.shared, which).map_err(failed)?;
-            proxy.threads.spawn("clients", move || mover.run()).map_err(failed)?;
+            let of_thread = proxy.shared.clone();
+            let is_told = move || of_thread.stopping.load(Ordering::Acquire);
+            proxy.threads.spawn_until("clients", is_told, move || mover.run()).map_err(failed)?;
         }
         Ok(proxy)
     }
@@ -202,7 +212,7 @@ impl Proxy {
     /// Accepts clients and connects them to `host`; does nothing if it does so already. Open to another host, it is closed
     /// first. Never blocks.
     pub(crate) fn open(&self, host: &str) -> Result<(), Error> {
-        if self.shared.state.lock().host.as_deref() == Some(host) {
+        if self.shared.state.lock().host.as_deref() == Some(host) || self.shared.failure.get().is_some() {
             return Ok(());
         }
         self.close();
@@ -217,9 +227,13 @@ impl Proxy {
             state.opened += 1;
             state.opened
         };
-        let (shared, host_of_thread) = (self.shared.clone(), Arc::from(host));
+        let (shared, told, host_of_thread) = (self.shared.clone(), self.shared.clone(), Arc::from(host));
         let name = format!("proxy {}", self.shared.address.port());
-        let spawned = self.threads.spawn(name, move || accept::run(&shared, &listener, host_of_thread, opened));
+        let spawned = self.threads.spawn_until(
+            name,
+            move || !told.is_open(opened),
+            move || accept::run(&shared, &listener, host_of_thread, opened),
+        );
         spawned.map_err(|error| {
             self.close();
             failed(error)
@@ -230,17 +244,12 @@ impl Proxy {
 
     /// Refuses clients, and cuts all connections. Never blocks.
     pub(crate) fn close(&self) {
-        let cut = {
-            let mut state = self.shared.state.lock();
-            state.host = None;
-            let Some(listener) = state.listener.take() else { return };
-            // A blocked `accept` returns.
-            let _ = listener.shutdown(Shutdown::Both);
-            state.connections.values().for_each(Sockets::shut_down);
-            state.connections.len()
-        };
-        self.shared.inboxes.iter().for_each(Inbox::wake);
-        log::info!("clients at {} are refused; {cut} connections were cut", self.address());
+        self.shared.close();
+    }
+
+    /// Why it is closed for good, if a thread of it failed.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.shared.failure.get().cloned().map(Error::ThreadFailed)
     }
 
     /// Whether the program listens on this very port where its node leads: then there is nothing to open meanwhile. It gets the
@@ -264,6 +273,20 @@ impl Shared {
     pub(super) fn status(&self) -> ProxyStatus {
         let connections = self.state.lock().connections.len();
         ProxyStatus { address: self.address, connections, refused: self.refused.load(Ordering::Relaxed) }
+    }
+
+    fn close(&self) {
+        let cut = {
+            let mut state = self.state.lock();
+            state.host = None;
+            let Some(listener) = state.listener.take() else { return };
+            // A blocked `accept` returns.
+            let _ = listener.shutdown(Shutdown::Both);
+            state.connections.values().for_each(Sockets::shut_down);
+            state.connections.len()
+        };
+        self.inboxes.iter().for_each(Inbox::wake);
+        log::info!("clients at {} are refused; {cut} connections were cut", self.address);
     }
 
     fn is_open(&self, opened: u64) -> bool {
