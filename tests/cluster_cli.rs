@@ -225,6 +225,38 @@ fn a_node_where_the_program_cannot_run_hands_over_and_the_next_one_leads_with_ev
 }
 
 #[test]
+fn a_lease_revoked_by_hand_never_leaves_two_programs() {
+    const ROUNDS: usize = 8;
+    let etcd = Etcd::start();
+    let (lock, record) = (etcd.stage.path("lock"), etcd.stage.path("record"));
+    // It holds the lock for as long as it lives, and says so if another one does.
+    let program = format!(
+        "exec 9>{}; flock --nonblock 9 || echo two at once >> {1}; echo began >> {1}; exec sleep 1000",
+        lock.display(),
+        record.display()
+    );
+    let nodes = [1, 2].map(|node| {
+        let name = format!("node{node}");
+        let mut process = start_node(&etcd, &name, &["--id", &node.to_string(), "--run", &program]);
+        wait_says(&mut process, if node == 1 { "node 1 is leading" } else { "following the stream" });
+        process
+    });
+    let recorded = || fs::read_to_string(&record).unwrap_or_default();
+    for round in 1..=ROUNDS {
+        let (leader, next) = if round % 2 == 1 { (1, 2) } else { (2, 1) };
+        wait_until("the program runs", || recorded().lines().filter(|line| *line == "began").count() == round);
+        wait_until("the other one is the next", || {
+            etcd.get("lavinmq/isr").first().is_some_and(|(_, set)| set == "1,2")
+                && !etcd.get(&format!("lavinmq/leader/{next}")).is_empty()
+        });
+        etcd.revoke(leader);
+    }
+    wait_until("the program runs", || recorded().lines().count() > ROUNDS);
+    assert!(!recorded().contains("two at once"), "{}", recorded());
+    drop(nodes);
+}
+
+#[test]
 fn an_id_in_use_is_said_and_the_node_goes_on_following() {
     let etcd = Etcd::start();
     let mut first = start_node(&etcd, "first", &["--id", "1"]);

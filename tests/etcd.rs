@@ -111,8 +111,10 @@ fn a_leader_of_the_past_records_nothing() {
     assert_eq!(observe(&in_sync, Option::is_some), Some(set(&[1, 35, 36])));
     thread::scope(|scope| {
         let campaign = candidate(scope, &etcd, &two, 2, &Stop::new());
-        // The first does not notice until its next renewal, in minutes.
+        // The first does not notice until its next renewal, in minutes; the second believes that it has handed over.
         etcd.revoke(1);
+        let term = etcd.get("lavinmq/paceline/term").remove(0).1;
+        etcd.put("lavinmq/paceline/term", &term.replace("leads", "over"));
         let second = campaign.join().unwrap().unwrap();
         // Nothing was recorded since the first one did, and it believes that it leads.
         assert!(first.is_held());
@@ -140,6 +142,57 @@ fn a_leader_whose_key_was_deleted_notices_at_its_next_renewal() {
     assert!(again.is_held() && !first.is_held());
     first.resign();
     assert!(!again.wait_lost(Duration::ZERO));
+}
+
+#[test]
+fn whoever_is_elected_because_a_lease_was_revoked_waits_until_the_former_leader_is_through() {
+    let etcd = Etcd::start();
+    let (one, two) = (etcd.brief(), etcd.brief());
+    let mut leader = elected(&one, 1);
+    for round in 0..2 {
+        let (here, node, former) = if round % 2 == 0 { (&two, 2, 1) } else { (&one, 1, 2) };
+        leader = thread::scope(|scope| {
+            let campaign = candidate(scope, &etcd, here, node, &Stop::new());
+            etcd.revoke(former);
+            let next = campaign.join().unwrap().unwrap();
+            assert!(!leader.is_held(), "two lead in round {round}");
+            next
+        });
+    }
+    // Who is told that the former leader is through does not wait.
+    thread::scope(|scope| {
+        let mut config = etcd.config();
+        config.lease_ttl = Duration::from_secs(3600);
+        let three = EtcdCoordinator::new(&config).unwrap();
+        leader.resign();
+        let long = elected(&three, 3);
+        let campaign = candidate(scope, &etcd, &two, 2, &Stop::new());
+        etcd.revoke(3);
+        wait_until("it says that it waits", || {
+            !logs::lines(&["node 2 is elected, and waits for up to 3600 s"]).is_empty()
+        });
+        // It has ended all that it did, and says so.
+        long.resign();
+        assert!(campaign.join().unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_leader_that_crashed_is_succeeded_when_its_lease_has_run_out_and_no_later() {
+    let etcd = Etcd::start();
+    // All that is left of it.
+    etcd.call("lease/grant", &json!({"ID": "77", "TTL": "10"}));
+    let key = encode("lavinmq/leader/4d");
+    let put = etcd.call("kv/put", &json!({"key": key, "value": encode("tcp://node77:5679"), "lease": "77"}));
+    let created = put["header"]["revision"].as_str().unwrap();
+    etcd.put("lavinmq/paceline/term", &format!("{created} 10 leads"));
+    let leader = elected(&etcd.coordinator(), 78);
+    assert!(leader.is_held());
+    assert_eq!(logs::lines(&["node 78 is elected, and waits"]), [""; 0]);
+    let term = etcd.get("lavinmq/paceline/term").remove(0).1;
+    assert!(term.ends_with(" 10 leads") && !term.starts_with(&format!("{created} ")), "{term}");
+    leader.resign();
+    assert!(etcd.get("lavinmq/paceline/term")[0].1.ends_with(" 10 over"));
 }
 
 #[test]
@@ -676,6 +729,9 @@ fn candidates_of_etcds_own_election_service_and_ours_take_turns() {
     assert_eq!((seen.uri.as_str(), seen.id), ("tcp://lavin:5679", Some(id(123_456_789))));
     thread::scope(|scope| {
         let ours = candidate(scope, &etcd, &one, 35, &Stop::new());
+        // What nobody else writes it writes here, or ours would wait until it is surely through.
+        let rev = theirs["leader"]["rev"].as_str().unwrap();
+        etcd.put("lavinmq/paceline/term", &format!("{rev} 60 over"));
         etcd.call("election/resign", &json!({"leader": theirs["leader"]}));
         let ours = ours.join().unwrap().unwrap();
         let current = etcd.call("election/leader", &json!({"name": name}));

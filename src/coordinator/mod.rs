@@ -69,7 +69,7 @@ pub trait Coordinator: Send + Sync + 'static {
 
 /// A won election.
 ///
-/// Dropping it gives it up, like [`resign`](Self::resign).
+/// Dropping it gives it up, like [`abandon`](Self::abandon).
 pub trait Leadership: Send + Sync + 'static {
     /// Records the in-sync set, only if this election is still held when the coordinator gets to it. Sets are recorded in
     /// the order of calls: one whose call ended in [`CoordinatorError::Unknown`] never replaces one of a later call that
@@ -90,9 +90,16 @@ pub trait Leadership: Send + Sync + 'static {
         None
     }
 
-    /// Gives it up, so that someone else's campaign wins at once; also frees the id if it was lost before. Blocks, within
-    /// bounds. Doing it again does nothing.
+    /// Gives it up, so that someone else's campaign wins at once; also frees the id if it was lost before. The caller vouches that
+    /// nothing that asked for leadership is active any more: whoever leads next does not wait. Blocks, within bounds. Doing it again
+    /// does nothing.
     fn resign(&self);
+
+    /// Gives it up as [`resign`](Self::resign) does, where something may still be active: whoever leads next waits for as long
+    /// as that may believe itself to be a leader's. Defaults to `resign`, for coordinators where nobody can.
+    fn abandon(&self) {
+        self.resign();
+    }
 
     /// From now on it is renewed only while `health` says that the node is alive; a renewal that `health` holds up does
     /// not happen either. Called by a thread that does nothing else, a few times in the time a leadership lasts.

@@ -215,8 +215,11 @@ impl Runner {
         self.shared.set_role(Role::Starting);
         log::info!("elected: {} leads", self.own.id);
         let led = self.lead_while_held(leadership);
-        // Also after an error: the next one is elected at once.
-        leadership.resign();
+        // The next one is elected at once, and waits if something here may still be active.
+        match &led {
+            Ok(()) => leadership.resign(),
+            Err(_) => leadership.abandon(),
+        }
         led?;
         self.wait_for_directory("the leader")
     }

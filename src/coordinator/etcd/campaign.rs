@@ -4,6 +4,8 @@
 //! after its lease, and the one that was created first is elected. Done here rather than by that service, a campaign can be
 //! ended at any moment without a request that goes on in etcd and wins later. LavinMQ's nodes take part in it.
 //!
+//! Whoever is elected takes over when the one before it is through: `former.rs` says how that is known.
+//!
 //! Runs on its caller's thread; what is recorded is fenced by the revision that created the won key, and ordered by the revision
 //! of what was recorded before.
 
@@ -15,9 +17,10 @@ use serde_json::json;
 
 use super::client::{CallError, Client, Kind};
 use super::config::Span;
+use super::former::{Lookout, Term};
 use super::lease::{self, Lease};
 use super::watch::Watch;
-use super::wire::{Revision, TxnAnswer, compare, get, put, put_leased};
+use super::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, compare, compare_value, get, put, put_leased};
 use super::{Names, leader_in};
 use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
 use crate::stop::Stop;
@@ -54,17 +57,22 @@ impl Candidate<'_> {
     /// Blocks until elected, stopped (`None`) or failed. `keep` gets each lease as soon as there is one.
     pub(super) fn run(&self, mut keep: impl FnMut(Arc<Lease>)) -> Result<Option<EtcdLeadership>, CoordinatorError> {
         let key = self.names.candidate(self.id);
+        let mut lookout = Lookout::start(self.client, self.names.term())?;
         while !self.stop.is_set() {
+            // It may be this node's own, from before a crash, which is waited for next.
+            let range = self.names.leaders().range();
+            let leaders = self.client.call::<RangeAnswer>("kv/range", &range, self.client.limit(self.stop));
+            leaders.iter().filter_map(|answer| answer.kvs.first()).for_each(|leader| lookout.sees(leader));
             let Some(lease) = lease::grant(self.client, self.id, &key, self.span, self.stop)? else { break };
             keep(lease.clone());
-            let ended = match self.stand(&lease) {
+            let ended = match self.stand(&lease, &mut lookout).and_then(|()| self.take_over(&lease, &lookout)) {
                 // Whoever no longer wants it does not get it.
-                Ok(()) if self.stop.is_set() => Ended::Stopped,
-                Ok(()) => {
+                Ok(_) if self.stop.is_set() => Ended::Stopped,
+                Ok(term) => {
                     lease.set_elected();
                     log::info!("node {} is leader, at {}", self.id, self.uri);
                     let (client, names) = (self.client.clone(), self.names.clone());
-                    return Ok(Some(EtcdLeadership { client, names, lease, recorded: AtomicI64::new(0) }));
+                    return Ok(Some(EtcdLeadership { client, names, lease, term, recorded: AtomicI64::new(0) }));
                 }
                 Err(ended) => ended,
             };
@@ -83,7 +91,7 @@ impl Candidate<'_> {
     }
 
     /// Puts the key there and waits until it is the first.
-    fn stand(&self, lease: &Lease) -> Result<(), Ended> {
+    fn stand(&self, lease: &Lease, lookout: &mut Lookout) -> Result<(), Ended> {
         let created = self.create_key(lease)?;
         lease.set_created(created);
         let mut watch = Watch::new(self.client.clone(), self.names.leaders(), self.stop.clone());
@@ -112,12 +120,60 @@ impl Candidate<'_> {
             if first.create_revision == created {
                 return Ok(());
             }
+            lookout.sees(&first);
             let now = leader_in(&first).map_or_else(|error| error.to_string(), |leader| format!("leader is {leader}"));
             if leader.as_ref() != Some(&now) {
                 log::info!("node {} waits to be elected; {now}", self.id);
                 leader = Some(now);
             }
         }
+    }
+
+    /// Waits for as long as the one before may believe that it leads, and writes down that this one does from now on.
+    fn take_over(&self, lease: &Lease, lookout: &Lookout) -> Result<Term, Ended> {
+        let elected = Instant::now();
+        let mut waits_for = None;
+        loop {
+            match self.last_term() {
+                Ok(record) => match lookout.believes_for(record.as_ref(), self.span.ttl) {
+                    Some(left) if elected.elapsed() < left => {
+                        if waits_for.replace(left) != Some(left) {
+                            let left = left.as_secs();
+                            log::warn!(
+                                "node {} is elected, and waits for up to {left} s: the leader before has not handed over, and its \
+                                 lease was not seen to run out, so it may still be active",
+                                self.id
+                            );
+                        }
+                    }
+                    _ => break,
+                },
+                Err(error) if matches!(error.kind, Kind::Unavailable(_)) => {}
+                Err(error) => return Err(Ended::of(error)),
+            }
+            if self.stop.wait(LOOK_AGAIN) {
+                return Err(Ended::Stopped);
+            }
+            if !lease.is_held() {
+                return Err(Ended::Lapsed);
+            }
+        }
+        let term = Term { created: lease.created(), ttl: lease.ttl(), is_over: false };
+        let request = json!({
+            "compare": [compare(lease.key(), Revision::Create(lease.created()))],
+            "success": [put(&self.names.term(), term.to_string())],
+        });
+        if self.txn(lease, &request)?.succeeded {
+            return Ok(term);
+        }
+        lease.lose("its key is no longer in etcd");
+        Err(Ended::Lapsed)
+    }
+
+    fn last_term(&self) -> Result<Option<KeyValue>, CallError> {
+        let range = Keys::One(self.names.term()).range();
+        let answer: RangeAnswer = self.client.call("kv/range", &range, self.client.limit(self.stop))?;
+        Ok(answer.kvs.into_iter().next())
     }
 
     /// Creates the node's key, or finds it created by an earlier attempt. Returns the revision that did.
@@ -162,12 +218,17 @@ pub(super) struct EtcdLeadership {
     client: Arc<Client>,
     names: Arc<Names>,
     lease: Arc<Lease>,
+    /// As it was written down.
+    term: Term,
     /// The revision that recorded the in-sync set last, as far as is known.
     recorded: AtomicI64,
 }
 
 /// How often a write begins anew because somebody else recorded meanwhile: nobody does, but for an operator.
 const ATTEMPTS_MAX: u32 = 16;
+
+/// Whether the former leader is through by now.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Between two campaigns of a candidate whose lease or key was lost.
 const CAMPAIGN_PAUSE: Duration = Duration::from_millis(200);
@@ -218,6 +279,14 @@ impl Leadership for EtcdLeadership {
     }
 
     fn resign(&self) {
+        let key = self.names.term();
+        self.lease.hand_over(&json!({
+            "compare": [compare_value(&key, self.term.to_string())],
+            "success": [put(&key, self.term.clone().over().to_string())],
+        }));
+    }
+
+    fn abandon(&self) {
         self.lease.give_up();
     }
 

@@ -1,8 +1,10 @@
 //! A node's lease in etcd: as long as it lasts, so does the node's key in the election.
 //!
 //! One thread renews it, every third of its time. Whether it is held is judged by the moment *before* the last successful
-//! renewal was sent, its time, and a margin of a fifth, or more if what is active takes longer to stop (then it is renewed more often): so it stops being held here well before etcd lets it go, also when this
-//! process or its machine stood still. A renewal counts only if the node's key is still there, which etcd decides by majority.
+//! renewal was sent, its time, and a margin of a fifth, or more if what is active takes longer to stop (then it is renewed more
+//! often): so it stops being held here well before etcd lets it go, also when this process or its machine stood still. A renewal counts
+//! only if the node's key is still there, which etcd decides by majority, under the same leader of its own that renewed: one that was
+//! stuck goes on renewing what the next one lets go (etcd#15247).
 //!
 //! A lease's id is the node's, so a late message about an earlier lease would hit a later one. Hence giving up deletes the key,
 //! if it is the very key that was created with this lease, and only then revokes, once.
@@ -183,6 +185,11 @@ impl Lease {
         self.core.id
     }
 
+    /// As etcd granted it.
+    pub(super) fn ttl(&self) -> Duration {
+        self.core.span.ttl
+    }
+
     pub(super) fn key(&self) -> &str {
         &self.core.key
     }
@@ -238,6 +245,15 @@ impl Lease {
 
     /// Takes the node's key out of the election and revokes the lease. Blocks within bounds; a second call waits for the first.
     pub(super) fn give_up(&self) {
+        self.end(None);
+    }
+
+    /// The same, after a transaction that tells the next leader that nothing of this one is active any more.
+    pub(super) fn hand_over(&self, mark: &serde_json::Value) {
+        self.end(Some(mark));
+    }
+
+    fn end(&self, mark: Option<&serde_json::Value>) {
         {
             let mut release = self.release.lock();
             if *release != Release::NotYet {
@@ -251,6 +267,9 @@ impl Lease {
         let was_held = self.is_held();
         self.core.end();
         self.core.stop.set();
+        if let Some(mark) = mark {
+            self.core.mark(mark);
+        }
         self.core.release(was_held);
         let health = self.core.health.lock().take();
         drop(health);
@@ -350,6 +369,9 @@ impl Core {
             if found.kvs.first().is_none_or(|kv| kv.create_revision != created) {
                 return Err(NotRenewed::Gone("its key is no longer in etcd: someone deleted it"));
             }
+            if found.header.raft_term != answer.result.header.raft_term {
+                return Err(NotRenewed::Failed("etcd's members elect a leader of their own".into()));
+            }
         }
         if self.tenure.extend(now(), sent + Span { ttl: seconds(answer.result.ttl), ..self.span }.held_for()) {
             Ok(())
@@ -373,6 +395,17 @@ impl Core {
             log::warn!("node {} is no longer leader: {reason}", self.id);
         } else {
             log::info!("node {} is no longer a candidate: {reason}", self.id);
+        }
+    }
+
+    fn mark(&self, mark: &serde_json::Value) {
+        let stop = Stop::new();
+        if let Err(error) = self.client.call::<TxnAnswer>("kv/txn", mark, self.client.limit(&stop)) {
+            let ttl = self.span.ttl.as_secs();
+            log::warn!(
+                "could not tell the next leader that node {} is through: it may wait {ttl} s ({error})",
+                self.id
+            );
         }
     }
 

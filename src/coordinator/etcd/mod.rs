@@ -2,9 +2,9 @@
 //!
 //! With prefix P: `P/leader/<node id in hex>` are the candidates, each with what it announces (`tcp://HOST:PORT`); `P/isr` is
 //! the recorded in-sync set, ids in base 36 joined by `,`; `P/clustering_secret` the secret. Nodes of LavinMQ and ours can be in one
-//! cluster.
+//! cluster. Below `P/paceline/` are keys of our own, which LavinMQ ignores: `term` says who leads or led last (`former.rs`).
 //!
-//! Threads: one for each lease (`etcd-lease`) and one for each observation, ended and joined by whoever holds those. Locks:
+//! Threads: one for each lease (`etcd-lease`), one for each candidate that waits (`etcd-lookout`) and one for each observation, ended and joined by whoever holds those. Locks:
 //! `leases` here, the token's in `client`, those of a lease; each for moments, none within another, none while etcd is asked.
 //!
 //! At level `trace`, the HTTP library's own logs (target `ureq_proto`) show all bytes, passwords and secrets among them: keep it
@@ -13,6 +13,7 @@
 mod campaign;
 mod client;
 mod config;
+mod former;
 mod http;
 mod lease;
 mod names;
@@ -75,6 +76,10 @@ impl Names {
 
     fn secret(&self) -> String {
         format!("{}/clustering_secret", self.prefix)
+    }
+
+    fn term(&self) -> String {
+        format!("{}/paceline/term", self.prefix)
     }
 }
 

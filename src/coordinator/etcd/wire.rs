@@ -82,6 +82,11 @@ pub(super) fn compare(key: &str, revision: Revision) -> Value {
     json!({"key": base64(key), "target": target, "result": "EQUAL", field: number.to_string()})
 }
 
+/// The key must be there with this value.
+pub(super) fn compare_value(key: &str, value: impl AsRef<[u8]>) -> Value {
+    json!({"key": base64(key), "target": "VALUE", "result": "EQUAL", "value": base64(value)})
+}
+
 pub(super) fn put(key: &str, value: impl AsRef<[u8]>) -> Value {
     json!({"request_put": {"key": base64(key), "value": base64(value)}})
 }
@@ -103,9 +108,12 @@ pub(super) fn delete(key: &str) -> Value {
 pub(super) struct Header {
     #[serde(default, deserialize_with = "int")]
     pub(super) revision: i64,
+    /// Another one for each leader that etcd's members elect.
+    #[serde(default, deserialize_with = "int")]
+    pub(super) raft_term: i64,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct KeyValue {
     #[serde(default, deserialize_with = "bytes")]
     pub(super) key: Vec<u8>,
@@ -154,6 +162,10 @@ pub(super) struct LeaseAnswer {
     /// Seconds; what is left out, 0 or negative: there is no such lease.
     #[serde(rename = "TTL", default, deserialize_with = "int")]
     pub(super) ttl: i64,
+    #[serde(rename = "grantedTTL", default, deserialize_with = "int")]
+    pub(super) granted_ttl: i64,
+    #[serde(default)]
+    pub(super) header: Header,
 }
 
 /// The same with the names of the keys that go with the lease, in base64.
