@@ -257,6 +257,27 @@ fn a_lease_revoked_by_hand_never_leaves_two_programs() {
 }
 
 #[test]
+fn a_leader_records_its_set_again_whatever_somebody_else_did_to_it() {
+    let etcd = Etcd::start();
+    let mut first = start_node(&etcd, "first", &["--id", "1"]);
+    wait_says(&mut first, "node 1 is leading");
+    let _second = start_node(&etcd, "second", &["--id", "2"]);
+    let recorded = || etcd.get("lavinmq/isr").first().map(|(_, set)| set.clone());
+    let as_it_was = || wait_until("the set is recorded", || recorded().as_deref() == Some("1,2"));
+    as_it_was();
+    // A node that runs.
+    assert_eq!(run(&strings(&["forget", "2", "--etcd", &etcd.url(0)])).0, Some(0));
+    as_it_was();
+    etcd.delete("lavinmq/isr");
+    as_it_was();
+    etcd.put("lavinmq/isr", "1;2");
+    as_it_was();
+    etcd.put("lavinmq/isr", "7");
+    as_it_was();
+    wait_says(&mut first, "somebody else changed the recorded in-sync set (it is 7)");
+}
+
+#[test]
 fn an_id_in_use_is_said_and_the_node_goes_on_following() {
     let etcd = Etcd::start();
     let mut first = start_node(&etcd, "first", &["--id", "1"]);

@@ -294,6 +294,25 @@ fn the_recorded_set_follows_who_is_in_sync() {
 }
 
 #[test]
+fn what_somebody_else_recorded_is_replaced_by_what_is_so() {
+    let scene = elected(&[], |_| ());
+    let follower = scene.leader.follower();
+    let id = follower.id();
+    scene.wait_recorded(&[id]);
+    assert!(scene.cluster.remove_from_in_sync_set(id).unwrap());
+    scene.wait_recorded(&[id]);
+    scene.cluster.set_in_sync_set(None);
+    wait_until("something is recorded", || scene.cluster.in_sync_set().unwrap().is_some());
+    scene.wait_recorded(&[id]);
+    scene.cluster.set_in_sync_set(Some(InSyncSet::of(NodeId::random())));
+    scene.wait_recorded(&[id]);
+    // It is not so any more.
+    drop(follower.stop());
+    scene.leader.append("log", b"more");
+    scene.wait_recorded(&[]);
+}
+
+#[test]
 fn a_commit_waits_for_whoever_may_be_recorded_and_a_joiner_until_it_is_not() {
     let scene = elected(&[], |_| ());
     let mut fake = scene.leader.fake().join();

@@ -281,6 +281,10 @@ impl Leadership for MemoryLeadership {
         }
     }
 
+    fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
+        Ok(self.cluster.reach()?.in_sync.clone())
+    }
+
     fn is_held(&self) -> bool {
         !self.candidate.over.load(Ordering::Acquire)
     }

@@ -80,6 +80,14 @@ pub trait Leadership: Send + Sync + 'static {
     /// Any other error, [`CoordinatorError::NotRecorded`] above all: it surely was not.
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError>;
 
+    /// The recorded in-sync set as it is now, whoever recorded it; `None` if none is. Blocks, within bounds.
+    ///
+    /// [`CoordinatorError::Unexpected`]: what is recorded is no such set. Defaults to [`CoordinatorError::Unavailable`], for a
+    /// leadership that nobody else records beside.
+    fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
+        Err(CoordinatorError::Unavailable("it does not say what is recorded".into()))
+    }
+
     /// Whether it is still held. Once it is not, it never is again. Never blocks.
     fn is_held(&self) -> bool;
 

@@ -21,7 +21,7 @@ use super::former::{Lookout, Term};
 use super::lease::{self, Lease};
 use super::watch::Watch;
 use super::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, compare, compare_value, get, put, put_leased};
-use super::{Names, leader_in};
+use super::{Names, in_sync_in, leader_in};
 use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
 use crate::stop::Stop;
 use crate::types::NodeId;
@@ -267,6 +267,14 @@ impl Leadership for EtcdLeadership {
             }
         }
         Err(CoordinatorError::NotRecorded(format!("somebody else keeps writing {in_sync} in etcd")))
+    }
+
+    fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
+        let stop = Stop::new();
+        let range = Keys::One(self.names.in_sync()).range();
+        let answer: RangeAnswer =
+            self.client.call("kv/range", &range, self.client.limit(&stop)).map_err(CallError::of_read)?;
+        answer.kvs.first().map(in_sync_in).transpose()
     }
 
     fn is_held(&self) -> bool {

@@ -1,10 +1,12 @@
 //! The `in-sync` thread: records the in-sync set with the coordinator, one write at a time, and says what changed.
 //!
 //! It holds no lock while it writes. What cannot be recorded is tried again, with growing delays; commits that need it
-//! wait meanwhile, appends do not. It ends with [`Commits::stop`], or when the election is lost.
+//! wait meanwhile, appends do not. What it recorded it looks at again once a second: if somebody else changed that (`forget` of a node
+//! that runs, a deleted key, nonsense), it is recorded anew, and looked at more and more rarely for as long as somebody keeps changing it.
+//! It ends with [`Commits::stop`], or when the election is lost.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Commits, Set};
 use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
@@ -13,6 +15,10 @@ use crate::types::NodeId;
 
 /// How often it looks whether the stream has grown beyond what a node has that is gone but in sync.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Between two looks at what is recorded; twice as long after each that found something else.
+const CHECK_MIN: Duration = Duration::from_secs(1);
+const CHECK_MAX: Duration = Duration::from_secs(60);
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -44,7 +50,15 @@ impl Commits {
     pub(in crate::leader) fn run_recorder(&self, stream: &Arc<Stream>) {
         let mut delay = RETRY_MIN;
         let mut report = Report::new(self.min_in_sync);
-        while let Some(set) = self.next_set(stream) {
+        let mut check = Check { every: CHECK_MIN, at: Instant::now() + CHECK_MIN };
+        while let Some(step) = self.next_step(stream, check.at) {
+            let set = match step {
+                Step::Write(set) => set,
+                Step::Check => {
+                    self.check_recorded(&mut check);
+                    continue;
+                }
+            };
             report.in_sync(&set);
             let Ok(to_record) = InSyncSet::new(set.iter().copied()) else {
                 log::error!("more followers are in sync than can be recorded: {}", set.len());
@@ -74,8 +88,32 @@ impl Commits {
         }
     }
 
-    /// Waits for a set to write; `None`: it is over.
-    fn next_set(&self, stream: &Arc<Stream>) -> Option<Set> {
+    /// Looks whether what was recorded is there.
+    fn check_recorded(&self, check: &mut Check) {
+        let found = match self.leadership.in_sync_set() {
+            Ok(found) => Ok(found.map_or_else(Set::new, |set| set.iter().collect())),
+            Err(CoordinatorError::Unexpected(what)) => Err(what),
+            // Nobody can record anything else meanwhile either, or the election is lost.
+            Err(_) => return check.again(CHECK_MIN),
+        };
+        let (set, shown) = match found {
+            Ok(set) if set.is_empty() => (set, "it was deleted".to_owned()),
+            Ok(set) => {
+                let shown = set.iter().map(NodeId::to_string).collect::<Vec<_>>().join(",");
+                (set, format!("it is {shown}"))
+            }
+            Err(what) => (Set::new(), what),
+        };
+        let is_other = self.state.lock().rule.finds_recorded(set);
+        if is_other {
+            log::warn!("somebody else changed the recorded in-sync set ({shown}): it is recorded again");
+            return check.again((check.every * 2).min(CHECK_MAX));
+        }
+        check.again(CHECK_MIN);
+    }
+
+    /// Waits for a set to write, or for the time to look at what is recorded; `None`: it is over.
+    fn next_step(&self, stream: &Arc<Stream>, check_at: Instant) -> Option<Step> {
         let mut state = self.state.lock();
         loop {
             if state.ended {
@@ -84,13 +122,18 @@ impl Commits {
             if state.recording
                 && let Some(set) = state.rule.next_set()
             {
-                return Some(set);
+                return Some(Step::Write(set));
+            }
+            if state.recording && Instant::now() >= check_at {
+                return Some(Step::Check);
             }
             if state.rule.lingers() {
                 // Somebody is gone who has all there was: is there more?
                 self.to_record.wait_for(&mut state, LOOK_EVERY);
                 let end = parking_lot::MutexGuard::unlocked(&mut state, || stream.position());
                 state.rule.appended(end.0);
+            } else if state.recording {
+                self.to_record.wait_until(&mut state, check_at);
             } else {
                 self.to_record.wait(&mut state);
             }
@@ -122,6 +165,25 @@ impl Commits {
         if !state.ended {
             self.recorded.wait_for(&mut state, delay);
         }
+    }
+}
+
+/// What the recorder does next.
+enum Step {
+    Write(Set),
+    Check,
+}
+
+/// When it looks at what is recorded.
+struct Check {
+    every: Duration,
+    at: Instant,
+}
+
+impl Check {
+    fn again(&mut self, every: Duration) {
+        self.every = every;
+        self.at = Instant::now() + every;
     }
 }
 

@@ -114,6 +114,8 @@ pub(super) struct Rule {
     in_flight: Option<Set>,
     /// ... and the members of all written since the first, of which it is not known whether they are recorded.
     unresolved: Set,
+    /// Somebody else's set was found in its place.
+    is_overwritten: bool,
     /// Up to where the leader's own files are durable.
     local: u64,
     /// The highest positions that were called committed on all.
@@ -131,6 +133,7 @@ impl Rule {
             confirmed: recorded,
             in_flight: None,
             unresolved: Set::new(),
+            is_overwritten: false,
             local: 0,
             committed: Has::default(),
         }
@@ -224,7 +227,8 @@ impl Rule {
 
     /// Whether what should be recorded is known to be.
     pub(super) fn is_settled(&self) -> bool {
-        self.in_flight.is_none() && self.unresolved.is_empty() && self.wanted() == self.confirmed
+        let is_known = self.in_flight.is_none() && self.unresolved.is_empty() && !self.is_overwritten;
+        is_known && self.wanted() == self.confirmed
     }
 
     fn wanted(&self) -> Set {
@@ -236,8 +240,20 @@ impl Rule {
         if let Some(set) = self.in_flight.take() {
             self.confirmed = set;
             self.unresolved.clear();
+            self.is_overwritten = false;
             self.forget();
         }
+    }
+
+    /// This is recorded, whoever did it; nothing, if it is empty. Returns whether it is not what it should be: then it is to be written
+    /// again. Whoever is in it may be elected by it until that is confirmed, and counts.
+    pub(super) fn finds_recorded(&mut self, found: Set) -> bool {
+        let is_other = self.is_settled() && found != self.confirmed;
+        if is_other {
+            self.unresolved.extend(found);
+            self.is_overwritten = true;
+        }
+        is_other
     }
 
     /// It is surely not.

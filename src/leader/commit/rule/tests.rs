@@ -332,3 +332,20 @@ fn a_newcomer_is_waited_for_as_soon_as_it_is_attached_and_in_sync_once_it_has_wh
     assert_eq!(rule.in_sync().count(), 2);
     assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 40), 35);
 }
+
+#[test]
+fn a_set_that_somebody_else_recorded_is_replaced_and_its_members_count_until_then() {
+    let mut rule = Rule::new(id(LEADER), 0, None, Set::from([id(LEADER)]));
+    assert!(!rule.finds_recorded(Set::from([id(LEADER)])) && rule.next_set().is_none());
+    for found in [Set::new(), Set::from([id(1)]), Set::from([id(LEADER), id(1)])] {
+        assert!(rule.finds_recorded(found.clone()));
+        // It is being seen to.
+        assert!(!rule.finds_recorded(found.clone()));
+        assert_eq!(rule.counted().contains(&id(1)), found.contains(&id(1)));
+        assert_eq!(rule.next_set(), Some(Set::from([id(LEADER)])));
+        rule.not_recorded();
+        assert_eq!(rule.next_set(), Some(Set::from([id(LEADER)])));
+        rule.recorded_now();
+        assert!(rule.is_settled() && rule.counted().is_empty());
+    }
+}
