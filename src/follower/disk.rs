@@ -5,7 +5,7 @@
 //! behind one another, one is made, so that a slow disk flushes less often and not later and later. One lock, the jobs', held
 //! to put and take only. It stops when the jobs are closed: between two chunks that it reads, but not within a flush. A
 //! failure is left in the report and ends the connection: after a failed flush nothing is called durable, and no digest
-//! is believed.
+//! is believed (see `mend`).
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -159,7 +159,6 @@ impl Worker {
         let _at_end = AtEnd(&self.jobs);
         while let Some(job) = self.jobs.take() {
             if let Err(error) = self.work(job) {
-                self.digests.forget_all();
                 self.report.fail(error);
                 return;
             }

@@ -2,11 +2,12 @@
 //!
 //! The reader (`session`) applies; `paceline-ack` (`report`) writes and watches for silence; `paceline-disk` (`disk`) reads for
 //! the inventory and flushes. The reader starts the other two and outlives them. Whichever fails first says why, and the
-//! socket is shut down, which ends all three.
+//! socket is shut down for reading, which ends all three. If it was a file or the disk that failed, the leader is told.
 
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
@@ -20,11 +21,14 @@ use super::session::{Parts, Session};
 use super::status::State;
 use super::track::Track;
 use crate::error::Error;
-use crate::protocol::extension::chunks_max;
+use crate::protocol::extension::{Message, chunks_max};
 use crate::protocol::frame_reader;
 
 /// The longest that a leader can send a follower away for.
 const AWAY_MAX: Duration = Duration::from_secs(600);
+
+/// How long a leader has to take a farewell, and to close after it.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
 impl Runner {
     /// The rest of a connection whose leader has chosen the extension. `Ok`: a sync was all that was asked for, and it is done.
@@ -55,10 +59,6 @@ impl Runner {
         let jobs = threads.jobs.clone();
         let result = threads.end(result, goodbye.is_some());
         *in_sync = jobs.synced();
-        if matches!(result, Err(Error::Io { .. })) {
-            // Nothing is known of what was not written.
-            self.digests.forget_all();
-        }
         left.merge(jobs.left());
         self.unflushed = left;
         result
@@ -145,22 +145,26 @@ impl Threads {
             self.report.finish();
             let _ = self.ended[0].recv();
         }
-        let report = self.report.clone();
         // After this nobody fails any more.
-        drop(self);
-        match (result, report.failure()) {
+        self.join();
+        let result = match (result, self.report.failure()) {
             (Err(Error::Connection { .. }), Some(failure)) if !goodbye => Err(failure),
             (result, _) => result,
+        };
+        if let Err(error @ Error::Io { .. }) = &result
+            && self.report.is_whole()
+        {
+            // It is also in our own log: nothing depends on its arrival.
+            let _ = say_farewell(&self.socket, error);
         }
+        result
     }
-}
 
-/// The threads end also when the reader's panicked.
-impl Drop for Threads {
-    fn drop(&mut self) {
+    fn join(&self) {
         self.report.close();
         self.jobs.close();
-        let _ = self.socket.shutdown(Shutdown::Both);
+        // What is still to be said is said after that.
+        let _ = self.socket.shutdown(Shutdown::Read);
         for ended in &self.ended {
             // Disconnected: its end is all there is to wait for.
             let _ = ended.recv();
@@ -168,11 +172,34 @@ impl Drop for Threads {
     }
 }
 
+/// The threads end also when the reader's panicked.
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+        self.join();
+    }
+}
+
+/// Tells the leader why, and waits a moment for it to close: what it sends meanwhile is read, because a connection that is
+/// closed with something unread is reset, and a reset may overtake what was said.
+fn say_farewell(mut socket: &TcpStream, why: &Error) -> io::Result<()> {
+    let mut wire = Vec::new();
+    Message::Farewell(why.to_string()).encode(&mut wire);
+    socket.set_write_timeout(Some(FAREWELL_MAX))?;
+    socket.write_all(&wire)?;
+    socket.shutdown(Shutdown::Write)?;
+    socket.set_read_timeout(Some(FAREWELL_MAX))?;
+    let (mut buffer, until) = (vec![0; 64 << 10], Instant::now() + FAREWELL_MAX);
+    while Instant::now() < until && socket.read(&mut buffer)? > 0 {}
+    Ok(())
+}
+
 struct ShutAtEnd(Arc<TcpStream>);
 
 impl Drop for ShutAtEnd {
     fn drop(&mut self) {
-        let _ = self.0.shutdown(Shutdown::Both);
+        // The other direction is for a farewell.
+        let _ = self.0.shutdown(Shutdown::Read);
     }
 }
 

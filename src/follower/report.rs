@@ -63,6 +63,8 @@ struct State {
     closed: bool,
     finishing: bool,
     failure: Option<Error>,
+    /// A message was written in part: nothing can be said after it.
+    torn: bool,
 }
 
 enum Next {
@@ -155,6 +157,11 @@ impl Report {
         self.changed.notify_all();
     }
 
+    /// Whether another message can follow what was written, once the thread has ended.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.state.lock().torn
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.state.lock().closed
     }
@@ -220,6 +227,10 @@ pub(super) struct Watched<'a, R>(pub(super) R, pub(super) &'a Report);
 
 impl<R: Read> Read for Watched<'_, R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        // What is shut down is still read while something comes.
+        if self.1.is_closed() {
+            return Ok(0);
+        }
         let now = u64::try_from(self.1.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.1.reading_since.store(now.max(1), Ordering::Relaxed);
         let read = self.0.read(bytes);
@@ -329,6 +340,7 @@ impl Speaker<'_> {
             wire.clear();
             message.encode(&mut wire);
             if let Err(error) = self.write(&wire, &mut silence) {
+                self.report.state.lock().torn = true;
                 self.report.fail(error);
                 return;
             }

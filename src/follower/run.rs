@@ -6,6 +6,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,7 @@ impl Runner {
     /// The thread's life.
     pub(super) fn run(mut self) -> Result<(), Error> {
         let mut delays = Delays::new(self.config.retry_delay_min, self.config.retry_delay_max);
+        let mut full_delays = Delays::new(FULL_DELAY_MIN, FULL_DELAY_MAX);
         while let Some(leader) = self.shared.leader() {
             if leader != self.config.leader {
                 // It was not this one that could not be reached.
@@ -69,8 +71,11 @@ impl Runner {
             if in_sync && matches!(error, Error::Connection { .. }) {
                 // A full disk, or a leader that breaks the protocol, would have us sync again and again without pause.
                 delays.reset();
+                full_delays.reset();
             }
-            let delay = delays.next().max(self.away.take().unwrap_or_default());
+            let full = full_at(&error);
+            let usual = if full.is_some() { full_delays.next() } else { delays.next() };
+            let delay = usual.max(self.away.take().unwrap_or_default());
             match &error {
                 _ if moved => log::info!("no longer follows {leader}"),
                 _ if fatal => log::error!("ended, disconnected from {leader}: {why}"),
@@ -90,9 +95,25 @@ impl Runner {
             if fatal {
                 return Err(error);
             }
-            self.shared.sleep(delay);
+            match full {
+                Some(path) => self.wait_for_room(path, delay),
+                None => self.shared.sleep(delay),
+            }
         }
         Ok(())
+    }
+
+    /// Waits until there is more room where a file did not fit, or for `delay`: a quota, or room that others take, does not show.
+    fn wait_for_room(&self, path: &Path, delay: Duration) {
+        let until = Instant::now() + delay;
+        let had = room(path, self.dir.path());
+        while Instant::now() < until && !self.shared.stopping() && !self.shared.moved() {
+            self.shared.sleep(FULL_LOOK_EVERY.min(until.saturating_duration_since(Instant::now())));
+            if room(path, self.dir.path()) >= had.saturating_add(FULL_ROOM_MIN_BYTES) {
+                log::info!("there is room again for {}", path.display());
+                return;
+            }
+        }
     }
 
     /// One connection, from connecting to its end. `Ok`: a sync was all that was asked for, and it is done.
@@ -185,6 +206,31 @@ impl Runner {
         }
         Err(ended)
     }
+}
+
+/// Delays before a follower whose disk is full tries again by itself. Each try may move much in vain.
+const FULL_DELAY_MIN: Duration = Duration::from_secs(5);
+const FULL_DELAY_MAX: Duration = Duration::from_secs(300);
+/// How often it looks whether there is room meanwhile, and how much more that must be.
+const FULL_LOOK_EVERY: Duration = Duration::from_millis(500);
+const FULL_ROOM_MIN_BYTES: u64 = 1 << 20;
+
+/// The file that did not fit, if that is what went wrong.
+fn full_at(error: &Error) -> Option<&Path> {
+    match error {
+        Error::Io { path, source, .. }
+            if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            Some(path)
+        }
+        _ => None,
+    }
+}
+
+/// Bytes that are free where a file is, or would be; `root` is where it would be at the least.
+fn room(path: &Path, root: &Path) -> u64 {
+    let stat = path.ancestors().take_while(|above| above.starts_with(root)).find_map(|at| rustix::fs::statvfs(at).ok());
+    stat.map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// What a person can do about a failed write or flush.

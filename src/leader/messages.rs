@@ -72,6 +72,9 @@ impl MessageThread {
                     self.follower.take_marks(marks)?;
                     self.core.passed(&self.follower);
                 }
+                (Some(Message::Farewell(why)), _) => {
+                    self.follower.evict_at(EvictionReason::Left(why), self.core.stream.position());
+                }
                 // Of a kind that a later version knows.
                 (Some(Message::Heartbeat) | None, _) => {}
             }

@@ -121,6 +121,8 @@ pub enum EvictionReason {
     ProtocolViolation(String),
     /// A newer connection came with its id.
     Replaced,
+    /// It could not go on, said why, and left: its disk was full, for example.
+    Left(String),
     /// The leader shuts down.
     Shutdown,
 }
@@ -141,6 +143,7 @@ impl fmt::Display for EvictionReason {
             Self::NoSyncProgress => f.write_str("no sync progress"),
             Self::Silent => f.write_str("no heartbeat"),
             Self::ProtocolViolation(what) => write!(f, "protocol violation ({what})"),
+            Self::Left(why) => write!(f, "it left ({why})"),
             Self::Replaced => f.write_str("replaced by a newer connection"),
             Self::Shutdown => f.write_str("shutdown"),
         }

@@ -231,6 +231,8 @@ pub enum Message {
     Marks(Marks),
     /// It is alive: sent when nothing else was for a heartbeat's interval.
     Heartbeat,
+    /// It cannot go on, for this reason, and leaves: the last that it says. Earlier versions pass over it.
+    Farewell(String),
 }
 
 /// Totals of action bytes since the connection began.
@@ -274,6 +276,7 @@ impl Message {
     const INVENTORY_END: u8 = 2;
     const MARKS: u8 = 3;
     const HEARTBEAT: u8 = 4;
+    const FAREWELL: u8 = 5;
 
     /// Adds the message to the end of `out`.
     ///
@@ -302,6 +305,10 @@ impl Message {
                 Self::MARKS
             }
             Self::Heartbeat => Self::HEARTBEAT,
+            Self::Farewell(why) => {
+                body.extend_from_slice(printable(why.as_bytes()).as_bytes());
+                Self::FAREWELL
+            }
         };
         assert!(body.len() as u64 <= MESSAGE_BYTES_MAX, "a message has at most 64 MiB");
         out.push(kind);
@@ -334,6 +341,7 @@ impl Message {
                 Self::Marks(Marks { received: mark()?, written: mark()?, durable: mark()? })
             }
             Self::HEARTBEAT => Self::Heartbeat,
+            Self::FAREWELL => Self::Farewell(printable(std::mem::take(&mut rest))),
             _ => return Ok(None),
         };
         if !rest.is_empty() {

@@ -116,7 +116,7 @@ impl Extension {
             match self.message() {
                 Message::Inventory(files) => inventory.extend(files),
                 Message::InventoryEnd => return inventory,
-                Message::Marks(_) | Message::Heartbeat => {}
+                Message::Marks(_) | Message::Heartbeat | Message::Farewell(_) => {}
             }
         }
     }
