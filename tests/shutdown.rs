@@ -11,7 +11,8 @@ use paceline::leader::FollowerState;
 use paceline::protocol::{START_HEADER, write_hello, write_node_id};
 use paceline::{AppendError, Error, LeaderConfig, NodeId};
 use support::fake_follower::FakeFollower;
-use support::{PATIENCE, TestLeader, assert_same, noise, path, secret, wait_until};
+use support::relay::Relay;
+use support::{PATIENCE, TestFollower, TestLeader, assert_exact, assert_same, noise, path, secret, wait_until};
 
 /// No deadline ends what shutting down should.
 fn patient(config: &mut LeaderConfig) {
@@ -244,4 +245,26 @@ fn followers_that_leave_as_they_attach_leave_nothing_behind() {
     // Nothing is appended: nobody but their own threads can notice.
     wait_until("all have gone", || leader.leader.followers().is_empty());
     leader.shut_down();
+}
+
+#[test]
+fn who_was_sent_zeros_in_place_of_content_lacks_it_at_the_end_too() {
+    let leader = TestLeader::with(patient);
+    let relay = Relay::start(leader.address);
+    let follower = TestFollower::on(relay.address, tempfile::tempdir().unwrap());
+    leader.wait_state(follower.id(), FollowerState::InSync);
+    relay.hold();
+    // More than the system's buffers take on any host: what comes after is read when the link is released.
+    leader.append("log", &noise(16 << 20));
+    leader.append("cut", &noise(1 << 20));
+    let cut = std::fs::File::options().write(true).open(leader.dir.path().join("cut")).unwrap();
+    cut.set_len(1000).unwrap();
+    let report = std::thread::scope(|scope| {
+        let ending = scope.spawn(|| leader.leader.shutdown(PATIENCE));
+        wait_until("nothing is announced any more", || leader.leader.request_durable().is_err());
+        relay.release();
+        ending.join().unwrap()
+    });
+    assert_eq!(report.drained, [follower.id()], "{report:?}");
+    assert_exact(leader.dir.path(), follower.dir.path());
 }

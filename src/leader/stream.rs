@@ -159,6 +159,8 @@ struct Ordered {
     /// Queues there are. While there is none, actions are only counted.
     queues: usize,
     closed: bool,
+    /// The last that is announced asks to make everything durable.
+    durable_at_end: bool,
     sleep: Sleep,
 }
 
@@ -221,6 +223,7 @@ impl Stream {
                 sealed_bytes: 0,
                 queues: 0,
                 closed: false,
+                durable_at_end: false,
                 sleep: Sleep::Awake,
             }),
             hungry: AtomicBool::new(false),

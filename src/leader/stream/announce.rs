@@ -7,7 +7,7 @@ use parking_lot::MutexGuard;
 use super::cuts::CUT_ENTRIES;
 use super::{After, Ordered, Sleep, Stream};
 use crate::error::AppendError;
-use crate::index::{FileId, Unsynced, Version};
+use crate::index::{FileId, Index, Unsynced, Version};
 use crate::leader::batch::{BATCH_BYTES_MAX, Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
@@ -92,9 +92,12 @@ impl Stream {
     }
 
     /// Announces what is left of a file that was `doubted`: so many bytes were `found` on disk after that, or no file. Does
-    /// nothing if the host has announced what became of it, or if nothing may be announced any more. It stays in doubt.
+    /// nothing if the host has announced what became of it. It stays in doubt.
+    ///
+    /// Neither held back nor refused at the end, as what a host announces is: this is our own repair, and what was sent in place of the
+    /// content counts for it once this is announced. Who calls is a follower's writer, which must not wait for its own queue.
     pub(in crate::leader) fn mend(&self, path: &RelPath, doubted: Version, found: Option<u64>) {
-        let Ok(mut ordered) = self.enter() else { return };
+        let mut ordered = self.ordered.lock();
         let now = ordered.index.get(path.as_str());
         if now.generation != doubted.generation {
             return;
@@ -104,6 +107,9 @@ impl Stream {
             Some(found) if now == doubted => ordered.put_doubted(path, found.min(now.len)),
             // Appended to since: all of it is there then (I2).
             _ => ordered.put_doubted(path, now.len),
+        }
+        if ordered.durable_at_end {
+            ordered.encode_control(Control::MakeDurable, 0, Vec::new());
         }
         self.finish(ordered);
     }
@@ -136,21 +142,23 @@ impl Stream {
 
     /// Asks all followers that know the extension to make durable what came before this.
     pub(in crate::leader) fn request_durable(&self) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.enter()?;
-        ordered.encode_control(Control::MakeDurable, 0, Vec::new());
-        Ok(self.finish(ordered))
+        self.ask_for_durable(|_| ()).map(|(position, ())| position)
     }
 
     /// The same, and takes what has to be made durable here for that: see [`Index::take_unsynced`](crate::index::Index::take_unsynced).
     pub(in crate::leader) fn make_durable(&self) -> Result<(StreamPosition, Unsynced), AppendError> {
+        self.ask_for_durable(Index::take_unsynced)
+    }
+
+    fn ask_for_durable<T>(&self, take: impl FnOnce(&mut Index) -> T) -> Result<(StreamPosition, T), AppendError> {
         // Not held back: it is what makes room.
         let mut ordered = self.ordered.lock();
         if ordered.closed {
             return Err(AppendError::ShuttingDown);
         }
         ordered.encode_control(Control::MakeDurable, 0, Vec::new());
-        let unsynced = ordered.index.take_unsynced();
-        Ok((self.finish(ordered), unsynced))
+        let taken = take(&mut ordered.index);
+        Ok((self.finish(ordered), taken))
     }
 
     /// The files of `unsynced` that are there, and count as changed again if they change from here on; read in portions.
@@ -226,12 +234,13 @@ impl Stream {
         self.ordered.lock().index.get(path.as_str())
     }
 
-    /// Refuses whatever is announced from now on, and returns the last position. With `durable`, the last that is announced is
+    /// Refuses whatever a host announces from now on, and returns the last position. With `durable`, the last that is announced is
     /// the request to make everything so.
     pub(in crate::leader) fn close(&self, durable: bool) -> StreamPosition {
         let mut ordered = self.ordered.lock();
         if durable && !ordered.closed {
             ordered.encode_control(Control::MakeDurable, 0, Vec::new());
+            ordered.durable_at_end = true;
         }
         ordered.closed = true;
         StreamPosition(ordered.position)
@@ -423,15 +432,20 @@ pub(in crate::leader) fn temporary_of(path: &RelPath) -> Option<RelPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LeaderConfig;
-    use crate::index::Index;
+    use crate::config::{BackPressure, LeaderConfig};
     use crate::types::Secret;
+    use std::time::{Duration, Instant};
 
     const FILE: FileId = (1, 2);
 
     /// A stream with one file of 8 bytes.
     fn with_file() -> (Stream, RelPath) {
-        let stream = Stream::new(Index::new(), &LeaderConfig::new("unused", Secret::new("secret").unwrap()));
+        with_file_under(BackPressure::Off)
+    }
+
+    fn with_file_under(back_pressure: BackPressure) -> (Stream, RelPath) {
+        let config = LeaderConfig { back_pressure, ..LeaderConfig::new("unused", Secret::new("secret").unwrap()) };
+        let stream = Stream::new(Index::new(), &config);
         let path = RelPath::new("f").unwrap();
         stream.replace(&path, Content::OnDisk(8), FILE).unwrap();
         (stream, path)
@@ -458,6 +472,38 @@ mod tests {
             assert_ne!(stream.version(&path).generation, doubted.generation, "what was sent of it is void");
             stream.mend(&path, doubted, None);
             assert_eq!(len(&stream, &path), left, "whoever else finds out does not do it again");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_file_is_announced_under_pressure_and_after_the_end() {
+        const LONG: Duration = Duration::from_secs(3600);
+        for pressure in [BackPressure::Wait(LONG), BackPressure::WouldBlock(LONG)] {
+            let (stream, path) = with_file_under(pressure);
+            let doubted = doubt(&stream, &path);
+            stream.pressure.begin();
+            std::thread::scope(|scope| {
+                let mending = scope.spawn(|| stream.mend(&path, doubted, Some(3)));
+                let deadline = Instant::now() + Duration::from_secs(60);
+                while !mending.is_finished() && Instant::now() < deadline {
+                    std::thread::yield_now();
+                }
+                let waits = !mending.is_finished();
+                stream.pressure.end();
+                assert!(!waits, "a follower's writer waits for its own queue");
+            });
+            assert_eq!(len(&stream, &path), Some(3), "{pressure:?}");
+        }
+        for durable in [false, true] {
+            let (stream, path) = with_file();
+            let doubted = doubt(&stream, &path);
+            let end = stream.close(durable);
+            stream.mend(&path, doubted, None);
+            let mended = stream.position().since(end);
+            assert_eq!(len(&stream, &path), None);
+            let asks = control_bytes(&Control::MakeDurable);
+            assert_eq!(mended, framing_bytes(&path) + if durable { asks } else { 0 });
+            assert!(stream.replace(&path, Content::OnDisk(5), FILE).is_err());
         }
     }
 
