@@ -22,6 +22,11 @@ pub struct LeaderConfig {
     /// Bytes held for one follower before it is evicted for a full queue; batches are shared, so this bounds the sum of
     /// all followers too. Defaults to 64 MiB: at 500 MB/s an eighth of a second of a follower standing still.
     pub queue_bytes: u64,
+    /// Bytes of the stream that one follower may have yet to acknowledge before it goes the way of a full queue. `queue_bytes` is
+    /// memory; of content that is read from files when a follower gets there (what is announced at once with more than 256 KiB, and
+    /// most of what a [`Watcher`](crate::watch::Watcher) finds) none is held, and this is its limit. One record counts for no more than
+    /// `queue_bytes`, nor for more than half of this: one of any size passes. Defaults to `None`: eight times `queue_bytes`, and 16 MiB at least.
+    pub lag_bytes: Option<u64>,
     /// Bytes held for one follower for longer than `queue_soft_time` before its queue counts as full: lower than `queue_bytes`, it
     /// lets bursts pass and catches who is slow for good. Defaults to `None`: there is no such limit.
     pub queue_soft_bytes: Option<u64>,
@@ -84,7 +89,13 @@ pub struct LeaderConfig {
     pub(crate) lock: Option<DirLock>,
 }
 
-/// What becomes of a follower whose queue is full, in bytes or in batches.
+/// What `lag_bytes` is, in times of `queue_bytes`, if it is not set.
+const LAG_OVER_QUEUE: u64 = 8;
+
+/// And the least: some of this is in the system's buffers, and no queue of ours.
+const LAG_BYTES_LEAST: u64 = 16 << 20;
+
+/// What becomes of a follower whose queue is full, in bytes or in batches, or that is too far behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnFull {
@@ -122,7 +133,7 @@ impl fmt::Display for Durability {
     }
 }
 
-/// What appends do when the queue of a follower is full whose eviction would leave fewer than
+/// What appends do when the queue of a follower is full, or one is too far behind, whose eviction would leave fewer than
 /// [`LeaderConfig::min_in_sync`] in sync. Up to another 8 MiB may be held for such a follower.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -155,6 +166,7 @@ impl LeaderConfig {
             secret,
             id: None,
             queue_bytes: 64 << 20,
+            lag_bytes: None,
             queue_soft_bytes: None,
             queue_soft_time: Duration::from_secs(10),
             back_pressure: BackPressure::Off,
@@ -182,9 +194,15 @@ impl LeaderConfig {
         }
     }
 
+    /// How far a follower may be behind: `lag_bytes`, or its default.
+    pub(crate) fn lag_bytes_max(&self) -> u64 {
+        self.lag_bytes.unwrap_or(self.queue_bytes.saturating_mul(LAG_OVER_QUEUE).max(LAG_BYTES_LEAST))
+    }
+
     /// Checks every setting.
     pub fn check(&self) -> Result<(), Error> {
         at_least("queue_bytes", self.queue_bytes, 64 << 10)?;
+        at_least("lag_bytes", self.lag_bytes.unwrap_or(u64::MAX), 64 << 10)?;
         at_least("queue_batches", self.queue_batches as u64, 1)?;
         at_least("unauthenticated_max", self.unauthenticated_max as u64, 1)?;
         at_least("syncs_max", self.syncs_max as u64, 1)?;

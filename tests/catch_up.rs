@@ -78,6 +78,24 @@ fn a_follower_whose_queue_is_full_catches_up_on_its_connection() {
 }
 
 #[test]
+fn a_follower_that_is_too_far_behind_with_what_is_read_from_files_catches_up_on_its_connection() {
+    let (leader, relay, follower) = scene(Protocol::Auto, |config| config.lag_bytes = Some(8 << 20));
+    let id = follower.follower.id();
+    let address = status(&leader, id).address;
+    relay.hold();
+    let record = noise(300 << 10);
+    for _ in 0..100 {
+        leader.append("log", &record);
+    }
+    wait_until("it is demoted", || status(&leader, id).demotions == 1);
+    relay.release();
+    leader.wait_in_sync(1);
+    let named = format!("id {id},");
+    assert_eq!(logs::lines(&["WARN demoted follower: too far behind; address", &named]).len(), 1);
+    assert_unbroken(&leader, &follower, address);
+}
+
+#[test]
 fn what_is_discarded_may_be_of_any_kind() {
     discard_all_kinds(Protocol::Auto);
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use paceline::NodeId;
 use paceline::leader::{EvictionReason, FollowerState};
 use support::fake_follower::FakeFollower;
-use support::{TestFollower, TestLeader, logs, noise, path, wait_until};
+use support::relay::Relay;
+use support::{PATIENCE, TestFollower, TestLeader, logs, noise, path, wait_until};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -70,6 +71,64 @@ fn a_queue_full_in_batches_evicts() {
     let eviction = leader.wait_evicted_for(stopped.id(), &EvictionReason::QueueFull);
     assert!(eviction.queued_batches >= 4 && eviction.queued_bytes < 4 << 20, "{eviction:?}");
     assert_unharmed(&leader, &healthy);
+}
+
+#[test]
+fn who_gets_less_than_is_written_is_evicted_though_what_it_lacks_is_read_from_files() {
+    let leader = TestLeader::with(|config| {
+        config.queue_bytes = 256 << 10;
+        config.lag_bytes = Some(16 << 20);
+        config.write_timeout = PATIENCE;
+        config.ack_timeout = PATIENCE;
+    });
+    let healthy = scene(&leader);
+    let link = Relay::start(leader.address);
+    let slow = TestFollower::on(link.address, tempfile::tempdir().unwrap());
+    leader.wait_state(slow.id(), FollowerState::InSync);
+    let evicted = || leader.leader.evictions().iter().any(|eviction| eviction.id == slow.id());
+    link.hold();
+    let record = noise(257 << 10);
+    for _ in 0..1000 {
+        if evicted() {
+            break;
+        }
+        leader.append("log", &record);
+        link.allow(100 << 10);
+        let end = Some(leader.leader.position());
+        wait_until("the link has carried its part", || link.is_idle() || evicted());
+        wait_until("the healthy one follows", || leader.status(healthy.id()).is_some_and(|it| it.acknowledged == end));
+    }
+    let eviction = leader.wait_evicted_for(slow.id(), &EvictionReason::TooFarBehind);
+    let lag = eviction.lag_bytes.unwrap();
+    assert!(eviction.queued_bytes < 256 << 10 && (15 << 20..18 << 20).contains(&lag), "{eviction:?}");
+    link.release();
+    leader.assert_copies(&[&healthy, &slow]);
+    leader.shut_down();
+}
+
+#[test]
+fn one_record_larger_than_every_limit_evicts_nobody() {
+    let leader = TestLeader::with(|config| {
+        config.queue_bytes = 256 << 10;
+        config.lag_bytes = Some(1 << 20);
+        config.write_timeout = PATIENCE;
+        config.ack_timeout = PATIENCE;
+    });
+    let healthy = scene(&leader);
+    let link = Relay::start(leader.address);
+    let held_up = TestFollower::on(link.address, tempfile::tempdir().unwrap());
+    leader.wait_state(held_up.id(), FollowerState::InSync);
+    link.hold();
+    leader.append("log", &noise(16 << 20));
+    leader.replace("state", &noise(4 << 20));
+    for _ in 0..10 {
+        leader.append("log", b"a little");
+    }
+    wait_until("it is far behind", || leader.status(held_up.id()).is_some_and(|it| it.lag_bytes > Some(20 << 20)));
+    link.release();
+    leader.assert_copies(&[&healthy, &held_up]);
+    assert!(leader.leader.evictions().is_empty(), "{:?}", leader.leader.evictions());
+    leader.shut_down();
 }
 
 #[test]

@@ -53,7 +53,10 @@ pub(crate) struct Limits {
     /// Bytes held for a follower that cannot keep up, before it is evicted [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "PACELINE_QUEUE_BYTES", value_parser = parse_size, help_heading = "Limits")]
     queue_bytes: Option<u64>,
-    /// What becomes of a follower whose queue is full: 'evict' lets it go, and it syncs anew when it returns; 'catch-up' keeps its
+    /// Bytes a follower may be behind, what it gets from files included, before it counts as full [default: 8 times --queue-bytes, at least 16MiB]
+    #[arg(long, value_name = "SIZE", env = "PACELINE_LAG_BYTES", value_parser = parse_size, help_heading = "Limits")]
+    lag_bytes: Option<u64>,
+    /// What becomes of a follower whose queue is full, or that is too far behind: 'evict' lets it go, and it syncs anew when it returns; 'catch-up' keeps its
     /// connection and sends what it lacks from disk
     #[arg(long, value_name = "WHAT", env = "PACELINE_ON_FULL", value_parser = parse_on_full, default_value = "evict", help_heading = "Limits")]
     on_full: OnFull,
@@ -84,6 +87,7 @@ impl Limits {
     pub(crate) fn apply(&self, config: &mut LeaderConfig) {
         config.exclude.clone_from(&self.exclude);
         config.queue_bytes = self.queue_bytes.unwrap_or(config.queue_bytes);
+        config.lag_bytes = self.lag_bytes;
         config.on_full = self.on_full;
         config.min_in_sync = self.min_in_sync.unwrap_or(config.min_in_sync);
         config.syncs_max = self.syncs_max.unwrap_or(config.syncs_max);

@@ -196,6 +196,7 @@ pub(super) fn is_for_slowness(reason: &EvictionReason) -> bool {
     matches!(
         reason,
         EvictionReason::QueueFull
+            | EvictionReason::TooFarBehind
             | EvictionReason::WriteTimeout
             | EvictionReason::NoAckProgress
             | EvictionReason::NoSyncProgress

@@ -21,6 +21,8 @@ pub(super) const BATCH_BYTES_MAX: usize = BLOCK_BYTES_MAX;
 pub(super) struct Batch {
     /// The stream position after it.
     pub(super) end: u64,
+    /// Action bytes in it.
+    pub(super) bytes: u64,
     pub(super) sealed_at: Instant,
     pub(super) body: Body,
 }
@@ -89,15 +91,15 @@ impl Batch {
         // Blocks that do not shrink go raw, so the compressed form is never larger than this either.
         let held = raw.capacity() as u64 + OVERHEAD_BYTES;
         let body = Body::Actions(Actions { raw: Mutex::new(raw), len, held, blocks: OnceLock::new() });
-        Self { end, sealed_at: Instant::now(), body }
+        Self { end, bytes: len, sealed_at: Instant::now(), body }
     }
 
     pub(super) fn file(end: u64, range: FileRange) -> Self {
-        Self { end, sealed_at: Instant::now(), body: Body::File(range) }
+        Self { end, bytes: range.action_bytes(), sealed_at: Instant::now(), body: Body::File(range) }
     }
 
     pub(super) fn control(end: u64, action: ControlAction) -> Self {
-        Self { end, sealed_at: Instant::now(), body: Body::Control(action) }
+        Self { end, bytes: control_bytes(&action.control), sealed_at: Instant::now(), body: Body::Control(action) }
     }
 
     /// Bytes of memory it counts for in a queue.

@@ -56,7 +56,8 @@ impl<'a> CatchUp<'a> {
     /// Blocks until the follower is attached, with little left to send. What it lacks of `changes`, as of the tracker's last cut,
     /// comes first.
     pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<CaughtUp, Error> {
-        let quarter = self.core.config.queue_bytes / 4;
+        let config = &self.core.config;
+        let quarter = config.queue_bytes.min(config.lag_bytes_max()) / 4;
         self.follower.catches_up(self.core.stream.position());
         self.wait_acknowledged()?;
         let mut last_bytes = 0;

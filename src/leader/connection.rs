@@ -166,7 +166,10 @@ fn write_batches(
     arrival.recv(&queue.batches);
     loop {
         let batch = match follower.take(&queue.batches) {
-            Ok(batch) => batch,
+            Ok(batch) => {
+                follower.taken(batch.end, core.stream.counts(&batch));
+                batch
+            }
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 core.stream.now_hungry();

@@ -1,4 +1,4 @@
-//! Demoting a follower: from a full queue back to catching up from disk, on the same connection
+//! Demoting a follower: from a full queue, or from too far behind, back to catching up from disk, on the same connection
 //! ([`OnFull::CatchUp`](crate::config::OnFull::CatchUp)).
 //!
 //! 1. Whoever pushes finds the queue full. The follower leaves the stream at once (`FollowerHandle::demoted`), and what would
@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use super::Core;
 use super::discarded::Discarded;
-use super::status::FollowerStatus;
+use super::status::{EvictionReason, FollowerStatus};
 use super::stream::{Tracker, Unqueued};
 use crate::index::Version;
 use crate::types::RelPath;
@@ -52,7 +52,7 @@ pub(super) fn run(core: &Core) {
 }
 
 fn demote(unqueued: Unqueued, files: Arc<Vec<(RelPath, Version)>>) {
-    let Unqueued { follower, status, tracker, batches, lost, demotion, sender } = unqueued;
+    let Unqueued { follower, status, reason, tracker, batches, lost, demotion, sender } = unqueued;
     let mut discarded = Discarded::default();
     follower.taken_over();
     for batch in batches.try_iter() {
@@ -62,20 +62,20 @@ fn demote(unqueued: Unqueued, files: Arc<Vec<(RelPath, Version)>>) {
     for batch in lost {
         discarded.add(&batch);
     }
-    log::warn!("{}", line(&status, discarded.0.len()));
+    log::warn!("{}", line(&status, &reason, discarded.0.len()));
     // Fails if the connection has ended meanwhile.
     let _ = demotion.send(Demotion { files, tracker, discarded });
     drop(sender);
 }
 
 /// Like an eviction's.
-fn line(status: &FollowerStatus, files: usize) -> String {
+fn line(status: &FollowerStatus, reason: &EvictionReason, files: usize) -> String {
     let lag = match (status.lag_bytes, status.lag) {
         (Some(bytes), Some(time)) => format!("{bytes} bytes / {:.3} s", time.as_secs_f64()),
         _ => "unknown".to_owned(),
     };
     format!(
-        "demoted follower: queue full; address {}, id {}, {}, lag {lag}, queue {} batches / {} bytes; it catches up from disk, with \
+        "demoted follower: {reason}; address {}, id {}, {}, lag {lag}, queue {} batches / {} bytes; it catches up from disk, with \
          {files} files to begin with",
         status.address, status.id, status.state, status.queued_batches, status.queued_bytes
     )

@@ -43,6 +43,9 @@ pub(super) struct FollowerHandle {
     /// Says the same as `end`, cheaper to look at.
     ended: AtomicBool,
     pub(super) queue: QueueDepth,
+    /// What counts towards its lag of that was dispatched to it: added to before a batch is queued, taken from once the batch is
+    /// acknowledged, with `in_flight` locked.
+    lag: AtomicU64,
     in_flight: Mutex<InFlight>,
     acknowledged: Condvar,
     /// Where it attached; [`NOWHERE`] before.
@@ -130,6 +133,7 @@ impl FollowerHandle {
             end: OnceLock::new(),
             ended: AtomicBool::new(false),
             queue: QueueDepth::default(),
+            lag: AtomicU64::new(0),
             in_flight: Mutex::new(InFlight::new(v1_acks, now)),
             acknowledged: Condvar::new(),
             attached_at: AtomicU64::new(NOWHERE),
@@ -190,6 +194,7 @@ impl FollowerHandle {
     fn leave_stream(&self) {
         let mut in_flight = self.in_flight.lock();
         in_flight.detached();
+        self.lag.store(0, Ordering::Relaxed);
         self.attached_at.store(NOWHERE, Ordering::Release);
         self.position.store(NOWHERE, Ordering::Release);
         self.set_state(FollowerState::CatchingUp);
@@ -199,6 +204,21 @@ impl FollowerHandle {
     pub(super) fn take(&self, batches: &Receiver<Arc<Batch>>) -> Result<Arc<Batch>, TryRecvError> {
         let _one_step = self.taking.lock();
         if self.demoted.load(Ordering::Acquire) { Err(TryRecvError::Disconnected) } else { batches.try_recv() }
+    }
+
+    /// A batch is about to be queued, that counts for so much. Called with the stream locked.
+    pub(super) fn dispatched(&self, counts: u64) {
+        self.lag.fetch_add(counts, Ordering::Relaxed);
+    }
+
+    /// A batch that counted for so much was taken from its queue, up to the position `end`.
+    pub(super) fn taken(&self, end: u64, counts: u64) {
+        self.in_flight.lock().taken(end, counts);
+    }
+
+    /// What counts towards its lag of that was dispatched to it and is not acknowledged.
+    pub(super) fn counted_lag(&self) -> u64 {
+        self.lag.load(Ordering::Relaxed)
     }
 
     /// When this returns, its writer takes no batch any more. To be called once it is demoted.
@@ -282,7 +302,7 @@ impl FollowerHandle {
     pub(super) fn sending(&self, bytes: u64, position: Option<StreamPosition>, since: Instant) {
         let mut in_flight = self.in_flight.lock();
         in_flight.sending(bytes, position.map(|position| position.0), since, Instant::now());
-        self.passed(&in_flight);
+        self.passed(&mut in_flight);
     }
 
     /// Notes that it is about to be asked to make durable what was sent so far, which is all that counts up to `position`.
@@ -311,7 +331,7 @@ impl FollowerHandle {
         in_flight.acknowledge(bytes, Instant::now())?;
         // Who waits for a part of what is on its way waits for no more than that.
         self.acknowledged.notify_all();
-        self.passed(&in_flight);
+        self.passed(&mut in_flight);
         Ok(())
     }
 
@@ -335,8 +355,9 @@ impl FollowerHandle {
     }
 
     /// Called with `in_flight` locked, after it may have moved.
-    fn passed(&self, in_flight: &InFlight) {
+    fn passed(&self, in_flight: &mut InFlight) {
         let Some(position) = in_flight.position() else { return };
+        self.lag.fetch_sub(in_flight.take_acknowledged(), Ordering::Relaxed);
         self.position.store(position, Ordering::Release);
         if self.state() == FollowerState::Attached {
             self.set_state(FollowerState::InSync);

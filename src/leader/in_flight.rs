@@ -28,6 +28,8 @@ pub(super) struct InFlight {
     durable: Option<u64>,
     /// Up to where it has received and written the stream; `None` until it has written all up to where it attached.
     reached: Option<Reached>,
+    /// Of batches taken from its queue that it has not acknowledged: the position after each, and what it counts for.
+    batches: VecDeque<(u64, u64)>,
     holds: Vec<Hold>,
     /// From where on something is void that is not made up for yet.
     void_from: Option<u64>,
@@ -79,6 +81,7 @@ impl InFlight {
             durable_points: VecDeque::new(),
             durable: None,
             reached: None,
+            batches: VecDeque::new(),
             holds: Vec::new(),
             void_from: None,
             ticket: 0,
@@ -107,9 +110,23 @@ impl InFlight {
         self.reached = None;
         self.durable = None;
         self.durable_points.clear();
+        self.batches.clear();
     }
 
     // ---- sending ----
+
+    /// A batch was taken from its queue; see [`FollowerHandle::taken`](super::follower::FollowerHandle::taken).
+    pub(super) fn taken(&mut self, end: u64, counts: u64) {
+        // One that was taken just before it was demoted stands for no position.
+        if !self.attached {
+            return;
+        }
+        let full = self.batches.len() >= PIECES_MAX;
+        match self.batches.back_mut() {
+            Some(last) if full => *last = (end, last.1.saturating_add(counts)),
+            _ => self.batches.push_back((end, counts)),
+        }
+    }
 
     /// Action bytes are about to be written; see [`FollowerHandle::sending`](super::follower::FollowerHandle::sending).
     pub(super) fn sending(&mut self, bytes: u64, position: Option<u64>, since: Instant, now: Instant) {
@@ -189,6 +206,19 @@ impl InFlight {
         }
         self.passed(position, None);
         Ok(())
+    }
+
+    /// What those batches count for that it has acknowledged since the last call.
+    pub(super) fn take_acknowledged(&mut self) -> u64 {
+        let written = self.position();
+        let mut counted = 0;
+        while let Some(&(end, counts)) = self.batches.front()
+            && Some(end) <= written
+        {
+            self.batches.pop_front();
+            counted += counts;
+        }
+        counted
     }
 
     /// So many bytes in all are durable.

@@ -92,7 +92,7 @@ impl<'a> Ranges<'a> {
 
     /// Sends a range that stands in the stream.
     pub(super) fn send_queued(&mut self, frame: &mut Frame, range: &FileRange, batch: &Batch) -> Result<(), Error> {
-        let begin = batch.end - range.action_bytes();
+        let begin = batch.end - batch.bytes;
         if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
             self.tell_position(frame, batch)?;
         }

@@ -21,11 +21,12 @@ pub struct FollowerStatus {
     pub connected: Duration,
     /// The stream position up to which it has acknowledged everything; `None` until it is attached to the stream.
     pub acknowledged: Option<StreamPosition>,
-    /// Action bytes it has not acknowledged; `None` until it is attached to the stream.
+    /// Action bytes it has not acknowledged; `None` until it is attached to the stream. Their limit is
+    /// [`LeaderConfig::lag_bytes`](crate::LeaderConfig::lag_bytes), towards which one large record does not count in full.
     pub lag_bytes: Option<u64>,
     /// For how long the oldest of them have been on their way; zero if there are none, `None` until it is attached.
     pub lag: Option<Duration>,
-    /// How often its queue was full since it connected, and it went back to catching up from disk; always 0 with
+    /// How often its queue was full, or it was too far behind, since it connected, and it went back to catching up from disk; always 0 with
     /// [`OnFull::Evict`](crate::config::OnFull::Evict).
     pub demotions: u64,
     /// How it catches up from disk, while it does.
@@ -34,7 +35,7 @@ pub struct FollowerStatus {
     pub admitted_in: Option<Duration>,
     /// Batches waiting in its queue.
     pub queued_batches: usize,
-    /// Bytes they hold.
+    /// Bytes of memory they hold; the limit is [`LeaderConfig::queue_bytes`](crate::LeaderConfig::queue_bytes).
     pub queued_bytes: u64,
     /// Bytes written to its socket since it connected, as compressed.
     pub sent_bytes: u64,
@@ -109,6 +110,8 @@ impl fmt::Display for FollowerState {
 pub enum EvictionReason {
     /// Its queue was full, in bytes or in batches.
     QueueFull,
+    /// It had more of the stream to acknowledge than it may.
+    TooFarBehind,
     /// It took nothing off its socket for the write timeout.
     WriteTimeout,
     /// It was sent everything and acknowledged nothing for the ack timeout.
@@ -138,6 +141,7 @@ impl fmt::Display for EvictionReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::QueueFull => f.write_str("queue full"),
+            Self::TooFarBehind => f.write_str("too far behind"),
             Self::WriteTimeout => f.write_str("write timeout"),
             Self::NoAckProgress => f.write_str("no ack progress"),
             Self::NoSyncProgress => f.write_str("no sync progress"),

@@ -105,6 +105,9 @@ pub(super) struct Stream {
 /// Of every follower's queue; see [`LeaderConfig`].
 struct Limits {
     queue_bytes: u64,
+    lag_bytes: u64,
+    /// What one batch counts for towards `lag_bytes` at most.
+    batch_lag_bytes: u64,
     queue_batches: usize,
     queue_soft_bytes: u64,
     queue_soft_time: Duration,
@@ -140,8 +143,9 @@ struct Demotable {
 
 /// What was not queued any more: bounded by [`Stream::lost_bytes_max`].
 struct Lost {
-    /// As it was when the queue was full.
+    /// As it was when the queue was full, or it was too far behind.
     status: FollowerStatus,
+    reason: EvictionReason,
     batches: Vec<Arc<Batch>>,
     bytes: u64,
 }
@@ -234,6 +238,8 @@ impl Stream {
             buffers: Buffers::default(),
             limits: Limits {
                 queue_bytes: config.queue_bytes,
+                lag_bytes: config.lag_bytes_max(),
+                batch_lag_bytes: config.queue_bytes.min(config.lag_bytes_max() / 2),
                 queue_batches: config.queue_batches,
                 queue_soft_bytes: config.queue_soft_bytes.unwrap_or(u64::MAX),
                 queue_soft_time: config.queue_soft_time,
@@ -408,7 +414,7 @@ impl Stream {
         if follower.has_ended() {
             return false;
         }
-        let cost = batch.cost();
+        let (cost, counts) = (batch.cost(), self.counts(batch));
         if let Some(lost) = &mut queue.lost {
             lost.bytes += cost;
             lost.batches.push(batch.clone());
@@ -422,29 +428,39 @@ impl Stream {
         let protected = protects && is_in_sync(follower);
         let most = self.limits.queue_bytes + if protected { OVERRUN_BYTES_MAX } else { 0 };
         let too_long = queue.is_over_soft_for_long(held + cost, &self.limits, &self.stalls);
-        if protected && (too_long || held > 0 && held + cost > self.limits.queue_bytes || self.is_crowded(queue, 4)) {
+        let is_behind = queue.follower.counted_lag() + counts > self.limits.lag_bytes;
+        let is_full = too_long || held > 0 && held + cost > self.limits.queue_bytes;
+        if protected && (is_full || is_behind || self.is_crowded(queue, 4)) {
             self.pressure.begin();
         }
         let follower = &queue.follower;
-        let fits = held == 0 || held + cost <= most && (protected || !too_long);
+        let has_room = held == 0 || held + cost <= most && (protected || !too_long);
+        let fits = has_room && (protected || !is_behind);
+        let reason = if has_room && !fits { EvictionReason::TooFarBehind } else { EvictionReason::QueueFull };
         follower.queue.add(cost);
+        follower.dispatched(counts);
         match if fits { queue.sender.try_send(batch.clone()) } else { Err(TrySendError::Full(batch.clone())) } {
             Ok(()) => true,
             Err(TrySendError::Full(batch)) if self.limits.on_full == OnFull::CatchUp => {
                 let status = follower.status(StreamPosition(batch.end));
                 follower.queue.remove(cost);
                 follower.demoted();
-                queue.lost = Some(Lost { status, batches: vec![batch], bytes: cost });
+                queue.lost = Some(Lost { status, reason, batches: vec![batch], bytes: cost });
                 self.to_demote.store(true, Ordering::Release);
                 self.demotion_thread.wake();
                 true
             }
             Err(TrySendError::Full(_)) => {
-                follower.evict_at(EvictionReason::QueueFull, StreamPosition(batch.end));
+                follower.evict_at(reason, StreamPosition(batch.end));
                 false
             }
             Err(TrySendError::Disconnected(_)) => false,
         }
+    }
+
+    /// What a batch counts for towards a follower's lag: of one record, however large, no more than leaves room for others.
+    pub(super) fn counts(&self, batch: &Batch) -> u64 {
+        batch.bytes.min(self.limits.batch_lag_bytes)
     }
 
     /// How much a full queue may lose while the demotion thread waits for its turn to make a cut; beyond it the follower is

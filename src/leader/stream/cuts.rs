@@ -11,7 +11,7 @@ use crate::leader::batch::Batch;
 use crate::leader::demotion::Demotion;
 use crate::leader::follower::FollowerHandle;
 use crate::leader::stalls::Grace;
-use crate::leader::status::FollowerStatus;
+use crate::leader::status::{EvictionReason, FollowerStatus};
 use crate::types::{RelPath, StreamPosition};
 
 /// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
@@ -125,8 +125,9 @@ pub(in crate::leader) struct AttachedQueue {
 /// A follower just taken off the list, to be demoted.
 pub(in crate::leader) struct Unqueued {
     pub(in crate::leader) follower: Arc<FollowerHandle>,
-    /// As it was when its queue was full.
+    /// As it was when its queue was full, or it was too far behind.
     pub(in crate::leader) status: FollowerStatus,
+    pub(in crate::leader) reason: EvictionReason,
     /// What changes from the cut on.
     pub(in crate::leader) tracker: Tracker,
     /// What waited in its queue; its writer may still take some of it.
@@ -177,7 +178,7 @@ impl Stream {
 impl Queue {
     fn unqueue(self, tracker: Tracker) -> Option<Unqueued> {
         let Self { follower, sender, demotable, lost, .. } = self;
-        let (Demotable { batches, demotion }, Lost { status, batches: lost, .. }) = demotable.zip(lost)?;
-        Some(Unqueued { follower, status, tracker, batches, lost, demotion, sender })
+        let (Demotable { batches, demotion }, Lost { status, reason, batches: lost, .. }) = demotable.zip(lost)?;
+        Some(Unqueued { follower, status, reason, tracker, batches, lost, demotion, sender })
     }
 }

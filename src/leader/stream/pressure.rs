@@ -2,7 +2,7 @@
 //! ([`LeaderConfig::back_pressure`](crate::LeaderConfig::back_pressure)).
 //!
 //! A follower is *protected* while evicting it would leave fewer followers of the stream in sync than `min_in_sync`. When the
-//! queue of a protected one is full it is not evicted; instead new announcements are held back, before the critical section
+//! queue of a protected one is full, or it is too far behind, it is not evicted; instead new announcements are held back, before the critical section
 //! and with no lock held, until its queue is a quarter empty, or for as long as the host allows: then it is evicted
 //! after all. What is on its way already still goes into its queue, which is why that may exceed its limit by
 //! [`OVERRUN_BYTES_MAX`].
@@ -95,11 +95,14 @@ impl Stream {
             && followers.filter(|it| is_in_sync(it)).count() <= self.limits.min_in_sync
     }
 
-    /// Whether a queue is filled to so many quarters of what it may hold.
+    /// Whether a queue is filled to so many quarters of what it may hold, or its follower so far behind.
     pub(super) fn is_crowded(&self, queue: &Queue, quarters: u64) -> bool {
-        let Limits { queue_bytes, queue_batches, .. } = self.limits;
+        let Limits { queue_bytes, lag_bytes, queue_batches, .. } = self.limits;
         let bytes = queue.follower.queue.bytes();
-        bytes > queue_bytes / 4 * quarters || queue.sender.len() as u64 >= queue_batches as u64 / 4 * quarters.min(3)
+        let is_behind = queue.follower.counted_lag() > lag_bytes / 4 * quarters;
+        is_behind
+            || bytes > queue_bytes / 4 * quarters
+            || queue.sender.len() as u64 >= queue_batches as u64 / 4 * quarters.min(3)
     }
 
     /// Ends the pressure if the queues allow it, or it has lasted long enough. Called by the leader thread.
