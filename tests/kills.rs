@@ -1,4 +1,5 @@
-//! `paceline follow`, killed at any moment: the next one makes the copy whole, and what moves is what was missing.
+//! `paceline follow`, killed at any moment: the next one makes the copy whole, and what moves is what was missing. And `paceline
+//! leader`, told to end while its directory is still written to.
 #![allow(missing_docs)]
 
 mod support;
@@ -8,6 +9,7 @@ use std::path::Path;
 
 use fastrand::Rng;
 use paceline::leader::{FollowerState, FollowerStatus, Window};
+use rustix::process::Signal;
 use support::processes::Stage;
 use support::relay::Relay;
 use support::{PATIENCE, TestLeader, all_contents, assert_exact, noise_of, wait_until};
@@ -122,4 +124,26 @@ fn killed_in_mid_sync_it_goes_on_where_it_was() {
 fn stored(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir.join("queues")) else { return 0 };
     entries.map(|entry| entry.and_then(|entry| entry.metadata()).map_or(0, |meta| meta.len())).sum()
+}
+
+#[test]
+fn what_is_written_while_followers_drain_is_in_their_copies() {
+    let stage = Stage::new();
+    let dir = stage.folder("leader");
+    let options = ["--drain-timeout", "60s", "--write-timeout", "60s", "--ack-timeout", "60s"];
+    let mut leader = stage.leader(&dir, &options);
+    let link = Relay::start(leader.address);
+    let mut follower = stage.follower("follower", link.address);
+    leader.wait_joined(1);
+    link.hold();
+    // More than the system's buffers take on any host.
+    fs::write(dir.join("log"), support::noise(16 << 20)).unwrap();
+    leader.process.signal(Signal::TERM);
+    wait_until("it ends", || leader.process.log().contains("shutting down"));
+    fs::write(dir.join("last"), "words").unwrap();
+    link.release();
+    assert!(leader.process.wait().success());
+    assert!(leader.process.log().contains("ended; 1 follower has everything"), "{}", leader.process.log());
+    assert_exact(&dir, &follower.dir);
+    follower.process.stop();
 }

@@ -225,3 +225,17 @@ fn a_rename_does_not_keep_what_was_read_from_another_file_under_the_old_name() {
     leader.assert_copies(&[&follower]);
     leader.shut_down();
 }
+
+#[test]
+fn a_watcher_that_was_stopped_knows_whether_anything_was_left_out() {
+    let leader = TestLeader::start();
+    let watcher = Watcher::start(leader.leader.clone(), leader.dir.path(), None).unwrap();
+    assert!(!watcher.is_complete(), "it has not taken its last look");
+    fs::write(leader.dir.path().join("log"), "before").unwrap();
+    watcher.stop();
+    assert_eq!(leader.leader.file_len(&path("log")), Some(6));
+    assert!(watcher.is_complete());
+    fs::write(leader.dir.path().join("log"), "after").unwrap();
+    assert!(!watcher.is_complete());
+    leader.shut_down();
+}

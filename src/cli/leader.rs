@@ -1,15 +1,16 @@
 //! `paceline leader`: a leader and a watcher on one directory, until a signal.
 //!
-//! The directory is scanned before anybody can connect. The end is in the opposite order: the watcher announces what is
-//! pending, then followers get time to acknowledge it.
+//! The directory is scanned before anybody can connect. At the end the watcher goes on while followers acknowledge what is left: who
+//! writes to the directory is perhaps told to end in the same moment, and writes its last then. The last look comes when they
+//! have everything and nothing was written for [`QUIET`].
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use paceline::leader::Window;
 use paceline::watch::Watcher;
 use paceline::{Leader, LeaderConfig, OnFull};
@@ -19,6 +20,12 @@ use super::{Failure, NodeOptions, require_folder, say, signals, start_logging};
 
 /// How often the watcher is asked whether it still watches.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long nothing must have been written for the last look to be taken.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How often that, and whether followers have everything, is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -135,21 +142,47 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
             break Some(failure);
         }
     };
-    log::info!("shutting down; followers have {:?} to acknowledge what is left", options.limits.drain_timeout);
-    let all_announced = watcher.stop();
-    let report = leader.shutdown(options.limits.drain_timeout);
+    let (drain, began) = (options.limits.drain_timeout, Instant::now());
+    log::info!("shutting down; followers have {drain:?} to acknowledge what is left");
+    if failure.is_none() {
+        settle(&leader, &signals, drain);
+    }
+    watcher.stop();
+    let report = leader.shutdown(drain.saturating_sub(began.elapsed()));
     for (id, bytes) in &report.undrained {
         let lack = bytes.map_or("was still joining".to_owned(), |bytes| format!("had not acknowledged {bytes} bytes"));
         log::warn!("follower {id} {lack}; it gets what it lacks when it reconnects");
     }
-    match (report.drained.len(), all_announced) {
+    match (report.drained.len(), watcher.is_complete()) {
         (drained, true) => {
             log::info!("ended; {drained} {} everything", if drained == 1 { "follower has" } else { "followers have" })
         }
         (_, false) => log::warn!(
-            "ended; not all that changed in {} could be read and sent: followers get the rest once a leader runs there again",
+            "ended; not all that changed in {} was read and sent: it was written to until the end, or could not be read; followers get the \
+             rest once a leader runs there again",
             options.data_dir.display()
         ),
     }
     failure.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+/// Waits until followers have everything and nothing was announced for [`QUIET`]: up to `drain`, half of it while something is
+/// written all the time, or until another signal.
+fn settle(leader: &Leader, signals: &Receiver<i32>, drain: Duration) {
+    let began = Instant::now();
+    let (mut position, mut since) = (leader.position(), began);
+    loop {
+        let lags: Vec<_> = leader.followers().iter().filter_map(|follower| follower.lag_bytes).collect();
+        let now = leader.position();
+        if now != position {
+            (position, since) = (now, Instant::now());
+        }
+        let is_quiet = since.elapsed() >= QUIET;
+        let is_over = lags.is_empty() || is_quiet && lags.iter().all(|lag| *lag == 0);
+        let patience = if is_quiet { drain } else { drain / 2 };
+        if is_over || began.elapsed() >= patience || signals.recv_timeout(LOOK_EVERY) != Err(RecvTimeoutError::Timeout)
+        {
+            return;
+        }
+    }
 }

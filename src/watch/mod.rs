@@ -28,7 +28,8 @@
 //! followers that keep up; the programs that write never wait for it.
 //!
 //! The watcher is a client of the leader's public API and nothing more. It takes no lock of its own that another thread
-//! takes while waiting: only its failure is behind one. [`Watcher::stop`] wakes the thread, which takes a last look and ends.
+//! takes while waiting: only its failure, and what it leaves, are behind one. [`Watcher::stop`] wakes the thread, which takes a last
+//! look and ends; events are kept after that, so that [`Watcher::is_complete`] can tell whether there were any.
 //!
 //! # What it cannot see
 //!
@@ -82,9 +83,11 @@ struct Shared {
     /// Wakes the thread's `poll`.
     wake: OwnedFd,
     failure: Mutex<Option<Error>>,
-    /// The last look is done, and what it saw is announced.
-    done: AtomicBool,
+    /// Once the last look is done, and what it saw is announced: whether nothing was changed since.
+    rest: Mutex<Option<Rest>>,
 }
+
+type Rest = Box<dyn FnMut() -> bool + Send>;
 
 impl Watcher {
     /// Announces to `leader` what is in its directory `data_dir` and not known to it yet, then keeps announcing what changes.
@@ -112,14 +115,15 @@ impl Watcher {
             stopping: AtomicBool::new(false),
             wake,
             failure: Mutex::new(None),
-            done: AtomicBool::new(false),
+            rest: Mutex::new(None),
         });
         let threads = Group::default();
         let (of_thread, of_failure) = (shared.clone(), shared.clone());
         threads.on_failure(move |what| *of_failure.failure.lock() = Some(Error::ThreadFailed(what.to_owned())));
         threads
             .spawn("watch", move || match of_thread.run(&mut tree) {
-                Ok(done) => of_thread.done.store(done, Ordering::Release),
+                Ok(true) => *of_thread.rest.lock() = Some(Box::new(move || tree.is_settled())),
+                Ok(false) => {}
                 Err(error) => {
                     log::error!("the directory is no longer watched: {error}");
                     *of_thread.failure.lock() = Some(error);
@@ -142,7 +146,18 @@ impl Watcher {
         self.shared.stopping.store(true, Ordering::Release);
         let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
         self.threads.join(Instant::now() + LAST_LOOK_MAX + DROP_JOIN_MAX);
-        self.shared.done.load(Ordering::Acquire)
+        self.shared.rest.lock().is_some()
+    }
+
+    /// Once it is stopped: whether all that is in the directory now was announced: what [`stop`](Self::stop) returned, and nothing
+    /// was written since. Never blocks.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let rest = self.shared.rest.lock().take();
+        let Some(mut is_settled) = rest else { return false };
+        let complete = is_settled();
+        *self.shared.rest.lock() = Some(is_settled);
+        complete
     }
 }
 

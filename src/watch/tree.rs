@@ -171,6 +171,11 @@ impl<A: Announce> Tree<A> {
         Ok(())
     }
 
+    /// Whether nothing is left to look at, and nothing has changed since.
+    pub(super) fn is_settled(&mut self) -> bool {
+        self.collect().is_ok() && !self.dirty.iter().chain(self.later.keys()).any(|path| self.announce.replicates(path))
+    }
+
     /// What a queue overflow does.
     #[cfg(test)]
     pub(super) fn lose_pending_events(&mut self) {
