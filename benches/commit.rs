@@ -1,7 +1,9 @@
 //! Commits a second, and how long each takes, by how many threads commit and what they ask for; beside a loop of `fdatasync` on
 //! the same file system, and a real Redis with one replica (`appendfsync always` on both, and `WAIT 1`), at as many clients.
 //!
-//! Each thread appends 256 B to one log, as Redis does for its clients, and commits, again and again. The follower is a process of its own, with
+//! Each thread appends 256 B to one log, as Redis does for its clients, and commits, again and again, with or without a pause between
+//! two commits: what one leaves undone, the next one does in its place, and only a pause shows it. The slowest of all rounds is
+//! to be held against the slowest `fdatasync`. The follower is a process of its own, with
 //! its directory on the same disk: all sides sync that one disk.
 #![allow(missing_docs)]
 #![allow(clippy::cast_precision_loss, reason = "figures for people to read")]
@@ -26,7 +28,24 @@ use paceline::config::Durability;
 use paceline::leader::{CommitLevel, Quorum};
 
 const RECORD: [u8; 256] = [b'x'; 256];
-const THREADS: [usize; 4] = [1, 8, 64, 256];
+
+/// Who commits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Load {
+    threads: usize,
+    /// Between two commits of a thread.
+    pause: Duration,
+}
+
+const LOADS: [Load; 7] = [
+    Load { threads: 1, pause: Duration::ZERO },
+    Load { threads: 1, pause: Duration::from_micros(100) },
+    Load { threads: 1, pause: Duration::from_millis(1) },
+    Load { threads: 1, pause: Duration::from_millis(5) },
+    Load { threads: 8, pause: Duration::ZERO },
+    Load { threads: 64, pause: Duration::ZERO },
+    Load { threads: 256, pause: Duration::ZERO },
+];
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Way {
@@ -69,18 +88,18 @@ fn main() {
     if redis.is_none() {
         println!("without redis-server (Debian's package redis-server): not beside Redis");
     }
-    let mut results: HashMap<(usize, Way), Vec<Done>> = HashMap::new();
+    let mut results: HashMap<(Load, Way), Vec<Done>> = HashMap::new();
     let mut invalid = Vec::new();
     for _ in 0..options.rounds {
-        for threads in THREADS.into_iter().filter(|threads| options.has_threads(*threads)) {
+        for load in LOADS.into_iter().filter(|load| options.has_threads(load.threads)) {
             for way in Way::ALL {
                 let done = match way {
-                    Way::Fdatasync => fdatasync(time),
+                    Way::Fdatasync => fdatasync(load.pause, time),
                     Way::Redis => match &redis {
-                        Some(redis) => redis.run(threads, time),
+                        Some(redis) => redis.run(load, time),
                         None => continue,
                     },
-                    Way::Commit(level) => match commit(level, threads, time) {
+                    Way::Commit(level) => match commit(level, load, time) {
                         Ok(done) => done,
                         Err(error) => {
                             invalid.push(error);
@@ -88,7 +107,7 @@ fn main() {
                         }
                     },
                 };
-                results.entry((threads, way)).or_default().push(done);
+                results.entry((load, way)).or_default().push(done);
             }
         }
     }
@@ -97,24 +116,27 @@ fn main() {
     finish(&invalid);
 }
 
-fn print(results: &HashMap<(usize, Way), Vec<Done>>) {
-    let mut table = Table::new(&["threads", "way", "/s", "p50", "p99", "over fdatasync", "over Redis"]);
-    for threads in THREADS {
+fn print(results: &HashMap<(Load, Way), Vec<Done>>) {
+    let columns = ["threads", "pause", "way", "/s", "p50", "p99", "max", "over fdatasync", "over Redis"];
+    let mut table = Table::new(&columns);
+    for load in LOADS {
         table.gap();
         for way in Way::ALL {
-            let Some(rounds) = results.get(&(threads, way)) else { continue };
-            let over = |other: Way| match results.get(&(threads, other)) {
+            let Some(rounds) = results.get(&(load, way)) else { continue };
+            let over = |other: Way| match results.get(&(load, other)) {
                 // Round by round: what the machine was like then is in both.
                 Some(others) => median(rounds.iter().zip(others).map(|(done, other)| done.per_s / other.per_s)),
                 None => f64::NAN,
             };
             let quantile = |quantile| median(rounds.iter().map(|done| done.latency.value_at_quantile(quantile) as f64));
             table.row(vec![
-                threads.to_string(),
+                load.threads.to_string(),
+                nanos(load.pause.as_nanos() as f64),
                 way.name(),
                 format!("{:.0}", median(rounds.iter().map(|done| done.per_s))),
                 nanos(quantile(0.5)),
                 nanos(quantile(0.99)),
+                nanos(rounds.iter().map(|done| done.latency.max()).max().unwrap_or(0) as f64),
                 ratio(over(Way::Fdatasync)),
                 ratio(over(Way::Redis)),
             ]);
@@ -123,10 +145,10 @@ fn print(results: &HashMap<(usize, Way), Vec<Done>>) {
     table.print();
 }
 
-/// Runs `one` again and again in so many threads, each with what `open` gave it.
-fn measure<T: Send>(threads: usize, time: Duration, open: impl Fn(usize) -> T, one: impl Fn(&mut T) + Sync) -> Done {
+/// Runs `one` again and again, each thread with what `open` gave it.
+fn measure<T: Send>(load: Load, time: Duration, open: impl Fn(usize) -> T, one: impl Fn(&mut T) + Sync) -> Done {
     let stop = AtomicBool::new(false);
-    let mut with: Vec<_> = (0..threads).map(open).collect();
+    let mut with: Vec<_> = (0..load.threads).map(open).collect();
     let begun = Instant::now();
     let mut latency = Histogram::<u64>::new_with_max(600_000_000_000, 3).expect("ten minutes in three digits");
     std::thread::scope(|scope| {
@@ -141,6 +163,9 @@ fn measure<T: Send>(threads: usize, time: Duration, open: impl Fn(usize) -> T, o
                         let begun = Instant::now();
                         one(with);
                         latency.saturating_record(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                        if !load.pause.is_zero() {
+                            std::thread::sleep(load.pause);
+                        }
                     }
                     latency
                 })
@@ -156,15 +181,15 @@ fn measure<T: Send>(threads: usize, time: Duration, open: impl Fn(usize) -> T, o
 }
 
 /// What programs do that know of nothing better.
-fn fdatasync(time: Duration) -> Done {
+fn fdatasync(pause: Duration, time: Duration) -> Done {
     let dir = tempfile::tempdir().expect("a directory");
     let open = |_| File::create(dir.path().join("log")).expect("a file");
-    measure(1, time, open, |file| {
+    measure(Load { threads: 1, pause }, time, open, |file| {
         file.write_all(&RECORD).and_then(|()| file.sync_data()).expect("a disk that works");
     })
 }
 
-fn commit(level: CommitLevel, threads: usize, time: Duration) -> Result<Done, String> {
+fn commit(level: CommitLevel, load: Load, time: Duration) -> Result<Done, String> {
     let leader = BenchLeader::start(|config| config.min_in_sync = 1);
     let follower = ChildProcess::follower(leader.address, 2, false);
     wait_joined(&leader, 1);
@@ -176,7 +201,7 @@ fn commit(level: CommitLevel, threads: usize, time: Duration) -> Result<Done, St
     let failed = AtomicBool::new(false);
     let name = RelPath::new("log").expect("a name");
     let open = |_| leader.leader.file(&name).expect("a file");
-    let done = measure(threads, time, open, |file| {
+    let done = measure(load, time, open, |file| {
         let position = file.append(&RECORD).expect("an append");
         if !leader.leader.commit_at(position, level, PATIENCE).is_committed() {
             failed.store(true, Ordering::Relaxed);
@@ -184,7 +209,7 @@ fn commit(level: CommitLevel, threads: usize, time: Duration) -> Result<Done, St
     });
     drop(follower);
     let valid = !failed.load(Ordering::Relaxed) && leader.leader.evictions().is_empty();
-    if valid { Ok(done) } else { Err(format!("{threads} threads, {level}: a commit was not confirmed")) }
+    if valid { Ok(done) } else { Err(format!("{} threads, {level}: a commit was not confirmed", load.threads)) }
 }
 
 /// A Redis and its replica, on ports that were free a moment ago.
@@ -215,9 +240,9 @@ impl Redis {
         Some(this)
     }
 
-    fn run(&self, threads: usize, time: Duration) -> Done {
+    fn run(&self, load: Load, time: Duration) -> Done {
         let open = |_| Client::connect(self.port).expect("Redis takes connections");
-        measure(threads, time, open, |client| assert!(client.set_and_wait(), "the replica has it"))
+        measure(load, time, open, |client| assert!(client.set_and_wait(), "the replica has it"))
     }
 }
 
