@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use rustix::process::Signal;
 use support::etcd::Etcd;
 use support::processes::{Process, wait_same};
+use support::relay::Relay;
 use support::{TestLeader, wait_until};
 
 /// A loopback address of its own for each node.
@@ -317,4 +318,28 @@ fn a_node_waits_for_etcd_says_so_and_ends_well_on_a_signal() {
     wait_says(&mut node, "trying again");
     node.signal(Signal::INT);
     assert!(node.wait().success());
+}
+
+#[test]
+fn what_a_slow_hook_stops_has_ended_before_another_node_is_active() {
+    let etcd = Etcd::start();
+    let relay = Relay::start(etcd.url(0).strip_prefix("http://").unwrap().parse().unwrap());
+    let (active, twice) = (etcd.stage.path("active"), etcd.stage.path("twice"));
+    let on_elected = format!("mkdir {} || touch {}", active.display(), twice.display());
+    // More than a fifth of a lease, and less than half.
+    let on_lost = format!("sleep 3.5; rmdir {}", active.display());
+    let start = |name: &str, url: &str, id: &str| {
+        let mut args = node_args(url, &etcd.stage.path(name), &own_host());
+        let lease_ttl = args.iter().position(|arg| arg == "--lease-ttl").unwrap();
+        args[lease_ttl + 1] = "10s".to_owned();
+        args.extend(strings(&["--id", id, "--on-elected", &on_elected, "--on-lost", &on_lost]));
+        etcd.stage.start(name, env!("CARGO_BIN_EXE_paceline"), args)
+    };
+    let mut first = start("first", &format!("http://{}", relay.address), "1");
+    wait_says(&mut first, "node 1 is leading");
+    let mut second = start("second", &etcd.url(0), "2");
+    wait_until("both are in sync", || etcd.get("lavinmq/isr") == [("lavinmq/isr".to_owned(), "1,2".to_owned())]);
+    drop(relay);
+    wait_says(&mut second, "node 2 is leading");
+    assert!(active.exists() && !twice.exists(), "{}", first.log());
 }
