@@ -46,13 +46,19 @@ impl OwnTime {
     pub(crate) fn start(threads: &Group) -> io::Result<Self> {
         let counted = Counted { up_to_tick: Duration::ZERO, ticked: Instant::now() };
         let clock = Self { counted: Arc::new(Mutex::new(counted)), stop: Stop::new() };
-        let (counted, stop) = (clock.counted.clone(), clock.stop.clone());
-        threads.spawn("own-time", move || {
+        let (counted, stop, told) = (clock.counted.clone(), clock.stop.clone(), clock.stop.clone());
+        let tick = move || {
             while !stop.wait(TICK) {
                 counted.lock().tick(Instant::now());
             }
-        })?;
+        };
+        threads.spawn_until("own-time", move || told.is_set(), tick)?;
         Ok(clock)
+    }
+
+    /// Ends its thread; it stands still from then on. For owners that the thread's group keeps alive.
+    pub(crate) fn stop(&self) {
+        self.stop.set();
     }
 
     /// Since it was started; never less than before. Never blocks.
@@ -63,7 +69,7 @@ impl OwnTime {
 
 impl Drop for OwnTime {
     fn drop(&mut self) {
-        self.stop.set();
+        self.stop();
     }
 }
 

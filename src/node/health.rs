@@ -74,6 +74,8 @@ impl Health {
 impl Drop for Health {
     fn drop(&mut self) {
         self.stop.set();
+        // The clock's thread, by what is to be done when it fails, holds what holds the clock.
+        self.shared.own_time.stop();
     }
 }
 
@@ -157,9 +159,12 @@ mod tests {
         hangs.store(true, Ordering::Relaxed);
         wait_until("unwell", || !is_well());
         // Does not wait for the disk.
+        let shared = Arc::downgrade(&health.shared);
         drop(health);
         assert!(!is_well());
         hangs.store(false, Ordering::Relaxed);
+        drop(is_well);
+        wait_until("its threads have ended", || shared.strong_count() == 0);
     }
 
     #[test]
