@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::datadir::DirLock;
 use crate::error::Error;
 use crate::leader::{BelowMin, CommitLevel, Quorum};
-use crate::types::{NodeId, Secret};
+use crate::types::{DataSetId, NodeId, Secret};
 
 /// Settings of a [`Leader`](crate::Leader).
 #[derive(Clone, Debug)]
@@ -85,6 +85,10 @@ pub struct LeaderConfig {
     /// Files not to replicate, as globs on names relative to the data directory (`*.tmp`, `cache/**`; `*` does not cross a
     /// `/`, `**` does). Defaults to none.
     pub exclude: Vec<String>,
+    /// Whether to start also where more than half of the files and of the bytes that were last announced from the directory are gone, or
+    /// a file system that was mounted below it is not. Followers delete what is gone. Defaults to false: a start is then refused
+    /// with [`Error::Missing`]. For one start: set for good, it protects from nothing.
+    pub accept_missing: bool,
     /// The directory's lock, where who starts the leader has it.
     pub(crate) lock: Option<DirLock>,
 }
@@ -190,6 +194,7 @@ impl LeaderConfig {
             cluster_size: None,
             v1_acks: Durability::Written,
             exclude: Vec::new(),
+            accept_missing: false,
             lock: None,
         }
     }
@@ -241,6 +246,20 @@ pub enum Protocol {
     V1,
 }
 
+/// What of a directory may be given up for a leader that has it not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Adopt {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The files of a directory that has no data set id: it was never a leader's, nor a copy since there are such ids.
+    Nobodys,
+    /// What is here of this data set, if it is the directory's: then any leader's may take its place. To name it keeps the word, left in
+    /// a configuration, from giving up anything else later.
+    DataSet(DataSetId),
+}
+
 /// Settings of a [`Follower`](crate::Follower).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -253,9 +272,13 @@ pub struct FollowerConfig {
     pub secret: Secret,
     /// The follower's own id. Defaults to `None`: the one kept in `.clustering_id`, made at random if there is none.
     pub id: Option<NodeId>,
-    /// Whether a directory that holds files the leader does not have, and was never a follower's, may be taken over; they
-    /// are deleted. Defaults to false.
-    pub adopt: bool,
+    /// Whose files in the directory may be given up. Defaults to [`Adopt::Nothing`].
+    pub adopt: Adopt,
+    /// The largest share, 0 to 1, of the files and of the bytes in the directory that a sync may delete where nothing shows that the
+    /// leader is the right one: it speaks 1.0.0, or the directory has no data set id yet. A sync that would delete more of both
+    /// stops before it changes anything ([`Error::TooManyDeletes`]), and is tried again later. 1 allows everything. Defaults to 0.9: what was
+    /// compacted, or drained a little, goes through, and a leader whose disk is not mounted does not.
+    pub max_delete: f64,
     /// Whether to end after one full sync instead of following the stream. Defaults to false.
     pub once: bool,
     /// What to speak. Defaults to [`Protocol::Auto`]: asking costs a leader of 1.0.0 one more connection.
@@ -287,7 +310,8 @@ impl FollowerConfig {
             data_dir: data_dir.into(),
             secret,
             id: None,
-            adopt: false,
+            adopt: Adopt::Nothing,
+            max_delete: 0.9,
             once: false,
             protocol: Protocol::default(),
             durability: Durability::Durable,
@@ -302,6 +326,9 @@ impl FollowerConfig {
     pub fn check(&self) -> Result<(), Error> {
         positive("connect_timeout", self.connect_timeout)?;
         positive("retry_delay_min", self.retry_delay_min)?;
+        if !(0.0..=1.0).contains(&self.max_delete) {
+            return Err(Error::Setting { name: "max_delete", reason: "must be within 0 and 1".into() });
+        }
         if self.retry_delay_max < self.retry_delay_min {
             let reason = format!("must be at least retry_delay_min ({:?})", self.retry_delay_min);
             return Err(Error::Setting { name: "retry_delay_max", reason });

@@ -153,6 +153,19 @@ impl DataDir {
         Ok(())
     }
 
+    /// A leader is followed from now on, of this data set if it said so: that is on disk when this returns, and that the directory once
+    /// led is forgotten. To be done before that leader's first change.
+    ///
+    /// Where another data set is given up the directory must be marked as incomplete by then: half of the one under the name of
+    /// the other would pass for a copy.
+    pub(crate) fn follow(&mut self, theirs: Option<DataSetId>) -> Result<(), Error> {
+        self.own.forget_led()?;
+        match theirs {
+            Some(theirs) => self.keep_data_set(theirs),
+            None => Ok(()),
+        }
+    }
+
     /// The data set of a directory that leads; made when it does so for the first time.
     pub(crate) fn data_set_to_lead(&mut self) -> Result<DataSetId, Error> {
         if let Some(id) = self.data_set {
@@ -200,6 +213,30 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
         _ => Ok(()),
     }
+}
+
+/// Whether there is any file that could be replicated; stops at the first one.
+pub(crate) fn holds_files(root: &Path) -> Result<bool, Error> {
+    let is_reserved = |name: &std::ffi::OsStr| {
+        name.to_str().and_then(|name| RelPath::new(name).ok()).is_some_and(|name| name.is_reserved())
+    };
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let failed = |error| Error::io("list", &folder, error);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if folder == root && is_reserved(&entry.file_name()) {
+                continue;
+            }
+            let kind = entry.file_type().map_err(failed)?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Calls `found` with every regular file below `top` (a folder within `root`, or `root` itself), reserved names left out,

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::protocol::ProtocolError;
-use crate::types::{InvalidValue, NodeId, RelPath};
+use crate::types::{DataSetId, InvalidValue, NodeId, RelPath};
 
 /// Why a call, a connection or a start failed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,52 @@ pub enum Error {
         /// One of them.
         example: RelPath,
     },
+    /// The directory of a follower is a copy of another data set than the leader's. Nothing was changed.
+    #[error(
+        "{} is a copy of data set {ours}, and this leader has {theirs}: nothing was changed; give the address of a leader of {ours}, or,          to have what is here replaced by this leader's files, --adopt={ours}",
+        dir.display()
+    )]
+    OtherDataSet {
+        /// The data directory.
+        dir: PathBuf,
+        /// What it is a copy of.
+        ours: DataSetId,
+        /// What the leader has.
+        theirs: DataSetId,
+    },
+    /// A sync would leave almost nothing, and nothing shows that the leader is the right one. Nothing was changed.
+    #[error(
+        "this leader's sync would delete {} of the {} files in {} ({} of {} bytes; {example} is one), and the leader has no data set id          in common with it: nothing was changed; is its address right, and its disk mounted? If this is meant, start once with          --max-delete 100%",
+        files.0, files.1, dir.display(), bytes.0, bytes.1
+    )]
+    TooManyDeletes {
+        /// The data directory.
+        dir: PathBuf,
+        /// How many files would be deleted, of how many.
+        files: (u64, u64),
+        /// The same in bytes.
+        bytes: (u64, u64),
+        /// One of the files.
+        example: RelPath,
+    },
+    /// The directory is no complete copy, so it must not be served from.
+    #[error(
+        "{} is no complete copy (a full sync did not end, or a flush has failed): follow a leader with it until it is in sync; or, if          nothing better is left, remove .paceline/incomplete and .paceline/suspect in it and serve what there is",
+        .0.display()
+    )]
+    Incomplete(PathBuf),
+    /// Much of what a leader announced when it last led from this directory is not there.
+    #[error(
+        "{}: {missing}; is a disk not mounted, or a restore not complete? Followers would delete the rest. If this is meant, start once \
+         with --accept-missing",
+        dir.display()
+    )]
+    Missing {
+        /// The data directory.
+        dir: PathBuf,
+        /// What is not there.
+        missing: String,
+    },
     /// A setting is out of its range.
     #[error("setting {name}: {reason}")]
     Setting {
@@ -101,6 +147,11 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
         Self::Io { doing, path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    /// Whether a follower refuses the leader as it is, and waits for it, or another one, to be the right one.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::OtherDataSet { .. } | Self::TooManyDeletes { .. })
     }
 
     pub(crate) fn connection(doing: impl fmt::Display, source: impl Into<io::Error>) -> Self {

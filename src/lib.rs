@@ -92,7 +92,7 @@ pub mod watch;
 #[doc = include_str!("../README.md")]
 struct ReadmeExamples;
 
-pub use config::{BackPressure, Durability, FollowerConfig, LeaderConfig, OnFull, Protocol};
+pub use config::{Adopt, BackPressure, Durability, FollowerConfig, LeaderConfig, OnFull, Protocol};
 pub use error::{AppendError, Error};
 pub use follower::Follower;
 pub use leader::Leader;

@@ -3,6 +3,7 @@
 //! | name | says |
 //! |---|---|
 //! | `data-set` | of which data set the directory is a copy, see [`DataSetId`] |
+//! | `last-led` | what there was when it last led, see `leader/last_led.rs`; gone once it follows |
 //! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
 //! | `suspect` (a mark) | a flush has failed: not all is on disk that can be read from here |
 //! | `incoming` | a file that a follower is receiving; what is left of it goes at the next start |
@@ -40,6 +41,9 @@ pub(crate) const INCOMING: &str = "incoming";
 
 const DATA_SET: &str = "data-set";
 
+/// What there was when the directory last led.
+pub(crate) const LAST_LED: &str = "last-led";
+
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// Nothing that is written here comes near it.
@@ -76,6 +80,17 @@ impl OwnFolder {
     /// Keeps that the directory is a copy of this data set; it is on disk when this returns.
     pub(crate) fn keep_data_set(&self, id: DataSetId) -> Result<(), Error> {
         self.write(DATA_SET, &format!("{id}\n"))
+    }
+
+    /// Forgets that the directory led; durably.
+    pub(crate) fn forget_led(&self) -> Result<(), Error> {
+        let Some(folder) = self.folder()? else { return Ok(()) };
+        let forgotten = match rustix::fs::unlinkat(&folder, LAST_LED, AtFlags::empty()) {
+            Ok(()) => rustix::fs::fsync(&folder),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error),
+        };
+        forgotten.map_err(|error| Error::io("remove", self.path.join(LAST_LED), error))
     }
 
     /// The content of a file that [`write`](Self::write) wrote; `None` only if it is not there. `remedy` is for one that is damaged.

@@ -137,7 +137,7 @@ fn a_sync_moves_only_what_differs_and_deletes_what_is_not_listed() {
     }
     fs::create_dir_all(dir.path().join("empty/folder")).unwrap();
     let mut config = config(&leader, dir.path());
-    config.adopt = true;
+    config.adopt = paceline::Adopt::Nobodys;
     let follower = Follower::start(config).unwrap();
     let listed = files(&[
         ("same", b"same"),
@@ -318,7 +318,7 @@ fn a_foreign_directory_is_refused_and_left_as_it_is_however_often() {
     assert!(!dir.path().join(".clustering_id").exists());
 
     let mut config = config(&leader, dir.path());
-    config.adopt = true;
+    config.adopt = paceline::Adopt::Nobodys;
     let follower = Follower::start(config).unwrap();
     let mut connection = leader.accept();
     connection.sync(&listed);

@@ -365,7 +365,7 @@ fn a_foreign_directory_is_refused_before_a_file_of_it_goes() {
         assert!(!dir.path().join(".clustering_id").exists());
     }
     let mut config = config(&leader, dir.path());
-    config.adopt = true;
+    config.adopt = paceline::Adopt::Nobodys;
     let _follower = Follower::start(config).unwrap();
     let mut connection = leader.accept_extension(&about(LONG));
     connection.inventory();

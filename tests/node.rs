@@ -221,7 +221,8 @@ fn who_lost_leadership_stops_leading_first_and_follows_only_when_nothing_is_acti
     node.stops_in_vain.store(1, Ordering::Relaxed);
     cluster.set_in_sync_set(set(&[1, 2]));
     // Someone else is elected next, and has more.
-    let other = support::TestLeader::with(|config| config.secret = cluster.secret().unwrap());
+    let dir = support::copy_to_be(node.dir.path());
+    let other = support::TestLeader::on(dir, |config| config.secret = cluster.secret().unwrap());
     other.append("log", b"a line\nanother line\n");
     let withdraw = Stop::new();
     std::thread::scope(|scope| {

@@ -13,10 +13,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use indicatif::{ProgressBar, ProgressStyle};
 use paceline::coordinator::{Coordinator, EtcdCoordinator, LeaderInfo, Observation};
 use paceline::follower::{State, Status, SyncProgress};
-use paceline::{Durability, Error, Follower, FollowerConfig, Protocol, Secret};
+use paceline::{Adopt, Durability, Error, Follower, FollowerConfig, InvalidValue, Protocol, Secret};
 
 use super::etcd::{EtcdOptions, secret_of};
-use super::units::{parse_leader, show_bytes, show_rate};
+use super::units::{parse_leader, parse_share, show_bytes, show_rate};
 use super::{Failure, NodeOptions, bars, say, signals, start_logging};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -38,9 +38,8 @@ pub(crate) struct Options {
     /// Sync, print what was done, and end
     #[arg(long)]
     once: bool,
-    /// Take over a directory that holds other files and was never a follower's; they are deleted
-    #[arg(long)]
-    adopt: bool,
+    #[command(flatten)]
+    giving_up: GivingUp,
     /// What to speak: Paceline's extension if the leader knows it and 1.0.0 if not, or only 1.0.0
     #[arg(long, value_name = "PROTOCOL", default_value = "auto", env = "PACELINE_PROTOCOL")]
     protocol: Speaks,
@@ -52,6 +51,36 @@ pub(crate) struct Options {
     /// End with the process that started this one
     #[arg(long, hide = true)]
     end_with_parent: bool,
+}
+
+/// What of a directory may be deleted because a leader does not have it.
+#[derive(Args)]
+pub(crate) struct GivingUp {
+    /// Take over a directory that holds other files and never was a copy, nor a leader's; they are deleted. With ID, one that is a copy
+    /// of that data set, when the leader has another: ID is what is given up, as the refusal and .paceline/data-set name it
+    #[arg(long, value_name = "ID", num_args = 0..=1, require_equals = true, default_missing_value = NOBODYS, value_parser = parse_adopt)]
+    adopt: Option<Adopt>,
+    /// Share of the files and of the bytes here that a sync may delete where nothing shows that the leader is the right one (it speaks
+    /// 1.0.0, or the directory has no data set id yet); one that would delete more of both stops before, and is tried again
+    #[arg(long, value_name = "SHARE", env = "PACELINE_MAX_DELETE", default_value = "90%", value_parser = parse_share)]
+    max_delete: f64,
+}
+
+/// The value of an `--adopt` that names nothing.
+const NOBODYS: &str = "nobodys";
+
+impl GivingUp {
+    pub(crate) fn apply(&self, config: &mut FollowerConfig) {
+        config.adopt = self.adopt.unwrap_or_default();
+        config.max_delete = self.max_delete;
+    }
+}
+
+fn parse_adopt(text: &str) -> Result<Adopt, String> {
+    if text == NOBODYS {
+        return Ok(Adopt::Nobodys);
+    }
+    text.parse().map(Adopt::DataSet).map_err(|error: InvalidValue| error.to_string())
 }
 
 /// The values of `--protocol`.
@@ -74,7 +103,7 @@ impl Options {
     fn config(&self, leader: &str, secret: Secret) -> Result<FollowerConfig, Failure> {
         let mut config = FollowerConfig::new(leader, &self.data_dir, secret);
         config.id = self.node.id;
-        config.adopt = self.adopt;
+        self.giving_up.apply(&mut config);
         config.once = self.once;
         config.protocol = match self.protocol {
             Speaks::Auto => Protocol::Auto,

@@ -1,10 +1,10 @@
 //! `paceline leader`: a leader and a watcher on one directory, until a signal.
 //!
-//! The directory is scanned before anybody can connect. At the end the watcher goes on while followers acknowledge what is left: who
+//! The port is taken first, and the directory scanned before anybody is accepted. At the end the watcher goes on while followers acknowledge what is left: who
 //! writes to the directory is perhaps told to end in the same moment, and writes its last then. The last look comes when they
 //! have everything and nothing was written for [`QUIET`].
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,6 +57,10 @@ pub(crate) struct Limits {
     /// Files not to replicate, such as '*.tmp' or 'cache/**'; may be given several times
     #[arg(long, value_name = "GLOB", help_heading = None::<&str>)]
     exclude: Vec<String>,
+    /// Start although more than half of what was last announced from the directory is gone, or a file system below it is not mounted:
+    /// followers delete it. For one start
+    #[arg(long, help_heading = None::<&str>)]
+    accept_missing: bool,
     /// Bytes held for a follower that cannot keep up, before it is evicted [default: 64MiB]
     #[arg(long, value_name = "SIZE", env = "PACELINE_QUEUE_BYTES", value_parser = parse_size, help_heading = "Limits")]
     queue_bytes: Option<u64>,
@@ -93,6 +97,7 @@ pub(crate) struct Limits {
 impl Limits {
     pub(crate) fn apply(&self, config: &mut LeaderConfig) {
         config.exclude.clone_from(&self.exclude);
+        config.accept_missing = self.accept_missing;
         config.queue_bytes = self.queue_bytes.unwrap_or(config.queue_bytes);
         config.lag_bytes = self.lag_bytes;
         config.on_full = self.on_full;
@@ -105,10 +110,10 @@ impl Limits {
     }
 }
 
-fn listen(leader: &Leader, address: &str) -> Result<SocketAddr, Failure> {
+fn bind(address: &str) -> Result<TcpListener, Failure> {
     let unresolved = |error| Failure::runtime(format!("--listen {address}: {error}; give an address of this machine"));
     let addresses: Vec<_> = address.to_socket_addrs().map_err(unresolved)?.collect();
-    Ok(leader.listen(&addresses[..])?)
+    Ok(Leader::bind(&addresses[..])?)
 }
 
 fn parse_on_full(text: &str) -> Result<OnFull, String> {
@@ -127,9 +132,11 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let signals = signals()?;
     // Half of the queue: the watcher pauses before a follower that keeps up is anywhere near eviction.
     let window = Window::new(config.queue_bytes / 2);
+    // First: a leader that cannot be reached must not leave a directory that looks as if it had led.
+    let listener = bind(&options.listen)?;
     let leader = Arc::new(Leader::open(config)?);
     let watcher = Watcher::start(leader.clone(), &options.data_dir, Some(window))?;
-    let address = listen(&leader, &options.listen)?;
+    let address = leader.listen_on(listener)?;
     log::info!("leader {} replicates {}, {} files", leader.id(), options.data_dir.display(), leader.files().len());
     say(&format!("listening on {address}"));
 

@@ -13,6 +13,7 @@ use paceline::node::{Node, NodeConfig, OnExit, ProgramConfig, ProxyConfig, Role,
 
 use super::descriptors;
 use super::etcd::{EtcdOptions, secret_of};
+use super::follow::GivingUp;
 use super::guard::GUARD;
 use super::leader::Limits;
 use super::units::{parse_address, parse_duration};
@@ -40,9 +41,8 @@ pub(crate) struct Options {
     /// This node's id, 1 to zik0zj in base 36 [default: the one kept in .clustering_id, made at the first start]
     #[arg(long, value_name = "BASE36", env = "PACELINE_ID")]
     id: Option<NodeId>,
-    /// Take over a directory that holds other files and was never a node's, when another node leads; they are deleted
-    #[arg(long)]
-    adopt: bool,
+    #[command(flatten)]
+    giving_up: GivingUp,
     #[command(flatten)]
     etcd: EtcdOptions,
     /// How long a leader that is dead or cut off stays leader; whole seconds [default: 10s]
@@ -93,7 +93,7 @@ impl Options {
         let mut config = NodeConfig::new(&self.data_dir, secret, &self.listen, &self.advertise);
         config.leader.id = self.id;
         self.limits.apply(&mut config.leader);
-        config.follower.adopt = self.adopt;
+        self.giving_up.apply(&mut config.follower);
         config.proxies.clone_from(&self.proxy);
         config.drain_timeout = self.limits.drain_timeout;
         config.stall_timeout = self.stall_timeout;

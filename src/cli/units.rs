@@ -58,6 +58,16 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Result<u64, &'static str> {
     u64::try_from(value).map_err(|_| "it is too large")
 }
 
+/// A share written as `90%` or `0.9`.
+pub(crate) fn parse_share(text: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let share = match text.strip_suffix('%') {
+        Some(percent) => percent.trim_end().parse().map(|percent: f64| percent / 100.0),
+        None => text.parse(),
+    };
+    share.ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "write a share, such as 90% or 0.9".to_owned())
+}
+
 /// `HOST:PORT` to listen at, as it was written; port 0 is any that is free.
 pub(crate) fn parse_address(text: &str) -> Result<String, String> {
     let remedy = "write HOST:PORT, such as 127.0.0.1:5679, [::1]:5679 or db1:5679";
@@ -143,6 +153,16 @@ pub(crate) fn show_rate(bytes: u64, time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_read_as_people_write_them() {
+        for (text, share) in [("90%", 0.9), ("0.9", 0.9), ("1", 1.0), ("100 %", 1.0), ("0", 0.0)] {
+            assert!((parse_share(text).unwrap() - share).abs() < 1e-9, "{text}");
+        }
+        for bad in ["", "%", "90", "101%", "-1", "NaN", "inf%", "much"] {
+            assert!(parse_share(bad).is_err(), "{bad:?} was taken");
+        }
+    }
 
     #[test]
     fn sizes_are_read_with_their_units() {

@@ -7,11 +7,10 @@
 //! failure is left in the report and ends the connection: after a failed flush nothing is called durable, and no digest
 //! is believed (see `mend`).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 
@@ -28,7 +27,7 @@ use crate::types::RelPath;
 
 /// What the reader has for the thread.
 pub(super) enum Job {
-    /// Tell the inventory; with its names if nothing of it may be deleted.
+    /// Tell the inventory; with its names if not all of it may be deleted.
     Inventory { names: bool },
     /// Make these changes durable, and say that all up to this mark are.
     Flush(Unflushed, u64),
@@ -41,8 +40,8 @@ pub(super) enum Job {
 /// What was found here.
 #[derive(Default)]
 pub(super) struct Told {
-    /// All files, if they were asked for.
-    pub(super) names: HashSet<RelPath, RandomState>,
+    /// All files and their lengths, if they were asked for.
+    pub(super) names: Vec<(RelPath, u64)>,
     /// All folders.
     pub(super) folders: Vec<RelPath>,
     /// How many files.
@@ -201,10 +200,14 @@ impl Worker {
     }
 
     fn tell(&self, names: bool) -> Result<(), Error> {
-        let (mut files, mut told) = (Vec::new(), Told::default());
+        let (mut files, mut lens, mut told) = (Vec::new(), Vec::new(), Told::default());
         datadir::walk(self.dir.path(), None, &mut |folder| told.folders.extend(folder.cloned()), &mut |file| {
             files.push(file.path);
+            lens.push(file.len);
         })?;
+        if names {
+            told.names = files.iter().cloned().zip(lens).collect();
+        }
         files.sort_unstable();
         told.files = files.len();
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
@@ -221,9 +224,6 @@ impl Worker {
         }
         if let Some(error) = failed {
             return Err(error);
-        }
-        if names {
-            told.names.extend(files);
         }
         // In this order: whoever was told the end may begin at once.
         self.jobs.state.lock().told = Some(told);
@@ -274,6 +274,7 @@ impl From<std::io::Error> for Stopped {
 mod tests {
     use super::*;
     use crate::datadir::DataDir;
+    use crate::follower::contact::{Limit, Standing};
     use crate::follower::session::{Parts, Session};
     use crate::follower::track::Track;
     use crate::protocol::FrameWriter;
@@ -316,7 +317,8 @@ mod tests {
             scope.spawn(|| worker.run());
             let parts = Parts {
                 data: &mut data,
-                adopt: false,
+                limit: Limit { standing: Standing::Guest, max_delete: 0.9 },
+                theirs: None,
                 once: true,
                 shared: &shared,
                 report: &report,

@@ -5,13 +5,14 @@
 //! socket is shut down for reading, which ends all three. If it was a file or the disk that failed, the leader is told.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
 use super::connection::bound_unanswered;
+use super::contact::{Limit, id_to_tell, standing};
 use super::disk::{Jobs, Worker};
 use super::flush::Unflushed;
 use super::negotiate::{Introduction, introduce};
@@ -32,8 +33,11 @@ const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
 impl Runner {
     /// The rest of a connection whose leader has chosen the extension. `Ok`: a sync was all that was asked for, and it is done.
-    pub(super) fn extended(&mut self, socket: TcpStream, in_sync: &mut bool) -> Result<(), Error> {
-        let leader = introduce(&socket, &self.config, self.data.id())?;
+    pub(super) fn extended(&mut self, socket: TcpStream, address: SocketAddr, in_sync: &mut bool) -> Result<(), Error> {
+        let told = id_to_tell(&self.data, self.config.adopt)?;
+        let leader = introduce(&socket, &self.config, self.data.id(), told)?;
+        let standing = standing(&self.data, &self.config, leader.data_set)?;
+        log::info!("connected to the leader at {address}");
         self.greet(&leader);
         if leader.silence.is_none() {
             bound_unanswered(&socket)?;
@@ -43,7 +47,8 @@ impl Runner {
         let unflushed = std::mem::replace(&mut self.unflushed, Unflushed::all());
         let parts = Parts {
             data: &mut self.data,
-            adopt: self.config.adopt,
+            limit: Limit { standing, max_delete: self.config.max_delete },
+            theirs: leader.data_set,
             once: self.config.once,
             shared: &self.shared,
             report: &threads.report,

@@ -16,7 +16,8 @@
 //! another leader does the same. All
 //! threads belong to one `Group`, joined by [`Follower::stop`] and by dropping the follower.
 //!
-//! A leader is not trusted: whatever it sends, nothing outside the directory is touched (`dir`), memory stays bounded,
+//! Before a leader's first change it is asked whether it is the right one (`contact`): one of another data set is refused.
+//! Beyond that a leader is not trusted: whatever it sends, nothing outside the directory is touched (`dir`), memory stays bounded,
 //! and the worst it can do is what a leader may do, which is to change and delete replicated files.
 //!
 //! While a sync is changing the directory, if it did not end, and after a flush has failed, `.paceline/incomplete` is there: such
@@ -25,6 +26,7 @@
 mod ack;
 mod apply;
 mod connection;
+mod contact;
 mod digests;
 mod dir;
 mod disk;
@@ -123,6 +125,7 @@ impl Follower {
             unflushed: Unflushed::all(),
             durable_asked: false,
             away: None,
+            refused: None,
         };
         let at_end = FinishAtEnd(shared);
         let spawned = threads.spawn("paceline-follow", move || {

@@ -14,7 +14,7 @@ use crate::config::{FollowerConfig, Protocol};
 use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{Fields, Start, VERSION, field};
-use crate::types::NodeId;
+use crate::types::{DataSetId, NodeId};
 
 /// Connections to an address that begin with 1.0.0 after it answered so; then the extension is asked for again.
 const V1_CONNECTIONS: u32 = 9;
@@ -100,15 +100,21 @@ pub(super) fn negotiate(mut socket: &TcpStream, config: &FollowerConfig) -> Resu
 pub(super) struct Introduction {
     pub(super) last_eviction: Option<String>,
     pub(super) admitted_in: Option<Duration>,
+    pub(super) data_set: Option<DataSetId>,
     /// Between two heartbeats of ours.
     pub(super) interval: Duration,
     /// How long the leader may be silent: three intervals and 2 s. `None`: it did not say that it sends heartbeats.
     pub(super) silence: Option<Duration>,
 }
 
-/// Presents secret and id to a leader of the extension, and hears about it. Each read and write blocks up to the connect
+/// Presents secret, id and data set to a leader of the extension, and hears about it. Each read and write blocks up to the connect
 /// timeout.
-pub(super) fn introduce(mut socket: &TcpStream, config: &FollowerConfig, id: NodeId) -> Result<Introduction, Error> {
+pub(super) fn introduce(
+    mut socket: &TcpStream,
+    config: &FollowerConfig,
+    id: NodeId,
+    data_set: Option<DataSetId>,
+) -> Result<Introduction, Error> {
     let secret = config.secret.as_bytes();
     let mut hello = vec![u8::try_from(secret.len()).expect("a Secret has at most 255 bytes")];
     hello.extend_from_slice(secret);
@@ -116,7 +122,10 @@ pub(super) fn introduce(mut socket: &TcpStream, config: &FollowerConfig, id: Nod
     let mut answer = [0];
     socket.read_exact(&mut answer).map_err(|error| in_handshake(timed_out(error).into()))?;
     answered(socket, answer[0])?;
-    let ours = Fields::default().with(field::ID, &id.get().to_le_bytes());
+    let mut ours = Fields::default().with(field::ID, &id.get().to_le_bytes());
+    if let Some(data_set) = data_set {
+        ours = ours.with(field::DATA_SET, &data_set.to_bytes());
+    }
     ours.write(&mut socket).map_err(|error| in_handshake(error.into()))?;
     let theirs = Fields::read(&mut socket).map_err(|error| match error {
         ProtocolError::Io(error) => in_handshake(timed_out(error).into()),
@@ -133,6 +142,7 @@ pub(super) fn introduce(mut socket: &TcpStream, config: &FollowerConfig, id: Nod
     Ok(Introduction {
         last_eviction: theirs.text(field::LAST_EVICTION).filter(|reason| !reason.is_empty()),
         admitted_in: millis(field::ADMITTED_IN_MS),
+        data_set: theirs.data_set(),
         interval: interval.unwrap_or(INTERVAL_DEFAULT),
         silence: interval.map(|interval| (interval * 3 + Duration::from_secs(2)).max(Duration::from_secs(3))),
     })

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::ack::{self, Outbox};
 use super::apply::{Actions, apply_stream};
 use super::connection::{bound_unanswered, connect, handshake, lost};
+use super::contact::{Limit, standing};
 use super::digests::Digests;
 use super::dir::Dir;
 use super::flush::Unflushed;
@@ -27,6 +28,9 @@ use crate::error::Error;
 use crate::own_time::OwnTime;
 use crate::protocol::{ProtocolError, frame_reader};
 use crate::thread::Group;
+
+/// Between two words of the same refusal.
+const SAY_REFUSED_EVERY: Duration = Duration::from_secs(60);
 
 /// All that the reader thread owns. Dropping it gives the directory's lock back.
 pub(super) struct Runner {
@@ -45,6 +49,8 @@ pub(super) struct Runner {
     pub(super) durable_asked: bool,
     /// The leader let us go, and wants us to stay away for so long.
     pub(super) away: Option<Duration>,
+    /// Why a leader was refused, and when that was last said.
+    pub(super) refused: Option<(String, Instant)>,
 }
 
 impl Runner {
@@ -64,7 +70,7 @@ impl Runner {
             if self.shared.stopping() {
                 return Ok(());
             }
-            let leader = &self.config.leader;
+            let leader = self.config.leader.clone();
             let why = error.to_string();
             let moved = self.shared.moved();
             let fatal = matches!(error, Error::SecretRefused | Error::ForeignDirectory { .. }) || self.config.once;
@@ -78,6 +84,9 @@ impl Runner {
             let delay = usual.max(self.away.take().unwrap_or_default());
             match &error {
                 _ if moved => log::info!("no longer follows {leader}"),
+                _ if error.is_refusal() && !fatal && !self.refused_anew(&why) => {
+                    log::debug!("refused {leader} again; next attempt in {delay:.1?}");
+                }
                 _ if fatal => log::error!("ended, disconnected from {leader}: {why}"),
                 Error::Io { source, .. } => {
                     let remedy = remedy(source);
@@ -86,7 +95,7 @@ impl Runner {
                 _ => log::warn!("disconnected from {leader}: {why}; next attempt in {delay:.1?}"),
             }
             self.shared.update(|status| {
-                status.state = State::Connecting;
+                status.state = if error.is_refusal() { State::Refusing } else { State::Connecting };
                 status.last_disconnect = Some(why);
             });
             if moved {
@@ -116,6 +125,15 @@ impl Runner {
         }
     }
 
+    /// Whether it is time to say that a leader was refused: it may stay so for days.
+    fn refused_anew(&mut self, why: &str) -> bool {
+        let anew = self.refused.as_ref().is_none_or(|(said, at)| said != why || at.elapsed() >= SAY_REFUSED_EVERY);
+        if anew {
+            self.refused = Some((why.to_owned(), Instant::now()));
+        }
+        anew
+    }
+
     /// One connection, from connecting to its end. `Ok`: a sync was all that was asked for, and it is done.
     fn connection(&mut self, in_sync: &mut bool) -> Result<(), Error> {
         self.dir.note_mounts()?;
@@ -130,8 +148,7 @@ impl Runner {
                 return Err(lost("in the handshake", ProtocolError::Io(ErrorKind::UnexpectedEof.into())));
             }
             if answer == Answer::Extension {
-                log::info!("connected to the leader at {address}");
-                return self.extended(socket, in_sync);
+                return self.extended(socket, address, in_sync);
             }
             log::debug!("the leader at {address} does not know the extension ({answer:?}): 1.0.0 it is");
             drop(socket);
@@ -174,7 +191,8 @@ impl Runner {
         let unflushed = std::mem::replace(&mut self.unflushed, Unflushed::all());
         let flush = durable.then(|| !unflushed.is_empty());
         let sync = Sync::new(&mut reader, &self.dir, &writer.outbox, &self.shared, flush);
-        sync.run(&mut self.data, self.config.adopt)?;
+        let standing = standing(&self.data, &self.config, None)?;
+        sync.run(&mut self.data, Limit { standing, max_delete: self.config.max_delete })?;
         let sync = self.shared.status().sync;
         log::info!(
             "full sync done: {} files, of which {} received with {} bytes; {} deleted; in {:.1?}",

@@ -11,19 +11,18 @@
 //!
 //! Whatever comes in another order, or does not fit the files here, ends the connection: the next one compares anew.
 //!
-//! A directory that was never a follower's and holds files is *provisional* until its first sync ends: it is neither claimed nor
-//! marked before the first change, and the deletion of a file that was here before is refused, before it is done, unless
-//! the directory was to be adopted. Files that the leader has too may have been changed by then, as in 1.0.0.
+//! Where the leader is not trusted (see [`contact`](super::contact)), the directory is neither claimed nor marked before the first
+//! change, and what the leader deletes before that is held back until it was counted. The marks do not wait for it: what counts
+//! for the leader is the end of the sync.
 
-use std::collections::HashSet;
 use std::io::{self, BufRead};
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
-use foldhash::fast::RandomState;
 
 use super::apply::Actions;
 use super::connection::lost;
+use super::contact::{Change, Contact, Limit, Standing};
 use super::dir::Dir;
 use super::disk::{Job, Jobs};
 use super::flush::Unflushed;
@@ -36,7 +35,7 @@ use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
-use crate::types::RelPath;
+use crate::types::{DataSetId, RelPath};
 
 /// Bytes that a sync writes before they are made durable in the background, so that its end has little left to flush.
 const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
@@ -44,7 +43,10 @@ const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
 /// What a session works with.
 pub(super) struct Parts<'a> {
     pub(super) data: &'a mut DataDir,
-    pub(super) adopt: bool,
+    /// What the leader may delete ...
+    pub(super) limit: Limit,
+    /// ... and its data set, if it said so.
+    pub(super) theirs: Option<DataSetId>,
     pub(super) once: bool,
     pub(super) shared: &'a Shared,
     pub(super) report: &'a Report,
@@ -67,7 +69,10 @@ pub(super) struct Session<'a> {
     phase: Phase,
     /// Whether the inventory was asked for.
     wanted: bool,
-    provisional: Option<Provisional>,
+    /// Until the first sync of a leader that is not trusted has ended.
+    contact: Option<Contact>,
+    /// What waits for its first change: folders to be removed if they are empty, and files to be cut.
+    unready: (Vec<RelPath>, Vec<(RelPath, u64)>),
     lag: Lag,
     sync: Sync,
     /// The connection is over, as was wanted.
@@ -89,13 +94,6 @@ enum Phase {
     Before,
     Syncing,
     Streaming,
-}
-
-struct Provisional {
-    /// The files that were here before, and that the leader has not shown to have as well.
-    names: HashSet<RelPath, RandomState>,
-    /// Whether the sync has changed anything.
-    changed: bool,
 }
 
 /// Of the sync under way, not told yet.
@@ -125,7 +123,8 @@ impl<'a> Session<'a> {
             total: 0,
             phase: Phase::Before,
             wanted: false,
-            provisional: None,
+            contact: None,
+            unready: Default::default(),
             lag: Lag::default(),
             sync: Sync::default(),
             done: false,
@@ -224,7 +223,11 @@ impl<'a> Session<'a> {
             return Err(out_of_place(format!("patch of {patched} without its bytes")));
         }
         if !path.is_reserved() {
-            self.changes(&path, kind == ActionKind::Delete)?;
+            let deletes = kind == ActionKind::Delete;
+            if let Some(contact) = self.contact.as_mut().filter(|contact| deletes && !contact.begun()) {
+                return contact.hold_back(self.parts.data.path(), path);
+            }
+            self.changes(&path, if deletes { Change::Delete } else { Change::Content })?;
             if self.phase == Phase::Syncing && kind != ActionKind::Delete && self.sync.file.as_ref() != Some(&path) {
                 self.sync.files += 1;
                 self.sync.file = Some(path.clone());
@@ -256,18 +259,53 @@ impl<'a> Session<'a> {
     }
 
     /// A file is about to change, or to be deleted.
-    fn changes(&mut self, path: &RelPath, deletes: bool) -> Result<(), Error> {
+    fn changes(&mut self, path: &RelPath, change: Change) -> Result<(), Error> {
         if self.phase == Phase::Before {
             return Err(out_of_place(format!("action on {path} before a sync began")));
         }
-        let Some(provisional) = &mut self.provisional else { return Ok(()) };
-        if provisional.names.remove(path) && deletes {
-            let dir = self.parts.data.path().to_owned();
-            return Err(Error::ForeignDirectory { dir, count: 1, example: path.clone() });
+        self.begin_contact()?;
+        match &mut self.contact {
+            Some(contact) => contact.changes(self.parts.data.path(), path, change),
+            None => Ok(()),
         }
-        if !std::mem::replace(&mut provisional.changed, true) {
-            self.mark()?;
-            self.parts.data.forget_checksums()?;
+    }
+
+    /// The first change by a leader that is not trusted: what it has deleted so far is counted, and then done.
+    fn begin_contact(&mut self) -> Result<(), Error> {
+        let Some(contact) = self.contact.as_mut().filter(|contact| !contact.begun()) else { return Ok(()) };
+        let deleted = contact.begin(self.parts.data.path())?;
+        self.take_over()?;
+        for path in deleted {
+            self.actions.begin(path, ActionKind::Delete)?;
+        }
+        self.make_ready()
+    }
+
+    /// The directory is this leader's from now on, and marked before it is.
+    fn take_over(&mut self) -> Result<(), Error> {
+        self.mark()?;
+        self.belong()
+    }
+
+    fn belong(&mut self) -> Result<(), Error> {
+        self.parts.data.follow(self.parts.theirs)?;
+        self.parts.data.claim()?;
+        let data_set = self.parts.data.data_set();
+        self.parts.shared.update(|status| status.data_set = data_set);
+        Ok(())
+    }
+
+    fn make_ready(&mut self) -> Result<(), Error> {
+        let (mut folders, cut) = std::mem::take(&mut self.unready);
+        // Empty folders are no content, and one may be in the place of a file. Those within others come first.
+        folders.sort_unstable_by(|a, b| b.cmp(a));
+        for folder in folders {
+            self.actions.dir.remove_folder(folder.as_str());
+        }
+        // The leader adds to the end of what it was told of.
+        for (path, len) in cut {
+            self.changes(&path, Change::Content)?;
+            self.actions.truncate(&path, len)?;
         }
         Ok(())
     }
@@ -285,17 +323,16 @@ impl<'a> Session<'a> {
         }
         match control {
             Control::Rename { from, to } => {
-                // Of a directory that is not ours to change a rename takes a file away, as a delete does.
-                self.changes(&from, true)?;
-                self.changes(&to, false)?;
+                self.changes(&from, Change::RenameAway)?;
+                self.changes(&to, Change::Content)?;
                 self.actions.rename(&from, &to)
             }
             Control::Truncate { path, len } => {
-                self.changes(&path, false)?;
+                self.changes(&path, Change::Content)?;
                 self.actions.truncate(&path, len)
             }
             Control::Empty(path) => {
-                self.changes(&path, false)?;
+                self.changes(&path, Change::Content)?;
                 self.sync.files += 1;
                 self.actions.empty(&path)
             }
@@ -343,16 +380,15 @@ impl<'a> Session<'a> {
             status.sync = SyncProgress::default();
             status.admitted_in = None;
         });
-        let names = !(self.parts.data.is_claimed() || self.parts.adopt);
+        let names = self.parts.limit.standing != Standing::Trusted;
         self.parts.jobs.put(Job::Inventory { names });
         Ok(())
     }
 
     fn sync_begins(&mut self, files: u64, bytes: u64) -> Result<(), Error> {
-        let (mut folders, mut cut) = (Vec::new(), Vec::new());
         match self.phase {
             Phase::Syncing => return Err(out_of_place("a sync began within another")),
-            Phase::Streaming => {}
+            Phase::Streaming => self.mark()?,
             Phase::Before => {
                 let told = self.parts.jobs.told();
                 let told = told.ok_or_else(|| out_of_place("a sync began before the inventory was told"))?;
@@ -360,31 +396,24 @@ impl<'a> Session<'a> {
                     // Of what is not there nothing has to be made durable.
                     self.actions.unflushed();
                 }
-                if self.parts.data.is_claimed() || self.parts.adopt || told.files == 0 {
-                    self.parts.data.claim()?;
-                    folders = told.folders;
+                self.unready = (told.folders, told.cut);
+                if self.parts.limit.standing == Standing::Trusted || told.files == 0 {
+                    self.take_over()?;
                 } else {
-                    self.provisional = Some(Provisional { names: told.names, changed: false });
+                    if self.parts.limit.standing == Standing::Guest {
+                        // Not ours to remove.
+                        self.unready.0.clear();
+                    }
+                    self.contact = Some(Contact::new(self.parts.limit, told.names));
                 }
-                cut = told.cut;
             }
-        }
-        if self.provisional.is_none() {
-            self.mark()?;
-        }
-        // Empty folders are no content, and one may be in the place of a file. Those within others come first.
-        folders.sort_unstable_by(|a, b| b.cmp(a));
-        for folder in folders {
-            self.actions.dir.remove_folder(folder.as_str());
         }
         self.phase = Phase::Syncing;
         self.tell_phase();
         self.sync = Sync::default();
         self.actions.deleted = 0;
-        // The leader adds to the end of what it was told of.
-        for (path, len) in cut {
-            self.changes(&path, false)?;
-            self.actions.truncate(&path, len)?;
+        if self.contact.is_none() {
+            self.make_ready()?;
         }
         log::info!("the leader sends {bytes} bytes of {files} files");
         self.parts.shared.update(|status| {
@@ -400,9 +429,13 @@ impl<'a> Session<'a> {
         if self.phase != Phase::Syncing {
             return Err(out_of_place("a sync ended that had not begun"));
         }
+        if self.contact.as_ref().is_some_and(Contact::holds_back) || !self.unready.1.is_empty() {
+            self.begin_contact()?;
+        }
         self.settle()?;
-        if self.provisional.take().is_some() {
-            self.parts.data.claim()?;
+        if self.contact.take().is_some() {
+            self.unready = Default::default();
+            self.belong()?;
         }
         let (answer, synced) = crossbeam_channel::bounded(1);
         let unflushed = self.actions.unflushed();
@@ -410,7 +443,12 @@ impl<'a> Session<'a> {
         self.phase = Phase::Streaming;
         self.tell_phase();
         let sync = self.parts.shared.status().sync;
-        log::info!("sync done: {} files received with {} bytes", sync.files_received, sync.bytes_received);
+        log::info!(
+            "sync done: {} files received with {} bytes; {} deleted",
+            sync.files_received,
+            sync.bytes_received,
+            sync.files_deleted
+        );
         if self.parts.once {
             wait(&synced)?;
             self.done = true;

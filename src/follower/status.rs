@@ -46,6 +46,9 @@ pub enum State {
     /// Connecting, or waiting to.
     #[default]
     Connecting,
+    /// Waiting to try again, because the leader that answers is not the right one or would delete almost everything;
+    /// [`Status::last_disconnect`] says which, and what to do. Nothing was changed.
+    Refusing,
     /// Accepted; waiting for the leader's list or, with the extension, until it wants the inventory (not all followers are
     /// synced at a time).
     Waiting,

@@ -23,6 +23,7 @@ use sha1::{Digest, Sha1};
 
 use super::ack::Outbox;
 use super::connection::lost;
+use super::contact::{Amount, Limit};
 use super::dir::Dir;
 use super::shared::Shared;
 use super::status::{State, SyncProgress};
@@ -93,16 +94,15 @@ impl<'a, R: BufRead> Sync<'a, R> {
         }
     }
 
-    /// Both rounds. `data` is claimed, and `adopt` allows that also if it holds foreign files. Blocks as long as the leader
-    /// is silent.
-    pub(super) fn run(mut self, data: &mut DataDir, adopt: bool) -> Result<(), Error> {
+    /// Both rounds. `data` is claimed, unless that would delete more than `limit` allows. Blocks as long as the leader is silent.
+    pub(super) fn run(mut self, data: &mut DataDir, limit: Limit) -> Result<(), Error> {
         self.shared.update(|status| status.state = State::Waiting);
         let waiting = "while waiting for the leader's list (if each time: does the leader have the same id?)";
         let list = read_list(self.reader, self.shared, waiting)?;
         // From a sync that did not end: this one ends it.
         self.marked = is_incomplete(self.dir.path());
         self.flush_all |= self.marked;
-        let (unlisted, folders) = self.compare_local(&list, data, adopt)?;
+        let (unlisted, folders) = self.compare_local(&list, data, limit)?;
         self.round(list, &unlisted, folders)?;
 
         let list = read_list(self.reader, self.shared, "while waiting for the leader's second list")?;
@@ -121,20 +121,21 @@ impl<'a, R: BufRead> Sync<'a, R> {
         &mut self,
         list: &[ListEntry],
         data: &mut DataDir,
-        adopt: bool,
+        limit: Limit,
     ) -> Result<(Vec<RelPath>, Vec<RelPath>), Error> {
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         datadir::walk(self.dir.path(), None, &mut |folder| folders.extend(folder.cloned()), &mut |file| {
-            files.push(file.path);
+            files.push((file.path, file.len));
         })?;
+        let here = Amount::of(files.iter().map(|(_, len)| *len));
         let listed: HashSet<&RelPath, RandomState> = list.iter().map(|entry| &entry.path).collect();
-        let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| listed.contains(path));
-        if let Some(example) = unlisted.first()
-            && !(data.is_claimed() || adopt)
-        {
-            let dir = data.path().to_owned();
-            return Err(Error::ForeignDirectory { dir, count: unlisted.len(), example: example.clone() });
+        let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|(path, _)| listed.contains(path));
+        if let Some((example, _)) = unlisted.first() {
+            limit.check(data.path(), Amount::of(unlisted.iter().map(|(_, len)| *len)), example, here)?;
         }
+        let paths = |files: Vec<(RelPath, u64)>| files.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+        let (listed, unlisted) = (paths(listed), paths(unlisted));
+        data.follow(None)?;
         data.claim()?;
         self.singly = listed.len() <= FLUSHED_SINGLY_FILES_MAX;
         self.flush_all |= !self.singly;

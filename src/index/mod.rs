@@ -152,6 +152,8 @@ pub(crate) struct Index {
     /// What changed in this epoch; kept up while there are trackers.
     changed: Vec<Slot>,
     unsynced: Unsynced,
+    /// Files there are, and bytes in them.
+    totals: (u64, u64),
 }
 
 impl Index {
@@ -171,7 +173,21 @@ impl Index {
             changed: Vec::new(),
             // Nobody knows what of the files found at the start is durable.
             unsynced: Unsynced { others: true, ..Unsynced::default() },
+            totals: (0, 0),
         }
+    }
+
+    /// How many files there are, and how many bytes in them. O(1).
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        self.totals
+    }
+
+    fn count(&mut self, was: Version, now: Version) {
+        let (files, bytes) = self.totals;
+        self.totals = (
+            files + u64::from(now.exists()) - u64::from(was.exists()),
+            bytes.wrapping_add(now.len).wrapping_sub(was.len),
+        );
     }
 
     /// What changed since the last call, for the caller to make durable: O(1). A slot of it counts as unchanged again only once
@@ -207,6 +223,7 @@ impl Index {
         let entry = self.touch(slot);
         debug_assert!(entry.now.exists());
         entry.now.len += length;
+        self.totals.1 += length;
     }
 
     /// Makes `path` a new incarnation of this length, and returns it.
@@ -283,6 +300,7 @@ impl Index {
             None => self.insert(path),
         };
         let was = std::mem::replace(&mut self.touch(slot).now, version);
+        self.count(was, version);
         // Also a file that was there may have been replaced by way of a rename.
         self.unsynced.note_name(path);
         self.renamed.remove(&was.generation);
@@ -293,6 +311,7 @@ impl Index {
     pub(crate) fn remove(&mut self, path: &str) -> Version {
         let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
         let was = std::mem::replace(&mut self.touch(slot).now, Version::ABSENT);
+        self.count(was, Version::ABSENT);
         let path = self.entries[slot as usize].path.clone();
         self.unsynced.note_name(&path);
         self.renamed.remove(&was.generation);

@@ -53,7 +53,8 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
     let Shaken { id, extension } = match shaken {
         Ok(shaken) => shaken,
         Err(error) => {
-            log::warn!("refused connection from {address}: {error}");
+            let level = if error.is_known() { log::Level::Debug } else { log::Level::Warn };
+            log::log!(level, "refused connection from {address}: {error}");
             return;
         }
     };

@@ -5,13 +5,16 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::Core;
 use super::admission::admitted_in;
 use crate::protocol::extension::{Fields, Start, VERSION, field};
 use crate::protocol::{ACCEPTED, ProtocolError, REFUSED, START_HEADER, read_node_id, read_secret};
-use crate::types::NodeId;
+use crate::types::{DataSetId, NodeId};
 
 /// What a peer sends that is no follower, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +25,16 @@ pub(super) enum Refusal {
     Secret,
     #[error("it has the leader's own id {0}: give it another")]
     OwnId(NodeId),
+    #[error(
+        "follower {id} has a copy of data set {theirs}, and this is {ours}: it is told so, and keeps its copy as it is; its own log says what to do"
+    )]
+    OtherDataSet {
+        id: NodeId,
+        theirs: DataSetId,
+        ours: DataSetId,
+        /// It was said not long ago.
+        known: bool,
+    },
     #[error("did not authenticate within {0:?}")]
     Deadline(Duration),
     #[error("the connection ended before it had authenticated")]
@@ -30,6 +43,44 @@ pub(super) enum Refusal {
     Protocol(ProtocolError),
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl Refusal {
+    /// Whether the same was said not long ago.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self, Self::OtherDataSet { known: true, .. })
+    }
+}
+
+/// Followers that have a copy of another data set. They come again and again until a person sees to it.
+#[derive(Default)]
+pub(super) struct Strangers {
+    /// Their connections.
+    count: AtomicU64,
+    /// Of whom it was said last, and when.
+    said: Mutex<Option<(NodeId, DataSetId, Instant)>>,
+}
+
+/// Between two words of the same one.
+const SAY_STRANGER_EVERY: Duration = Duration::from_secs(60);
+
+impl Strangers {
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Counts one; returns whether that need not be said again.
+    fn note(&self, id: NodeId, theirs: DataSetId) -> bool {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let mut said = self.said.lock();
+        let known = said.is_some_and(|(known, data_set, at)| {
+            (known, data_set) == (id, theirs) && at.elapsed() < SAY_STRANGER_EVERY
+        });
+        if !known {
+            *said = Some((id, theirs, Instant::now()));
+        }
+        known
+    }
 }
 
 /// Who has authenticated, and what it speaks.
@@ -74,16 +125,22 @@ pub(super) fn shake(core: &Core, socket: &TcpStream) -> Result<Shaken, Refusal> 
         return Err(refusal);
     }
     peer.socket.write_all(&[ACCEPTED])?;
-    let id = match extension {
-        false => read_node_id(&mut peer),
-        true => Fields::read(&mut peer).and_then(|fields| fields.id()),
+    let told = match extension {
+        false => read_node_id(&mut peer).map(|id| (id, None)),
+        true => Fields::read(&mut peer).and_then(|fields| Ok((fields.id()?, fields.data_set()))),
     };
-    let id = id.map_err(timed_out)?;
+    let (id, data_set) = told.map_err(timed_out)?;
     if id == core.dir.id() {
         return Err(Refusal::OwnId(id));
     }
     if extension {
         about_us(core, id).write(&mut peer.socket)?;
+    }
+    if let Some(theirs) = data_set.filter(|theirs| *theirs != core.data_set) {
+        // Not one of ours: it must not take the place of a follower that has its id, nor count for anything.
+        let known = core.strangers.note(id, theirs);
+        answer_and_close(&mut peer, &[]);
+        return Err(Refusal::OtherDataSet { id, theirs, ours: core.data_set, known });
     }
     Ok(Shaken { id, extension })
 }
@@ -93,6 +150,7 @@ fn about_us(core: &Core, follower: NodeId) -> Fields {
     let heartbeat_ms = u32::try_from(core.config.heartbeat_interval.as_millis()).unwrap_or(u32::MAX);
     let fields = Fields::default()
         .with(field::ID, &core.dir.id().get().to_le_bytes())
+        .with(field::DATA_SET, &core.data_set.to_bytes())
         .with(field::EPOCH, &core.epoch.to_le_bytes())
         .with(field::HEARTBEAT_MS, &heartbeat_ms.to_le_bytes());
     let fields = match admitted_in(core, follower) {

@@ -19,7 +19,7 @@
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections
 //! (one a listener); `follower` and `ack-ID` are the two of each connection; `sync-ID` reads in bulk for one, at low
-//! priority (`admission.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! priority (`admission.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`); `last-led` notes what there is (`last_led.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
@@ -43,6 +43,7 @@ mod follower;
 mod full_sync;
 mod handshake;
 mod in_flight;
+mod last_led;
 mod messages;
 mod meter;
 mod moves;
@@ -73,6 +74,8 @@ use self::clash::Clashes;
 use self::commit::{Alone, Commits};
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
+use self::handshake::Strangers;
+use self::last_led::LastLed;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
 use crate::config::{Durability, LeaderConfig, OnFull};
@@ -82,6 +85,8 @@ use crate::error::{AppendError, Error};
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::{HashCache, is_no_file};
 use crate::index::{FileId, Index};
+use crate::own_folder::is_incomplete;
+use crate::stop::Stop;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
 
@@ -122,6 +127,10 @@ struct Core {
     stopping: AtomicBool,
     /// Which thread failed, and how.
     failure: OnceLock<String>,
+    /// Connections of followers that have a copy of another data set.
+    strangers: Strangers,
+    /// Nothing is announced any more.
+    ended: Stop,
 }
 
 /// A bounded window of unacknowledged bytes; see [`Leader::wait_for_window`].
@@ -164,7 +173,8 @@ impl Leader {
     ///
     /// # Errors
     ///
-    /// If a setting is out of range, the directory is missing, in use or cannot be read.
+    /// If a setting is out of range; if the directory is missing, in use or cannot be read; [`Error::Incomplete`] if it is a copy that is
+    /// not complete, and [`Error::Missing`] if much of what was last announced from it is gone. The directory is as it was then.
     pub fn open(config: LeaderConfig) -> Result<Self, Error> {
         Self::open_with(config, Arc::new(Alone), None, true)
     }
@@ -214,16 +224,23 @@ impl Leader {
         config.check()?;
         let exclude = globs(&config.exclude)?;
         let mut dir = DataDir::open_unclaimed(&config.data_dir, config.id, config.lock.clone())?;
-        // Before the id, by which an earlier version knows a directory that may be deleted from.
-        let data_set = dir.data_set_to_lead()?;
-        dir.claim()?;
-        dir.own().tidy()?;
+        if is_incomplete(dir.path()) {
+            return Err(Error::Incomplete(dir.path().to_owned()));
+        }
         let mut index = Index::new();
         walk(dir.path(), None, &mut |_| (), &mut |file| {
             if !exclude.is_match(file.path.as_str()) {
                 index.put(&file.path, file.len);
             }
         })?;
+        let led = LastLed::now(dir.path(), &config.exclude, &exclude, index.totals())?;
+        if !config.accept_missing {
+            last_led::check(&dir, &led)?;
+        }
+        // Before the id, by which an earlier version knows a directory that may be deleted from.
+        let data_set = dir.data_set_to_lead()?;
+        dir.claim()?;
+        dir.own().tidy()?;
         let core = Arc::new(Core {
             stream: Arc::new(Stream::new(index, &config)),
             exclude,
@@ -245,14 +262,16 @@ impl Leader {
             threads: Group::default(),
             stopping: AtomicBool::new(false),
             failure: OnceLock::new(),
+            strangers: Strangers::default(),
+            ended: Stop::new(),
         });
         core.close_if_a_thread_fails();
         let leader = Self { core };
-        leader.start_threads().map_err(|error| Error::io("start a thread for", leader.core.dir.path(), error))?;
+        leader.start_threads(led).map_err(|error| Error::io("start a thread for", leader.core.dir.path(), error))?;
         Ok(leader)
     }
 
-    fn start_threads(&self) -> io::Result<()> {
+    fn start_threads(&self, led: LastLed) -> io::Result<()> {
         let stream = self.core.stream.clone();
         self.core.threads.spawn_until("leader", self.core.is_told_to_end(), move || stream.run_leader())?;
         let core = self.core.clone();
@@ -265,6 +284,9 @@ impl Leader {
         })?;
         let core = self.core.clone();
         self.core.threads.spawn_until("commits", self.core.is_told_to_end(), move || core.commits.run_callbacks())?;
+        let core = self.core.clone();
+        let told = self.core.is_told_to_end();
+        self.core.threads.spawn_until("last-led", told, move || last_led::run(&core, led, &core.ended))?;
         if self.core.config.on_full == OnFull::CatchUp {
             let core = self.core.clone();
             self.core.threads.spawn_until("demotion", self.core.is_told_to_end(), move || demotion::run(&core))?;
@@ -279,6 +301,16 @@ impl Leader {
     ///
     /// If the address cannot be bound, or the leader is shut down.
     pub fn listen(&self, address: impl ToSocketAddrs) -> Result<SocketAddr, Error> {
+        self.listen_on(Self::bind(address)?)
+    }
+
+    /// Binds the address of a leader that is not open yet, for [`listen_on`](Self::listen_on): so that a port that is taken is known
+    /// before the directory becomes a leader's.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub fn bind(address: impl ToSocketAddrs) -> Result<TcpListener, Error> {
         let failed = |at: String, source: io::Error| Error::Listen { who: "followers", at, source };
         let addresses: Vec<_> = address
             .to_socket_addrs()
@@ -286,11 +318,15 @@ impl Leader {
             .collect();
         let shown = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let failed = |error| failed(shown(), error);
-        self.listen_on(TcpListener::bind(&addresses[..]).map_err(failed)?)
+        TcpListener::bind(&addresses[..]).map_err(failed)
     }
 
     /// Like [`listen`](Self::listen), on a socket that listens already.
-    pub(crate) fn listen_on(&self, listener: TcpListener) -> Result<SocketAddr, Error> {
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses, or the leader is shut down.
+    pub fn listen_on(&self, listener: TcpListener) -> Result<SocketAddr, Error> {
         let failed = |source| Error::Listen { who: "followers", at: "its address".to_owned(), source };
         let bound = listener.local_addr().map_err(failed)?;
         let kept = listener.try_clone().map_err(failed)?;
@@ -320,6 +356,12 @@ impl Leader {
     #[must_use]
     pub fn data_set(&self) -> DataSetId {
         self.core.data_set
+    }
+
+    /// How often a follower connected, and was refused, that has a copy of another data set.
+    #[must_use]
+    pub fn other_data_sets(&self) -> u64 {
+        self.core.strangers.count()
     }
 
     /// The directory it replicates.
@@ -525,6 +567,7 @@ impl Leader {
         core.commits.settle(Instant::now() + RECORD_MAX);
         core.commits.stop();
         core.stream.stop();
+        core.ended.set();
         let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
         ShutdownReport { threads_left, ..report }
     }

@@ -312,6 +312,11 @@ impl Stream {
         self.leader_thread.wake();
     }
 
+    /// How many files are announced, and how many bytes in them.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        self.ordered.lock().index.totals()
+    }
+
     /// Whether the leader thread goes on, or has been stopped. Blocks up to `within`.
     pub(super) fn is_dispatching(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;

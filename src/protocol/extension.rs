@@ -14,8 +14,8 @@
 //!              ◀───────────────────── "PACELN", u16 version
 //!   u8 secret length, secret ──────────────────────────▶
 //!              ◀───────────────────────── 0 accepted | 1 refused
-//!   fields: id, … ─────────────────────────────────────▶
-//!              ◀──────── fields: id, heartbeat interval, …
+//!   fields: id, data set, … ───────────────────────────▶
+//!              ◀──────── fields: id, data set, heartbeat interval, …
 //!              ◀────────────── frame: control "want", …          LZ4 frame
 //!   messages: inventory, inventory's end ──────────────▶         plain
 //!              ◀──── control "sync begins", actions, "sync ends", actions …
@@ -51,7 +51,7 @@ use std::io::{self, Read, Write};
 
 use super::action::{ActionKind, encode_action_header};
 use super::{NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, ProtocolError, START_HEADER, checked_length};
-use crate::types::{NodeId, RelPath};
+use crate::types::{DataSetId, NodeId, RelPath};
 
 /// The highest version we speak.
 pub const VERSION: u16 = 1;
@@ -136,6 +136,9 @@ pub mod field {
     pub const LAST_EVICTION: u16 = 4;
     /// `u32`, leader: milliseconds until it will be admitted to a sync.
     pub const ADMITTED_IN_MS: u16 = 5;
+    /// 16 bytes: which data set the sender's directory is. A follower that has none, or would give up the one it has, leaves it out; one
+    /// that says another than the leader's is told the leader's, and the connection ends: it follows no leader of another data set.
+    pub const DATA_SET: u16 = 6;
 }
 
 impl Fields {
@@ -173,6 +176,12 @@ impl Fields {
     #[must_use]
     pub fn text(&self, tag: u16) -> Option<String> {
         Some(printable(self.get(tag)?))
+    }
+
+    /// The data set id; `None` if there is none, or of another size.
+    #[must_use]
+    pub fn data_set(&self) -> Option<DataSetId> {
+        self.get(field::DATA_SET)?.try_into().ok().map(DataSetId::from_bytes)
     }
 
     /// The node's id.

@@ -291,6 +291,14 @@ impl TestFollower {
     }
 }
 
+/// A directory that has nothing yet, but knows that it is a copy of this one.
+pub fn copy_to_be(of: &Path) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join(".paceline")).unwrap();
+    fs::copy(of.join(".paceline/data-set"), dir.path().join(".paceline/data-set")).unwrap();
+    dir
+}
+
 /// All replicated files below `root`. An empty one is left out: protocol 1.0.0 cannot tell it from none.
 pub fn contents(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = all_contents(root);
