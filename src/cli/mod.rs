@@ -1,7 +1,6 @@
 //! The command line: flags, secrets, logging, signals, exit codes. What the commands do is in a module each.
 //!
-//! The main thread runs the command; a thread named `signals` turns the first SIGTERM or SIGINT into a message and ends
-//! the process at the second.
+//! The main thread runs the command; a thread receives signals (`signals`), and two write what is printed and logged (`output`).
 
 mod demo;
 mod descriptors;
@@ -11,22 +10,21 @@ mod forget;
 mod guard;
 mod leader;
 mod node;
+mod output;
+mod signals;
 mod units;
 
 use std::ffi::OsStr;
-use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use crossbeam_channel::{Receiver, bounded};
-use indicatif::MultiProgress;
 use paceline::{Error, NodeId, Secret};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+
+pub(crate) use self::output::{bars, say, start_logging};
+pub(crate) use self::signals::signals;
 
 /// The environment variable that may hold the secret. Not a flag: other users see those in the list of processes.
 const SECRET_VARIABLE: &str = "PACELINE_SECRET";
@@ -165,15 +163,17 @@ pub(crate) fn main() -> ExitCode {
             _ => Err(Failure::usage(one_line(&error, std::env::args_os().nth(1).as_deref()))),
         },
     };
-    match done {
+    let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, message }) => {
             // A peer or a file name may have put line breaks into it.
             let message = message.replace(['\n', '\r'], " ");
-            let _ = writeln!(std::io::stderr(), "paceline: error: {message}");
+            output::say_error(&format!("paceline: error: {message}"));
             ExitCode::from(code)
         }
-    }
+    };
+    output::flush(output::FLUSH_MAX);
+    code
 }
 
 /// clap's message without its layout: what is wrong; what would be right. `command` is the first argument, perhaps a command.
@@ -202,61 +202,6 @@ pub(crate) fn require_folder(dir: &Path) -> Result<(), Failure> {
             Err(Failure::runtime(format!("data directory {}: {error}; {remedy}", dir.display())))
         }
     }
-}
-
-/// Writes a line to stdout at once; nobody reading it is no reason to stop.
-pub(crate) fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-}
-
-/// The progress bars on stderr; log lines go above them.
-pub(crate) fn bars() -> &'static MultiProgress {
-    static BARS: OnceLock<MultiProgress> = OnceLock::new();
-    BARS.get_or_init(MultiProgress::new)
-}
-
-struct AboveBars;
-
-impl Write for AboveBars {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        bars().suspend(|| std::io::stderr().write(bytes))
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
-    }
-}
-
-/// Logs to stderr, from `info` up unless RUST_LOG says otherwise.
-pub(crate) fn start_logging() {
-    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"));
-    builder.format_timestamp_millis();
-    // At `trace` it would show all bytes it sends to etcd, passwords among them.
-    builder.filter_module("ureq_proto", log::LevelFilter::Warn);
-    if std::io::stderr().is_terminal() {
-        builder.target(env_logger::Target::Pipe(Box::new(AboveBars)));
-    }
-    builder.init();
-}
-
-/// Receives the first SIGTERM or SIGINT; the second ends the process.
-pub(crate) fn signals() -> Result<Receiver<i32>, Failure> {
-    let mut signals =
-        Signals::new([SIGTERM, SIGINT]).map_err(|error| Failure::runtime(format!("cannot handle signals: {error}")))?;
-    let (tx, rx) = bounded(1);
-    let wait = move || {
-        for signal in signals.forever() {
-            if tx.try_send(signal).is_err() {
-                std::process::exit(128 + signal);
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(wait)
-        .map_err(|error| Failure::runtime(format!("cannot start a thread: {error}")))?;
-    Ok(rx)
 }
 
 #[cfg(test)]

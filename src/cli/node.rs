@@ -175,5 +175,6 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             say(&format!("node {id} is {role}"));
         }
     }
+    log::info!("shutting down");
     node.stop().map_err(failed)
 }
