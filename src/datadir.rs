@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
+use crate::probe::Probe;
 use crate::types::{DataSetId, NodeId, RelPath};
 
 /// Keeps the node's id, in base 36.
@@ -47,16 +48,18 @@ impl DirLock {
         }
     }
 
-    /// For a watchdog, which has no better way to learn whether the disk works: writes to the lock file who holds it, as LavinMQ
-    /// does, and returns once that is on the disk. Does not hold the lock between calls, and does nothing once that is free.
-    pub(crate) fn disk_probe(&self) -> impl Fn() -> std::io::Result<()> + Send + 'static {
-        let lock = Arc::downgrade(&self.0);
+    /// For a watchdog, which has no better way to learn whether the disk works: writes to the lock file of `dir` who holds it, as
+    /// LavinMQ does, and something new beside it, and returns once that is on the disk. Does not hold the lock between calls, and
+    /// does nothing once that is free.
+    pub(crate) fn disk_probe(&self, dir: &Path) -> impl Fn() -> std::io::Result<()> + Send + 'static {
+        let (lock, probe) = (Arc::downgrade(&self.0), Probe::new(dir));
         move || {
             let Some(lock) = lock.upgrade() else { return Ok(()) };
             let holder = format!("PID {}", std::process::id());
             lock.set_len(holder.len() as u64)?;
             lock.write_all_at(holder.as_bytes(), 0)?;
-            lock.sync_data()
+            lock.sync_data()?;
+            probe.run()
         }
     }
 

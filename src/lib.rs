@@ -79,6 +79,7 @@ mod mounts;
 pub mod node;
 mod own_folder;
 mod own_time;
+mod probe;
 pub mod protocol;
 mod seldom;
 mod sendqueue;

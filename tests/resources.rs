@@ -9,13 +9,16 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
 use support::etcd::Etcd;
 use support::inject::Injection;
 use support::processes::{Process, Stage, wait_same};
+use support::volume::Volume;
 use support::{PATIENCE, wait_until};
 
 const PACELINE: &str = env!("CARGO_BIN_EXE_paceline");
@@ -188,4 +191,95 @@ fn assert_ended_well_or_runs(process: &mut Process) {
     } else {
         process.stop();
     }
+}
+
+/// A process of which nobody reads what it prints, and which is killed if the test ends before it.
+struct Unread(std::process::Child);
+
+impl Unread {
+    fn start(args: &[String]) -> Self {
+        let mut command = Command::new(PACELINE);
+        command.args(args).env("RUST_LOG", "trace").env_remove("PACELINE_SECRET");
+        Self(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_clients_nor_the_lease_nor_the_end() {
+    let etcd = Etcd::start();
+    let host = own_host();
+    echo_once(&format!("{host}:7001"));
+    let mut node = Unread::start(&node_args(&etcd, "node", &host, "1"));
+    wait_until("a client is served", || {
+        TcpStream::connect(format!("{host}:7000")).is_ok() && client_of(&format!("{host}:7000")).is_some()
+    });
+    // Each is logged: far more than a pipe holds.
+    for _ in 0..1500 {
+        let mut stranger = TcpStream::connect(format!("{host}:5681")).unwrap();
+        let _ = stranger.write_all(&[7; 64]);
+    }
+    let key = etcd.get("lavinmq/leader/");
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(etcd.get("lavinmq/leader/"), key, "the lease was lost");
+    assert!(client_of(&format!("{host}:7000")).is_some());
+    rustix::process::kill_process(Pid::from_child(&node.0), Signal::TERM).unwrap();
+    wait_until("its end", || node.0.try_wait().unwrap().is_some());
+    assert!(node.0.wait().unwrap().success());
+    assert!(etcd.get("lavinmq/leader/").is_empty(), "leadership was not handed over");
+}
+
+#[test]
+fn a_disk_that_is_full_for_the_program_costs_the_leadership_and_is_said() {
+    let etcd = Etcd::start();
+    let volume = Volume::in_memory(&etcd.stage, 16);
+    let mut args = node_args(&etcd, volume.mount().join("data").to_str().unwrap(), &own_host(), "1");
+    args.extend(["--stall-timeout", "2s"].map(str::to_owned));
+    let command: Vec<_> = [PACELINE].into_iter().chain(args.iter().map(String::as_str)).collect();
+    let mut node = volume.start("node", &command);
+    wait_says(&mut node, "node 1 is leading");
+    volume.fill(&volume.path("filler"));
+    wait_says(&mut node, "the disk is full, make space");
+    wait_says(&mut node, "leadership was lost");
+    fs::remove_file(volume.path("filler")).unwrap();
+    wait_until("it leads again", || node.log().matches("node 1 is leading").count() == 2);
+    node.stop();
+}
+
+#[test]
+fn a_second_signal_ends_at_once_and_a_hangup_is_ignored_and_said_once() {
+    let etcd = Etcd::start();
+    let dir = etcd.stage.folder("data");
+    let leader = etcd.stage.leader(&dir, &[]);
+    let mut follower = etcd.stage.follower("copy", leader.address);
+    wait_says(&mut follower.process, "following the stream");
+    let mut node = etcd.stage.start("node", PACELINE, {
+        let mut args = node_args(&etcd, "node", &own_host(), "1");
+        // Its end waits for this program.
+        args.extend(["--run", "trap '' TERM; while :; do sleep 1; done", "--stop-grace", "1h"].map(str::to_owned));
+        args
+    });
+    wait_says(&mut node, "node 1 is leading");
+    for process in [&leader.process, &follower.process, &node] {
+        for _ in 0..3 {
+            process.signal(Signal::HUP);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    wait_says(&mut node, "SIGHUP is ignored");
+    node.signal(Signal::TERM);
+    wait_says(&mut node, "shutting down");
+    node.signal(Signal::TERM);
+    assert_eq!(node.wait().code(), Some(128 + 15));
+    assert_eq!(node.log().matches("SIGHUP is ignored").count(), 1);
+    for log in [leader.process.log(), follower.process.log()] {
+        assert_eq!(log.matches("SIGHUP is ignored").count(), 1, "{log}");
+    }
+    follower.process.stop();
 }

@@ -1,10 +1,12 @@
-//! The watchdog of a node that leads: its leadership is renewed only while its data path is alive.
+//! The watchdog of a node that leads: its leadership is renewed only while its data path is alive, and so is the thread that would
+//! give it up.
 //!
 //! One thread, `watchdog`, writes to the disk of the data directory and looks whether the leader dispatches, again and again,
 //! and notes when it last got through. Whatever hangs holds it up, and soon nobody finds the node well: [`Health::check`] is what
 //! the renewals ask. One lock, that of `own_time`, a leaf. Dropping it stops the thread,
 //! and does not wait for a disk.
 
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -17,6 +19,9 @@ use crate::thread::Group;
 
 /// Between two looks, if nothing hangs; shorter where the timeout is.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Of a thread whose pulse is not asked for.
+const NOT_ASKED: u64 = u64::MAX;
 
 pub(super) struct Health {
     shared: Arc<Shared>,
@@ -31,6 +36,8 @@ struct Shared {
     well_ms: AtomicU64,
     leader: OnceLock<Weak<Leader>>,
     timeout: Duration,
+    /// When the node's own thread was last known to go on, likewise; [`NOT_ASKED`]: it may take its time.
+    pulse_ms: AtomicU64,
     /// Nobody looks any more.
     failed: AtomicBool,
 }
@@ -49,6 +56,7 @@ impl Health {
             well_ms: AtomicU64::new(0),
             leader: OnceLock::new(),
             timeout,
+            pulse_ms: AtomicU64::new(NOT_ASKED),
             failed: AtomicBool::new(false),
         });
         let (of_thread, until) = (shared.clone(), stop.clone());
@@ -65,9 +73,32 @@ impl Health {
         Box::new(move || shared.is_well())
     }
 
+    /// The node's own thread has a pulse from now on: where it stops, the node is not well.
+    pub(super) fn pulse(&self) -> Pulse {
+        let pulse = Pulse(self.shared.clone());
+        pulse.beat();
+        pulse
+    }
+
     /// Looks at this leader too.
     pub(super) fn watch(&self, leader: &Arc<Leader>) {
         let _ = self.shared.leader.set(Arc::downgrade(leader));
+    }
+}
+
+/// The pulse of the node's own thread, asked for while this lives.
+pub(super) struct Pulse(Arc<Shared>);
+
+impl Pulse {
+    /// Never blocks.
+    pub(super) fn beat(&self) {
+        self.0.pulse_ms.store(self.0.now_ms(), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.0.pulse_ms.store(NOT_ASKED, Ordering::Relaxed);
     }
 }
 
@@ -81,9 +112,15 @@ impl Drop for Health {
 
 impl Shared {
     fn is_well(&self) -> bool {
-        let well = Duration::from_millis(self.well_ms.load(Ordering::Relaxed));
-        let is_recent = self.own_time.now().saturating_sub(well) < self.timeout;
-        is_recent && !self.failed.load(Ordering::Relaxed)
+        let now = self.own_time.now();
+        let is_recent = |ms| now.saturating_sub(Duration::from_millis(ms)) < self.timeout;
+        let pulse = self.pulse_ms.load(Ordering::Relaxed);
+        let has_pulse = pulse == NOT_ASKED || is_recent(pulse);
+        has_pulse && is_recent(self.well_ms.load(Ordering::Relaxed)) && !self.failed.load(Ordering::Relaxed)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.own_time.now().as_millis()).unwrap_or(NOT_ASKED - 1)
     }
 
     fn run(&self, disk: &dyn Fn() -> std::io::Result<()>, stop: &Stop) {
@@ -93,8 +130,7 @@ impl Shared {
             let found = self.look(disk);
             match &found {
                 Ok(()) => {
-                    let ms = u64::try_from(self.own_time.now().as_millis()).unwrap_or(u64::MAX);
-                    self.well_ms.store(ms, Ordering::Relaxed);
+                    self.well_ms.store(self.now_ms(), Ordering::Relaxed);
                 }
                 Err(what) if was_well => log::error!("{what}: leadership ends if that does not change"),
                 Err(_) => {}
@@ -111,7 +147,13 @@ impl Shared {
     }
 
     fn look(&self, disk: &dyn Fn() -> std::io::Result<()>) -> Result<(), String> {
-        disk().map_err(|error| format!("the data directory cannot be written: {error}"))?;
+        disk().map_err(|error| match error.kind() {
+            ErrorKind::StorageFull => {
+                format!("the disk is full, make space: the data directory takes nothing new ({error})")
+            }
+            ErrorKind::QuotaExceeded => format!("the disk quota is used up, raise it or make space ({error})"),
+            _ => format!("the data directory cannot be written: {error}"),
+        })?;
         match self.leader.get().and_then(Weak::upgrade) {
             Some(leader) if !leader.is_dispatching(self.timeout) => {
                 Err("the leader dispatches nothing: this is a defect, please report it".to_owned())
@@ -165,6 +207,19 @@ mod tests {
         hangs.store(false, Ordering::Relaxed);
         drop(is_well);
         wait_until("its threads have ended", || shared.strong_count() == 0);
+    }
+
+    #[test]
+    fn a_node_whose_own_thread_does_not_go_on_is_unwell_while_it_should() {
+        let health = Health::start(|| Ok(()), Duration::from_millis(300)).unwrap();
+        let is_well = health.check();
+        let pulse = health.pulse();
+        wait_until("unwell", || !is_well());
+        pulse.beat();
+        wait_until("well again", &is_well);
+        wait_until("unwell again", || !is_well());
+        drop(pulse);
+        wait_until("well, for it may take its time", &is_well);
     }
 
     #[test]

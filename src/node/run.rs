@@ -226,7 +226,7 @@ impl Runner {
 
     fn lead_while_held(&mut self, leadership: &Arc<dyn Leadership>) -> Result<(), NodeError> {
         // Before anything that a disk could hold up.
-        let health = Health::start(self.lock.disk_probe(), self.config.stall_timeout)?;
+        let health = Health::start(self.lock.disk_probe(self.data_dir()), self.config.stall_timeout)?;
         leadership.set_health(health.check());
         self.wait_for_directory("the follower")?;
         let mut config = self.config.leader.clone();
@@ -244,7 +244,7 @@ impl Runner {
         health.watch(&leader);
         let term = Term::new(leader, leadership.clone(), self.lock.clone(), self.shared.stop.clone());
         let began = Instant::now();
-        let end = self.serve(&term).unwrap_or_else(|error| match () {
+        let end = self.serve(&term, &health).unwrap_or_else(|error| match () {
             () if !term.is_held() => End::Lost,
             () if self.shared.stop.is_set() => End::ShuttingDown,
             () => End::Failed(error),
@@ -257,7 +257,7 @@ impl Runner {
     }
 
     /// Leads, until it should not.
-    fn serve(&mut self, term: &Term) -> Result<End, HostError> {
+    fn serve(&mut self, term: &Term, health: &Health) -> Result<End, HostError> {
         self.host.prepare(term)?;
         let unusable = |source| Error::Listen { who: "followers", at: self.config.listen.clone(), source };
         let listener = self.port.listen().map_err(unusable)?;
@@ -266,7 +266,9 @@ impl Runner {
         self.host.start(term)?;
         self.shared.set_role(Role::Leading);
         let own_host = host_of(&self.own.address).to_owned();
+        let pulse = health.pulse();
         loop {
+            pulse.beat();
             if term.leadership.wait_lost(TICK) {
                 return Ok(End::Lost);
             }
