@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::datadir::DirLock;
 use crate::error::Error;
+use crate::flusher::{Flusher, SystemFlusher};
 use crate::leader::{BelowMin, CommitLevel, Quorum};
 use crate::types::{DataSetId, NodeId, Secret};
 
@@ -91,6 +93,8 @@ pub struct LeaderConfig {
     pub accept_missing: bool,
     /// The directory's lock, where who starts the leader has it.
     pub(crate) lock: Option<DirLock>,
+    /// What makes the leader's own files durable: the system, but for tests.
+    pub(crate) flusher: Arc<dyn Flusher>,
 }
 
 /// What `lag_bytes` is, in times of `queue_bytes`, if it is not set.
@@ -196,6 +200,7 @@ impl LeaderConfig {
             exclude: Vec::new(),
             accept_missing: false,
             lock: None,
+            flusher: Arc::new(SystemFlusher),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -80,6 +80,8 @@ impl AsFd for DirLock {
 pub(crate) struct FoundFile {
     pub(crate) path: RelPath,
     pub(crate) len: u64,
+    /// Its device and inode.
+    pub(crate) id: (u64, u64),
 }
 
 impl DataDir {
@@ -276,7 +278,9 @@ pub(crate) fn walk(
             }
             // Does not follow a symbolic link.
             match entry.metadata() {
-                Ok(meta) if meta.is_file() => found(FoundFile { path: rel, len: meta.len() }),
+                Ok(meta) if meta.is_file() => {
+                    found(FoundFile { path: rel, len: meta.len(), id: (meta.dev(), meta.ino()) });
+                }
                 Ok(meta) if meta.is_dir() => folders.push(Some(rel)),
                 Ok(_) => log::warn!("not replicated, neither file nor folder: {}", entry.path().display()),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}

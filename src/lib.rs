@@ -72,6 +72,7 @@ pub mod coordinator;
 mod datadir;
 mod descriptors;
 pub mod error;
+mod flusher;
 pub mod follower;
 mod index;
 pub mod leader;

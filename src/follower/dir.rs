@@ -20,9 +20,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 
-use super::flush::Flusher;
 use super::own::Own;
 use crate::error::Error;
+use crate::flusher::Flusher;
 use crate::mounts::Mounts;
 use crate::own_folder::{SUSPECT_MARK, is_marked};
 use crate::protocol::Sha1Sum;
@@ -66,7 +66,7 @@ impl Dir {
     /// Of tests.
     #[cfg(test)]
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_flushed_by(path, Arc::new(super::flush::SystemFlusher))
+        Self::open_flushed_by(path, Arc::new(crate::flusher::SystemFlusher))
     }
 
     pub(super) fn open_flushed_by(path: &Path, flusher: Arc<dyn Flusher>) -> Result<Self, Error> {

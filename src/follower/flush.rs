@@ -35,10 +35,9 @@
 //! a power loss could leave neither the old nor the new content.
 
 use std::collections::HashSet;
-use std::fmt::Debug;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -57,31 +56,6 @@ const FLUSHED_SINGLY_FOLDERS_MAX: usize = 64;
 /// At most so many files are kept open until they are flushed. With those that are being flushed, and those open to append to,
 /// that stays well below the usual 1024 of a process.
 pub(super) const FILES_KEPT_MAX: usize = 128;
-
-/// The calls that make durable. The system's own, but for tests: those look on, or let them fail.
-#[doc(hidden)]
-pub trait Flusher: Debug + Send + Sync {
-    /// Content and length of a file.
-    fn file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(file)?)
-    }
-
-    /// Entries of a folder.
-    fn folder(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::fsync(folder)?)
-    }
-
-    /// Everything on the file system of a directory.
-    fn file_system(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(directory)?)
-    }
-}
-
-/// The system's calls.
-#[derive(Debug)]
-pub(super) struct SystemFlusher;
-
-impl Flusher for SystemFlusher {}
 
 /// Changes that are not durable yet.
 #[derive(Debug, Default)]
@@ -238,11 +212,13 @@ impl Dir {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::os::fd::BorrowedFd;
     use std::sync::atomic::AtomicBool;
 
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::flusher::Flusher;
 
     /// Notes its calls, and fails when told to.
     #[derive(Debug, Default)]

@@ -50,9 +50,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::dir::Dir;
-#[doc(hidden)]
-pub use self::flush::Flusher;
-use self::flush::{SystemFlusher, Unflushed};
+use self::flush::Unflushed;
 use self::negotiate::Dialects;
 use self::run::Runner;
 use self::shared::Shared;
@@ -60,6 +58,9 @@ pub use self::status::{State, Status, SyncProgress};
 use crate::config::FollowerConfig;
 use crate::datadir::{self, DataDir};
 use crate::error::Error;
+#[doc(hidden)]
+pub use crate::flusher::Flusher;
+use crate::flusher::SystemFlusher;
 use crate::own_folder::is_incomplete;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;

@@ -41,7 +41,8 @@ impl Version {
 /// Which file on disk: its device and inode.
 pub(crate) type FileId = (u64, u64);
 
-type Slot = u32;
+/// Where a file stands in the index.
+pub(crate) type Slot = u32;
 
 #[derive(Debug)]
 struct Entry {
@@ -51,13 +52,16 @@ struct Entry {
     before: Version,
     /// The epoch of its last change.
     epoch: u64,
-    /// It changed since it was last taken to be made durable; `Index::unsynced` has its slot.
-    unsynced: bool,
+    /// Which file on disk it is: announced as such, and nothing else was read for it. `None`: that is in doubt.
+    file: Option<FileId>,
+    /// The turn of its last change: that turn's [`Unsynced`] has its slot.
+    turn: u64,
 }
 
-/// What changed since it was last made durable here, on this host; see [`Index::take_unsynced`].
+/// What changed in a *turn*, at the end of which it is made durable here, on this host; see [`Index::take_unsynced`].
 #[derive(Debug, Default)]
 pub(crate) struct Unsynced {
+    /// Those that changed, each once.
     slots: Vec<Slot>,
     /// Files that came or went by these names, so that their folders changed.
     names: Vec<RelPath>,
@@ -69,9 +73,9 @@ pub(crate) struct Unsynced {
 const UNSYNCED_NAMES_MAX: usize = 1024;
 
 impl Unsynced {
-    /// The slots whose files changed; see [`Index::syncing`].
-    pub(crate) fn slots(&self) -> &[Slot] {
-        &self.slots
+    /// How many files changed, those that came or went included.
+    pub(crate) fn files(&self) -> usize {
+        self.slots.len()
     }
 
     /// Files that came or went: their folders have changed.
@@ -139,8 +143,6 @@ pub(crate) struct Index {
     free: Vec<Slot>,
     /// Where the files are now whose generation began under another name.
     renamed: HashMap<u64, RelPath, RandomState>,
-    /// Which file on disk was read for a generation, of those that were; `None`: not one alone, or it is in doubt.
-    read: HashMap<u64, Option<FileId>, RandomState>,
     /// Slots of files that were deleted while tracked; some may exist again.
     dead: Vec<Slot>,
     last_generation: u64,
@@ -154,6 +156,8 @@ pub(crate) struct Index {
     unsynced: Unsynced,
     /// Files there are, and bytes in them.
     totals: (u64, u64),
+    /// That it is of.
+    turn: u64,
 }
 
 impl Index {
@@ -163,7 +167,6 @@ impl Index {
             slots: HashMap::default(),
             free: Vec::new(),
             renamed: HashMap::default(),
-            read: HashMap::default(),
             dead: Vec::new(),
             last_generation: 0,
             epoch: 1,
@@ -174,6 +177,7 @@ impl Index {
             // Nobody knows what of the files found at the start is durable.
             unsynced: Unsynced { others: true, ..Unsynced::default() },
             totals: (0, 0),
+            turn: 1,
         }
     }
 
@@ -190,17 +194,23 @@ impl Index {
         );
     }
 
-    /// What changed since the last call, for the caller to make durable: O(1). A slot of it counts as unchanged again only once
-    /// [`syncing`](Self::syncing) is called for it; what changes before that is on disk, as bytes, by then.
+    /// What changed since the last call, for the caller to make durable: O(1). What changes after it belongs to the next turn.
     pub(crate) fn take_unsynced(&mut self) -> Unsynced {
+        self.turn += 1;
         std::mem::take(&mut self.unsynced)
     }
 
-    /// The file in a slot of [`Unsynced`], about to be made durable; `None` if it has gone.
-    pub(crate) fn syncing(&mut self, slot: Slot) -> Option<RelPath> {
-        let entry = &mut self.entries[slot as usize];
-        entry.unsynced = false;
-        entry.now.exists().then(|| entry.path.clone())
+    /// The files of the last turn taken: under which names they are, and which they are on disk. To be asked of a few.
+    ///
+    /// `None` if that is not known of each: one was renamed, replaced or deleted since, or is in doubt. A name is no more than where to
+    /// look: also on disk it may mean another file by now, and the host has not come to announce it.
+    pub(crate) fn syncing(&self, unsynced: &Unsynced) -> Option<Vec<(RelPath, FileId)>> {
+        let entries = unsynced.slots.iter().map(|&slot| &self.entries[slot as usize]);
+        if self.unsynced.others || entries.clone().any(|entry| self.unsynced.names.contains(&entry.path)) {
+            return None;
+        }
+        let there = entries.filter(|entry| entry.now.exists());
+        there.map(|entry| entry.file.map(|file| (entry.path.clone(), file))).collect()
     }
 
     /// What `path` is now.
@@ -226,32 +236,26 @@ impl Index {
         self.totals.1 += length;
     }
 
-    /// Makes `path` a new incarnation of this length, and returns it.
-    pub(crate) fn put(&mut self, path: &RelPath, len: u64) -> Version {
+    /// Makes `path` a new incarnation of this length, and returns it. `file`: which file on disk it is, if that is sure.
+    pub(crate) fn put(&mut self, path: &RelPath, len: u64, file: Option<FileId>) -> Version {
         self.last_generation += 1;
         let version = Version { generation: self.last_generation, len };
-        self.set(path, version);
+        self.set(path, version, file);
         version
     }
 
-    /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void. What it was read
-    /// from counts on.
+    /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void. The file is the same.
     pub(crate) fn truncate(&mut self, path: &RelPath, len: u64) -> Version {
-        let was = self.get(path.as_str());
-        debug_assert!(len <= was.len);
-        let read = self.read.remove(&was.generation);
-        let version = self.put(path, len);
-        self.read.extend(read.map(|read| (version.generation, read)));
-        version
+        debug_assert!(len <= self.get(path.as_str()).len);
+        self.put(path, len, self.file_of(path))
     }
 
     /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
     pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath) -> Version {
-        let read = self.read.remove(&self.get(from.as_str()).generation);
+        let file = self.file_of(from);
         let version = self.remove(from.as_str());
         debug_assert!(version.exists() && from != to);
-        self.set(to, version);
-        self.read.extend(read.map(|read| (version.generation, read)));
+        self.set(to, version, file);
         self.renamed.insert(version.generation, to.clone());
         version
     }
@@ -270,10 +274,8 @@ impl Index {
     /// was read then, a rename would not: it must not keep the generation unless [`only_read_from`](Self::only_read_from).
     /// Nor would the file's return to its name, after which there is nothing to announce: its host has to ask the same.
     pub(crate) fn reads(&mut self, path: &RelPath, generation: u64, id: FileId) -> bool {
-        if self.get(path.as_str()).generation != generation {
-            return false;
-        }
-        self.read.entry(generation).and_modify(|read| *read = read.filter(|read| *read == id)).or_insert(Some(id));
+        let Some(entry) = self.entry_mut(path).filter(|entry| entry.now.generation == generation) else { return false };
+        entry.file = entry.file.filter(|file| *file == id);
         true
     }
 
@@ -283,39 +285,51 @@ impl Index {
     /// It stays so until the file is announced anew, and [`only_read_from`](Self::only_read_from) says it.
     pub(crate) fn doubt(&mut self, path: &RelPath, generation: u64) -> Option<(RelPath, Version)> {
         let path = self.find(path, generation)?;
-        self.read.insert(generation, None);
-        let version = self.get(path.as_str());
+        let entry = self.entry_mut(&path)?;
+        entry.file = None;
+        let version = entry.now;
         Some((path, version))
     }
 
-    /// Whether nothing but this file, if anything, was ever read for `path`, and nothing of it is in doubt.
+    /// Whether `path`, if it exists, is this file, nothing else was ever read for it, and nothing of it is in doubt. Without `id`:
+    /// whether that is so of some file.
     pub(crate) fn only_read_from(&self, path: &RelPath, id: Option<FileId>) -> bool {
-        let read = self.read.get(&self.get(path.as_str()).generation);
-        read.is_none_or(|read| read.is_some() && *read == id)
+        let file = self.file_of(path);
+        !self.get(path.as_str()).exists() || file.is_some() && (id.is_none() || file == id)
     }
 
-    fn set(&mut self, path: &RelPath, version: Version) {
+    fn file_of(&self, path: &RelPath) -> Option<FileId> {
+        self.slot(path.as_str()).and_then(|slot| self.entries[slot as usize].file)
+    }
+
+    fn entry_mut(&mut self, path: &RelPath) -> Option<&mut Entry> {
+        self.slot(path.as_str()).map(|slot| &mut self.entries[slot as usize])
+    }
+
+    fn set(&mut self, path: &RelPath, version: Version, file: Option<FileId>) {
         let slot = match self.slots.get(path) {
             Some(&slot) => slot,
             None => self.insert(path),
         };
-        let was = std::mem::replace(&mut self.touch(slot).now, version);
+        let entry = self.touch(slot);
+        entry.file = file;
+        let was = std::mem::replace(&mut entry.now, version);
         self.count(was, version);
         // Also a file that was there may have been replaced by way of a rename.
         self.unsynced.note_name(path);
         self.renamed.remove(&was.generation);
-        self.read.remove(&was.generation);
     }
 
     /// Removes `path`, and returns what it was.
     pub(crate) fn remove(&mut self, path: &str) -> Version {
         let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
-        let was = std::mem::replace(&mut self.touch(slot).now, Version::ABSENT);
+        let entry = self.touch(slot);
+        entry.file = None;
+        let was = std::mem::replace(&mut entry.now, Version::ABSENT);
+        let path = entry.path.clone();
         self.count(was, Version::ABSENT);
-        let path = self.entries[slot as usize].path.clone();
         self.unsynced.note_name(&path);
         self.renamed.remove(&was.generation);
-        self.read.remove(&was.generation);
         self.dead.push(slot);
         if self.trackers.is_empty() {
             self.sweep(1);
@@ -326,12 +340,12 @@ impl Index {
     fn insert(&mut self, path: &RelPath) -> Slot {
         // Epoch 0 is none: the entry's first change counts as one in whatever epoch this is.
         let (now, before) = (Version::ABSENT, Version::ABSENT);
-        let entry = Entry { path: path.clone(), now, before, epoch: 0, unsynced: false };
+        let entry = Entry { path: path.clone(), now, before, epoch: 0, file: None, turn: 0 };
         let slot = match self.free.pop() {
             Some(slot) => {
                 // If the slot is noted already, it is not noted again.
-                let unsynced = self.entries[slot as usize].unsynced;
-                self.entries[slot as usize] = Entry { unsynced, ..entry };
+                let turn = self.entries[slot as usize].turn;
+                self.entries[slot as usize] = Entry { turn, ..entry };
                 slot
             }
             None => {
@@ -346,8 +360,8 @@ impl Index {
     /// The entry, about to be changed.
     fn touch(&mut self, slot: Slot) -> &mut Entry {
         let entry = &mut self.entries[slot as usize];
-        if !entry.unsynced {
-            entry.unsynced = true;
+        if entry.turn != self.turn {
+            entry.turn = self.turn;
             self.unsynced.slots.push(slot);
         }
         if entry.epoch != self.epoch {
@@ -479,7 +493,7 @@ mod tests {
                 }
             }
             Step::Put(name) => {
-                let version = index.put(&path(*name), 5);
+                let version = index.put(&path(*name), 5, None);
                 model.insert(path(*name), version);
             }
             Step::Remove(name) => {

@@ -71,7 +71,7 @@ use parking_lot::Mutex;
 use self::accept::Unauthenticated;
 use self::admission::Admission;
 use self::clash::Clashes;
-use self::commit::{Alone, Commits};
+use self::commit::{Alone, Commits, Syncer};
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::handshake::Strangers;
@@ -82,6 +82,7 @@ use crate::config::{Durability, LeaderConfig, OnFull};
 use crate::coordinator::{InSyncSet, Leadership};
 use crate::datadir::{DataDir, walk};
 use crate::error::{AppendError, Error};
+use crate::flusher::Flusher;
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::{HashCache, is_no_file};
 use crate::index::{FileId, Index};
@@ -179,6 +180,16 @@ impl Leader {
         Self::open_with(config, Arc::new(Alone), None, true)
     }
 
+    /// The same with calls of one's own that make durable. For tests.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open`](Self::open).
+    #[doc(hidden)]
+    pub fn open_flushed_by(config: LeaderConfig, flusher: Arc<dyn Flusher>) -> Result<Self, Error> {
+        Self::open(LeaderConfig { flusher, ..config })
+    }
+
     /// Like [`open`](Self::open), for a node of a cluster that has won an election: what follows in sync is recorded with the
     /// coordinator by a thread of its own, and nothing is confirmed as committed once the election is not held any more.
     /// `recorded` is the in-sync set as the coordinator has it, which this node should be in.
@@ -230,7 +241,7 @@ impl Leader {
         let mut index = Index::new();
         walk(dir.path(), None, &mut |_| (), &mut |file| {
             if !exclude.is_match(file.path.as_str()) {
-                index.put(&file.path, file.len);
+                index.put(&file.path, file.len, Some(file.id));
             }
         })?;
         let led = LastLed::now(dir.path(), &config.exclude, &exclude, index.totals())?;
@@ -278,10 +289,10 @@ impl Leader {
         self.core
             .threads
             .spawn_until("in-sync", self.core.is_told_to_end(), move || core.commits.run_recorder(&core.stream))?;
-        let core = self.core.clone();
-        self.core.threads.spawn_until("sync", self.core.is_told_to_end(), move || {
-            core.commits.run_syncer(&core.stream, core.dir.path())
-        })?;
+        let (core, syncer) = (self.core.clone(), Syncer::new(self.core.dir.path(), self.core.config.flusher.clone())?);
+        self.core
+            .threads
+            .spawn_until("sync", self.core.is_told_to_end(), move || core.commits.run_syncer(&core.stream, &syncer))?;
         let core = self.core.clone();
         self.core.threads.spawn_until("commits", self.core.is_told_to_end(), move || core.commits.run_callbacks())?;
         let core = self.core.clone();
@@ -386,7 +397,7 @@ impl Leader {
     pub fn append(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
         let length = bytes.len() as u64;
         let content = if length > INLINE_BYTES_MAX { Content::OnDisk(length) } else { Content::Bytes(bytes) };
-        self.core.stream.append(path, offset, content, || self.replicates(path))
+        self.announce_append(path, offset, content)
     }
 
     /// Like [`append`](Self::append), for `length` bytes that the caller does not hold: all are read from the file, when each
@@ -396,13 +407,30 @@ impl Leader {
     ///
     /// As of [`append`](Self::append).
     pub fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
-        self.core.stream.append(path, offset, Content::OnDisk(length), || self.replicates(path))
+        self.announce_append(path, offset, Content::OnDisk(length))
+    }
+
+    fn announce_append(
+        &self,
+        path: &RelPath,
+        offset: u64,
+        content: Content<'_>,
+    ) -> Result<StreamPosition, AppendError> {
+        if let Some(position) = self.core.stream.append(path, offset, content)? {
+            return Ok(position);
+        }
+        if !self.replicates(path) {
+            return Err(AppendError::NotReplicated(path.clone()));
+        }
+        self.core.stream.create(path, content, self.core.file_at(path))
     }
 
     /// Announces that the file has new content, complete on disk, and returns the stream position after it.
     ///
     /// Reads up to 256 KiB of it here; more is read when each follower gets there. Never blocks on a follower. Protocol 1.0.0
     /// cannot say that a file became empty: followers delete it then, until it has content again.
+    ///
+    /// For a commit to outlive a power loss of this host, it syncs new content before it renames it over what was committed.
     ///
     /// # Errors
     ///
@@ -441,8 +469,7 @@ impl Leader {
         if !self.replicates(to) {
             return self.delete(from);
         }
-        let file = fs::symlink_metadata(to.below(self.core.dir.path())).ok().map(|meta| id_of(&meta));
-        match self.core.stream.rename(from, to, file)? {
+        match self.core.stream.rename(from, to, self.core.file_at(to))? {
             Some(position) => Ok(position),
             None => {
                 self.delete(from)?;
@@ -581,6 +608,11 @@ impl Drop for Leader {
 }
 
 impl Core {
+    /// Which file on disk has this name, if one has.
+    fn file_at(&self, path: &RelPath) -> Option<FileId> {
+        fs::symlink_metadata(path.below(self.dir.path())).ok().map(|meta| id_of(&meta))
+    }
+
     /// Opens the file of a generation, announced as `path` at some time; `None` if there is none, or not with `len` bytes.
     fn open_announced(&self, path: &RelPath, generation: u64, len: u64) -> io::Result<Option<File>> {
         loop {

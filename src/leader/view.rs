@@ -261,7 +261,7 @@ mod tests {
                         version.len += 1;
                         index.grow(index.slot(path(name).as_str()).unwrap(), 1);
                     },
-                    Change::Put(name, len) => drop(model.insert(path(name), index.put(&path(name), len))),
+                    Change::Put(name, len) => drop(model.insert(path(name), index.put(&path(name), len, None))),
                     Change::Remove(name) => {
                         index.remove(path(name).as_str());
                         model.remove(&path(name));

@@ -36,6 +36,7 @@ pub use self::level::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncSta
 pub(super) use self::recorder::Alone;
 pub(super) use self::rule::{Has, Ticket};
 use self::rule::{Rule, Set};
+pub(super) use self::syncer::Syncer;
 use super::follower::FollowerHandle;
 use crate::config::{Durability, LeaderConfig};
 use crate::coordinator::{InSyncSet, Leadership};

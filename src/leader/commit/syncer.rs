@@ -3,43 +3,58 @@
 //! One turn: put "make durable" into the stream, push it, sync our own files while followers sync theirs, say so. The next turn
 //! begins after that, so the pace is that of our own disk, and the slower that is, the more commits share a turn.
 //!
-//! What has to be synced is what the index noted as changed since the last turn: contents with `fdatasync`, folders in which
+//! What has to be synced is what the index noted as changed in the turn: contents with `fdatasync`, folders in which
 //! names came or went with `fsync`; the file system of the directory, and those mounted below it, with `syncfs` where that is less work (`follower/flush.rs` has the
 //! measurements), and in the first turn, which also covers what was found at the start. A failed sync latches: the system may
 //! have dropped what it could not write, and would not say so again, so nothing is called durable any more. A failure is told
 //! to whoever syncs first: if that was the host, it knows.
 //!
+//! What is to be durable is content, and a name is no more than where to look for it: it may come to mean another file at any
+//! time, and on disk it does before anybody announces it. So what is found under a name is taken for the content only if it is the
+//! file that was announced as such, and a folder for the one in which names changed only if such a file is in it. Whatever cannot
+//! be told so is left to `syncfs`, which covers what was written and renamed before it, under whatever name. It falls to the host
+//! that no name is given to what is not durable in place of what is: it syncs a file before it renames it over another.
+//!
 //! No lock is held while it syncs. It ends with [`Commits::stop`], after its turn.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
+
 use super::Commits;
+use crate::flusher::Flusher;
 use crate::index::Unsynced;
 use crate::leader::stream::Stream;
 use crate::mounts::Mounts;
-use crate::types::StreamPosition;
+use crate::types::{RelPath, StreamPosition};
 
-/// At most so many files are synced one by one, and as many folders; for more, the whole file system is.
+/// At most so many files are synced one by one, those that came or went included; for more, the whole file system is.
 const SYNCED_SINGLY_MAX: usize = 8;
+
+/// The directory, as far as it is to be made durable.
+pub(in crate::leader) struct Syncer {
+    root: PathBuf,
+    /// `syncfs` tells of failures since this was opened.
+    folder: OwnedFd,
+    /// Other file systems that files may be on.
+    mounts: Mounts,
+    flusher: Arc<dyn Flusher>,
+}
 
 impl Commits {
     /// The thread's life.
-    pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, root: &Path) {
-        // `syncfs` tells of failures since this was opened.
-        let file_systems = FileSystems::of(root);
+    pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, syncer: &Syncer) {
         while self.wait_to_sync() {
             // Fails only when the stream is closed: nothing can be asked for then.
             let Ok((position, unsynced)) = stream.make_durable() else { return };
             self.asked(position);
             stream.push();
-            let synced = match &file_systems {
-                Ok(file_systems) => sync(stream, root, file_systems, &unsynced),
-                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-            };
+            let synced = syncer.sync(stream, &unsynced);
             let mut state = self.state.lock();
             match synced {
                 Ok(()) => state.rule.local_durable(position.0),
@@ -49,7 +64,7 @@ impl Commits {
                     log::error!(
                         "cannot make the files of {} durable: {error}; nothing is confirmed as durable any more: find out why, \
                          then start the leader anew",
-                        root.display()
+                        syncer.root.display()
                     );
                     return;
                 }
@@ -78,52 +93,191 @@ impl Commits {
     }
 }
 
-/// The file systems that the files may be on.
-struct FileSystems {
-    root: File,
-    below: Mounts,
+/// What is synced one by one.
+#[derive(Default)]
+struct Singly {
+    files: Vec<OwnedFd>,
+    /// By their names, `""` is the root.
+    folders: BTreeMap<String, OwnedFd>,
 }
 
-impl FileSystems {
-    fn of(root: &Path) -> io::Result<Self> {
-        Ok(Self { root: File::open(root)?, below: Mounts::below(root) })
+impl Syncer {
+    pub(in crate::leader) fn new(root: &Path, flusher: Arc<dyn Flusher>) -> io::Result<Self> {
+        let folder = File::open(root)?.into();
+        Ok(Self { root: root.to_owned(), folder, mounts: Mounts::below(root), flusher })
     }
 
-    /// Syncs each of them.
-    fn sync(&self) -> io::Result<()> {
-        rustix::fs::syncfs(&self.root)?;
-        for handle in self.below.handles()? {
-            rustix::fs::syncfs(handle)?;
-        }
-        Ok(())
+    fn sync(&self, stream: &Stream, unsynced: &Unsynced) -> io::Result<()> {
+        let Some(singly) = self.find(stream, unsynced) else {
+            return self.sync_file_systems();
+        };
+        singly.files.iter().try_for_each(|file| self.flusher.file(file.as_fd()))?;
+        singly.folders.values().try_for_each(|folder| self.flusher.folder(folder.as_fd()))
     }
-}
 
-fn sync(stream: &Stream, root: &Path, file_systems: &FileSystems, unsynced: &Unsynced) -> io::Result<()> {
-    let sync_all = || file_systems.sync();
-    let files = stream.syncing(unsynced);
-    let folders: BTreeSet<PathBuf> =
-        unsynced.names().iter().filter_map(|name| Some(name.below(root).parent()?.to_owned())).collect();
-    if unsynced.others || files.len().max(folders.len()) > SYNCED_SINGLY_MAX {
-        return sync_all();
+    fn sync_file_systems(&self) -> io::Result<()> {
+        self.flusher.file_system(self.folder.as_fd())?;
+        self.mounts.handles()?.iter().try_for_each(|mount| self.flusher.file_system(mount.as_fd()))
     }
-    for path in files {
-        match File::open(path.below(root)) {
-            Ok(file) => file.sync_data()?,
-            // It has another name by now, or is gone: whichever it is, this covers it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return sync_all(),
-            Err(error) => return Err(error),
+
+    /// Opens what is to be synced one by one. `None`: that is too much, or it is not sure that it would be all.
+    fn find(&self, stream: &Stream, unsynced: &Unsynced) -> Option<Singly> {
+        if unsynced.others || unsynced.files() > SYNCED_SINGLY_MAX {
+            return None;
         }
-    }
-    for folder in folders {
-        // A folder that was made for a file is new in the one above it.
-        for folder in folder.ancestors().take_while(|folder| folder.starts_with(root)) {
-            match File::open(folder) {
-                Ok(folder) => folder.sync_all()?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return sync_all(),
-                Err(error) => return Err(error),
+        let changed: BTreeSet<&str> = unsynced.names().iter().map(folder_of).collect();
+        let mut found = Singly::default();
+        for (path, id) in stream.syncing(unsynced)? {
+            let folder = self.open(self.folder.as_fd(), folder_of(&path), OFlags::DIRECTORY)?;
+            let name = path.as_str().rsplit('/').next()?;
+            let file = self.open(folder.as_fd(), name, OFlags::NOFOLLOW | OFlags::NONBLOCK)?;
+            let stat = rustix::fs::fstat(&file).ok()?;
+            if (stat.st_dev, stat.st_ino) != id {
+                return None;
+            }
+            found.files.push(file);
+            if changed.contains(folder_of(&path)) {
+                found.folders.insert(folder_of(&path).to_owned(), folder);
             }
         }
+        if changed.iter().any(|folder| !found.folders.contains_key(*folder)) {
+            return None;
+        }
+        for folder in changed {
+            // One that was made for a file is new in the one above it.
+            for (at, _) in folder.match_indices('/').chain((!folder.is_empty()).then_some((0, ""))) {
+                if !found.folders.contains_key(&folder[..at]) {
+                    let above = self.open(self.folder.as_fd(), &folder[..at], OFlags::DIRECTORY)?;
+                    found.folders.insert(folder[..at].to_owned(), above);
+                }
+            }
+        }
+        Some(found)
     }
-    Ok(())
+
+    /// `None` for whatever reason: another way is found then.
+    fn open(&self, at: BorrowedFd<'_>, name: &str, flags: OFlags) -> Option<OwnedFd> {
+        let name = if name.is_empty() { "." } else { name };
+        rustix::fs::openat(at, name, flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty()).ok()
+    }
+}
+
+/// The folder that a file is in, `""` for the root.
+fn folder_of(path: &RelPath) -> &str {
+    path.as_str().rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LeaderConfig;
+    use crate::flusher::SystemFlusher;
+    use crate::index::{FileId, Index};
+    use crate::leader::stream::Content;
+    use crate::types::Secret;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    const BYTE: Content<'_> = Content::OnDisk(1);
+
+    struct Host {
+        dir: tempfile::TempDir,
+        stream: Stream,
+        syncer: Syncer,
+    }
+
+    impl Host {
+        /// With files `folder/log` and `folder/other` that are durable.
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("folder")).unwrap();
+            let stream = Stream::new(Index::new(), &LeaderConfig::new("unused", Secret::new("secret").unwrap()));
+            let syncer = Syncer::new(dir.path(), Arc::new(SystemFlusher)).unwrap();
+            let this = Self { dir, stream, syncer };
+            this.create("log");
+            this.create("other");
+            this.stream.make_durable().unwrap();
+            this
+        }
+
+        fn path(name: &str) -> RelPath {
+            RelPath::new(&format!("folder/{name}")).unwrap()
+        }
+
+        fn id(&self, name: &str) -> FileId {
+            let meta = fs::metadata(Self::path(name).below(self.dir.path())).unwrap();
+            (meta.dev(), meta.ino())
+        }
+
+        fn create(&self, name: &str) {
+            fs::write(Self::path(name).below(self.dir.path()), "0").unwrap();
+            self.stream.create(&Self::path(name), BYTE, Some(self.id(name))).unwrap();
+        }
+
+        fn append(&self, name: &str) {
+            let offset = self.stream.version(&Self::path(name)).len;
+            self.stream.append(&Self::path(name), offset, BYTE).unwrap().unwrap();
+        }
+
+        /// How many files and folders a turn syncs one by one, in which `changed` comes before what is made durable and
+        /// `later` after it; `None`: all of the file system.
+        fn turn(&self, changed: impl FnOnce(&Self), later: impl FnOnce(&Self)) -> Option<(usize, usize)> {
+            changed(self);
+            let (_, unsynced) = self.stream.make_durable().unwrap();
+            later(self);
+            let found = self.syncer.find(&self.stream, &unsynced);
+            self.stream.make_durable().unwrap();
+            found.map(|found| (found.files.len(), found.folders.len()))
+        }
+    }
+
+    #[test]
+    fn what_is_where_it_was_announced_is_synced_one_by_one() {
+        let host = Host::new();
+        let no = |_: &Host| ();
+        assert_eq!(host.turn(no, no), Some((0, 0)));
+        assert_eq!(host.turn(|host| host.append("log"), |host| host.append("log")), Some((1, 0)));
+        assert_eq!(host.turn(|host| host.create("new"), no), Some((1, 2)), "its folder, and the root");
+        let delete = |host: &Host| assert!(host.stream.delete(&Host::path("new")).is_ok());
+        assert_eq!(host.turn(delete, no), None, "nothing says that this is still the folder");
+        host.create("new");
+        let both = |host: &Host| {
+            delete(host);
+            host.append("log");
+        };
+        assert_eq!(host.turn(both, no), Some((1, 2)));
+    }
+
+    #[test]
+    fn what_lost_its_place_after_its_turn_began_is_left_to_syncfs() {
+        let host = Host::new();
+        let (log, moved) = (Host::path("log"), Host::path("log.1"));
+        let later: [&dyn Fn(&Host); 4] = [
+            &|host| assert!(host.stream.rename(&log, &moved, Some(host.id("log"))).unwrap().is_some()),
+            &|host| assert!(host.stream.replace(&log, BYTE, host.id("log")).is_ok()),
+            &|host| assert!(host.stream.rename(&Host::path("other"), &log, None).unwrap().is_some()),
+            &|host| assert!(host.stream.delete(&log).is_ok()),
+        ];
+        for (at, later) in later.iter().enumerate() {
+            if !host.stream.version(&log).exists() {
+                host.create("log");
+            }
+            assert_eq!(host.turn(|host| host.append("log"), later), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn what_is_another_file_on_disk_is_left_to_syncfs() {
+        let host = Host::new();
+        let on_disk = |name: &str| Host::path(name).below(host.dir.path());
+        fs::rename(on_disk("log"), on_disk("log.1")).unwrap();
+        assert_eq!(host.turn(|host| host.append("log"), |_| ()), None, "it is not there");
+        fs::write(on_disk("log"), "new").unwrap();
+        assert_eq!(host.turn(|host| host.append("log"), |_| ()), None);
+        fs::rename(on_disk("log.1"), on_disk("log")).unwrap();
+        assert_eq!(host.turn(|host| host.append("log"), |_| ()), Some((1, 0)));
+        let generation = host.stream.version(&Host::path("log")).generation;
+        host.stream.doubt(&Host::path("log"), generation).unwrap();
+        assert_eq!(host.turn(|host| host.append("log"), |_| ()), None, "in doubt");
+    }
 }

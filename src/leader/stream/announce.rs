@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::cuts::CUT_ENTRIES;
 use super::{After, Ordered, Sleep, Stream};
 use crate::error::AppendError;
-use crate::index::{FileId, Index, Unsynced, Version};
+use crate::index::{FileId, Index, Slot, Unsynced, Version};
 use crate::leader::batch::{BATCH_BYTES_MAX, Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
@@ -20,46 +19,42 @@ pub(super) const SEALED_BYTES_MAX: u64 = 4 << 20;
 pub(in crate::leader) const INLINE_BYTES_MAX: u64 = 256 << 10;
 
 impl Stream {
-    /// Announces `bytes` at `offset`, the announced length of `path`. An unknown file begins at offset 0, if `may_create`
-    /// lets it.
+    /// Announces `bytes` at `offset`, the announced length of `path`. `None`: it is unknown, and begins with these; see
+    /// [`create`](Self::create).
     pub(in crate::leader) fn append(
         &self,
         path: &RelPath,
         offset: u64,
         bytes: Content<'_>,
-        may_create: impl FnOnce() -> bool,
-    ) -> Result<StreamPosition, AppendError> {
+    ) -> Result<Option<StreamPosition>, AppendError> {
         let mut ordered = self.enter()?;
         let slot = ordered.index.slot(path.as_str());
         let version = slot.map_or(Version::ABSENT, |slot| ordered.index.version_at(slot));
         if version.len != offset {
             return Err(AppendError::Offset { path: path.clone(), offset, length: version.len });
         }
-        let (slot, generation) = match slot {
-            Some(slot) if version.exists() => (slot, version.generation),
-            _ if !may_create() => return Err(AppendError::NotReplicated(path.clone())),
-            _ => {
-                let version = ordered.index.put(path, 0);
-                (ordered.index.slot(path.as_str()).expect("just put"), version.generation)
-            }
-        };
-        ordered.index.grow(slot, bytes.len());
-        match bytes {
-            Content::Bytes(bytes) => {
-                for piece in bytes.chunks(APPEND_BYTES_MAX) {
-                    ordered.encode(path, ActionKind::Append(piece.len() as u64), piece);
-                }
-            }
-            Content::OnDisk(len) => {
-                ordered.encode_range(FileRange {
-                    path: path.clone(),
-                    generation,
-                    kind: RangeKind::Append,
-                    offset,
-                    len,
-                });
-            }
+        let Some(slot) = slot.filter(|_| version.exists()) else { return Ok(None) };
+        ordered.append(path, slot, bytes);
+        Ok(Some(self.finish(ordered)))
+    }
+
+    /// Announces that `path`, so far unknown, begins with `bytes`. `file` is which one it is on disk, if that is known.
+    pub(in crate::leader) fn create(
+        &self,
+        path: &RelPath,
+        bytes: Content<'_>,
+        file: Option<FileId>,
+    ) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.enter()?;
+        let version = ordered.index.get(path.as_str());
+        if version.len > 0 {
+            return Err(AppendError::Offset { path: path.clone(), offset: 0, length: version.len });
         }
+        if !version.exists() {
+            ordered.index.put(path, 0, file);
+        }
+        let slot = ordered.index.slot(path.as_str()).expect("just put");
+        ordered.append(path, slot, bytes);
         Ok(self.finish(ordered))
     }
 
@@ -71,8 +66,7 @@ impl Stream {
         file: FileId,
     ) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
-        let version = ordered.put(path, content);
-        ordered.index.reads(path, version.generation, file);
+        ordered.put(path, content, Some(file));
         Ok(self.finish(ordered))
     }
 
@@ -161,14 +155,9 @@ impl Stream {
         Ok((self.finish(ordered), taken))
     }
 
-    /// The files of `unsynced` that are there, and count as changed again if they change from here on; read in portions.
-    pub(in crate::leader) fn syncing(&self, unsynced: &Unsynced) -> Vec<RelPath> {
-        let mut files = Vec::new();
-        for slots in unsynced.slots().chunks(CUT_ENTRIES) {
-            let mut ordered = self.ordered.lock();
-            files.extend(slots.iter().filter_map(|&slot| ordered.index.syncing(slot)));
-        }
-        files
+    /// What of the last turn is to be synced; see [`Index::syncing`](crate::index::Index::syncing).
+    pub(in crate::leader) fn syncing(&self, unsynced: &Unsynced) -> Option<Vec<(RelPath, FileId)>> {
+        self.ordered.lock().index.syncing(unsynced)
     }
 
     /// Announces that `path` ends at `len` from now on, which is less than its announced length.
@@ -271,9 +260,9 @@ impl Content<'_> {
 
 impl Ordered {
     /// Makes `path` a new file with this content.
-    fn put(&mut self, path: &RelPath, content: Content<'_>) -> Version {
+    fn put(&mut self, path: &RelPath, content: Content<'_>, file: Option<FileId>) {
         let was = self.index.get(path.as_str());
-        let version = self.index.put(path, content.len());
+        let version = self.index.put(path, content.len(), file);
         if version.len == 0 {
             // To a 1.0.0 follower an empty file and none are the same: it may hold either.
             let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
@@ -281,13 +270,28 @@ impl Ordered {
         } else {
             self.encode_replace(path, version, content);
         }
-        version
     }
 
     /// The same with what is on disk, whatever file that is.
     fn put_doubted(&mut self, path: &RelPath, len: u64) {
-        let version = self.put(path, Content::OnDisk(len));
-        self.index.doubt(path, version.generation);
+        self.put(path, Content::OnDisk(len), None);
+    }
+
+    /// Adds bytes to a file that exists.
+    fn append(&mut self, path: &RelPath, slot: Slot, bytes: Content<'_>) {
+        self.index.grow(slot, bytes.len());
+        match bytes {
+            Content::Bytes(bytes) => {
+                for piece in bytes.chunks(APPEND_BYTES_MAX) {
+                    self.encode(path, ActionKind::Append(piece.len() as u64), piece);
+                }
+            }
+            Content::OnDisk(len) => {
+                let Version { generation, len: end } = self.index.version_at(slot);
+                let (path, offset) = (path.clone(), end - len);
+                self.encode_range(FileRange { path, generation, kind: RangeKind::Append, offset, len });
+            }
+        }
     }
 
     fn remove(&mut self, path: &RelPath) {
@@ -514,7 +518,7 @@ mod tests {
         for found in [None, Some(3)] {
             let doubted = doubt(&stream, &path);
             let before = stream.version(&path).len;
-            stream.append(&path, before, Content::OnDisk(1), || false).unwrap();
+            stream.append(&path, before, Content::OnDisk(1)).unwrap().unwrap();
             stream.mend(&path, doubted, found);
             assert_eq!(len(&stream, &path), Some(before + 1), "appended to meanwhile");
         }
@@ -547,13 +551,14 @@ mod tests {
         stream.mend(&path, doubted, Some(8));
         assert!(!stream.only_read_from(&path, FILE), "found, but perhaps for a moment only");
         stream.truncate(&path, 7).unwrap();
-        stream.append(&path, 7, Content::OnDisk(1), || false).unwrap();
+        stream.append(&path, 7, Content::OnDisk(1)).unwrap().unwrap();
         assert!(!stream.only_read_from(&path, FILE));
         stream.replace(&path, Content::OnDisk(8), FILE).unwrap();
         assert!(stream.only_read_from(&path, FILE));
         doubt(&stream, &path);
         stream.delete(&path).unwrap();
-        stream.append(&path, 0, Content::OnDisk(1), || true).unwrap();
+        assert_eq!(stream.append(&path, 0, Content::OnDisk(1)).unwrap(), None);
+        stream.create(&path, Content::OnDisk(1), Some(FILE)).unwrap();
         assert!(stream.only_read_from(&path, FILE));
     }
 }

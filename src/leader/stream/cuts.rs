@@ -15,7 +15,7 @@ use crate::leader::status::{EvictionReason, FollowerStatus};
 use crate::types::{RelPath, StreamPosition};
 
 /// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
-pub(super) const CUT_ENTRIES: usize = 256;
+const CUT_ENTRIES: usize = 256;
 
 impl Stream {
     /// Begins to track changes for a joining follower.
