@@ -236,7 +236,12 @@ impl LeaderConfig {
         positive("ack_timeout", self.ack_timeout)?;
         positive("sync_timeout", self.sync_timeout)?;
         positive("heartbeat_interval", self.heartbeat_interval)?;
-        positive("handshake_timeout", self.handshake_timeout)
+        positive("handshake_timeout", self.handshake_timeout)?;
+        countable("queue_soft_time", self.queue_soft_time)?;
+        countable("readmit_delay_min", self.readmit_delay_min)?;
+        countable("readmit_delay_max", self.readmit_delay_max)?;
+        countable("readmit_window", self.readmit_window)?;
+        countable("back_pressure", self.back_pressure.longest().unwrap_or_default())
     }
 }
 
@@ -334,6 +339,7 @@ impl FollowerConfig {
         if !(0.0..=1.0).contains(&self.max_delete) {
             return Err(Error::Setting { name: "max_delete", reason: "must be within 0 and 1".into() });
         }
+        countable("retry_delay_max", self.retry_delay_max)?;
         if self.retry_delay_max < self.retry_delay_min {
             let reason = format!("must be at least retry_delay_min ({:?})", self.retry_delay_min);
             return Err(Error::Setting { name: "retry_delay_max", reason });
@@ -349,9 +355,60 @@ fn at_least(name: &'static str, value: u64, min: u64) -> Result<(), Error> {
     Ok(())
 }
 
-fn positive(name: &'static str, value: Duration) -> Result<(), Error> {
+/// The longest time that a setting may be.
+const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(crate) fn positive(name: &'static str, value: Duration) -> Result<(), Error> {
     if value.is_zero() {
         return Err(Error::Setting { name, reason: "must be longer than 0 s".into() });
     }
+    countable(name, value)
+}
+
+/// Fails for a time so long that adding it to the clock's, or a few of it, might overflow.
+pub(crate) fn countable(name: &'static str, value: Duration) -> Result<(), Error> {
+    if value > DURATION_MAX {
+        return Err(Error::Setting { name, reason: "must be at most 365 days".into() });
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_no_clock_can_count_are_refused() {
+        let secret = || Secret::new("secret").unwrap();
+        type Set = fn(&mut LeaderConfig);
+        let leader: [(&str, Set); 10] = [
+            ("write_timeout", |config| config.write_timeout = Duration::MAX),
+            ("ack_timeout", |config| config.ack_timeout = Duration::MAX),
+            ("sync_timeout", |config| config.sync_timeout = Duration::MAX),
+            ("heartbeat_interval", |config| config.heartbeat_interval = Duration::MAX),
+            ("handshake_timeout", |config| config.handshake_timeout = Duration::MAX),
+            ("queue_soft_time", |config| config.queue_soft_time = Duration::MAX),
+            ("readmit_delay_min", |config| config.readmit_delay_min = Duration::MAX),
+            ("readmit_delay_max", |config| config.readmit_delay_max = Duration::MAX),
+            ("readmit_window", |config| config.readmit_window = Duration::MAX),
+            ("back_pressure", |config| {
+                (config.back_pressure, config.min_in_sync) = (BackPressure::Wait(Duration::MAX), 1);
+            }),
+        ];
+        for (name, set) in leader {
+            let mut config = LeaderConfig::new("unused", secret());
+            set(&mut config);
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("365 days"), "{error}");
+        }
+        for name in ["connect_timeout", "retry_delay_max"] {
+            let mut config = FollowerConfig::new("unused", "unused", secret());
+            match name {
+                "connect_timeout" => config.connect_timeout = Duration::MAX,
+                _ => config.retry_delay_max = Duration::MAX,
+            }
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("365 days"), "{error}");
+        }
+    }
 }

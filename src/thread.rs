@@ -133,6 +133,12 @@ fn join(handle: JoinHandle<()>) {
     let _ = handle.join();
 }
 
+/// The moment after this time from now; a century hence for longer ones, which no clock need count.
+pub(crate) fn deadline(after: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + after.min(CENTURY)
+}
+
 /// How long a `Drop` waits for threads that were told to stop.
 pub(crate) const DROP_JOIN_MAX: Duration = Duration::from_secs(5);
 

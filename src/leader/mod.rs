@@ -88,7 +88,7 @@ use crate::index::hash::{HashCache, is_no_file};
 use crate::index::{FileId, Index};
 use crate::own_folder::is_incomplete;
 use crate::stop::Stop;
-use crate::thread::{DROP_JOIN_MAX, Group};
+use crate::thread::{DROP_JOIN_MAX, Group, deadline};
 use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
 
 pub use self::commit::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
@@ -563,7 +563,7 @@ impl Leader {
         if full(window.bytes).is_none() {
             return true;
         }
-        self.core.progress.wait(Instant::now() + timeout, window.stall_grace, || full(window.bytes / 2))
+        self.core.progress.wait(deadline(timeout), window.stall_grace, || full(window.bytes / 2))
     }
 
     /// For a watchdog: whether announcements are taken and dispatched. Blocks up to `within`, and for as long as the critical
@@ -583,7 +583,7 @@ impl Leader {
         let durability = if drain.is_zero() { Durability::Written } else { core.config.commit_level.durability };
         let end = core.stream.close(durability == Durability::Durable);
         core.stream.push();
-        let deadline = Instant::now() + drain;
+        let deadline = deadline(drain);
         // Wakes at each step of the slowest: drains are rare, and short.
         core.progress.wait(deadline, Duration::from_millis(100), || {
             let behind = |follower: &FollowerHandle| !follower.has_ended() && !follower.has_all(end, durability);

@@ -54,6 +54,7 @@ use super::stalls::{Grace, Stalls};
 use super::status::{EvictionReason, FollowerStatus};
 use crate::config::{BackPressure, LeaderConfig, OnFull};
 use crate::index::Index;
+use crate::thread::deadline;
 use crate::types::StreamPosition;
 
 /// Empty buffers at hand for what is appended until the leader thread comes again. On a busy host that may take it many
@@ -319,7 +320,7 @@ impl Stream {
 
     /// Whether the leader thread goes on, or has been stopped. Blocks up to `within`.
     pub(super) fn is_dispatching(&self, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
+        let deadline = deadline(within);
         let before = self.rounds.load(Ordering::Relaxed);
         self.wake_leader();
         while self.rounds.load(Ordering::Relaxed) == before && !self.stopped.load(Ordering::Acquire) {

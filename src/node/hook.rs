@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::thread::deadline;
+
 /// How often a running hook is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -49,7 +51,7 @@ impl Hook {
             None => super::program::shell(&self.command),
         };
         let mut child = command.stdin(Stdio::null()).process_group(0).spawn().map_err(HookFailure::NotRun)?;
-        let deadline = Instant::now() + self.timeout;
+        let deadline = deadline(self.timeout);
         loop {
             match child.try_wait().map_err(HookFailure::NotRun)? {
                 Some(status) if status.success() => return Ok(()),

@@ -19,7 +19,7 @@ use crate::datadir::DirLock;
 use crate::error::Error;
 use crate::leader::Leader;
 use crate::own_folder::is_incomplete;
-use crate::thread::DROP_JOIN_MAX;
+use crate::thread::{DROP_JOIN_MAX, deadline};
 
 /// How often the follower, the host and the proxies are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -353,7 +353,7 @@ impl Runner {
             // Nobody loses the right to lead by that, and somebody may gain it.
             term.leader.begin_recording();
         }
-        let deadline = Instant::now() + self.config.drain_timeout;
+        let deadline = deadline(self.config.drain_timeout);
         loop {
             self.observe();
             let others = self.in_sync.as_ref().and_then(Option::as_ref).map_or(0, InSyncSet::len);
@@ -391,7 +391,7 @@ impl Runner {
     /// The role before has let go of the directory: nobody else may touch it until then.
     fn wait_for_directory(&self, who: &'static str) -> Result<(), NodeError> {
         // The watchdog's look at the disk holds it as well, and may take as long as a leader's disk may.
-        let deadline = Instant::now() + DROP_JOIN_MAX.max(self.config.stall_timeout);
+        let deadline = deadline(DROP_JOIN_MAX.max(self.config.stall_timeout));
         while self.lock.is_shared() {
             if Instant::now() >= deadline {
                 return Err(NodeError::HeldUp(who));

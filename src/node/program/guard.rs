@@ -43,6 +43,8 @@ use rustix::process::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::thread::deadline;
+
 /// How often what was killed is killed again, should it have started something meanwhile.
 const KILL_AGAIN: Duration = Duration::from_millis(50);
 /// How long the guard sleeps at most while a permit runs: its sleep does not count the time for which the machine sleeps.
@@ -201,7 +203,7 @@ impl Guard {
     /// Asks the program to end.
     fn end(&mut self) {
         if self.kill_at.is_none() {
-            self.kill_at = Some(Instant::now() + self.grace);
+            self.kill_at = Some(deadline(self.grace));
             let _ = kill_process_group(self.group, Signal::TERM);
         }
     }

@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 
 use crate::datadir::DirLock;
 use crate::error::Error;
-use crate::thread::Group;
+use crate::thread::{Group, deadline};
 
 /// Permits that end within so little of each other are one.
 const SAME: Duration = Duration::from_millis(20);
@@ -133,7 +133,7 @@ impl Program {
 
     /// Waits until all of it is reaped; `false` if that is not so after `timeout`.
     pub(super) fn wait(&mut self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         while !self.gone {
             match self.events.recv_deadline(deadline) {
                 Ok(event) => self.note(event),
