@@ -42,6 +42,7 @@ mod file;
 mod follower;
 mod full_sync;
 mod handshake;
+mod history;
 mod in_flight;
 mod last_led;
 mod messages;
@@ -56,7 +57,6 @@ mod status;
 mod stream;
 mod view;
 
-use std::collections::VecDeque;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -75,6 +75,7 @@ use self::commit::{Alone, Commits, Syncer};
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::handshake::Strangers;
+use self::history::History;
 use self::last_led::LastLed;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
@@ -93,6 +94,7 @@ use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
 
 pub use self::commit::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
 pub use self::file::ReplicatedFile;
+pub use self::history::EVICTIONS_KEPT;
 pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 
 /// The leader of a data directory.
@@ -543,10 +545,10 @@ impl Leader {
         followers.iter().filter(|follower| !follower.has_ended()).map(|follower| follower.status(now)).collect()
     }
 
-    /// The last evictions, oldest first; [`EVICTIONS_KEPT`] at most.
+    /// The last evictions, oldest first; [`EVICTIONS_KEPT`] at most. For a further one, the oldest goes of the follower that has most.
     #[must_use]
     pub fn evictions(&self) -> Vec<Eviction> {
-        self.core.history.0.lock().iter().cloned().collect()
+        self.core.history.all()
     }
 
     /// Waits until every follower that keeps up has acknowledged all but `window.bytes`; for hosts that would rather wait
@@ -750,33 +752,6 @@ const RECORD_MAX: Duration = Duration::from_secs(2);
 
 /// How long a shutdown waits until followers are told of it.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
-
-/// How many evictions [`Leader::evictions`] remembers.
-pub const EVICTIONS_KEPT: usize = 256;
-
-#[derive(Default)]
-struct History(Mutex<VecDeque<Eviction>>);
-
-impl History {
-    fn push(&self, eviction: Eviction) {
-        let mut history = self.0.lock();
-        if history.len() == EVICTIONS_KEPT {
-            history.pop_front();
-        }
-        history.push_back(eviction);
-    }
-
-    /// How long ago the follower was evicted for being slow, each time that is remembered.
-    fn slow_evictions(&self, id: NodeId) -> Vec<Duration> {
-        let history = self.0.lock();
-        let slow = history.iter().filter(|eviction| eviction.id == id && admission::is_for_slowness(&eviction.reason));
-        slow.map(|eviction| eviction.at.elapsed().unwrap_or_default()).collect()
-    }
-
-    fn last_of(&self, id: NodeId) -> Option<Eviction> {
-        self.0.lock().iter().rev().find(|eviction| eviction.id == id).cloned()
-    }
-}
 
 fn globs(patterns: &[String]) -> Result<GlobSet, Error> {
     let failed = |error: globset::Error| Error::Setting { name: "exclude", reason: error.to_string() };
