@@ -403,12 +403,18 @@ impl Leader {
     }
 
     /// Like [`append`](Self::append), for `length` bytes that the caller does not hold: all are read from the file, when each
-    /// follower gets there.
+    /// follower gets there. Looks whether the file is as long.
     ///
     /// # Errors
     ///
-    /// As of [`append`](Self::append).
+    /// As of [`append`](Self::append); and [`AppendError::Io`] if the file is not there, or shorter than that.
     pub fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
+        let failed = |source| AppendError::Io { doing: "append from", path: path.clone(), source };
+        let on_disk = fs::symlink_metadata(path.below(self.core.dir.path())).map_err(failed)?.len();
+        if offset.checked_add(length).is_none_or(|end| end > on_disk) {
+            let short = format!("{length} bytes at {offset} were announced, but the file ends at {on_disk}");
+            return Err(failed(io::Error::new(io::ErrorKind::UnexpectedEof, short)));
+        }
         self.announce_append(path, offset, Content::OnDisk(length))
     }
 
