@@ -307,3 +307,32 @@ fn followers_of_both_protocols_are_exact_whatever_is_done_to_files() {
     assert!(leader.leader.evictions().is_empty(), "{:?}", leader.leader.evictions());
     leader.shut_down();
 }
+
+#[test]
+fn a_file_that_begins_empty_is_there_at_once_and_may_be_renamed() {
+    let leader = TestLeader::with(patient);
+    let (extended, v1) = (leader.follower(), TestFollower::v1(leader.address));
+    leader.wait_in_sync(2);
+    // Not by way of a handle, which announces what it finds.
+    let begin_empty = |name: &str| {
+        fs::write(leader.dir.path().join(name), b"").unwrap();
+        leader.leader.append(&path(name), 0, b"").unwrap();
+    };
+    for name in ["stays", "moved", "grows"] {
+        begin_empty(name);
+    }
+    fs::write(leader.dir.path().join("by reference"), b"").unwrap();
+    leader.leader.append_from_file(&path("by reference"), 0, 0).unwrap();
+    leader.wait_in_sync(2);
+    assert_exact(leader.dir.path(), extended.dir.path());
+    leader.rename("moved", "there");
+    leader.append("grows", b"grown");
+    leader.leader.append(&path("stays"), 0, b"").unwrap();
+    leader.wait_in_sync(2);
+    assert_exact(leader.dir.path(), extended.dir.path());
+    assert_same(leader.dir.path(), v1.dir.path());
+    for follower in [&extended, &v1] {
+        assert_eq!(follower.follower.status().connections, 1);
+    }
+    leader.shut_down();
+}

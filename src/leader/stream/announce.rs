@@ -50,6 +50,10 @@ impl Stream {
         if version.len > 0 {
             return Err(AppendError::Offset { path: path.clone(), offset: 0, length: version.len });
         }
+        if bytes.len() == 0 && !version.exists() {
+            ordered.put(path, bytes, file);
+            return Ok(self.finish(ordered));
+        }
         if !version.exists() {
             ordered.index.put(path, 0, file);
         }
