@@ -313,6 +313,34 @@ fn what_somebody_else_recorded_is_replaced_by_what_is_so() {
 }
 
 #[test]
+fn what_is_announced_last_of_all_takes_out_of_the_set_who_was_gone_by_then() {
+    let scene = elected(&[], |_| ());
+    let follower = scene.leader.follower();
+    let id = follower.id();
+    scene.wait_recorded(&[id]);
+    drop(follower.stop());
+    wait_until("it is gone", || scene.leader.leader.followers().is_empty());
+    assert_eq!(scene.leader.leader.in_sync().followers, [id]);
+    // Its program's last words, on its way out.
+    scene.leader.append("log", b"the last record");
+    let report = scene.leader.leader.shutdown(PATIENCE);
+    assert_eq!((report.drained.len(), report.undrained.len()), (0, 0), "{report:?}");
+    assert_eq!(scene.recorded(), [scene.leader.leader.id()]);
+}
+
+#[test]
+fn who_left_with_everything_may_still_take_over_after_a_clean_end() {
+    let scene = elected(&[], |_| ());
+    let follower = scene.leader.follower();
+    scene.wait_recorded(&[follower.id()]);
+    let id = follower.id();
+    drop(follower.stop());
+    wait_until("it is gone", || scene.leader.leader.followers().is_empty());
+    scene.leader.leader.shutdown(PATIENCE);
+    scene.wait_recorded(&[id]);
+}
+
+#[test]
 fn a_commit_waits_for_whoever_may_be_recorded_and_a_joiner_until_it_is_not() {
     let scene = elected(&[], |_| ());
     let mut fake = scene.leader.fake().join();

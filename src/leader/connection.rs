@@ -98,7 +98,7 @@ pub(super) fn serve(core: &Arc<Core>, socket: TcpStream, address: SocketAddr, un
         Some(End::Disconnected(why)) => log::info!("follower {id} at {address} disconnected: {why}"),
         None => {}
     }
-    core.commits.left(&follower, core.stream.position());
+    core.commits.left(&follower, core.stream.end());
     core.unregister(&follower);
     core.progress.changed();
 }

@@ -134,6 +134,8 @@ struct Core {
     strangers: Strangers,
     /// Nothing is announced any more.
     ended: Stop,
+    /// A shutdown has come to its end.
+    shut_down: AtomicBool,
 }
 
 /// A bounded window of unacknowledged bytes; see [`Leader::wait_for_window`].
@@ -277,6 +279,7 @@ impl Leader {
             failure: OnceLock::new(),
             strangers: Strangers::default(),
             ended: Stop::new(),
+            shut_down: AtomicBool::new(false),
         });
         core.close_if_a_thread_fails();
         let leader = Self { core };
@@ -599,19 +602,24 @@ impl Leader {
         });
         core.commits.close();
         let report = core.evict_all(end, durability);
-        core.commits.settle(Instant::now() + RECORD_MAX);
+        if !core.commits.settle(core.stream.end(), Instant::now() + RECORD_MAX) && !core.is_shut_down() {
+            log::warn!("who was in sync at the end could not be recorded within {RECORD_MAX:?}");
+        }
         core.commits.stop();
         core.stream.stop();
         core.ended.set();
         let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
+        core.shut_down.store(true, Ordering::SeqCst);
         ShutdownReport { threads_left, ..report }
     }
 }
 
 impl Drop for Leader {
-    /// Shuts down without draining.
+    /// Shuts down without draining, unless that was done.
     fn drop(&mut self) {
-        self.shutdown(Duration::ZERO);
+        if !self.core.is_shut_down() {
+            self.shutdown(Duration::ZERO);
+        }
     }
 }
 
@@ -744,9 +752,21 @@ impl Core {
         for follower in followers {
             follower.evict_at(EvictionReason::Shutdown, end);
             follower.hang_up();
+            // Its own thread may come to say so too late for the record.
+            self.commits.left(&follower, self.stream.end());
         }
         report
     }
+
+    fn is_shut_down(&self) -> bool {
+        self.shut_down.load(Ordering::SeqCst)
+    }
+}
+
+/// How these bytes, which are on disk, get to followers.
+fn content_of(bytes: &[u8]) -> Content<'_> {
+    let length = bytes.len() as u64;
+    if length > INLINE_BYTES_MAX { Content::OnDisk(length) } else { Content::Bytes(bytes) }
 }
 
 fn id_of(meta: &Metadata) -> FileId {

@@ -163,7 +163,8 @@ struct Ordered {
     sealed_bytes: u64,
     /// Queues there are. While there is none, actions are only counted.
     queues: usize,
-    closed: bool,
+    /// Nothing is announced by a host any more: the position after the last that changed a file.
+    closed: Option<u64>,
     /// The last that is announced asks to make everything durable.
     durable_at_end: bool,
     sleep: Sleep,
@@ -227,7 +228,7 @@ impl Stream {
                 sealed: Vec::new(),
                 sealed_bytes: 0,
                 queues: 0,
-                closed: false,
+                closed: None,
                 durable_at_end: false,
                 sleep: Sleep::Awake,
             }),

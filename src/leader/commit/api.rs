@@ -53,6 +53,6 @@ impl Leader {
     /// Which followers are in sync. Never waits for anybody.
     #[must_use]
     pub fn in_sync(&self) -> InSyncStatus {
-        self.core.commits.status(self.position())
+        self.core.commits.status(self.core.stream.end())
     }
 }

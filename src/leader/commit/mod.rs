@@ -437,10 +437,15 @@ impl Commits {
         drop(settled);
     }
 
-    /// Waits until what is in sync is recorded as it is, up to `deadline`.
-    pub(super) fn settle(&self, deadline: Instant) -> bool {
+    /// Waits until it is recorded who is in sync now that the stream has come to its `end`, up to `deadline`. `false`: it is not.
+    pub(super) fn settle(&self, end: StreamPosition, deadline: Instant) -> bool {
         let mut state = self.state.lock();
+        state.rule.appended(end.0);
+        self.to_record.notify_one();
         while state.recording && !state.rule.is_settled() && self.leadership.is_held() {
+            if state.ended {
+                return false;
+            }
             if self.recorded.wait_until(&mut state, deadline).timed_out() {
                 return false;
             }

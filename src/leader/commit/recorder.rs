@@ -130,7 +130,7 @@ impl Commits {
             if state.rule.lingers() {
                 // Somebody is gone who has all there was: is there more?
                 self.to_record.wait_for(&mut state, LOOK_EVERY);
-                let end = parking_lot::MutexGuard::unlocked(&mut state, || stream.position());
+                let end = parking_lot::MutexGuard::unlocked(&mut state, || stream.end());
                 state.rule.appended(end.0);
             } else if state.recording {
                 self.to_record.wait_until(&mut state, check_at);

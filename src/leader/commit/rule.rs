@@ -169,10 +169,10 @@ impl Rule {
         self.committed.durable > 0
     }
 
-    /// Its connection has ended. `end` is the stream's.
+    /// Its connection has ended, or the stream has. `end` is the stream's. To say it twice does no harm.
     pub(super) fn left(&mut self, id: NodeId, ticket: Ticket, end: u64) {
         let Some(member) = self.member(id, ticket) else { return };
-        let has_all = member.stage == Stage::In && member.has.written >= end;
+        let has_all = member.stage.is_in_sync() && member.has.written >= end;
         member.stage = if has_all { Stage::Lingering } else { Stage::Gone };
         self.forget();
     }

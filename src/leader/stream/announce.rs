@@ -106,6 +106,7 @@ impl Stream {
             // Appended to since: all of it is there then (I2).
             _ => ordered.put_doubted(path, now.len),
         }
+        ordered.closed = ordered.closed.map(|_| ordered.position);
         if ordered.durable_at_end {
             ordered.encode_control(Control::MakeDurable, 0, Vec::new());
         }
@@ -151,7 +152,7 @@ impl Stream {
     fn ask_for_durable<T>(&self, take: impl FnOnce(&mut Index) -> T) -> Result<(StreamPosition, T), AppendError> {
         // Not held back: it is what makes room.
         let mut ordered = self.ordered.lock();
-        if ordered.closed {
+        if ordered.closed.is_some() {
             return Err(AppendError::ShuttingDown);
         }
         ordered.encode_control(Control::MakeDurable, 0, Vec::new());
@@ -186,7 +187,7 @@ impl Stream {
     fn enter(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
         self.admit()?;
         let ordered = self.ordered.lock();
-        if ordered.closed { Err(AppendError::ShuttingDown) } else { Ok(ordered) }
+        if ordered.closed.is_some() { Err(AppendError::ShuttingDown) } else { Ok(ordered) }
     }
 
     /// Ends it, and does what it left to do.
@@ -231,12 +232,21 @@ impl Stream {
     /// the request to make everything so.
     pub(in crate::leader) fn close(&self, durable: bool) -> StreamPosition {
         let mut ordered = self.ordered.lock();
-        if durable && !ordered.closed {
-            ordered.encode_control(Control::MakeDurable, 0, Vec::new());
-            ordered.durable_at_end = true;
+        if ordered.closed.is_none() {
+            ordered.closed = Some(ordered.position);
+            if durable {
+                ordered.encode_control(Control::MakeDurable, 0, Vec::new());
+                ordered.durable_at_end = true;
+            }
         }
-        ordered.closed = true;
         StreamPosition(ordered.position)
+    }
+
+    /// The position; once a host announces nothing any more, that after the last that changed a file. Who has all up to here
+    /// lacks nothing.
+    pub(in crate::leader) fn end(&self) -> StreamPosition {
+        let ordered = self.ordered.lock();
+        StreamPosition(ordered.closed.unwrap_or(ordered.position))
     }
 
     /// All files and their lengths, read in portions.
