@@ -4,15 +4,17 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use super::Leader;
+use super::{Leader, content_of};
 use crate::datadir::private;
 use crate::error::AppendError;
+use crate::index::Version;
 use crate::types::{RelPath, StreamPosition};
 
 /// Locks by name, for what must not overlap on one file: reading its new content and announcing it, or writing to it and
-/// announcing that. Taken before all locks of the stream; joining followers never take one.
+/// announcing that; and for another name or a smaller length, which must not come between those two. Taken before all locks of
+/// the stream; joining followers never take one.
 pub(super) struct FileLocks([Mutex<()>; 64]);
 
 impl Default for FileLocks {
@@ -23,17 +25,28 @@ impl Default for FileLocks {
 
 impl FileLocks {
     pub(super) fn of(&self, path: &RelPath) -> &Mutex<()> {
+        &self.0[self.at(path)]
+    }
+
+    /// Locks both; in one order, whoever locks which.
+    pub(super) fn both(&self, one: &RelPath, other: &RelPath) -> (MutexGuard<'_, ()>, Option<MutexGuard<'_, ()>>) {
+        let (one, other) = (self.at(one), self.at(other));
+        let first = self.0[one.min(other)].lock();
+        (first, (one != other).then(|| self.0[one.max(other)].lock()))
+    }
+
+    fn at(&self, path: &RelPath) -> usize {
         use std::hash::BuildHasher;
         let hash = foldhash::fast::FixedState::default().hash_one(path);
-        let at = usize::try_from(hash % self.0.len() as u64).expect("less than the number of locks");
-        &self.0[at]
+        usize::try_from(hash % self.0.len() as u64).expect("less than the number of locks")
     }
 }
 
 /// Appends to a local file and replicates what it writes; see [`Leader::file`].
 ///
 /// Any number of them may be open on one file, in any number of threads: each write is appended whole. Bytes go where the
-/// announced length says, so what a failed write may have left behind is overwritten by the next.
+/// announced length says, so what a failed write may have left behind is overwritten by the next. While a file is written by these,
+/// nobody announces appends to it otherwise.
 pub struct ReplicatedFile<'a> {
     leader: &'a Leader,
     path: RelPath,
@@ -102,20 +115,30 @@ impl ReplicatedFile<'_> {
         if announced.generation != self.generation {
             return Err(failed(io::Error::other("it was replaced or deleted since it was opened: open it again")));
         }
+        // Before anything is written: what is on disk is announced, whether a follower keeps up by then or not.
+        core.stream.admit()?;
         if let Err(error) = self.file.write_all_at(bytes, announced.len) {
-            // A leader that starts here later takes the file as long as it is.
-            let _ = self.file.set_len(announced.len);
+            self.cut_off(announced);
             return Err(failed(error));
         }
-        match self.leader.append(&self.path, announced.len, bytes) {
+        match core.stream.append_to(&self.path, announced, content_of(bytes)) {
             Ok(position) => {
                 self.position = position;
                 Ok(position)
             }
             Err(error) => {
-                let _ = self.file.set_len(announced.len);
+                self.cut_off(announced);
                 Err(error)
             }
+        }
+    }
+
+    /// Takes what was written behind the announced end off the file again: a leader that starts here later would take it for
+    /// content. Not if more of the file was announced since, which may be what would be cut off.
+    fn cut_off(&self, announced: Version) {
+        if self.leader.core.stream.version(&self.path) == announced {
+            // The next write goes over it.
+            let _ = self.file.set_len(announced.len);
         }
     }
 }

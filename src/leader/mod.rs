@@ -400,9 +400,7 @@ impl Leader {
     /// If `offset` is not the file's announced length, which means that appends were announced out of order; if the name is
     /// never replicated; if the leader is shut down. Nothing was announced then.
     pub fn append(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
-        let length = bytes.len() as u64;
-        let content = if length > INLINE_BYTES_MAX { Content::OnDisk(length) } else { Content::Bytes(bytes) };
-        self.announce_append(path, offset, content)
+        self.announce_append(path, offset, content_of(bytes))
     }
 
     /// Like [`append`](Self::append), for `length` bytes that the caller does not hold: all are read from the file, when each
@@ -480,6 +478,7 @@ impl Leader {
         if !self.replicates(to) {
             return self.delete(from);
         }
+        let _one_at_a_time = self.core.file_locks.both(from, to);
         match self.core.stream.rename(from, to, self.core.file_at(to))? {
             Some(position) => Ok(position),
             None => {
@@ -496,6 +495,7 @@ impl Leader {
     ///
     /// If `len` is beyond the announced length, or the leader is shut down.
     pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        let _one_at_a_time = self.core.file_locks.of(path).lock();
         self.core.stream.truncate(path, len)
     }
 

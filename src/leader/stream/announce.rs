@@ -38,6 +38,29 @@ impl Stream {
         Ok(Some(self.finish(ordered)))
     }
 
+    /// Announces bytes at the end of a file as it was `announced`. Never held back: see [`admit`](Self::admit), which was to be
+    /// called before they were written.
+    pub(in crate::leader) fn append_to(
+        &self,
+        path: &RelPath,
+        announced: Version,
+        bytes: Content<'_>,
+    ) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.ordered.lock();
+        if ordered.closed.is_some() {
+            return Err(AppendError::ShuttingDown);
+        }
+        let slot = ordered.index.slot(path.as_str());
+        match slot.map(|slot| (slot, ordered.index.version_at(slot))) {
+            Some((slot, now)) if now == announced => ordered.append(path, slot, bytes),
+            now => {
+                let (offset, length) = (announced.len, now.map_or(0, |(_, now)| now.len));
+                return Err(AppendError::Offset { path: path.clone(), offset, length });
+            }
+        }
+        Ok(self.finish(ordered))
+    }
+
     /// Announces that `path`, so far unknown, begins with `bytes`. `file` is which one it is on disk, if that is known.
     pub(in crate::leader) fn create(
         &self,

@@ -75,7 +75,7 @@ impl Pressure {
 
 impl Stream {
     /// Holds an announcement back while that is called for.
-    pub(super) fn admit(&self) -> Result<(), AppendError> {
+    pub(in crate::leader) fn admit(&self) -> Result<(), AppendError> {
         if !self.pressure.is_on() {
             return Ok(());
         }
