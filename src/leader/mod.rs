@@ -482,8 +482,8 @@ impl Leader {
         match self.core.stream.rename(from, to, self.core.file_at(to))? {
             Some(position) => Ok(position),
             None => {
-                self.delete(from)?;
-                self.replace(to)
+                self.core.stream.delete(from)?;
+                self.core.announce_locked(to)
             }
         }
     }
@@ -692,7 +692,7 @@ impl Core {
             followers.push(follower.clone());
             replaced
         };
-        self.commits.joins(follower);
+        // Before this one joins: see there.
         for other in replaced {
             if !other.has_ended() {
                 self.clashes.replaced(other.id, Instant::now());
@@ -701,6 +701,7 @@ impl Core {
             self.stream.detach(&other);
             self.commits.ending();
         }
+        self.commits.joins(follower);
         let (id, address) = (follower.id, follower.address);
         match self.history.last_of(id) {
             Some(last) => {

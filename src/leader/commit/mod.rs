@@ -159,8 +159,14 @@ impl Commits {
     // ---- followers ----
 
     /// A follower begins its way to the stream, or begins it anew: it is not in sync from here on.
+    ///
+    /// Of a connection that has ended this says nothing any more. One that another takes the place of is ended before that other
+    /// joins, so it never takes the place of its successor here.
     pub(super) fn joins(&self, follower: &FollowerHandle) {
         let mut state = self.state.lock();
+        if follower.has_ended() {
+            return;
+        }
         state.last_ticket += 1;
         let ticket = state.last_ticket;
         let says_durable = follower.extension || self.v1_acks == Durability::Durable;
