@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Commits, Set};
-use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
+use crate::coordinator::{CoordinatorError, IN_SYNC_IDS_MAX, InSyncSet, Leadership};
 use crate::leader::stream::Stream;
 use crate::types::NodeId;
 
@@ -60,10 +60,8 @@ impl Commits {
                 }
             };
             report.in_sync(&set);
-            let Ok(to_record) = InSyncSet::new(set.iter().copied()) else {
-                log::error!("more followers are in sync than can be recorded: {}", set.len());
-                return;
-            };
+            // The rule keeps to what can be recorded.
+            let Ok(to_record) = InSyncSet::new(set.iter().copied()) else { return };
             let written = self.leadership.record_in_sync(&to_record);
             let failed = match &written {
                 Ok(()) => {
@@ -201,6 +199,9 @@ impl Report {
 
     fn in_sync(&mut self, set: &Set) {
         let followers = set.len() - 1;
+        if set.len() == IN_SYNC_IDS_MAX {
+            log::warn!("{followers} followers are in sync, and no more can be: others stay out until one of them goes");
+        }
         let ids = set.iter().map(NodeId::to_string).collect::<Vec<_>>().join(",");
         log::info!("in sync, the leader included: {ids}");
         let min = self.min_in_sync;

@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::level::{CommitLevel, Quorum, Refusal};
 use crate::config::Durability;
+use crate::coordinator::IN_SYNC_IDS_MAX;
 use crate::types::NodeId;
 
 /// Up to where a follower has the stream, as positions. What it was sent in vain is not counted, nor anything after it until
@@ -152,9 +153,11 @@ impl Rule {
     /// counted.
     pub(super) fn has(&mut self, id: NodeId, ticket: Ticket, has: Has) -> bool {
         let committed = self.committed;
+        let is_joining = self.member(id, ticket).is_some_and(|member| member.stage == Stage::Joining);
+        let may_begin = is_joining && !self.is_full();
         let Some(member) = self.member(id, ticket) else { return false };
         member.has = has;
-        let begins = member.stage == Stage::Joining && (member.says_durable || committed.durable == 0);
+        let begins = may_begin && (member.says_durable || committed.durable == 0);
         if begins {
             member.stage = Stage::Counted;
         }
@@ -162,6 +165,12 @@ impl Rule {
             member.stage = Stage::In;
         }
         begins
+    }
+
+    /// Whether as many are in sync, or about to be, as can be recorded: who comes after them has to wait until one goes.
+    pub(super) fn is_full(&self) -> bool {
+        // The leader is recorded, too.
+        self.members.values().filter(|member| member.stage.counts()).count() + 1 >= IN_SYNC_IDS_MAX
     }
 
     /// Whether anything was called durable on all so far: who becomes in sync has to have made it so.

@@ -315,8 +315,25 @@ fn who_left_with_everything_stays_until_there_is_more() {
     assert_eq!(rule.in_sync().collect::<Vec<_>>(), [id(1)]);
     rule.appended(10);
     assert!(rule.lingers());
+    rule.left(id(1), 1, 10);
+    assert!(rule.lingers());
     rule.appended(11);
     assert_eq!(rule.in_sync().count(), 0);
+}
+
+#[test]
+fn no_more_are_in_sync_than_can_be_recorded_and_who_waits_gets_in_when_one_goes() {
+    let most = i32::try_from(IN_SYNC_IDS_MAX).unwrap() - 1;
+    let followers: Vec<_> = (0..most + 3).map(|at| (LEADER + 1 + at, 10)).collect();
+    let mut rule = rule(0, &followers);
+    assert_eq!(rule.next_set().unwrap().len(), IN_SYNC_IDS_MAX);
+    rule.recorded_now();
+    let (first, last) = (id(followers[0].0), id(followers[followers.len() - 1].0));
+    assert!(!rule.counted().contains(&last), "commits do not wait for it");
+    rule.left(first, 1, 11);
+    rule.has(last, 1, all(11));
+    let next = rule.next_set().unwrap();
+    assert!(next.len() == IN_SYNC_IDS_MAX && next.contains(&last) && !next.contains(&first));
 }
 
 #[test]
