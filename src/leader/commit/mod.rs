@@ -1,9 +1,9 @@
 //! Commits: waiting until followers have something, and who of them is in sync.
 //!
-//! What is committed and who is in sync is for [`rule`] to say. Around it are here: the callers that wait, and two
+//! What is committed and who is in sync is for [`rule`] to say. Around it are here: the callers that wait, and three
 //! threads. `in-sync` writes the set to the coordinator (`recorder.rs`); `sync` makes the leader's own files durable and asks
-//! followers to do the same (`syncer.rs`): one request and one flush for all the commits that came meanwhile. A third,
-//! `commits`, runs callbacks and ends what has waited long enough; callers that block see to their own deadline.
+//! followers to do the same (`syncer.rs`): one request and one flush for all the commits that came meanwhile; `commits` runs
+//! callbacks and ends what has waited long enough (`callbacks.rs`), while callers that block see to their own deadline.
 //!
 //! Ack threads bring what followers have; whoever brings what completes a commit wakes its caller. Nothing of this is on an
 //! append's path: an append does not know of commits.
@@ -20,6 +20,7 @@
 //! [`Commits::settle`] gives the recorder time to record who had everything at the end.
 
 mod api;
+mod callbacks;
 mod level;
 mod recorder;
 mod rule;
@@ -65,7 +66,7 @@ struct State {
     last_ticket: Ticket,
     waiting: BTreeMap<CommitLevel, BTreeMap<(u64, u64), Waiter>>,
     last_waiter: u64,
-    /// When those end that have nobody to see to it.
+    /// When those of them end that have nobody to see to it.
     deadlines: BTreeMap<(Instant, u64), (CommitLevel, u64)>,
     calls: Vec<(Callback, CommitOutcome)>,
     /// All followers that count were asked to make durable all up to here ...
@@ -89,7 +90,8 @@ type Callback = Box<dyn FnOnce(CommitOutcome) + Send>;
 
 enum Waiter {
     Thread(Sender<CommitOutcome>),
-    Callback(Callback),
+    /// With its deadline, if it has one.
+    Callback(Callback, Option<Instant>),
 }
 
 /// What a caller wants committed.
@@ -100,9 +102,6 @@ pub(super) struct Wanted {
     /// The stream's end.
     pub(super) end: StreamPosition,
 }
-
-/// How often it is looked at, at least, whether the election is still held.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Outcomes on their way to who waits for them.
 #[must_use]
@@ -262,7 +261,7 @@ impl Commits {
     /// Blocks until it is known what comes of it, up to `timeout`.
     pub(super) fn wait(&self, wanted: Wanted, timeout: Duration) -> CommitOutcome {
         let (sender, outcome) = crossbeam_channel::bounded(1);
-        let at = match self.begin(wanted, Waiter::Thread(sender), None) {
+        let at = match self.begin(wanted, Waiter::Thread(sender)) {
             Ok(at) => at,
             Err((_, outcome)) => return outcome,
         };
@@ -275,28 +274,8 @@ impl Commits {
         settled.unwrap_or(CommitOutcome::Unknown(Unknown::Deadline))
     }
 
-    /// Calls `done` with what comes of it, after `timeout` at the latest, on the thread of callbacks.
-    pub(super) fn call(&self, wanted: Wanted, timeout: Duration, done: Callback) {
-        let deadline = Instant::now().checked_add(timeout);
-        if let Err((Waiter::Callback(done), outcome)) = self.begin(wanted, Waiter::Callback(done), deadline) {
-            let mut state = self.state.lock();
-            if state.ended {
-                drop(state);
-                done(outcome);
-            } else {
-                state.calls.push((done, outcome));
-                self.to_call.notify_one();
-            }
-        }
-    }
-
     /// Registers who waits, unless the outcome is clear at once.
-    fn begin(
-        &self,
-        wanted: Wanted,
-        waiter: Waiter,
-        deadline: Option<Instant>,
-    ) -> Result<(u64, u64), (Waiter, CommitOutcome)> {
+    fn begin(&self, wanted: Wanted, waiter: Waiter) -> Result<(u64, u64), (Waiter, CommitOutcome)> {
         let Wanted { position, level, end } = wanted;
         let mut state = self.state.lock();
         state.end = state.end.max(end.0);
@@ -311,11 +290,11 @@ impl Commits {
         state.last_waiter += 1;
         let number = state.last_waiter;
         let at = (position.0, number);
-        state.waiting.entry(level).or_default().insert(at, waiter);
-        if let Some(deadline) = deadline {
-            state.deadlines.insert((deadline, number), (level, position.0));
+        if let Waiter::Callback(_, Some(deadline)) = &waiter {
+            state.deadlines.insert((*deadline, number), (level, position.0));
             self.to_call.notify_one();
         }
+        state.waiting.entry(level).or_default().insert(at, waiter);
         state.sync_wanted |= level.durability == Durability::Durable && position.0 > state.requested;
         // A member that is not here holds it up until a set without it is recorded.
         state.recording |= level.quorum == Quorum::All;
@@ -387,42 +366,11 @@ impl Commits {
             if state.waiting.get(&level).is_some_and(BTreeMap::is_empty) {
                 state.waiting.remove(&level);
             }
-            for (_, waiter, outcome) in outcomes {
-                state.settle(waiter, outcome, &mut settled);
+            for (at, waiter, outcome) in outcomes {
+                state.settle(at.1, waiter, outcome, &mut settled);
             }
         }
         settled
-    }
-
-    // ---- the thread of callbacks ----
-
-    /// Its life: ends with [`stop`](Self::stop), once all callbacks were called.
-    pub(super) fn run_callbacks(&self) {
-        let mut state = self.state.lock();
-        loop {
-            let now = Instant::now();
-            while let Some(entry) = state.deadlines.first_entry().filter(|entry| entry.key().0 <= now) {
-                let ((_, number), (level, position)) = entry.remove_entry();
-                if let Some(Waiter::Callback(done)) = state.take(level, (position, number)) {
-                    state.calls.push((done, CommitOutcome::Unknown(Unknown::Deadline)));
-                }
-            }
-            let calls = std::mem::take(&mut state.calls);
-            if !calls.is_empty() {
-                MutexGuard::unlocked(&mut state, || calls.into_iter().for_each(|(done, outcome)| done(outcome)));
-                continue;
-            }
-            if state.ended {
-                return;
-            }
-            let deadline = state.deadlines.first_key_value().map(|((deadline, _), _)| *deadline);
-            let look = now + LOOK_EVERY;
-            self.to_call.wait_until(&mut state, deadline.map_or(look, |deadline| deadline.min(look)));
-            if !self.leadership.is_held() {
-                self.changed(state);
-                state = self.state.lock();
-            }
-        }
     }
 
     // ---- the end ----
@@ -434,8 +382,8 @@ impl Commits {
         state.closed = true;
         let mut settled = Settled(Vec::new());
         for (_, waiters) in std::mem::take(&mut state.waiting) {
-            for (_, waiter) in waiters {
-                state.settle(waiter, CommitOutcome::ShutDown, &mut settled);
+            for (at, waiter) in waiters {
+                state.settle(at.1, waiter, CommitOutcome::ShutDown, &mut settled);
             }
         }
         self.to_call.notify_all();
@@ -492,10 +440,14 @@ impl State {
         waiter
     }
 
-    fn settle(&mut self, waiter: Waiter, outcome: CommitOutcome, settled: &mut Settled) {
+    /// Of one that was taken out of `waiting`.
+    fn settle(&mut self, number: u64, waiter: Waiter, outcome: CommitOutcome, settled: &mut Settled) {
         match waiter {
             Waiter::Thread(caller) => settled.0.push((caller, outcome)),
-            Waiter::Callback(done) => self.calls.push((done, outcome)),
+            Waiter::Callback(done, deadline) => {
+                deadline.and_then(|deadline| self.deadlines.remove(&(deadline, number)));
+                self.calls.push((done, outcome));
+            }
         }
     }
 }

@@ -1,22 +1,36 @@
+//! Commits without a leader around them.
+
 use std::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::leader::status::EvictionReason;
 use crate::types::Secret;
 
-fn commits() -> Commits {
+fn commits() -> Arc<Commits> {
     let config = LeaderConfig::new("unused", Secret::new("secret").unwrap());
-    Commits::new(&config, NodeId::random(), Arc::new(Alone), None, true)
+    Arc::new(Commits::new(&config, NodeId::new(9).unwrap(), Arc::new(Alone), None, true))
 }
 
-/// One that has all of the stream up to `position`, and has not told so.
-fn follower(commits: &Commits, position: StreamPosition) -> FollowerHandle {
+/// One that knows the extension, and has all of the stream up to `position`, where it attached.
+fn attached(position: StreamPosition) -> FollowerHandle {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let follower = FollowerHandle::new(NodeId::random(), address, TcpStream::connect(address).unwrap(), None);
-    commits.joins(&follower);
+    let follower = FollowerHandle::new(NodeId::new(1).unwrap(), address, TcpStream::connect(address).unwrap(), None);
     follower.attached_at(position);
     follower.sending(0, Some(position), Instant::now());
     follower
+}
+
+/// The same, and has not told so.
+fn follower(commits: &Commits, position: StreamPosition) -> FollowerHandle {
+    let follower = attached(position);
+    commits.joins(&follower);
+    follower
+}
+
+fn wanted(position: u64) -> Wanted {
+    let position = StreamPosition(position);
+    Wanted { position, level: CommitLevel::ALL_DURABLE, end: position }
 }
 
 #[test]
@@ -48,4 +62,63 @@ fn who_begins_to_count_while_others_are_asked_for_durability_is_asked_after_them
     let wanted = Wanted { position: StreamPosition(80), level: CommitLevel::ALL_DURABLE, end: StreamPosition(100) };
     assert_eq!(commits.wait(wanted, Duration::ZERO), CommitOutcome::Unknown(Unknown::Deadline));
     assert!(commits.state.lock().sync_wanted, "nobody would ask it");
+}
+
+#[test]
+fn a_connection_that_was_replaced_does_not_take_the_place_of_its_successor() {
+    let (commits, old, new) = (commits(), attached(StreamPosition(0)), attached(StreamPosition(0)));
+    commits.joins(&old);
+    old.evict_at(EvictionReason::Replaced, StreamPosition(0));
+    commits.joins(&new);
+    // It was demoted, or so its thread thinks.
+    commits.joins(&old);
+    commits.passed(&new);
+    assert_eq!(commits.status(StreamPosition(0)).followers, [new.id]);
+    commits.left(&old, StreamPosition(5));
+    assert_eq!(commits.status(StreamPosition(0)).followers, [new.id]);
+}
+
+#[test]
+fn nothing_is_held_of_a_commit_that_was_called() {
+    let commits = commits();
+    let (sender, outcomes) = crossbeam_channel::unbounded();
+    for position in 1..=100 {
+        let sender = sender.clone();
+        let hours = Duration::from_secs(3600);
+        commits.call(wanted(position), hours, Box::new(move |outcome| sender.send(outcome.is_committed()).unwrap()));
+    }
+    assert_eq!(commits.state.lock().deadlines.len(), 100);
+    {
+        let mut state = commits.state.lock();
+        state.rule.local_durable(60);
+        commits.changed(state);
+    }
+    assert_eq!(commits.state.lock().deadlines.len(), 40);
+    commits.stop();
+    commits.run_callbacks();
+    assert!(commits.state.lock().deadlines.is_empty() && commits.state.lock().waiting.is_empty());
+    assert_eq!((outcomes.len(), outcomes.try_iter().filter(|committed| *committed).count()), (100, 60));
+}
+
+#[test]
+fn a_callback_that_panics_takes_no_other_with_it() {
+    let commits = commits();
+    let (sender, outcomes) = crossbeam_channel::unbounded();
+    commits.call(wanted(1), Duration::MAX, Box::new(|_| panic!("on purpose")));
+    commits.call(wanted(1), Duration::MAX, Box::new(move |outcome| sender.send(outcome).unwrap()));
+    commits.stop();
+    commits.run_callbacks();
+    assert_eq!(outcomes.try_recv(), Ok(CommitOutcome::ShutDown));
+}
+
+#[test]
+fn once_nobody_records_any_more_nobody_waits_for_it() {
+    let commits = commits();
+    let follower = follower(&commits, StreamPosition(0));
+    commits.passed(&follower);
+    commits.stop();
+    let (sender, settled) = crossbeam_channel::bounded(1);
+    let late = Instant::now() + Duration::from_secs(3600);
+    std::thread::spawn(move || sender.send(commits.settle(StreamPosition(0), late)));
+    assert_eq!(settled.recv_timeout(Duration::from_secs(60)), Ok(false));
 }
