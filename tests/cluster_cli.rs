@@ -278,11 +278,94 @@ fn a_leader_records_its_set_again_whatever_somebody_else_did_to_it() {
     wait_says(&mut first, "somebody else changed the recorded in-sync set (it is 7)");
 }
 
+/// What a node said of two data sets.
+fn assert_names_both(node: &Process, ours: &str, clusters: &str) {
+    let log = node.log();
+    let line = log.lines().rev().find(|line| line.contains("this directory holds data set")).unwrap();
+    for part in [ours, clusters, &format!("--adopt={ours}"), "--found"] {
+        assert!(line.contains(part), "{part} is missing: {line}");
+    }
+}
+
+#[test]
+fn a_node_started_with_another_clusters_prefix_wipes_nothing() {
+    let etcd = Etcd::start();
+    let data_set = |prefix: &str| etcd.get(&format!("{prefix}/paceline/data_set")).remove(0).1;
+    let mut first = start_node(&etcd, "first", &["--id", "1"]);
+    wait_says(&mut first, "node 1 is leading");
+    fs::write(etcd.stage.path("first").join("a"), "one").unwrap();
+    let mut other = start_node(&etcd, "other", &["--id", "2", "--etcd-prefix", "other"]);
+    wait_says(&mut other, "node 2 is leading");
+    let precious = etcd.stage.path("other").join("b");
+    fs::write(&precious, "two").unwrap();
+    other.stop();
+
+    let mut other = start_node(&etcd, "other", &["--id", "2"]);
+    wait_says(&mut other, "neither follows nor leads");
+    let (ours, clusters) = (data_set("other"), data_set("lavinmq"));
+    assert_names_both(&other, &ours, &clusters);
+    first.stop();
+    // It does not lead either, though nobody else is there.
+    wait_says(&mut other, "there is no elected leader");
+    assert!(etcd.get("lavinmq/leader/").is_empty());
+    other.stop();
+    assert_eq!((fs::read_to_string(&precious).unwrap().as_str(), data_set("lavinmq")), ("two", clusters.clone()));
+    // Told to give up that data, it follows.
+    let mut first = start_node(&etcd, "first", &["--id", "1"]);
+    wait_until("it leads again", || first.log().matches("node 1 is leading").count() == 2 || first.has_ended());
+    let adopt = format!("--adopt={ours}");
+    let _other = start_node(&etcd, "other", &["--id", "2", &adopt]);
+    wait_same(&etcd.stage.path("first"), &etcd.stage.path("other"));
+    assert!(!precious.exists() && etcd.stage.path("first").join("a").exists());
+}
+
+#[test]
+fn a_blank_node_started_first_after_etcd_lost_its_keys_wipes_nobody_and_the_data_is_made_the_clusters_again() {
+    let etcd = Etcd::start();
+    let data_set = || etcd.get("lavinmq/paceline/data_set").remove(0).1;
+    let mut nodes = [1, 2].map(|node| {
+        let mut process = start_node(&etcd, &format!("node{node}"), &["--id", &node.to_string()]);
+        wait_says(&mut process, if node == 1 { "node 1 is leading" } else { "following the stream" });
+        process
+    });
+    fs::write(etcd.stage.path("node1").join("a"), "one").unwrap();
+    wait_same(&etcd.stage.path("node1"), &etcd.stage.path("node2"));
+    let original = data_set();
+    nodes.iter_mut().rev().for_each(Process::stop);
+    for (key, _) in etcd.get("lavinmq/") {
+        etcd.delete(&key);
+    }
+
+    let mut blank = start_node(&etcd, "blank", &["--id", "3"]);
+    wait_says(&mut blank, "node 3 is leading");
+    let mut first = start_node(&etcd, "node1", &["--id", "1"]);
+    wait_says(&mut first, "neither follows nor leads");
+    assert_names_both(&first, &original, &data_set());
+    assert_eq!(fs::read_to_string(etcd.stage.path("node1").join("a")).unwrap(), "one");
+    first.stop();
+    blank.stop();
+
+    let mut first = start_node(&etcd, "node1", &["--id", "1", "--found"]);
+    wait_says(&mut first, "from now on (--found)");
+    wait_until("it leads", || first.log().matches("node 1 is leading").count() == 2);
+    assert_eq!(data_set(), original);
+    // A copy of it needs no flag.
+    let _second = start_node(&etcd, "node2", &["--id", "2"]);
+    wait_until("both are in sync", || etcd.get("lavinmq/isr").first().is_some_and(|(_, set)| set == "1,2"));
+    assert_eq!(fs::read_to_string(etcd.stage.path("node2").join("a")).unwrap(), "one");
+}
+
 #[test]
 fn an_id_in_use_is_said_and_the_node_goes_on_following() {
     let etcd = Etcd::start();
     let mut first = start_node(&etcd, "first", &["--id", "1"]);
     wait_says(&mut first, "node 1 is leading");
+    // A directory that was copied with all that it knows about itself.
+    let [from, to] = ["first", "second"].map(|name| etcd.stage.path(name));
+    fs::create_dir_all(to.join(".paceline")).unwrap();
+    for name in [".clustering_id", ".paceline/data-set"] {
+        fs::copy(from.join(name), to.join(name)).unwrap();
+    }
     let mut second = start_node(&etcd, "second", &["--id", "1"]);
     wait_says(&mut second, "node id 1 is in use by another node");
     wait_says(&mut second, "give each node");

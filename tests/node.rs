@@ -17,7 +17,7 @@ use paceline::coordinator::{
 };
 use paceline::follower::State;
 use paceline::node::{Host, HostError, Node, NodeConfig, NodeError, ProxyConfig, Role, Term};
-use paceline::{Error, Leader, NodeId, Secret};
+use paceline::{DataSetId, Error, Leader, NodeId, Secret};
 use support::{PATIENCE, assert_same, begin, logs, path, wait_until};
 use tempfile::TempDir;
 
@@ -394,6 +394,14 @@ impl Coordinator for Stale {
     fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError> {
         self.observed.observe_in_sync_set()
     }
+
+    fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
+        self.cluster.data_set()
+    }
+
+    fn observe_data_set(&self) -> Result<Observation<Option<DataSetId>>, CoordinatorError> {
+        self.cluster.observe_data_set()
+    }
 }
 
 #[test]
@@ -426,6 +434,27 @@ fn a_node_that_is_elected_and_cannot_read_the_set_does_not_hold_on_to_that() {
     let again = elected(&cluster, 7, "tcp://127.0.0.1:1");
     assert!(again.is_held() && node.told.is_empty());
     assert_eq!(node.node.status().role, Role::Following);
+}
+
+#[test]
+fn a_blank_directory_does_not_lead_by_the_id_that_the_lost_one_had() {
+    let cluster = MemoryCoordinator::new();
+    let data_set = DataSetId::random().unwrap();
+    cluster.set_data_set(Some(data_set));
+    cluster.set_in_sync_set(set(&[1]));
+    // Its disk is not mounted.
+    let blank = TestNode::start(cluster.clone(), 1);
+    assert_eq!(blank.node.wait_for_another_role(Role::Following, Duration::from_millis(300)), Role::Following);
+    assert!(!campaigns(&cluster, 1) && cluster.in_sync_set().unwrap() == set(&[1]));
+    blank.node.stop().unwrap();
+    // A LavinMQ's, which was in sync: it knows no data set.
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(".clustering_id"), "1").unwrap();
+    let node = TestNode::with(cluster.clone(), 1, dir, |_| ());
+    node.wait_role(Role::Leading);
+    assert_eq!(cluster.data_set().unwrap(), Some(data_set));
+    let leader = node.leader.recv_timeout(PATIENCE).unwrap().upgrade().unwrap();
+    assert_eq!(leader.data_set(), data_set);
 }
 
 #[test]

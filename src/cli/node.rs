@@ -43,6 +43,10 @@ pub(crate) struct Options {
     id: Option<NodeId>,
     #[command(flatten)]
     giving_up: GivingUp,
+    /// This directory is the truth: if etcd names another data set, the cluster is this directory's from now on. To be given once, to
+    /// one node, while no other one leads
+    #[arg(long)]
+    found: bool,
     #[command(flatten)]
     etcd: EtcdOptions,
     /// How long a leader that is dead or cut off stays leader; whole seconds [default: 10s]
@@ -94,6 +98,7 @@ impl Options {
         config.leader.id = self.id;
         self.limits.apply(&mut config.leader);
         self.giving_up.apply(&mut config.follower);
+        config.found = self.found;
         config.proxies.clone_from(&self.proxy);
         config.drain_timeout = self.limits.drain_timeout;
         config.stall_timeout = self.stall_timeout;

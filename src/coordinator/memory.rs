@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
 use crate::stop::Stop;
-use crate::types::{NodeId, Secret};
+use crate::types::{DataSetId, NodeId, Secret};
 
 /// A handle of a cluster in memory. Each clone is a handle of its own of the same cluster, as another node would have.
 #[derive(Default)]
@@ -33,6 +33,7 @@ struct Cluster {
 struct State {
     secret: Option<Secret>,
     in_sync: Option<InSyncSet>,
+    data_set: Option<DataSetId>,
     /// In the order they came; the first is elected.
     candidates: VecDeque<Arc<Candidate>>,
     last_term: u64,
@@ -95,6 +96,12 @@ impl MemoryCoordinator {
     /// Records an in-sync set, or none, without anybody's election.
     pub fn set_in_sync_set(&self, set: Option<InSyncSet>) {
         self.cluster.state.lock().in_sync = set;
+        self.cluster.changed.notify_all();
+    }
+
+    /// Records of which data set the cluster is, or of none, without anybody's election.
+    pub fn set_data_set(&self, id: Option<DataSetId>) {
+        self.cluster.state.lock().data_set = id;
         self.cluster.changed.notify_all();
     }
 
@@ -248,6 +255,14 @@ impl Coordinator for MemoryCoordinator {
     fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError> {
         self.observe("in-sync-observer", |state| state.in_sync.clone())
     }
+
+    fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
+        Ok(self.cluster.reach()?.data_set)
+    }
+
+    fn observe_data_set(&self) -> Result<Observation<Option<DataSetId>>, CoordinatorError> {
+        self.observe("data-set-observer", |state| state.data_set)
+    }
 }
 
 struct MemoryLeadership {
@@ -279,6 +294,17 @@ impl Leadership for MemoryLeadership {
             Some(WriteFault::NotRecorded) => Err(CoordinatorError::NotRecorded("a fault was set".into())),
             Some(_) => Err(CoordinatorError::Unknown("a fault was set".into())),
         }
+    }
+
+    fn record_data_set(&self, id: DataSetId, replace: bool) -> Result<DataSetId, CoordinatorError> {
+        let mut state = self.cluster.reach()?;
+        if !self.is_held() {
+            return Err(CoordinatorError::Lost);
+        }
+        let recorded = state.data_set.filter(|_| !replace).unwrap_or(id);
+        state.data_set = Some(recorded);
+        self.cluster.changed.notify_all();
+        Ok(recorded)
     }
 
     fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {

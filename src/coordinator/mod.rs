@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::types::{InvalidValue, NodeId, Secret, host_and_port, shorten};
+use crate::types::{DataSetId, InvalidValue, NodeId, Secret, host_and_port, shorten};
 
 #[cfg(feature = "etcd")]
 pub mod etcd;
@@ -65,6 +65,12 @@ pub trait Coordinator: Send + Sync + 'static {
 
     /// Watches the recorded in-sync set in the same way.
     fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError>;
+
+    /// Of which data set the cluster is, `None` if no leader said so yet. Blocks, within bounds.
+    fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError>;
+
+    /// Watches that in the same way as the others.
+    fn observe_data_set(&self) -> Result<Observation<Option<DataSetId>>, CoordinatorError>;
 }
 
 /// A won election.
@@ -79,6 +85,16 @@ pub trait Leadership: Send + Sync + 'static {
     /// [`CoordinatorError::Unknown`]: the set may have been recorded, or may be yet, until a later call succeeds.
     /// Any other error, [`CoordinatorError::NotRecorded`] above all: it surely was not.
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError>;
+
+    /// Records of which data set the cluster is, only if this election is still held when the coordinator gets to it, and only if none
+    /// is recorded, unless it is to `replace` another. Returns what is recorded then. Doing it again does no harm. Blocks, within
+    /// bounds.
+    ///
+    /// [`CoordinatorError::Lost`]: this election is over. Defaults to nothing, for a leadership without a cluster.
+    fn record_data_set(&self, id: DataSetId, replace: bool) -> Result<DataSetId, CoordinatorError> {
+        let _ = replace;
+        Ok(id)
+    }
 
     /// The recorded in-sync set as it is now, whoever recorded it; `None` if none is. Blocks, within bounds.
     ///

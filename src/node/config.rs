@@ -24,6 +24,10 @@ pub struct NodeConfig {
     pub advertise: String,
     /// Proxies for clients.
     pub proxies: Vec<ProxyConfig>,
+    /// Whether the directory is the truth if the cluster is of another data set than it: then the node leads though it is in no
+    /// recorded in-sync set, and its data set becomes the cluster's. Followers of the other one give up nothing without being told to.
+    /// Does nothing in a cluster of the directory's data set, nor with a directory that has none. Defaults to false.
+    pub found: bool,
     /// How long followers get to acknowledge everything before leadership is handed over. Defaults to 10 s.
     pub drain_timeout: Duration,
     /// How long the disk or the leader's dispatch may hang before leadership is no longer renewed. Defaults to 10 s: a busy disk
@@ -49,6 +53,7 @@ impl NodeConfig {
             listen: listen.into(),
             advertise: advertise.into(),
             proxies: Vec::new(),
+            found: false,
             drain_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(10),
         }

@@ -30,6 +30,8 @@ pub(super) struct Following {
     own: Own,
     follower: Option<Follower>,
     leader: Option<LeaderInfo>,
+    /// Whether it may be followed: it has the data of which this is a copy.
+    may_follow: bool,
     /// Its `HOST:PORT`, if it is one to be followed.
     address: Option<String>,
     /// Whether the copy has been in sync with this leader.
@@ -42,19 +44,21 @@ impl Following {
     /// Follows nobody at first. The configuration holds the directory's lock.
     pub(super) fn new(config: FollowerConfig, own: Own) -> Self {
         let remedy_at = Instant::now() + REMEDY_AFTER;
-        Self { config, own, follower: None, leader: None, address: None, synced: false, remedy_at }
+        Self { config, own, follower: None, leader: None, may_follow: false, address: None, synced: false, remedy_at }
     }
 
     /// Follows this leader from now on, or nobody.
-    pub(super) fn set_leader(&mut self, leader: Option<LeaderInfo>) -> Result<(), NodeError> {
-        if self.leader == leader {
+    pub(super) fn set_leader(&mut self, leader: Option<LeaderInfo>, may_follow: bool) -> Result<(), NodeError> {
+        if self.leader == leader && self.may_follow == may_follow {
             return Ok(());
         }
+        self.may_follow = may_follow;
         match &leader {
+            _ if self.leader == leader => {}
             Some(leader) => log::info!("the elected leader is {leader}"),
             None => log::info!("there is no elected leader"),
         }
-        self.address = leader.as_ref().filter(|leader| !self.is_own(leader)).and_then(|leader| {
+        self.address = leader.as_ref().filter(|leader| may_follow && !self.is_own(leader)).and_then(|leader| {
             leader.address().inspect_err(|error| log::error!("the elected leader cannot be followed: {error}")).ok()
         });
         (self.synced, self.remedy_at) = (false, Instant::now() + REMEDY_AFTER);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::data_set::Bar;
 use crate::coordinator::InSyncSet;
 use crate::types::NodeId;
 
@@ -26,6 +27,8 @@ pub(super) enum Obstacle<'a> {
         /// Where the coordinator keeps the set, if that has a name.
         recorded_at: Option<String>,
     },
+    /// Its directory is not of the cluster's data set.
+    Barred(Bar),
     /// Its directory is half of a full sync.
     Incomplete(&'a Path),
     /// It failed when it led, or was about to.
@@ -48,6 +51,7 @@ impl fmt::Display for Obstacle<'_> {
                      node that is to lead, such as {own}, first"
                 )
             }
+            Self::Barred(bar) => bar.fmt(f),
             Self::Incomplete(dir) => write!(
                 f,
                 "the last full sync of {} did not end, so it is no copy: start another node, one that has everything",

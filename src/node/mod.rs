@@ -25,6 +25,8 @@
 //!   is held from start to end, by the guard of a managed program too.
 //! - A node leads only while its leadership is held, by its own clock; a managed program is killed when that runs out, also when the
 //!   node is frozen or killed ([`guard`]).
+//! - Only a directory of the cluster's data set follows and leads (`data_set.rs`): one of another cluster, or a blank one, is neither
+//!   wiped nor does it wipe.
 //! - A node that was elected without being in the recorded in-sync set steps down before it has opened its directory.
 //! - What a node needs to serve it holds from its start, or tries before the recorded set is touched: the set stays as the election
 //!   found it until the directory is open, followers are accepted, and the host is active ([`Host::is_up`]). A node that fails before
@@ -34,7 +36,7 @@
 //! # Threads
 //!
 //! `node` has the role, and calls the host; `campaign` blocks in the coordinator while the node follows (`candidacy.rs`);
-//! `watchdog` is there while it leads (`health.rs`); the coordinator's two observations have one each. Followers, leaders,
+//! `watchdog` is there while it leads (`health.rs`); the coordinator's three observations have one each. Followers, leaders,
 //! proxies and programs have theirs.
 //!
 //! # Locks and the end
@@ -45,6 +47,7 @@
 
 mod candidacy;
 mod config;
+mod data_set;
 mod error;
 mod following;
 mod health;
@@ -186,7 +189,9 @@ impl Node {
         let dir = &config.leader.data_dir;
         datadir::make(dir)?;
         let lock = DirLock::take(dir)?;
-        let id = DataDir::open_unclaimed(dir, config.leader.id, Some(lock.clone()))?.id();
+        let data = DataDir::open_unclaimed(dir, config.leader.id, Some(lock.clone()))?;
+        let (id, was_a_nodes, ours) = (data.id(), data.is_claimed(), data.data_set());
+        drop(data);
         let unusable = |source| Error::Listen { who: "followers", at: config.listen.clone(), source };
         let port = Port::hold(&config.listen).map_err(unusable)?;
         let proxies = config.proxies.iter().cloned().map(Proxy::bind).collect::<Result<Vec<_>, _>>()?;
@@ -204,6 +209,7 @@ impl Node {
         let runner = Runner {
             leaders: coordinator.observe_leader()?,
             sets: coordinator.observe_in_sync_set()?,
+            data_sets: coordinator.observe_data_set()?,
             config,
             own,
             lock,
@@ -212,6 +218,10 @@ impl Node {
             proxies,
             port,
             in_sync: None,
+            clusters: None,
+            was_a_nodes,
+            ours,
+            barred: None,
             leader: None,
             observes: true,
             stopped,

@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, TryRecvError, select};
 
 use super::candidacy::Candidacy;
 use super::config::{NodeConfig, host_of};
+use super::data_set::{Bar, Standing};
 use super::following::{Following, Own};
 use super::health::Health;
 use super::host::{Host, HostError, Term};
@@ -15,11 +16,12 @@ use super::port::Port;
 use super::proxy::Proxy;
 use super::{NodeError, Role, Shared};
 use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation};
-use crate::datadir::DirLock;
+use crate::datadir::{DataDir, DirLock};
 use crate::error::Error;
 use crate::leader::Leader;
 use crate::own_folder::is_incomplete;
 use crate::thread::{DROP_JOIN_MAX, deadline};
+use crate::types::DataSetId;
 
 /// How often the follower, the host and the proxies are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,6 +32,8 @@ const STAY_OUT_MIN: Duration = Duration::from_secs(1);
 const STAY_OUT_MAX: Duration = Duration::from_secs(60);
 /// Between two attempts to open a proxy whose port is in use.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is said that the directory is of another data set.
+const SAY_BARRED: Duration = Duration::from_secs(60);
 
 /// Why the node ceases to lead.
 enum End {
@@ -50,8 +54,17 @@ pub(super) struct Runner {
     pub(super) port: Port,
     pub(super) leaders: Observation<Option<LeaderInfo>>,
     pub(super) sets: Observation<Option<InSyncSet>>,
+    pub(super) data_sets: Observation<Option<DataSetId>>,
     /// As last observed; `None`: nothing was observed yet.
     pub(super) in_sync: Option<Option<InSyncSet>>,
+    /// Of which data set the cluster is, in the same way.
+    pub(super) clusters: Option<Option<DataSetId>>,
+    /// Of which the directory is.
+    pub(super) ours: Option<DataSetId>,
+    /// Whether the directory had a node's id when this one started.
+    pub(super) was_a_nodes: bool,
+    /// Why the node does not take part, and when that was said.
+    pub(super) barred: Option<(Bar, Instant)>,
     pub(super) leader: Option<LeaderInfo>,
     /// Whether the threads that observe the coordinator are there.
     pub(super) observes: bool,
@@ -84,23 +97,28 @@ impl Runner {
         let mut config = self.config.follower.clone();
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
         let mut following = Following::new(config, self.own.clone());
-        following.set_leader(self.leader.clone())?;
         let mut candidacy = Candidacy::new(self.coordinator.clone(), self.own.id, &self.own.uri);
         let mut leaderless = Leaderless::default();
         while !self.shared.stop.is_set() {
+            self.ours = following.status().and_then(|status| status.data_set).or(self.ours);
+            let standing = self.standing();
+            self.say_barred(standing);
+            let may_follow = standing.is_some_and(|standing| standing.bars_following().is_none());
+            following.set_leader(self.leader.clone(), may_follow)?;
             following.check()?;
             self.check_threads(None)?;
             self.shared.note(following.leader(), self.in_sync.clone().flatten(), following.status());
             self.open_proxies(following.synced_host().map(str::to_owned).as_deref(), true);
             self.stand(&mut candidacy, &mut leaderless);
             let (leaders, sets) = (self.leaders.receiver().clone(), self.sets.receiver().clone());
+            let data_sets = self.data_sets.receiver().clone();
             select! {
                 recv(leaders) -> leader => {
                     self.leader = leader.map_err(|_| NodeError::ObservationEnded)?;
                     self.close_proxies();
-                    following.set_leader(self.leader.clone())?;
                 }
                 recv(sets) -> set => self.in_sync = Some(set.map_err(|_| NodeError::ObservationEnded)?),
+                recv(data_sets) -> id => self.clusters = Some(id.map_err(|_| NodeError::ObservationEnded)?),
                 recv(candidacy.outcome()) -> outcome => if let Some(leadership) = candidacy.take(outcome.ok())? {
                     if self.may_take(&*leadership) {
                         self.close_proxies();
@@ -119,10 +137,14 @@ impl Runner {
     /// nothing yet does not know.
     fn obstacle(&self) -> Option<Obstacle<'_>> {
         let own = self.own.id;
+        let Some(standing) = self.standing() else { return Some(Obstacle::NothingObserved) };
+        if let Some(bar) = standing.bars_leading() {
+            return Some(Obstacle::Barred(bar));
+        }
         let stands_back = self.stay_out_until.saturating_duration_since(Instant::now());
         match &self.in_sync {
             None => Some(Obstacle::NothingObserved),
-            Some(Some(set)) if !set.contains(own) => {
+            Some(Some(set)) if !standing.founds() && !set.contains(own) => {
                 Some(Obstacle::NotInSet { own, set, recorded_at: self.coordinator.in_sync_set_name() })
             }
             _ if is_incomplete(self.data_dir()) => Some(Obstacle::Incomplete(self.data_dir())),
@@ -145,6 +167,29 @@ impl Runner {
         set.is_none_or(|set| set.contains(self.own.id))
     }
 
+    /// How the directory stands to the cluster; `None` before that is known.
+    fn standing(&self) -> Option<Standing> {
+        let in_sync = self.in_sync.as_ref()?;
+        Some(Standing {
+            ours: self.ours,
+            clusters: self.clusters?,
+            was_in_sync: self.was_a_nodes && in_sync.as_ref().is_some_and(|set| set.contains(self.own.id)),
+            adopt: self.config.follower.adopt,
+            found: self.config.found,
+        })
+    }
+
+    /// Says why the node does not take part, again and again while that is so.
+    fn say_barred(&mut self, standing: Option<Standing>) {
+        let bar = standing.filter(|standing| !standing.founds()).and_then(|standing| standing.bars_following());
+        let said = self.barred.filter(|(said, at)| Some(*said) == bar && at.elapsed() < SAY_BARRED);
+        self.barred = said.or_else(|| {
+            let bar = bar?;
+            log::error!("{bar}");
+            Some((bar, Instant::now()))
+        });
+    }
+
     fn data_dir(&self) -> &std::path::Path {
         &self.config.leader.data_dir
     }
@@ -152,12 +197,18 @@ impl Runner {
     /// Looks anew, after the election: what was observed before may have been overtaken. While nothing is recorded anybody may be
     /// elected, so this node is, as the first thing it does: who has less than it must not succeed it.
     fn may_take(&mut self, leadership: &dyn Leadership) -> bool {
-        let set = match self.retry(leadership, || self.coordinator.in_sync_set()) {
-            Ok(set) => set,
+        let recorded = self.retry(leadership, || Ok((self.coordinator.in_sync_set()?, self.coordinator.data_set()?)));
+        let (set, clusters) = match recorded {
+            Ok(recorded) => recorded,
             Err(error) => return self.cannot_take(&error),
         };
-        self.in_sync = Some(set.clone());
-        if !self.is_in(set.as_ref()) {
+        (self.in_sync, self.clusters) = (Some(set.clone()), Some(clusters));
+        let Some(standing) = self.standing() else { return false };
+        if let Some(bar) = standing.bars_leading() {
+            log::warn!("elected, but steps down: {bar}");
+            return false;
+        }
+        if !standing.founds() && !self.is_in(set.as_ref()) {
             let recorded = set.map_or_else(String::new, |set| set.to_string());
             log::warn!("elected, but {} is not in the recorded in-sync set ({recorded}): steps down", self.own.id);
             return false;
@@ -166,14 +217,54 @@ impl Runner {
             log::warn!("elected, but the last full sync of {} did not end: steps down", self.data_dir().display());
             return false;
         }
-        if set.is_none() {
-            let own = InSyncSet::of(self.own.id);
-            if let Err(error) = self.retry(leadership, || leadership.record_in_sync(&own)) {
-                return self.cannot_take(&error);
-            }
-            self.in_sync = Some(Some(own));
+        // Should this end in between: whoever founds a cluster anew is in its set before the others are out of it, and the first
+        // leader of all has said of which data set it is before anybody may have more than it.
+        if standing.founds() {
+            self.record_alone(leadership) && self.record_data_set(leadership, standing)
+        } else {
+            self.record_data_set(leadership, standing) && (set.is_some() || self.record_alone(leadership))
         }
+    }
+
+    fn record_alone(&mut self, leadership: &dyn Leadership) -> bool {
+        let own = InSyncSet::of(self.own.id);
+        if let Err(error) = self.retry(leadership, || leadership.record_in_sync(&own)) {
+            return self.cannot_take(&error);
+        }
+        self.in_sync = Some(Some(own));
         true
+    }
+
+    /// From here on directory and cluster are of one data set; the directory first, so that it never leads as another one.
+    fn record_data_set(&mut self, leadership: &dyn Leadership, standing: Standing) -> bool {
+        let lock = Some(self.lock.clone());
+        let kept = DataDir::open_unclaimed(self.data_dir(), Some(self.own.id), lock).and_then(|mut data| {
+            if let (None, Some(clusters)) = (standing.ours, standing.clusters) {
+                data.keep_data_set(clusters)?;
+            }
+            data.data_set_to_lead()
+        });
+        let ours = match kept {
+            Ok(ours) => ours,
+            Err(error) => {
+                log::error!("hands leadership over, cannot lead: {error}");
+                self.stand_back(Duration::ZERO);
+                return false;
+            }
+        };
+        self.ours = Some(ours);
+        let recorded = match self.retry(leadership, || leadership.record_data_set(ours, standing.founds())) {
+            Ok(recorded) => recorded,
+            Err(error) => return self.cannot_take(&error),
+        };
+        self.clusters = Some(Some(recorded));
+        if standing.founds() {
+            log::warn!(
+                "the cluster is data set {ours} from now on (--found), and no more what it was: take --found away"
+            );
+        }
+        // Somebody was quicker.
+        recorded == ours
     }
 
     /// Until it succeeds, leadership is lost, or the node is to stop; or until it fails as it would again.
@@ -307,6 +398,11 @@ impl Runner {
         }
         match self.sets.receiver().try_recv() {
             Ok(set) => self.in_sync = Some(set),
+            Err(TryRecvError::Disconnected) => self.observes = false,
+            Err(TryRecvError::Empty) => {}
+        }
+        match self.data_sets.receiver().try_recv() {
+            Ok(id) => self.clusters = Some(id),
             Err(TryRecvError::Disconnected) => self.observes = false,
             Err(TryRecvError::Empty) => {}
         }

@@ -21,10 +21,10 @@ use super::former::{Lookout, Term};
 use super::lease::{self, Lease};
 use super::watch::Watch;
 use super::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, compare, compare_value, get, put, put_leased};
-use super::{Names, in_sync_in, leader_in};
+use super::{Names, data_set_in, in_sync_in, leader_in};
 use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
 use crate::stop::Stop;
-use crate::types::NodeId;
+use crate::types::{DataSetId, NodeId};
 
 /// A node that wants to lead.
 pub(super) struct Candidate<'a> {
@@ -267,6 +267,34 @@ impl Leadership for EtcdLeadership {
             }
         }
         Err(CoordinatorError::NotRecorded(format!("somebody else keeps writing {in_sync} in etcd")))
+    }
+
+    fn record_data_set(&self, id: DataSetId, replace: bool) -> Result<DataSetId, CoordinatorError> {
+        let (key, created) = (self.lease.key(), self.lease.created());
+        let data_set = self.names.data_set();
+        let mut conditions = vec![compare(key, Revision::Create(created))];
+        if !replace {
+            conditions.push(compare(&data_set, Revision::Create(0)));
+        }
+        let request = json!({
+            "compare": conditions,
+            "success": [put(&data_set, id.to_string())],
+            "failure": [get(key), get(&data_set)],
+        });
+        let stop = Stop::new();
+        let limit = self.client.limit(&stop);
+        let answer: TxnAnswer = self.client.call("kv/txn", &request, limit).map_err(CallError::of_write)?;
+        if answer.succeeded {
+            return Ok(id);
+        }
+        if answer.found(0).is_none_or(|kv| kv.create_revision != created) {
+            self.lease.lose("its key is no longer in etcd");
+            return Err(CoordinatorError::Lost);
+        }
+        match answer.found(1) {
+            Some(kv) => data_set_in(kv),
+            None => Err(CoordinatorError::Unavailable(format!("{data_set} in etcd comes and goes"))),
+        }
     }
 
     fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {

@@ -2,7 +2,8 @@
 //!
 //! With prefix P: `P/leader/<node id in hex>` are the candidates, each with what it announces (`tcp://HOST:PORT`); `P/isr` is
 //! the recorded in-sync set, ids in base 36 joined by `,`; `P/clustering_secret` the secret. Nodes of LavinMQ and ours can be in one
-//! cluster. Below `P/paceline/` are keys of our own, which LavinMQ ignores: `term` says who leads or led last (`former.rs`).
+//! cluster. Below `P/paceline/` are keys of our own, which LavinMQ ignores: `term` says who leads or led last (`former.rs`), `data_set`
+//! of which data set the cluster is, in hexadecimal.
 //!
 //! Threads: one for each lease (`etcd-lease`), one for each candidate that waits (`etcd-lookout`) and one for each observation, ended and joined by whoever holds those. Locks:
 //! `leases` here, the token's in `client`, those of a lease; each for moments, none within another, none while etcd is asked.
@@ -36,7 +37,7 @@ use self::watch::Watch;
 use self::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, list_names, one_line, put};
 use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
 use crate::stop::Stop;
-use crate::types::{NodeId, Secret};
+use crate::types::{DataSetId, NodeId, Secret};
 
 pub use self::config::{EtcdConfig, EtcdEndpoint, EtcdUser};
 
@@ -76,6 +77,10 @@ impl Names {
 
     fn secret(&self) -> String {
         format!("{}/clustering_secret", self.prefix)
+    }
+
+    fn data_set(&self) -> String {
+        format!("{}/paceline/data_set", self.prefix)
     }
 
     fn term(&self) -> String {
@@ -262,6 +267,14 @@ impl Coordinator for EtcdCoordinator {
     fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError> {
         self.observe("etcd-in-sync", Keys::One(self.names.in_sync()), in_sync_in)
     }
+
+    fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
+        self.one(&self.names.data_set())?.map(|kv| data_set_in(&kv)).transpose()
+    }
+
+    fn observe_data_set(&self) -> Result<Observation<Option<DataSetId>>, CoordinatorError> {
+        self.observe("etcd-data-set", Keys::One(self.names.data_set()), data_set_in)
+    }
 }
 
 impl std::fmt::Debug for EtcdCoordinator {
@@ -290,6 +303,12 @@ fn leader_in(kv: &KeyValue) -> Result<LeaderInfo, CoordinatorError> {
 }
 
 fn in_sync_in(kv: &KeyValue) -> Result<InSyncSet, CoordinatorError> {
+    let key = String::from_utf8_lossy(&kv.key);
+    let text = String::from_utf8_lossy(&kv.value);
+    text.parse().map_err(|error| CoordinatorError::Unexpected(format!("{key} in etcd: {error}")))
+}
+
+fn data_set_in(kv: &KeyValue) -> Result<DataSetId, CoordinatorError> {
     let key = String::from_utf8_lossy(&kv.key);
     let text = String::from_utf8_lossy(&kv.value);
     text.parse().map_err(|error| CoordinatorError::Unexpected(format!("{key} in etcd: {error}")))
