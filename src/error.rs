@@ -81,7 +81,8 @@ pub enum Error {
     },
     /// The directory of a follower is a copy of another data set than the leader's. Nothing was changed.
     #[error(
-        "{} is a copy of data set {ours}, and this leader has {theirs}: nothing was changed; give the address of a leader of {ours}, or,          to have what is here replaced by this leader's files, --adopt={ours}",
+        "{} is a copy of data set {ours}, and this leader has {theirs}: nothing was changed; give the address of a leader of {ours}, or, \
+         to have what is here replaced by this leader's files, --adopt={ours}",
         dir.display()
     )]
     OtherDataSet {
@@ -94,7 +95,9 @@ pub enum Error {
     },
     /// A sync would leave almost nothing, and nothing shows that the leader is the right one. Nothing was changed.
     #[error(
-        "this leader's sync would delete {} of the {} files in {} ({} of {} bytes; {example} is one), and the leader has no data set id          in common with it: nothing was changed; is its address right, and its disk mounted? If this is meant, start once with          --max-delete 100%",
+        "this leader's sync would delete {} of the {} files in {} ({} of {} bytes; {example} is one), and the leader has no data set id \
+         in common with it: nothing was changed; is its address right, and its disk mounted? If this is meant, start once with \
+         --max-delete 100%",
         files.0, files.1, dir.display(), bytes.0, bytes.1
     )]
     TooManyDeletes {
@@ -109,7 +112,8 @@ pub enum Error {
     },
     /// The directory is no complete copy, so it must not be served from.
     #[error(
-        "{} is no complete copy (a full sync did not end, or a flush has failed): follow a leader with it until it is in sync; or, if          nothing better is left, remove .paceline/incomplete and .paceline/suspect in it and serve what there is",
+        "{} is no complete copy (a full sync did not end, or a flush has failed): follow a leader with it until it is in sync; or, if \
+         nothing better is left, remove .paceline/incomplete and .paceline/suspect in it and serve what there is",
         .0.display()
     )]
     Incomplete(PathBuf),

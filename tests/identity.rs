@@ -57,7 +57,9 @@ fn fails(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    said.lines().last().unwrap_or_default().to_owned()
+    let line = said.lines().last().unwrap_or_default();
+    assert!(!line.contains("  "), "{line}");
+    line.to_owned()
 }
 
 fn lead(dir: &Path) -> Result<Leader, Error> {
@@ -68,7 +70,9 @@ fn lead(dir: &Path) -> Result<Leader, Error> {
 #[track_caller]
 fn wait_refused(follower: &Follower) -> String {
     wait_until("it refuses its leader", || follower.status().state == State::Refusing);
-    follower.status().last_disconnect.unwrap()
+    let why = follower.status().last_disconnect.unwrap();
+    assert!(!why.contains("  "), "{why}");
+    why
 }
 
 // --- A leader that is not the right one -------------------------------------------------------------------------------
