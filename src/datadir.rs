@@ -3,10 +3,14 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, FileType, statat};
+use rustix::io::Errno;
+
+use crate::beneath::{self, Beneath};
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::probe::Probe;
@@ -18,7 +22,7 @@ const ID_FILE: &str = ".clustering_id";
 /// A data directory that this process alone works on, for as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
-    path: PathBuf,
+    root: Arc<Beneath>,
     /// What `.clustering_id` said when the directory was opened, or what was written to it since.
     kept_id: Option<NodeId>,
     /// Whether `.clustering_id` was there already: then the directory has been a node's before.
@@ -96,6 +100,9 @@ impl DataDir {
     /// Takes the `.lock` of an existing directory, unless it comes with the call, and finds or chooses its id. Nothing but the lock file is made or
     /// changed: a directory that turns out not to be ours must not look like a node's the next time.
     pub(crate) fn open_unclaimed(path: &Path, id: Option<NodeId>, lock: Option<DirLock>) -> Result<Self, Error> {
+        // Resolved once: should a link on the way lead elsewhere later, this is the directory all the same.
+        let root = Arc::new(Beneath::open(path).map_err(|error| Error::io("open", path, error))?);
+        let path = &root.path().to_owned();
         let lock = match lock {
             Some(lock) => lock,
             None => DirLock::take(path)?,
@@ -116,7 +123,7 @@ impl DataDir {
         let id = id.or(kept_id).unwrap_or_else(NodeId::random);
         let own = OwnFolder::of(path)?;
         let data_set = own.data_set()?;
-        Ok(Self { path: path.to_owned(), kept_id, had_id, id, data_set, own, _lock: lock })
+        Ok(Self { root, kept_id, had_id, id, data_set, own, _lock: lock })
     }
 
     /// Keeps the id in `.clustering_id`, and removes `checksums.sha1`: a LavinMQ node that later starts here believes it
@@ -134,7 +141,7 @@ impl DataDir {
     /// Removes `checksums.sha1`, as [`claim`](Self::claim) does.
     pub(crate) fn forget_checksums(&self) -> Result<(), Error> {
         for left in ["checksums.sha1", "checksums.sha1.tmp"] {
-            remove_if_there(&self.path.join(left))?;
+            remove_if_there(&self.path().join(left))?;
         }
         Ok(())
     }
@@ -176,9 +183,9 @@ impl DataDir {
         if let Some(id) = self.data_set {
             return Ok(id);
         }
-        let id = DataSetId::random().map_err(|error| Error::io("make a data set id for", &self.path, error))?;
+        let id = DataSetId::random().map_err(|error| Error::io("make a data set id for", self.path(), error))?;
         self.keep_data_set(id)?;
-        log::info!("{} leads for the first time: it is data set {id} from now on", self.path.display());
+        log::info!("{} leads for the first time: it is data set {id} from now on", self.path().display());
         Ok(id)
     }
 
@@ -187,8 +194,18 @@ impl DataDir {
         &self.own
     }
 
+    /// Its path, without links.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.root.path()
+    }
+
+    pub(crate) fn root(&self) -> &Arc<Beneath> {
+        &self.root
+    }
+
+    /// Why nothing may be done with the directory any more, if it is lost.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        self.root.is_lost().map(|how| Error::DirectoryLost { dir: self.path().to_owned(), how })
     }
 
     pub(crate) fn id(&self) -> NodeId {
@@ -220,72 +237,102 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether there is any file that could be replicated; stops at the first one.
-pub(crate) fn holds_files(root: &Path) -> Result<bool, Error> {
-    let is_reserved = |name: &std::ffi::OsStr| {
-        name.to_str().and_then(|name| RelPath::new(name).ok()).is_some_and(|name| name.is_reserved())
-    };
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let failed = |error| Error::io("list", &folder, error);
-        for entry in fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if folder == root && is_reserved(&entry.file_name()) {
-                continue;
-            }
-            let kind = entry.file_type().map_err(failed)?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                return Ok(true);
-            }
+/// Whether there is any file that could be replicated.
+pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
+    struct Any(bool);
+    impl Visitor for Any {
+        fn folder(&mut self, _: &RelPath) -> bool {
+            !self.0
+        }
+
+        fn file(&mut self, _: FoundFile) {
+            self.0 = true;
         }
     }
-    Ok(false)
+    let mut any = Any(false);
+    walk(root, None, &mut any)?;
+    Ok(any.0)
 }
 
-/// Calls `found` with every regular file below `top` (a folder within `root`, or `root` itself), reserved names left out,
-/// and `folder` with every folder before what is in it (`None` is `root`).
+/// What a [`walk`] meets.
+pub(crate) trait Visitor {
+    /// A folder, before what is in it; `false`: it is not entered.
+    fn folder(&mut self, path: &RelPath) -> bool {
+        let _ = path;
+        true
+    }
+
+    /// A regular file.
+    fn file(&mut self, file: FoundFile);
+
+    /// A file or folder of which nobody knows what it is, or what is in it.
+    ///
+    /// # Errors
+    ///
+    /// They end the walk.
+    fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
+        let _ = path;
+        Err(error)
+    }
+}
+
+/// Shows `visitor` every regular file and every folder below `top` (`None` is the directory itself), reserved names left out, and the `lost+found` of a file
+/// system.
 ///
 /// What is neither (symbolic links, sockets) and names that are not UTF-8 are passed over with a warning. What vanishes
 /// meanwhile is passed over.
-pub(crate) fn walk(
-    root: &Path,
-    top: Option<&RelPath>,
-    folder: &mut dyn FnMut(Option<&RelPath>),
-    found: &mut dyn FnMut(FoundFile),
-) -> Result<(), Error> {
+pub(crate) fn walk(root: &Beneath, top: Option<&RelPath>, visitor: &mut impl Visitor) -> Result<(), Error> {
     let mut folders = vec![top.cloned()];
     while let Some(at) = folders.pop() {
-        folder(at.as_ref());
-        let path = at.as_ref().map_or_else(|| root.to_owned(), |at| at.below(root));
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if at.is_some() && error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(Error::io("list", &path, error)),
+        let listed = list(root, at.as_ref(), visitor, &mut folders);
+        match (listed, at) {
+            (Ok(()), _) => {}
+            (Err(error @ Error::Io { .. }), Some(at)) if top != Some(&at) => visitor.unseen(&at, error)?,
+            (Err(error), _) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn list(
+    root: &Beneath,
+    at: Option<&RelPath>,
+    visitor: &mut impl Visitor,
+    folders: &mut Vec<Option<RelPath>>,
+) -> Result<(), Error> {
+    let full = at.map_or_else(|| root.path().to_owned(), |at| at.below(root.path()));
+    let failed = |error: std::io::Error| Error::io("list", &full, error);
+    let Some(folder) = root.folder(at).map_err(failed)? else { return Ok(()) };
+    let listed = folder.try_clone().map_err(failed)?;
+    for entry in beneath::entries(listed).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let path = name
+            .to_str()
+            .ok()
+            .and_then(|name| RelPath::new(&at.map_or_else(|| name.to_owned(), |at| format!("{at}/{name}"))).ok());
+        let shown = || full.join(name.to_string_lossy().as_ref());
+        let Some(path) = path else {
+            log::warn!("not replicated, its name cannot be sent: {}", shown().display());
+            continue;
         };
-        for entry in entries {
-            let entry = entry.map_err(|error| Error::io("list", &path, error))?;
-            let name = entry.file_name();
-            let Some(rel) = name.to_str().and_then(|name| {
-                RelPath::new(&at.as_ref().map_or_else(|| name.to_owned(), |at| format!("{at}/{name}"))).ok()
-            }) else {
-                log::warn!("not replicated, its name cannot be sent: {}", entry.path().display());
-                continue;
-            };
-            if rel.is_reserved() {
-                continue;
+        if path.is_reserved() {
+            continue;
+        }
+        match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (FileType::from_raw_mode(stat.st_mode), stat))
+        {
+            Ok((FileType::RegularFile, stat)) => {
+                let len = u64::try_from(stat.st_size).unwrap_or_default();
+                visitor.file(FoundFile { path, len, id: (stat.st_dev, stat.st_ino) });
             }
-            // Does not follow a symbolic link.
-            match entry.metadata() {
-                Ok(meta) if meta.is_file() => {
-                    found(FoundFile { path: rel, len: meta.len(), id: (meta.dev(), meta.ino()) });
+            Ok((FileType::Directory, _)) => {
+                if !root.is_lost_and_found(&path).map_err(failed)? && visitor.folder(&path) {
+                    folders.push(Some(path));
                 }
-                Ok(meta) if meta.is_dir() => folders.push(Some(rel)),
-                Ok(_) => log::warn!("not replicated, neither file nor folder: {}", entry.path().display()),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io("stat", entry.path(), error)),
             }
+            Ok(_) => log::warn!("not replicated, neither file nor folder: {}", shown().display()),
+            Err(Errno::NOENT) => {}
+            Err(errno) => visitor.unseen(&path, Error::io("stat", shown(), errno))?,
         }
     }
     Ok(())
@@ -357,13 +404,23 @@ mod tests {
             fs::write(root.join(name), name).unwrap();
         }
         std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
-        let (mut folders, mut files) = (Vec::new(), Vec::new());
-        walk(root, None, &mut |folder| folders.push(folder.map(ToString::to_string)), &mut |file| {
-            files.push((file.path.to_string(), file.len))
-        })
-        .unwrap();
+        #[derive(Default)]
+        struct Found(Vec<String>, Vec<(String, u64)>);
+        impl Visitor for Found {
+            fn folder(&mut self, path: &RelPath) -> bool {
+                self.0.push(path.to_string());
+                true
+            }
+
+            fn file(&mut self, file: FoundFile) {
+                self.1.push((file.path.to_string(), file.len));
+            }
+        }
+        let mut found = Found::default();
+        walk(&Beneath::open(root).unwrap(), None, &mut found).unwrap();
+        let Found(folders, mut files) = found;
         files.sort();
         assert_eq!(files, [("a/b/deep".to_owned(), 8), ("top".to_owned(), 3)]);
-        assert_eq!(folders, [None, Some("a".to_owned()), Some("a/b".to_owned())]);
+        assert_eq!(folders, ["a", "a/b"]);
     }
 }

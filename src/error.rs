@@ -143,6 +143,17 @@ pub enum Error {
     /// A thread panicked, or ended without being told to: what it was part of has closed.
     #[error("{0}: this is a defect, please report it")]
     ThreadFailed(String),
+    /// The data directory is not where it was. Nothing more is done with it: what then looks gone was not deleted.
+    #[error(
+        "data directory {} is lost: {how}; nothing is replicated any more: bring it back, then start anew",
+        dir.display()
+    )]
+    DirectoryLost {
+        /// The data directory.
+        dir: PathBuf,
+        /// What became of it.
+        how: &'static str,
+    },
     /// The operation was stopped because the leader or follower is shutting down.
     #[error("shutting down")]
     ShuttingDown,

@@ -67,6 +67,7 @@
 //! - `cli` (on by default) is the `paceline` binary and its dependencies; embedding hosts want `default-features = false`.
 //! - `etcd` (on by default) is etcd as the coordinator of a cluster (`coordinator::etcd`), with an HTTP client and TLS.
 
+mod beneath;
 pub mod config;
 pub mod coordinator;
 mod datadir;

@@ -185,8 +185,9 @@ fn no_symbolic_link_is_followed_from_the_stream() {
 fn an_own_folder_that_leads_outside_is_refused() {
     let scene = Scene::new();
     let root = scene.outside.path();
+    let connection = scene.leader.accept_raw();
     symlink(root.join("beside"), root.join("data/.paceline")).unwrap();
-    drop(scene.leader.accept_raw());
+    drop(connection);
     eventually("said", || scene.follower.status().last_disconnect.is_some_and(|why| why.contains("symbolic link")));
     scene.nothing_outside_changed();
     fs::remove_file(scene.outside.path().join("data/.paceline")).unwrap();

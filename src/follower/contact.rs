@@ -45,7 +45,7 @@ pub(super) enum Standing {
 /// What of the directory's id a leader is told: nothing, if this directory would follow one that has another.
 pub(super) fn id_to_tell(data: &DataDir, adopt: Adopt) -> Result<Option<DataSetId>, Error> {
     match data.data_set() {
-        Some(ours) if adopt != Adopt::DataSet(ours) && datadir::holds_files(data.path())? => Ok(Some(ours)),
+        Some(ours) if adopt != Adopt::DataSet(ours) && datadir::holds_files(data.root())? => Ok(Some(ours)),
         _ => Ok(None),
     }
 }

@@ -21,6 +21,8 @@ use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 
 use super::own::Own;
+use crate::beneath::Beneath;
+use crate::datadir::{self, FoundFile, Visitor};
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::mounts::Mounts;
@@ -48,6 +50,36 @@ pub(super) struct Dir {
     pub(super) mounts_seen: AtomicU64,
     /// A flush has failed, and what it may have lost was not mended.
     pub(super) suspect: AtomicBool,
+}
+
+/// What is in a data directory.
+#[derive(Default)]
+pub(super) struct Inventory {
+    /// With their lengths.
+    pub(super) files: Vec<(RelPath, u64)>,
+    pub(super) folders: Vec<RelPath>,
+}
+
+impl Visitor for Inventory {
+    fn folder(&mut self, path: &RelPath) -> bool {
+        self.folders.push(path.clone());
+        true
+    }
+
+    fn file(&mut self, file: FoundFile) {
+        self.files.push((file.path, file.len));
+    }
+
+    fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
+        match &error {
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                log::warn!("left alone with all that is in it: {error}");
+                self.folders.retain(|folder| folder != path);
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
 }
 
 /// A folder on the way to a file; `None` is the data directory itself.
@@ -86,6 +118,16 @@ impl Dir {
     /// The directory itself, to go down from.
     pub(super) fn top(&self) -> Folder<'_> {
         Folder { root: &self.root, own: None }
+    }
+
+    /// All files and all folders that are here. A folder that may not be listed is left out, with all in it: it is not this
+    /// follower's, and nothing in it is deleted. Whatever else cannot be looked at is an error, so that no file is ever taken for
+    /// missing that is not.
+    pub(super) fn inventory(&self) -> Result<Inventory, Error> {
+        let root = Beneath::open(&self.path).map_err(|error| Error::io("open", &self.path, error))?;
+        let mut found = Inventory::default();
+        datadir::walk(&root, None, &mut found)?;
+        Ok(found)
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {

@@ -15,12 +15,11 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 
 use super::digests::{ChunkBuffer, Digests};
-use super::dir::Dir;
+use super::dir::{Dir, Inventory};
 use super::flush::Unflushed;
 use super::report::Report;
 use super::shared::Shared;
 use super::status::State;
-use crate::datadir;
 use crate::error::Error;
 use crate::protocol::extension::{Held, Message, split_inventory};
 use crate::types::RelPath;
@@ -200,14 +199,12 @@ impl Worker {
     }
 
     fn tell(&self, names: bool) -> Result<(), Error> {
-        let (mut files, mut lens, mut told) = (Vec::new(), Vec::new(), Told::default());
-        datadir::walk(self.dir.path(), None, &mut |folder| told.folders.extend(folder.cloned()), &mut |file| {
-            files.push(file.path);
-            lens.push(file.len);
-        })?;
+        let Inventory { files, folders } = self.dir.inventory()?;
+        let mut told = Told { folders, ..Told::default() };
         if names {
-            told.names = files.iter().cloned().zip(lens).collect();
+            told.names = files.iter().cloned().collect();
         }
+        let mut files: Vec<_> = files.into_iter().map(|(path, _)| path).collect();
         files.sort_unstable();
         told.files = files.len();
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);

@@ -35,7 +35,6 @@ use rustix::fs::OFlags;
 
 use super::dir::Dir;
 use super::flush::Unflushed;
-use crate::datadir;
 use crate::error::Error;
 use crate::types::RelPath;
 
@@ -77,10 +76,8 @@ impl Dir {
         let _ = self.sync_file_systems();
         let suspects = lost.files().map(|files| files.map(identity).collect::<io::Result<HashSet<_, RandomState>>>());
         let suspects = suspects.transpose().map_err(|error| self.failed("stat", "", error))?;
-        let mut paths = Vec::new();
-        datadir::walk(self.path(), None, &mut |_| (), &mut |found| paths.push(found.path))?;
         let (mut bytes, mut buffer) = (0, vec![0; BUFFER_BYTES]);
-        for path in paths {
+        for (path, _) in self.inventory()?.files {
             let Some(file) = self.open_file(&path, OFlags::RDONLY)? else { continue };
             let identity = identity(&file).map_err(|error| self.failed("stat", path.as_str(), error))?;
             if suspects.as_ref().is_none_or(|suspects| suspects.contains(&identity)) {

@@ -99,6 +99,7 @@ impl Follower {
         let path = &config.data_dir;
         datadir::make(path)?;
         let data = DataDir::open_unclaimed(path, config.id, config.lock.clone())?;
+        let path = data.path();
         let dir = Dir::open_flushed_by(path, flusher)?;
         if is_incomplete(path) {
             log::warn!("the last full sync of {} did not end: it is no copy until the next one does", path.display());
@@ -128,6 +129,9 @@ impl Follower {
             away: None,
             refused: None,
         };
+        let (root, looking) = (runner.data.root().clone(), shared.clone());
+        let looks = threads.spawn("paceline-dir", move || Runner::looks_after(&root, &looking));
+        looks.map_err(|error| Error::connection("could not start its thread", error))?;
         let at_end = FinishAtEnd(shared);
         let spawned = threads.spawn("paceline-follow", move || {
             // By then the runner is gone, and the directory is free for whoever waited for that.
@@ -163,7 +167,7 @@ impl Follower {
     ///
     /// # Errors
     ///
-    /// [`Error::SecretRefused`] and [`Error::ForeignDirectory`]; with [`FollowerConfig::once`] whatever failed first. An
+    /// [`Error::SecretRefused`], [`Error::ForeignDirectory`] and [`Error::DirectoryLost`]; with [`FollowerConfig::once`] whatever failed first. An
     /// error is handed out once: who asks again is told [`Error::ShuttingDown`].
     pub fn wait(&self, timeout: Option<Duration>) -> Option<Result<(), Error>> {
         self.shared.wait(timeout)

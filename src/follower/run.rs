@@ -22,6 +22,7 @@ use super::shared::Shared;
 use super::status::State;
 use super::sync::Sync;
 use super::track::Track;
+use crate::beneath::Beneath;
 use crate::config::{Durability, FollowerConfig};
 use crate::datadir::DataDir;
 use crate::error::Error;
@@ -31,6 +32,8 @@ use crate::thread::Group;
 
 /// Between two words of the same refusal.
 const SAY_REFUSED_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked whether the directory is where it was.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// All that the reader thread owns. Dropping it gives the directory's lock back.
 pub(super) struct Runner {
@@ -65,7 +68,11 @@ impl Runner {
                 self.config.leader = leader;
             }
             let mut in_sync = false;
-            let Err(error) = self.connection(&mut in_sync) else { return Ok(()) };
+            let Err(mut error) = self.connection(&mut in_sync) else { return Ok(()) };
+            if let Some(lost) = self.data.lost() {
+                // Whatever failed, failed for that.
+                error = lost;
+            }
             self.shared.unregister();
             if self.shared.stopping() {
                 return Ok(());
@@ -73,7 +80,9 @@ impl Runner {
             let leader = self.config.leader.clone();
             let why = error.to_string();
             let moved = self.shared.moved();
-            let fatal = matches!(error, Error::SecretRefused | Error::ForeignDirectory { .. }) || self.config.once;
+            let fatal =
+                matches!(error, Error::SecretRefused | Error::ForeignDirectory { .. } | Error::DirectoryLost { .. })
+                    || self.config.once;
             if in_sync && matches!(error, Error::Connection { .. }) {
                 // A full disk, or a leader that breaks the protocol, would have us sync again and again without pause.
                 delays.reset();
@@ -132,6 +141,15 @@ impl Runner {
             self.refused = Some((why.to_owned(), Instant::now()));
         }
         anew
+    }
+
+    /// What the thread does that looks after the directory, and cuts the connection should that be lost.
+    pub(super) fn looks_after(root: &Beneath, shared: &Shared) {
+        while shared.goes_on_after(LOOK_EVERY) {
+            if root.is_lost().is_some() {
+                return shared.cut();
+            }
+        }
     }
 
     /// One connection, from connecting to its end. `Ok`: a sync was all that was asked for, and it is done.

@@ -125,6 +125,25 @@ impl Shared {
         self.control.lock().moved
     }
 
+    /// Waits for `pause`; `false` once a stop was asked for, or it has ended.
+    pub(super) fn goes_on_after(&self, pause: Duration) -> bool {
+        let deadline = Instant::now() + pause;
+        let mut control = self.control.lock();
+        loop {
+            if control.stopping || !matches!(control.outcome, Outcome::Running) {
+                return false;
+            }
+            if self.changed.wait_until(&mut control, deadline).timed_out() {
+                return true;
+            }
+        }
+    }
+
+    /// Cuts the connection there is.
+    pub(super) fn cut(&self) {
+        self.interrupt(|_| true);
+    }
+
     /// Makes `socket` the one that a stop shuts down; refused when a stop came first, or another leader.
     pub(super) fn register(&self, socket: Arc<Socket>) -> Result<(), Error> {
         let mut control = self.control.lock();

@@ -24,10 +24,10 @@ use sha1::{Digest, Sha1};
 use super::ack::Outbox;
 use super::connection::lost;
 use super::contact::{Amount, Limit};
-use super::dir::Dir;
+use super::dir::{Dir, Inventory};
 use super::shared::Shared;
 use super::status::{State, SyncProgress};
-use crate::datadir::{self, DataDir};
+use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::own_folder::is_incomplete;
 use crate::protocol::{
@@ -123,10 +123,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         data: &mut DataDir,
         limit: Limit,
     ) -> Result<(Vec<RelPath>, Vec<RelPath>), Error> {
-        let (mut files, mut folders) = (Vec::new(), Vec::new());
-        datadir::walk(self.dir.path(), None, &mut |folder| folders.extend(folder.cloned()), &mut |file| {
-            files.push((file.path, file.len));
-        })?;
+        let Inventory { files, folders } = self.dir.inventory()?;
         let here = Amount::of(files.iter().map(|(_, len)| *len));
         let listed: HashSet<&RelPath, RandomState> = list.iter().map(|entry| &entry.path).collect();
         let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|(path, _)| listed.contains(path));

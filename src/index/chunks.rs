@@ -110,12 +110,11 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::index::hash::is_no_file;
     use crate::types::RelPath;
     use proptest::prelude::*;
 
     fn open(file: &Path) -> io::Result<Option<File>> {
-        File::open(file).map(Some).or_else(|error| if is_no_file(&error) { Ok(None) } else { Err(error) })
+        File::open(file).map(Some)
     }
 
     fn held_of(bytes: &[u8]) -> Held {

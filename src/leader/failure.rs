@@ -9,11 +9,13 @@ use super::{Core, EvictionReason, Leader};
 use crate::error::Error;
 
 impl Leader {
-    /// Why the leader closed by itself, if it did: a thread of it panicked. Nothing is taken or confirmed any more then, and all
-    /// followers were let go. Never blocks.
+    /// Why the leader closed by itself, if it did: a thread of it panicked, or its directory is lost
+    /// ([`Error::DirectoryLost`]). Nothing is taken or confirmed any more then, and all followers were let go. Never blocks.
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
-        self.core.failure.get().cloned().map(Error::ThreadFailed)
+        let lost = self.core.lost.get();
+        let lost = lost.map(|how| Error::DirectoryLost { dir: self.core.dir.path().to_owned(), how });
+        lost.or_else(|| self.core.failure.get().cloned().map(Error::ThreadFailed))
     }
 }
 
@@ -29,9 +31,13 @@ impl Core {
     }
 
     fn fail(&self, what: &str) {
-        if self.failure.set(what.to_owned()).is_err() {
-            return;
+        if self.failure.set(what.to_owned()).is_ok() {
+            self.close_at_once();
         }
+    }
+
+    /// Takes and confirms nothing any more, and lets all followers go.
+    pub(super) fn close_at_once(&self) {
         self.stop_accepting();
         let end = self.stream.close(false);
         self.commits.close();

@@ -130,13 +130,22 @@ impl<'a> Joiner<'a> {
 
     fn sum(&self, path: &RelPath, version: Version) -> Result<Option<Sha1Sum>, Error> {
         let (core, follower) = (self.core, self.follower);
+        let mut ended = false;
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
-            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
+            ended = !core.admission.pace(bytes, follower);
+            if ended { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
         };
         let open = || core.open_announced(path, version.generation, version.len);
-        let sum = core.hashes.sum(open, path, version, &mut go_on);
-        sum.map_err(|error| Error::io("read", path.below(core.dir.path()), error))
+        match core.hashes.sum(open, path, version, &mut go_on) {
+            Ok(sum) => Ok(sum),
+            Err(_) if ended => Err(gone()),
+            // 1.0.0 has no words for a file of which nothing is known.
+            Err(error) => {
+                core.cannot_read(path, &error);
+                Ok(None)
+            }
+        }
     }
 
     /// The round's requests, in the order asked. The deadline begins anew with each.
@@ -160,7 +169,7 @@ impl<'a> Joiner<'a> {
 
     /// Sends size and content; `false`: it is void.
     fn content(&mut self, path: &RelPath, version: Version) -> Result<bool, Error> {
-        let file = self.ranges.open(path, version, version.len)?;
+        let file = self.ranges.open(self.frame, path, version)?;
         let size = if file.is_some() { version.len } else { 0 };
         let declared = i64::try_from(size).expect("files are shorter than 2^63 bytes");
         self.frame.write_all(&declared.to_le_bytes()).map_err(broken)?;

@@ -19,9 +19,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use globset::GlobSet;
-
 use super::Core;
+use super::exclude::Exclude;
 use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::own_folder::LAST_LED;
@@ -53,7 +52,7 @@ impl LastLed {
     pub(super) fn now(
         dir: &Path,
         patterns: &[String],
-        exclude: &GlobSet,
+        exclude: &Exclude,
         (files, bytes): (u64, u64),
     ) -> Result<Self, Error> {
         let exclude_patterns = patterns.iter().map(|pattern| pattern.escape_default().to_string()).collect();
@@ -149,14 +148,14 @@ fn keep(core: &Core, kept: &LastLed) {
 }
 
 /// The mount points below a directory, relative to it and escaped, but for what is never replicated.
-fn mounts_below(dir: &Path, exclude: &GlobSet) -> Result<BTreeSet<String>, Error> {
+fn mounts_below(dir: &Path, exclude: &Exclude) -> Result<BTreeSet<String>, Error> {
     let root = fs::canonicalize(dir).map_err(|error| Error::io("find", dir, error))?;
     let mounts = fs::read_to_string(MOUNTS).map_err(|error| Error::io("read", MOUNTS, error))?;
     let below = mounts.lines().filter_map(|line| {
         let point = unescape(line.split(' ').nth(4)?);
         let name = Path::new(&point).strip_prefix(&root).ok()?.to_str()?;
         let path = RelPath::new(name).ok()?;
-        let replicated = !path.is_reserved() && !exclude.is_match(name);
+        let replicated = !path.is_reserved() && !exclude.folder(&path);
         replicated.then(|| name.escape_default().to_string())
     });
     Ok(below.collect())
@@ -226,7 +225,7 @@ mod tests {
     fn mount_points_are_read_as_the_kernel_writes_them() {
         assert_eq!(unescape(r"/a\040b\134c\011d"), "/a b\\c\td");
         assert_eq!(unescape(r"/\9"), r"/\9");
-        let exclude = GlobSet::empty();
+        let exclude = Exclude::new(&[]).unwrap();
         assert!(mounts_below(Path::new("/"), &exclude).unwrap().contains("proc"));
         let dir = tempfile::tempdir().unwrap();
         assert!(mounts_below(dir.path(), &exclude).unwrap().is_empty());

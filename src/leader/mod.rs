@@ -19,7 +19,7 @@
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections
 //! (one a listener); `follower` and `ack-ID` are the two of each connection; `sync-ID` reads in bulk for one, at low
-//! priority (`admission.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`); `last-led` notes what there is (`last_led.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! priority (`admission.rs`); `directory` looks after the directory (`directory.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`); `last-led` notes what there is (`last_led.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
@@ -36,7 +36,9 @@ mod clash;
 mod commit;
 mod connection;
 mod demotion;
+mod directory;
 mod discarded;
+mod exclude;
 mod failure;
 mod file;
 mod follower;
@@ -55,23 +57,25 @@ mod socket;
 mod stalls;
 mod status;
 mod stream;
+mod unreadable;
 mod view;
 
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use parking_lot::Mutex;
 
 use self::accept::Unauthenticated;
 use self::admission::Admission;
 use self::clash::Clashes;
 use self::commit::{Alone, Commits, Syncer};
+use self::exclude::Exclude;
 use self::file::FileLocks;
 use self::follower::FollowerHandle;
 use self::handshake::Strangers;
@@ -79,13 +83,14 @@ use self::history::History;
 use self::last_led::LastLed;
 use self::progress::Progress;
 use self::stream::{Content, INLINE_BYTES_MAX, Stream};
+use self::unreadable::Unreadable;
 use crate::config::{Durability, LeaderConfig, OnFull};
 use crate::coordinator::{InSyncSet, Leadership};
-use crate::datadir::{DataDir, walk};
+use crate::datadir::{DataDir, FoundFile, Visitor, walk};
 use crate::error::{AppendError, Error};
 use crate::flusher::Flusher;
 use crate::index::chunks::ChunkCache;
-use crate::index::hash::{HashCache, is_no_file};
+use crate::index::hash::HashCache;
 use crate::index::{FileId, Index};
 use crate::own_folder::is_incomplete;
 use crate::stop::Stop;
@@ -96,6 +101,7 @@ pub use self::commit::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncSt
 pub use self::file::ReplicatedFile;
 pub use self::history::EVICTIONS_KEPT;
 pub use self::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+pub use self::unreadable::NotReplicated;
 
 /// The leader of a data directory.
 ///
@@ -110,7 +116,11 @@ struct Core {
     config: LeaderConfig,
     dir: DataDir,
     data_set: DataSetId,
-    exclude: GlobSet,
+    exclude: Exclude,
+    /// What cannot be looked at.
+    unreadable: Unreadable,
+    /// How the directory was lost.
+    lost: OnceLock<&'static str>,
     stream: Arc<Stream>,
     file_locks: FileLocks,
     hashes: HashCache,
@@ -136,6 +146,31 @@ struct Core {
     ended: Stop,
     /// A shutdown has come to its end.
     shut_down: AtomicBool,
+}
+
+/// What the first walk finds.
+struct Scan<'a> {
+    index: Index,
+    exclude: &'a Exclude,
+    unreadable: &'a Unreadable,
+    root: &'a Path,
+}
+
+impl Visitor for Scan<'_> {
+    fn folder(&mut self, path: &RelPath) -> bool {
+        !self.exclude.folder(path)
+    }
+
+    fn file(&mut self, file: FoundFile) {
+        if !self.exclude.file(&file.path) {
+            self.index.put(&file.path, file.len, Some(file.id));
+        }
+    }
+
+    fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
+        self.unreadable.note(self.root, path, &directory::io_of(error), false);
+        Ok(())
+    }
 }
 
 /// A bounded window of unacknowledged bytes; see [`Leader::wait_for_window`].
@@ -237,17 +272,14 @@ impl Leader {
         recording: bool,
     ) -> Result<Self, Error> {
         config.check()?;
-        let exclude = globs(&config.exclude)?;
+        let (exclude, unreadable) = (Exclude::new(&config.exclude)?, Unreadable::default());
         let mut dir = DataDir::open_unclaimed(&config.data_dir, config.id, config.lock.clone())?;
         if is_incomplete(dir.path()) {
             return Err(Error::Incomplete(dir.path().to_owned()));
         }
-        let mut index = Index::new();
-        walk(dir.path(), None, &mut |_| (), &mut |file| {
-            if !exclude.is_match(file.path.as_str()) {
-                index.put(&file.path, file.len, Some(file.id));
-            }
-        })?;
+        let mut scan = Scan { index: Index::new(), exclude: &exclude, unreadable: &unreadable, root: dir.path() };
+        walk(dir.root(), None, &mut scan)?;
+        let index = scan.index;
         let led = LastLed::now(dir.path(), &config.exclude, &exclude, index.totals())?;
         if !config.accept_missing {
             last_led::check(&dir, &led)?;
@@ -259,6 +291,8 @@ impl Leader {
         let core = Arc::new(Core {
             stream: Arc::new(Stream::new(index, &config)),
             exclude,
+            unreadable,
+            lost: OnceLock::new(),
             commits: Commits::new(&config, dir.id(), leadership, recorded, recording),
             dir,
             data_set,
@@ -303,6 +337,8 @@ impl Leader {
         let core = self.core.clone();
         let told = self.core.is_told_to_end();
         self.core.threads.spawn_until("last-led", told, move || last_led::run(&core, led, &core.ended))?;
+        let core = self.core.clone();
+        self.core.threads.spawn_until("directory", self.core.is_told_to_end(), move || directory::run(&core))?;
         if self.core.config.on_full == OnFull::CatchUp {
             let core = self.core.clone();
             self.core.threads.spawn_until("demotion", self.core.is_told_to_end(), move || demotion::run(&core))?;
@@ -411,7 +447,8 @@ impl Leader {
     /// As of [`append`](Self::append); and [`AppendError::Io`] if the file is not there, or shorter than that.
     pub fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "append from", path: path.clone(), source };
-        let on_disk = fs::symlink_metadata(path.below(self.core.dir.path())).map_err(failed)?.len();
+        let on_disk = self.core.dir.root().metadata(path).map_err(failed)?;
+        let on_disk = on_disk.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?.len();
         if offset.checked_add(length).is_none_or(|end| end > on_disk) {
             let short = format!("{length} bytes at {offset} were announced, but the file ends at {on_disk}");
             return Err(failed(io::Error::new(io::ErrorKind::UnexpectedEof, short)));
@@ -431,7 +468,7 @@ impl Leader {
         if !self.replicates(path) {
             return Err(AppendError::NotReplicated(path.clone()));
         }
-        self.core.stream.create(path, content, self.core.file_at(path))
+        self.core.stream.create(path, content, self.core.file_at(path), self.core.unreadable.is_kept(path))
     }
 
     /// Announces that the file has new content, complete on disk, and returns the stream position after it.
@@ -449,7 +486,11 @@ impl Leader {
             return Err(AppendError::NotReplicated(path.clone()));
         }
         let _one_at_a_time = self.core.file_locks.of(path).lock();
-        self.core.announce_locked(path)
+        let announced = self.core.announce_locked(path);
+        if announced.is_ok() {
+            self.core.can_read(path);
+        }
+        announced
     }
 
     /// Announces that the file is gone, and returns the stream position after that. Never blocks on a follower. Does nothing
@@ -525,7 +566,8 @@ impl Leader {
     /// finds a file as it was asks this after that, and announces it with [`replace`](Self::replace) if it is not so.
     #[must_use]
     pub fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool {
-        self.core.stream.only_read_from(path, (device, inode))
+        // One that could not be read was perhaps not sent.
+        !self.core.unreadable.is_noted(path) && self.core.stream.only_read_from(path, (device, inode))
     }
 
     /// All announced files and their lengths, as of one moment.
@@ -537,7 +579,30 @@ impl Leader {
     /// Whether files of this name are replicated: it is neither reserved nor excluded by the settings.
     #[must_use]
     pub fn replicates(&self, path: &RelPath) -> bool {
-        !path.is_reserved() && !self.core.exclude.is_match(path.as_str())
+        !self.core.excludes(path)
+    }
+
+    /// Whether there may be files in this folder that are replicated.
+    #[must_use]
+    pub fn enters(&self, folder: &RelPath) -> bool {
+        !folder.is_reserved() && !self.core.exclude.folder(folder)
+    }
+
+    /// For a host that announces what others write: says that it cannot tell what is at `path`, or in it, for now. Followers
+    /// are not told that it is gone. Call [`is_readable`](Self::is_readable) once that is over.
+    pub fn is_unreadable(&self, path: &RelPath, error: &io::Error) {
+        self.core.unreadable.note(self.core.dir.path(), path, error, true);
+    }
+
+    /// Ends what [`is_unreadable`](Self::is_unreadable) began.
+    pub fn is_readable(&self, path: &RelPath) {
+        self.core.can_read(path);
+    }
+
+    /// Files and folders that are not replicated, because they cannot be read; they are tried again.
+    #[must_use]
+    pub fn not_replicated(&self) -> Vec<NotReplicated> {
+        self.core.unreadable.all()
     }
 
     /// The stream position after the last action.
@@ -626,7 +691,7 @@ impl Drop for Leader {
 impl Core {
     /// Which file on disk has this name, if one has.
     fn file_at(&self, path: &RelPath) -> Option<FileId> {
-        fs::symlink_metadata(path.below(self.dir.path())).ok().map(|meta| id_of(&meta))
+        self.dir.root().metadata(path).ok().flatten().map(|meta| id_of(&meta))
     }
 
     /// Opens the file of a generation, announced as `path` at some time; `None` if there is none, or not with `len` bytes.
@@ -635,21 +700,19 @@ impl Core {
             // Bytes below an announced length are on disk before they are announced: a file opened after this look has
             // them, or is newer, and then the index will say so.
             let Some(path) = self.stream.find(path, generation) else { return Ok(None) };
-            let full = path.below(self.dir.path());
-            let file = match File::open(&full) {
-                Ok(file) => file,
-                Err(error) if is_no_file(&error) => return Ok(None),
-                Err(error) => return Err(error),
-            };
+            let Some(file) = self.dir.root().file(&path)? else { return Ok(None) };
             let meta = file.metadata()?;
-            if !meta.is_file() || meta.len() < len {
+            if meta.len() < len {
                 return Ok(None);
             }
             // It may be there for a moment only, in another one's place. Is it still, now that it is noted which one is read,
             // then whoever moves it away finds the note after that.
             let id = id_of(&meta);
-            if self.stream.reads(&path, generation, id) && fs::metadata(&full).is_ok_and(|now| id_of(&now) == id) {
-                return Ok(Some(file));
+            if self.stream.reads(&path, generation, id) {
+                let now = self.dir.root().metadata(&path)?;
+                if now.is_some_and(|now| id_of(&now) == id) {
+                    return Ok(Some(file));
+                }
             }
         }
     }
@@ -659,11 +722,9 @@ impl Core {
     /// Reading and announcing are one step under the file's lock, which the caller holds: whoever reads last announces last.
     fn announce_locked(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
-        let file = File::open(path.below(self.dir.path())).map_err(failed)?;
+        let opened = self.dir.root().file(path).map_err(failed)?;
+        let file = opened.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let meta = file.metadata().map_err(failed)?;
-        if meta.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
         let length = meta.len();
         if length > INLINE_BYTES_MAX {
             return self.stream.replace(path, Content::OnDisk(length), id_of(&meta));
@@ -671,6 +732,10 @@ impl Core {
         let mut bytes = Vec::new();
         file.take(length).read_to_end(&mut bytes).map_err(failed)?;
         self.stream.replace(path, Content::Bytes(&bytes), id_of(&meta))
+    }
+
+    fn excludes(&self, path: &RelPath) -> bool {
+        path.is_reserved() || self.exclude.file(path)
     }
 
     /// A follower may have more of the stream than before.
@@ -779,12 +844,3 @@ const RECORD_MAX: Duration = Duration::from_secs(2);
 
 /// How long a shutdown waits until followers are told of it.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
-
-fn globs(patterns: &[String]) -> Result<GlobSet, Error> {
-    let failed = |error: globset::Error| Error::Setting { name: "exclude", reason: error.to_string() };
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        set.add(GlobBuilder::new(pattern).literal_separator(true).build().map_err(failed)?);
-    }
-    set.build().map_err(failed)
-}

@@ -1,10 +1,10 @@
 //! Ranges of files, read from disk for one follower.
 
-use std::fs;
+use std::fs::Metadata;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Core;
 use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
@@ -12,7 +12,6 @@ use super::connection::Frame;
 use super::follower::FollowerHandle;
 use crate::error::Error;
 use crate::index::Version;
-use crate::index::hash::is_no_file;
 use crate::protocol::extension::Control;
 use crate::protocol::{ActionKind, encode_action_header};
 use crate::types::{RelPath, StreamPosition};
@@ -37,6 +36,10 @@ pub(super) struct Ranges<'a> {
     before: StreamPosition,
     last_beat: Instant,
 }
+
+/// Pauses before a file is opened once more that could not be: twice as long each time, a second in all.
+const OPEN_PAUSE_MIN: Duration = Duration::from_millis(8);
+const OPEN_PAUSE_MAX: Duration = Duration::from_millis(512);
 
 /// When a follower may come back after a shutdown: a leader that is started anew is there by then.
 const BACK_IN_MS: u32 = 1000;
@@ -177,9 +180,11 @@ impl<'a> Ranges<'a> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
         let before = |done| at(done).map_or(StreamPosition(0), |(position, _)| position);
         self.before = before(0);
-        let Some(mut file) = self.open(&range.path, version, version.len)? else {
+        let Some(mut file) = self.open(frame, &range.path, version)? else {
             self.follower.spoiled.lock().insert(range.path.clone());
-            self.follower.void(self.before);
+            if at(0).is_some() || !self.core.unreadable.is_forbidden(&range.path) {
+                self.follower.void(self.before);
+            }
             self.mend(&range.path, version)?;
             return Ok(false);
         };
@@ -209,11 +214,32 @@ impl<'a> Ranges<'a> {
         Ok(intact)
     }
 
-    /// Opens the file if it is still what `version` says, with at least `len` bytes.
-    pub(super) fn open(&self, path: &RelPath, version: Version, len: u64) -> Result<Option<Reader>, Error> {
-        let opened = self.core.open_announced(path, version.generation, len);
-        let file = opened.map_err(|error| self.unreadable(path, error))?;
-        Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new }))
+    /// Opens the file if it is still what `version` says. `None`: it is not, or cannot be opened, which is noted then.
+    ///
+    /// Blocks a little if that may pass.
+    pub(super) fn open(
+        &mut self,
+        frame: &mut Frame,
+        path: &RelPath,
+        version: Version,
+    ) -> Result<Option<Reader>, Error> {
+        let mut pause = OPEN_PAUSE_MIN;
+        loop {
+            match self.core.open_announced(path, version.generation, version.len) {
+                Ok(file) => return Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
+                Err(error) if error.kind() == ErrorKind::PermissionDenied || pause > OPEN_PAUSE_MAX => {
+                    self.core.cannot_read(path, &error);
+                    return Ok(None);
+                }
+                // Out of descriptors or memory, perhaps.
+                Err(_) => std::thread::park_timeout(pause),
+            }
+            pause *= 2;
+            self.beat(frame)?;
+            if self.follower.has_ended() {
+                return Err(gone());
+            }
+        }
     }
 
     /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
@@ -236,7 +262,10 @@ impl<'a> Ranges<'a> {
                 return Err(gone());
             }
             if intact {
-                length = file.read(&mut self.buffer[..want]).map_err(|error| self.unreadable(path, error))?;
+                length = file.read(&mut self.buffer[..want]).unwrap_or_else(|error| {
+                    self.core.cannot_read(path, &error);
+                    0
+                });
             }
             if length == 0 {
                 // Before any of the padding can be acknowledged.
@@ -254,7 +283,12 @@ impl<'a> Ranges<'a> {
 
     /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now. What was void
     /// at the follower is not once it has all up to where this ends.
+    ///
+    /// Of a file that cannot be read nothing is known: it is announced when it can be.
     pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
+        if self.core.unreadable.is_noted(path) {
+            return Ok(());
+        }
         self.announce_anew(path, believed)?;
         self.follower.mended(self.core.stream.position());
         Ok(())
@@ -266,17 +300,15 @@ impl<'a> Ranges<'a> {
     fn announce_anew(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
         let stream = &self.core.stream;
         let Some((path, doubted)) = stream.doubt(path, believed.generation) else { return Ok(()) };
-        let found = match fs::metadata(path.below(self.core.dir.path())) {
-            Ok(meta) => meta.is_file().then_some(meta.len()),
-            Err(error) if is_no_file(&error) => None,
-            Err(error) => return Err(self.unreadable(&path, error)),
+        let found = match self.core.dir.root().metadata(&path) {
+            Ok(found) => found.filter(Metadata::is_file).map(|meta| meta.len()),
+            Err(error) => {
+                self.core.cannot_read(&path, &error);
+                return Ok(());
+            }
         };
         log::debug!("{path} could not be read as announced: of {} bytes there are now {found:?}", doubted.len);
         stream.mend(&path, doubted, found);
         Ok(())
-    }
-
-    fn unreadable(&self, path: &RelPath, error: io::Error) -> Error {
-        Error::io("read", path.below(self.core.dir.path()), error)
     }
 }

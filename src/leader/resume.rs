@@ -7,7 +7,7 @@
 //! what the digests find equal, and nothing the follower has is believed without them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -31,7 +31,7 @@ use crate::index::Version;
 use crate::index::chunks::{comparable_bytes, compare};
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Control, Held};
-use crate::types::RelPath;
+use crate::types::{RelPath, StreamPosition};
 
 pub(super) struct Resumer<'a> {
     core: &'a Arc<Core>,
@@ -142,12 +142,18 @@ impl<'a> Resumer<'a> {
                     None => {
                         view.void(path);
                         self.follower.spoiled.lock().insert(path.clone());
+                        if self.core.unreadable.is_noted(path) && !self.core.unreadable.is_forbidden(path) {
+                            self.follower.void(StreamPosition(0));
+                        }
                         self.ranges.mend(path, *version)?;
                     }
                 },
             }
         }
-        let mut gone: Vec<_> = held.into_keys().collect();
+        // Where we cannot look it may be here as well.
+        let unreadable = &self.core.unreadable;
+        let (kept, mut gone): (Vec<_>, Vec<_>) = held.into_keys().partition(|path| unreadable.covers(path));
+        kept.iter().for_each(|path| unreadable.keep(path));
         gone.sort_unstable();
         Ok(gone.into_iter().map(Step::Delete).chain(renames).chain(steps).collect())
     }
@@ -218,13 +224,24 @@ impl<'a> Resumer<'a> {
         let (core, follower) = (self.core, self.follower);
         let open = || core.open_announced(path, version.generation, 0);
         let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
+        let mut ended = None;
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
-            ranges.beat(frame).map_err(io::Error::other)?;
-            if core.admission.pace(bytes, follower) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
+            let beaten = ranges.beat(frame);
+            let going = beaten.and_then(|()| if core.admission.pace(bytes, follower) { Ok(()) } else { Err(gone()) });
+            going.map_err(|error| {
+                ended = Some(error);
+                ErrorKind::ConnectionAborted.into()
+            })
         };
-        let digests = core.chunks.digests(open, version.generation, len, &mut go_on);
-        digests.map_err(|error| Error::io("read", path.below(core.dir.path()), error))
+        match (core.chunks.digests(open, version.generation, len, &mut go_on), ended) {
+            (Ok(digests), _) => Ok(digests),
+            (Err(_), Some(ended)) => Err(ended),
+            (Err(error), None) => {
+                core.cannot_read(path, &error);
+                Ok(None)
+            }
+        }
     }
 
     fn sync(&mut self, steps: Vec<Step>, view: &mut View) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! What the watcher asks of a leader, so that its rules can be tested without sockets.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ pub(super) trait Announce: Send + 'static {
     fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool;
     fn files(&self) -> Vec<(RelPath, u64)>;
     fn replicates(&self, path: &RelPath) -> bool;
+    fn enters(&self, folder: &RelPath) -> bool;
+    fn is_unreadable(&self, path: &RelPath, error: &io::Error);
+    fn is_readable(&self, path: &RelPath);
     /// Announced bytes after which [`pace`](Self::pace) is called.
     fn pace_bytes(&self) -> u64;
     /// Waits a little if followers that keep up have much to acknowledge yet.
@@ -78,6 +82,18 @@ impl Announce for Paced {
 
     fn replicates(&self, path: &RelPath) -> bool {
         self.leader.replicates(path)
+    }
+
+    fn enters(&self, folder: &RelPath) -> bool {
+        self.leader.enters(folder)
+    }
+
+    fn is_unreadable(&self, path: &RelPath, error: &io::Error) {
+        self.leader.is_unreadable(path, error);
+    }
+
+    fn is_readable(&self, path: &RelPath) {
+        self.leader.is_readable(path);
     }
 
     fn pace_bytes(&self) -> u64 {

@@ -170,6 +170,14 @@ impl Announce for Fake {
         !path.is_reserved() && !path.as_str().ends_with(".excluded")
     }
 
+    fn enters(&self, folder: &RelPath) -> bool {
+        self.replicates(folder)
+    }
+
+    fn is_unreadable(&self, _: &RelPath, _: &IoError) {}
+
+    fn is_readable(&self, _: &RelPath) {}
+
     fn pace_bytes(&self) -> u64 {
         1
     }
@@ -184,10 +192,14 @@ fn id_of(file: &File) -> (u64, u64) {
 
 fn contents(root: &Path) -> Model {
     let mut files = Model::new();
-    crate::datadir::walk(root, None, &mut |_| {}, &mut |found| {
-        files.insert(found.path.to_string(), fs::read(found.path.below(root)).unwrap());
-    })
-    .unwrap();
+    struct Found<'a>(&'a Path, &'a mut Model);
+    impl crate::datadir::Visitor for Found<'_> {
+        fn file(&mut self, found: crate::datadir::FoundFile) {
+            self.1.insert(found.path.to_string(), fs::read(found.path.below(self.0)).unwrap());
+        }
+    }
+    let dir = crate::beneath::Beneath::open(root).unwrap();
+    crate::datadir::walk(&dir, None, &mut Found(root, &mut files)).unwrap();
     files
 }
 

@@ -5,6 +5,9 @@
 //! what is there ([`Tree::announce_dirty`]). So events may come late, twice, out of order or under a name that a folder
 //! no longer has.
 //!
+//! Only what is known to be gone is announced as that (`beneath.rs`): what cannot be looked at is taken to be as it was, and looked
+//! at again after a pause that grows.
+//!
 //! A watch is set before its folder is listed: what is created between shows in both.
 //!
 //! A look has two parts. First all paths are surveyed, for renames (`renames.rs`); then each is looked at on its own. What
@@ -16,18 +19,18 @@ mod known;
 mod renames;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 
 use self::folders::{Folder, entry_path, watch_error};
 use self::known::Files;
 use super::announce::Announce;
 use super::file::{Identity, Seen};
 use super::notify::{Event, Inotify};
+use crate::beneath::Beneath;
 use crate::error::{AppendError, Error};
 use crate::types::RelPath;
 
@@ -36,8 +39,9 @@ pub(super) use self::files::BY_REFERENCE_BYTES_MIN;
 
 /// How long after it vanished or shrank under our hands a file is looked at again.
 const AGAIN: Duration = Duration::from_millis(10);
-/// How long after it could not be read a file is tried again.
-const AFTER_IO_ERROR: Duration = Duration::from_secs(5);
+/// How long after it could not be looked at a file or folder is tried again: twice as long each time.
+const AFTER_IO_ERROR_MIN: Duration = Duration::from_secs(1);
+const AFTER_IO_ERROR_MAX: Duration = Duration::from_secs(60);
 
 /// Why a look at a path came to nothing.
 pub(super) enum Trouble {
@@ -74,8 +78,7 @@ impl From<AppendError> for Trouble {
 }
 
 pub(super) struct Tree<A> {
-    root: PathBuf,
-    root_fd: OwnedFd,
+    dir: Beneath,
     root_watch: i32,
     announce: A,
     inotify: Inotify,
@@ -87,9 +90,14 @@ pub(super) struct Tree<A> {
     dirty: BTreeSet<RelPath>,
     /// Wants a look then.
     later: BTreeMap<RelPath, Instant>,
-    /// Files that could not be read, to say so once.
-    unreadable: BTreeSet<RelPath>,
+    /// What could not be looked at, and the pause before it is tried again. It is taken to be as it was.
+    unreadable: BTreeMap<RelPath, Duration>,
+    /// Folders without a watch, for want of one: looked at again and again.
+    unwatched: BTreeSet<RelPath>,
+    next_poll: Instant,
     overflowed: bool,
+    /// When everything is to be looked at, because that could not be done when it had to be.
+    rescan_at: Option<Instant>,
     root_lost: bool,
     /// Announced since the window was looked at.
     unpaced: u64,
@@ -102,11 +110,10 @@ impl<A: Announce> Tree<A> {
     pub(super) fn open(root: &Path, announce: A) -> Result<Self, Error> {
         let inotify = Inotify::new()?;
         let pace_bytes = announce.pace_bytes();
-        let root_fd = File::open(root).map_err(|error| Error::io("open", root, error))?.into();
-        let root_watch = inotify.add(root).map_err(|errno| watch_error(root, errno))?;
+        let dir = Beneath::open(root).map_err(|error| Error::io("open", root, error))?;
+        let root_watch = inotify.add(dir.path()).map_err(|errno| watch_error(root, errno))?;
         let mut tree = Self {
-            root: root.to_owned(),
-            root_fd,
+            dir,
             root_watch,
             announce,
             inotify,
@@ -115,13 +122,16 @@ impl<A: Announce> Tree<A> {
             files: Files::default(),
             dirty: BTreeSet::new(),
             later: BTreeMap::new(),
-            unreadable: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
+            unwatched: BTreeSet::new(),
+            next_poll: Instant::now(),
             overflowed: false,
+            rescan_at: None,
             root_lost: false,
             unpaced: 0,
             pace_bytes,
         };
-        tree.rescan()?;
+        tree.rescan().map_err(|error| Error::io("list", root, error))?;
         Ok(tree)
     }
 
@@ -134,12 +144,13 @@ impl<A: Announce> Tree<A> {
         if !self.dirty.is_empty() {
             return Some(Instant::now());
         }
-        self.later.values().min().copied()
+        let poll = (!self.unwatched.is_empty()).then_some(self.next_poll);
+        self.later.values().copied().chain(poll).chain(self.rescan_at).min()
     }
 
     /// Reads the pending events and marks what they are about; never blocks. After an overflow marks everything.
     pub(super) fn collect(&mut self) -> Result<(), Error> {
-        let Self { inotify, watches, folders, dirty, overflowed, root_lost, root, root_watch, .. } = self;
+        let Self { inotify, watches, folders, dirty, overflowed, root_lost, dir, root_watch, .. } = self;
         inotify
             .read(&mut |event| match event {
                 Event::Overflow => *overflowed = true,
@@ -147,26 +158,42 @@ impl<A: Announce> Tree<A> {
                 Event::Moved { .. } => {} // its parent's events say where it went
                 Event::Ended { watch } => {
                     if let Some(Some(path)) = watches.remove(&watch) {
-                        folders.remove(&path);
+                        // What it was is kept: should it be another file system's now, it is not gone.
+                        if let Some(folder) = folders.get_mut(&path) {
+                            folder.watch = None;
+                        }
                         dirty.insert(path);
                     }
                 }
                 Event::Entry { watch, name, appeared } => {
                     if let Some(folder) = watches.get(&watch)
-                        && let Some(path) = entry_path(root, folder.as_ref(), name, appeared)
+                        && let Some(path) = entry_path(dir.path(), folder.as_ref(), name, appeared)
                     {
                         dirty.insert(path);
                     }
                 }
             })
-            .map_err(|errno| Error::io("read the inotify events of", &self.root, errno))?;
-        if self.root_lost {
-            let gone = io::Error::new(ErrorKind::NotFound, "it was moved, deleted or unmounted; start the leader anew");
-            return Err(Error::io("watch", &self.root, gone));
+            .map_err(|errno| Error::io("read the inotify events of", self.dir.path(), errno))?;
+        if std::mem::take(&mut self.root_lost) {
+            if let Some(how) = self.dir.is_lost() {
+                return Err(Error::DirectoryLost { dir: self.dir.path().to_owned(), how });
+            }
+            // Away for a moment.
+            let watch = self.inotify.add(self.dir.path()).map_err(|errno| watch_error(self.dir.path(), errno))?;
+            self.watches.insert(watch, None);
+            self.root_watch = watch;
+            self.rescan_at = Some(Instant::now());
         }
         if std::mem::take(&mut self.overflowed) {
             log::warn!("events were lost (fs.inotify.max_queued_events is small for this load): scanning all files");
-            self.rescan()?;
+            self.rescan_at = Some(Instant::now());
+        }
+        if self.rescan_at.is_some_and(|at| at <= Instant::now()) {
+            self.rescan_at = None;
+            if let Err(error) = self.rescan() {
+                log::warn!("cannot list {}, tried again later: {error}", self.dir.path().display());
+                self.rescan_at = Some(Instant::now() + AFTER_IO_ERROR_MIN);
+            }
         }
         Ok(())
     }
@@ -183,11 +210,11 @@ impl<A: Announce> Tree<A> {
     }
 
     /// Marks everything known and everything there.
-    pub(super) fn rescan(&mut self) -> Result<(), Error> {
+    pub(super) fn rescan(&mut self) -> io::Result<()> {
         self.dirty.extend(self.files.paths().cloned());
         self.dirty.extend(self.folders.keys().cloned());
         self.dirty.extend(self.announce.files().into_iter().map(|(path, _)| path));
-        self.list(None).map_err(|error| Error::io("list", &self.root, error))
+        self.list(None)
     }
 
     /// Looks at every marked path, and those found on the way, and announces what happened; `go_on` is asked before each.
@@ -195,6 +222,7 @@ impl<A: Announce> Tree<A> {
     /// `at_once`: also those that were to be looked at later, for a last look before the end.
     pub(super) fn announce_dirty(&mut self, at_once: bool, go_on: &dyn Fn() -> bool) -> Result<(), Trouble> {
         let now = Instant::now();
+        let polls = !self.unwatched.is_empty() && (at_once || self.next_poll <= now);
         let Self { later, dirty, .. } = self;
         later.retain(|path, at| {
             let due = at_once || *at <= now;
@@ -203,6 +231,9 @@ impl<A: Announce> Tree<A> {
             }
             !due
         });
+        if polls {
+            self.dirty.extend(self.unwatched.iter().cloned());
+        }
         for round in 0.. {
             if self.dirty.is_empty() || !go_on() {
                 break;
@@ -215,10 +246,13 @@ impl<A: Announce> Tree<A> {
                 let survey = Survey { found, patient: round < PATIENT_ROUNDS };
                 let looked = self.look_at(&path, survey, at_once);
                 if self.settle(&path, looked)?.is_some() {
-                    self.unreadable.remove(&path);
+                    self.readable(&path);
                 }
             }
             self.dirty.extend(surveyed.into_keys());
+        }
+        if polls {
+            self.next_poll = Instant::now() + POLL_EVERY_MIN.max(now.elapsed() * POLL_PAUSE);
         }
         Ok(())
     }
@@ -229,15 +263,22 @@ impl<A: Announce> Tree<A> {
             Ok(found) => return Ok(Some(found)),
             Err(Trouble::Later(at)) => self.look_later(path, at),
             Err(Trouble::Io(error)) => {
-                if self.unreadable.insert(path.clone()) {
-                    let file = path.below(&self.root);
-                    log::warn!("not replicated for now, tried again later: read {}: {error}", file.display());
-                }
-                self.look_later(path, Instant::now() + AFTER_IO_ERROR);
+                let before = self.unreadable.get(path);
+                let pause = before.map_or(AFTER_IO_ERROR_MIN, |before| (*before * 2).min(AFTER_IO_ERROR_MAX));
+                self.announce.is_unreadable(path, &error);
+                self.unreadable.insert(path.clone(), pause);
+                self.look_later(path, Instant::now() + pause);
             }
             Err(trouble) => return Err(trouble),
         }
         Ok(None)
+    }
+
+    /// Notes that a look at it succeeded.
+    pub(super) fn readable(&mut self, path: &RelPath) {
+        if self.unreadable.remove(path).is_some() {
+            self.announce.is_readable(path);
+        }
     }
 
     fn look_later(&mut self, path: &RelPath, at: Instant) {
@@ -263,20 +304,20 @@ impl<A: Announce> Tree<A> {
     }
 
     fn kind_of(&self, path: &RelPath) -> io::Result<Kind> {
-        let in_known_folder =
-            path.as_str().rsplit_once('/').is_none_or(|(folder, _)| self.folders.contains_key(folder));
-        if path.is_reserved() || !in_known_folder {
+        if path.is_reserved() {
             return Ok(Kind::Other);
         }
-        match fs::symlink_metadata(path.below(&self.root)) {
-            Ok(meta) if meta.is_file() => Ok(Kind::File(Seen::of(&meta))),
-            Ok(meta) if meta.is_dir() => Ok(Kind::Folder),
-            Ok(_) => {
+        match self.dir.metadata(path)? {
+            Some(meta) if meta.is_file() => Ok(Kind::File(Seen::of(&meta))),
+            Some(meta) if meta.is_dir() => {
+                let enters = self.announce.enters(path) && !self.dir.is_lost_and_found(path)?;
+                Ok(if enters { Kind::Folder } else { Kind::Other })
+            }
+            Some(_) => {
                 log::debug!("not replicated, neither file nor folder: {path}");
                 Ok(Kind::Other)
             }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Kind::Other),
-            Err(error) => Err(error),
+            None => self.check_mounts(path).map(|()| Kind::Other),
         }
     }
 
@@ -289,6 +330,10 @@ impl<A: Announce> Tree<A> {
         }
     }
 }
+
+/// Folders without a watch are looked at this often, with a pause of so many times what that took.
+const POLL_EVERY_MIN: Duration = Duration::from_secs(1);
+const POLL_PAUSE: u32 = 9;
 
 /// What is at a path.
 enum Kind {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::processes::{Process, Stage, find, run};
+use super::processes::{LeaderProcess, Process, Stage, find, run};
 use super::wait_until;
 
 /// A mounted file system.
@@ -138,6 +138,13 @@ impl<'a> Volume<'a> {
         let leader = leader.to_string();
         let follow = [env!("CARGO_BIN_EXE_paceline"), "follow", &leader, "--data-dir", dir.to_str().unwrap()];
         self.start("follower", &[&follow[..], options].concat())
+    }
+
+    /// Starts `paceline leader` on a folder of it.
+    pub fn leader(&self, folder: &str, options: &[&str]) -> LeaderProcess {
+        let nsenter = [find("nsenter", "util-linux").into_os_string()];
+        let command: Vec<_> = nsenter.into_iter().chain(self.enter().into_iter().map(Into::into)).collect();
+        self.stage.leader_under(&command, &self.stage.path(MOUNT).join(folder), options)
     }
 
     /// What is not on the disk is lost: the file system takes no more writes and its journal is left as it is. Then whoever

@@ -211,7 +211,7 @@ mod tests {
 
         fn create(&self, name: &str) {
             fs::write(Self::path(name).below(self.dir.path()), "0").unwrap();
-            self.stream.create(&Self::path(name), BYTE, Some(self.id(name))).unwrap();
+            self.stream.create(&Self::path(name), BYTE, Some(self.id(name)), false).unwrap();
         }
 
         fn append(&self, name: &str) {

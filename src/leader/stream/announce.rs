@@ -61,19 +61,21 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
-    /// Announces that `path`, so far unknown, begins with `bytes`. `file` is which one it is on disk, if that is known.
+    /// Announces that `path`, so far unknown, begins with `bytes`. `file` is which one it is on disk, if that is known; `whole`:
+    /// some followers may have another one under that name.
     pub(in crate::leader) fn create(
         &self,
         path: &RelPath,
         bytes: Content<'_>,
         file: Option<FileId>,
+        whole: bool,
     ) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
         let version = ordered.index.get(path.as_str());
         if version.len > 0 {
             return Err(AppendError::Offset { path: path.clone(), offset: 0, length: version.len });
         }
-        if bytes.len() == 0 && !version.exists() {
+        if (bytes.len() == 0 || whole) && !version.exists() {
             ordered.put(path, bytes, file);
             return Ok(self.finish(ordered));
         }
@@ -104,6 +106,15 @@ impl Stream {
             ordered.remove(path);
         }
         Ok(self.finish(ordered))
+    }
+
+    /// Announces that a file has gone that some followers may have and nobody else knows.
+    pub(in crate::leader) fn delete_kept(&self, path: &RelPath) {
+        let Ok(mut ordered) = self.enter() else { return };
+        if !ordered.index.get(path.as_str()).exists() {
+            ordered.encode(path, ActionKind::Delete, &[]);
+        }
+        self.finish(ordered);
     }
 
     /// Notes that a generation, once under `path`, cannot be read as it was announced; see
@@ -595,7 +606,7 @@ mod tests {
         doubt(&stream, &path);
         stream.delete(&path).unwrap();
         assert_eq!(stream.append(&path, 0, Content::OnDisk(1)).unwrap(), None);
-        stream.create(&path, Content::OnDisk(1), Some(FILE)).unwrap();
+        stream.create(&path, Content::OnDisk(1), Some(FILE), false).unwrap();
         assert!(stream.only_read_from(&path, FILE));
     }
 }

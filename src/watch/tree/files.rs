@@ -4,9 +4,6 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
-
 use super::{Survey, Tree, Trouble};
 use crate::error::AppendError;
 use crate::types::RelPath;
@@ -128,7 +125,7 @@ impl<A: Announce> Tree<A> {
     pub(super) fn delete(&mut self, path: &RelPath) -> Result<(), Trouble> {
         let known = self.files.remove(path).is_some();
         self.later.remove(path);
-        self.unreadable.remove(path);
+        self.readable(path);
         if known || self.announce.file_len(path).is_some() {
             self.announce.delete(path)?;
         }
@@ -137,24 +134,7 @@ impl<A: Announce> Tree<A> {
 
     /// Opens a file to look at it.
     pub(super) fn open_file(&self, path: &RelPath) -> io::Result<File> {
-        let file = self.open_entry(path, OFlags::empty())?;
-        if file.metadata()?.is_file() { Ok(file) } else { Err(ErrorKind::NotFound.into()) }
-    }
-
-    /// Opens what is at `path` without following a symbolic link at any part of it, and without waiting for a FIFO's writer.
-    pub(super) fn open_entry(&self, path: &RelPath, flags: OFlags) -> io::Result<File> {
-        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let opened = match rustix::fs::openat2(&self.root_fd, path.as_str(), flags, Mode::empty(), resolve) {
-            // Before Linux 5.6, and in old sandboxes.
-            Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(&self.root_fd, path.as_str(), flags, Mode::empty()),
-            opened => opened,
-        };
-        match opened {
-            Ok(fd) => Ok(File::from(fd)),
-            // It was another kind of thing a moment ago: look again.
-            Err(Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Err(ErrorKind::NotFound.into()),
-            Err(errno) => Err(errno.into()),
-        }
+        // It was there a moment ago: look again.
+        self.dir.file(path)?.ok_or_else(|| ErrorKind::NotFound.into())
     }
 }

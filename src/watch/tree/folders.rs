@@ -1,24 +1,26 @@
 //! Folders: each is watched, then listed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Metadata};
 use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Instant;
 
-use rustix::fs::OFlags;
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
-use super::{Tree, Trouble};
+use super::{AGAIN, Tree, Trouble};
+use crate::beneath;
 use crate::error::Error;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
 
-/// A folder that is watched.
+/// A folder that is known.
 #[derive(Clone, Copy)]
 pub(super) struct Folder {
-    watch: i32,
+    /// `None`: it has none, and is polled.
+    pub(super) watch: Option<i32>,
     dev: u64,
     ino: u64,
 }
@@ -27,44 +29,79 @@ impl<A: Announce> Tree<A> {
     /// Lists a folder; watches it before, unless it is watched already. That one is listed all the same: it may have been away
     /// for a moment, and what is in it looked for then, by us or by the leader.
     pub(super) fn look_at_folder(&mut self, path: &RelPath) -> Result<(), Trouble> {
-        let meta = self.open_entry(path, OFlags::DIRECTORY)?.metadata()?;
+        let Some(folder) = self.dir.folder(Some(path))? else { return Err(Trouble::Later(Instant::now() + AGAIN)) };
+        let stat = rustix::fs::fstat(&folder).map_err(io::Error::from)?;
+        let now = Folder { watch: None, dev: stat.st_dev, ino: stat.st_ino };
         let known = self.folders.get(path).copied();
-        if known.is_none_or(|known| (known.dev, known.ino) != (meta.dev(), meta.ino())) {
-            self.watch_folder(path, &meta)?;
+        if known.is_some_and(|known| known.dev != now.dev) && !self.files.below(path).is_empty() {
+            return Err(other_file_system().into());
         }
-        if let Err(error) = self.list(Some(path)) {
-            // Not listed, so not known: it is tried again as a whole.
+        if known.is_none_or(|known| known.watch.is_none() || (known.dev, known.ino) != (now.dev, now.ino)) {
+            self.watch_folder(path, now)?;
+        }
+        Ok(self.mark(Some(path), folder)?)
+    }
+
+    fn watch_folder(&mut self, path: &RelPath, now: Folder) -> Result<(), Trouble> {
+        if self.folders.get(path).is_some_and(|known| (known.dev, known.ino) != (now.dev, now.ino)) {
             self.forget_folder(path);
-            return Err(error.into());
         }
+        let full_path = path.below(self.dir.path());
+        let watch = match self.inotify.add(&full_path) {
+            Ok(watch) => Some(watch),
+            Err(errno @ (Errno::NOSPC | Errno::NOMEM)) => {
+                if self.unwatched.is_empty() {
+                    let error = watch_error(&full_path, errno);
+                    log::warn!("folders are looked at once a second at most, rather than watched: {error}");
+                }
+                None
+            }
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        };
+        match watch {
+            None => drop(self.unwatched.insert(path.clone())),
+            Some(watch) => {
+                if self.unwatched.remove(path) && self.unwatched.is_empty() {
+                    log::info!("all folders are watched again");
+                }
+                // A folder that was moved here keeps its watch: it belongs to the new name alone from now on.
+                if let Some(Some(old)) = self.watches.insert(watch, Some(path.clone()))
+                    && old != *path
+                {
+                    self.folders.remove(&old);
+                    self.unwatched.remove(&old);
+                    self.dirty.insert(old);
+                }
+            }
+        }
+        self.folders.insert(path.clone(), Folder { watch, ..now });
         Ok(())
     }
 
-    fn watch_folder(&mut self, path: &RelPath, meta: &Metadata) -> Result<(), Trouble> {
-        self.forget_folder(path);
-        let full_path = path.below(&self.root);
-        let watch = match self.inotify.add(&full_path) {
-            Ok(watch) => watch,
-            Err(errno @ (Errno::NOSPC | Errno::NOMEM)) => return Err(Trouble::Fatal(watch_error(&full_path, errno))),
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        };
-        // A folder that was moved here keeps its watch: it belongs to the new name alone from now on.
-        if let Some(Some(old)) = self.watches.insert(watch, Some(path.clone()))
-            && old != *path
-        {
-            self.folders.remove(&old);
-            self.dirty.insert(old);
+    /// `Err` if a folder above `path` is on another file system than it was: then nothing is gone that is not there.
+    pub(super) fn check_mounts(&self, path: &RelPath) -> io::Result<()> {
+        for (end, _) in path.as_str().rmatch_indices('/') {
+            let Some((above, known)) = self.folders.get_key_value(&path.as_str()[..end]) else { continue };
+            match self.dir.metadata(above)? {
+                Some(meta) if meta.dev() != known.dev => return Err(other_file_system()),
+                Some(_) => return Ok(()),
+                None => {}
+            }
         }
-        self.folders.insert(path.clone(), Folder { watch, dev: meta.dev(), ino: meta.ino() });
         Ok(())
     }
 
     /// Marks what is in a folder as wanting a look.
     pub(super) fn list(&mut self, folder: Option<&RelPath>) -> io::Result<()> {
-        let path = folder.map_or_else(|| self.root.clone(), |folder| folder.below(&self.root));
-        for entry in fs::read_dir(path)? {
-            let name = entry?.file_name();
-            if let Some(path) = entry_path(&self.root, folder, name.as_encoded_bytes(), true) {
+        match self.dir.folder(folder)? {
+            Some(opened) => self.mark(folder, opened),
+            None => Ok(()),
+        }
+    }
+
+    fn mark(&mut self, folder: Option<&RelPath>, opened: OwnedFd) -> io::Result<()> {
+        for entry in beneath::entries(opened)? {
+            if let Some(path) = entry_path(self.dir.path(), folder, entry?.file_name().to_bytes(), true) {
                 self.dirty.insert(path);
             }
         }
@@ -76,7 +113,8 @@ impl<A: Announce> Tree<A> {
         let mut folders = paths_below(&self.folders, path);
         folders.push(path.clone());
         for folder in folders {
-            if let Some(Folder { watch, .. }) = self.folders.remove(&folder)
+            self.unwatched.remove(&folder);
+            if let Some(Folder { watch: Some(watch), .. }) = self.folders.remove(&folder)
                 // It may belong to another name by now.
                 && self.watches.get(&watch).is_some_and(|owner| owner.as_ref() == Some(&folder))
             {
@@ -86,6 +124,12 @@ impl<A: Announce> Tree<A> {
         }
         self.dirty.extend(self.files.below(path));
     }
+}
+
+fn other_file_system() -> io::Error {
+    let what = "another file system is there than before, and nothing of what was there counts as gone: mount what was, or \
+                start the leader anew";
+    io::Error::other(what)
 }
 
 /// The path of a folder's entry; `None` if its name cannot be sent, with a warning when it appears.

@@ -138,7 +138,7 @@ impl<A: Announce> Tree<A> {
         self.files.remove(from);
         for path in [from, to] {
             self.later.remove(path);
-            self.unreadable.remove(path);
+            self.readable(path);
         }
         // Under its new name it is looked at next, and mended if the leader had something else under the old one.
         self.files.insert(to.clone(), known);

@@ -1,0 +1,184 @@
+//! What is at a name beneath the data directory, and the one rule by which something counts as gone.
+//!
+//! Every look has three ends: `Ok(Some(_))`, it is there; `Ok(None)`, it is gone; `Err`, nobody knows. Gone is only what the system
+//! says is not there, or is another kind of thing, while the directory is still the one that was opened. Whatever else goes wrong
+//! (too many open files, no memory, an error of the disk, a lost mount, no permission) says nothing about the file: who meets
+//! that keeps what it knows and tries again.
+//!
+//! Names are resolved from the directory's descriptor, and no symbolic link is followed. The directory's own path may have links:
+//! it is resolved once, when it is opened. No threads, no locks.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::types::RelPath;
+
+const LOST_AND_FOUND: &str = "lost+found";
+/// That of the top of an ext file system, also where it is mounted from further within.
+const EXT_TOP_INODE: u64 = 2;
+
+/// A data directory, through a descriptor that stays on it.
+#[derive(Debug)]
+pub(crate) struct Beneath {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+impl Beneath {
+    /// Resolves `path` and opens the directory there.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let path = fs::canonicalize(path)?;
+        let root = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { root, path })
+    }
+
+    /// The directory's path, without links.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a regular file to read; without waiting, whatever else it may be.
+    pub(crate) fn file(&self, path: &RelPath) -> io::Result<Option<File>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let Some(file) = self.open_at(path.as_str(), flags)?.map(File::from) else { return Ok(None) };
+        Ok(file.metadata()?.is_file().then_some(file))
+    }
+
+    /// Whatever is at a name. Needs no permission for what is there.
+    pub(crate) fn metadata(&self, path: &RelPath) -> io::Result<Option<Metadata>> {
+        self.metadata_at(path.as_str())
+    }
+
+    fn metadata_at(&self, path: &str) -> io::Result<Option<Metadata>> {
+        self.open_at(path, OFlags::PATH)?.map(|fd| File::from(fd).metadata()).transpose()
+    }
+
+    /// Opens a folder to list it; `path` `None` is the directory itself.
+    pub(crate) fn folder(&self, path: Option<&RelPath>) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
+        self.open_at(path.map_or(".", RelPath::as_str), flags)
+    }
+
+    /// Whether a folder is the one in which the check of a file system leaves what it found, at the file system's top: it is no
+    /// content, and nobody but root can read it.
+    pub(crate) fn is_lost_and_found(&self, path: &RelPath) -> io::Result<bool> {
+        let folder = match path.as_str().rsplit_once('/') {
+            Some((folder, LOST_AND_FOUND)) => folder,
+            None if path.as_str() == LOST_AND_FOUND => ".",
+            _ => return Ok(false),
+        };
+        let Some(top) = self.metadata_at(folder)? else { return Ok(false) };
+        let above = match folder.rsplit_once('/') {
+            Some((above, _)) => self.metadata_at(above)?.map(|above| above.dev()),
+            None if folder == "." => Some(rustix::fs::statat(&self.root, "..", AtFlags::empty())?.st_dev),
+            None => self.metadata_at(".")?.map(|above| above.dev()),
+        };
+        Ok(top.ino() == EXT_TOP_INODE || above.is_some_and(|above| above != top.dev()))
+    }
+
+    /// How the directory was lost, if it was: removed, moved, unmounted or mounted over, so that its path leads elsewhere or
+    /// nowhere, or lost by its file system. That nobody can tell just now is no loss.
+    pub(crate) fn is_lost(&self) -> Option<&'static str> {
+        let ours = match rustix::fs::fstat(&self.root) {
+            Ok(ours) if ours.st_nlink == 0 => return Some("it was removed"),
+            Ok(ours) => ours,
+            Err(Errno::STALE) => return Some("its file system knows it no more"),
+            Err(_) => return None,
+        };
+        match rustix::fs::stat(&self.path) {
+            Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => None,
+            Ok(there) if there.st_dev != ours.st_dev => {
+                Some("another file system is mounted there, or its own is mounted no more")
+            }
+            Ok(_) => Some("another directory has its name"),
+            Err(Errno::NOENT | Errno::NOTDIR) => Some("it was moved or removed, or its file system is mounted no more"),
+            Err(_) => None,
+        }
+    }
+
+    /// Opens what is at a name.
+    fn open_at(&self, path: &str, flags: OFlags) -> io::Result<Option<OwnedFd>> {
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let opened = match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
+            // Before Linux 5.6, and in old sandboxes.
+            Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(&self.root, path, flags, Mode::empty()),
+            opened => opened,
+        };
+        match opened {
+            Ok(fd) => Ok(Some(fd)),
+            // A link, a folder that is a file by now, a socket.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => match self.is_lost() {
+                None => Ok(None),
+                Some(how) => Err(io::Error::other(format!("the data directory is lost: {how}"))),
+            },
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for Beneath {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+/// The names in a folder that was opened with [`Beneath::folder`], but for `.` and `..`.
+pub(crate) fn entries(folder: OwnedFd) -> io::Result<impl Iterator<Item = io::Result<rustix::fs::DirEntry>>> {
+    let is_own = |entry: &rustix::fs::DirEntry| matches!(entry.file_name().to_bytes(), b"." | b"..");
+    let entries = rustix::fs::Dir::new(folder)?.map(|entry| entry.map_err(io::Error::from));
+    Ok(entries.filter(move |entry| !entry.as_ref().is_ok_and(is_own)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    #[test]
+    fn only_what_is_not_there_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("folder")).unwrap();
+        fs::write(root.path().join("file"), "x").unwrap();
+        symlink("file", root.path().join("link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, root.path().join("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
+        let dir = Beneath::open(root.path()).unwrap();
+        assert!(dir.file(&path("file")).unwrap().is_some());
+        for name in ["folder", "link", "fifo", "none", "file/below", "none/below", "link/below"] {
+            assert!(dir.file(&path(name)).unwrap().is_none(), "{name}");
+        }
+        assert!(dir.metadata(&path("link")).unwrap().unwrap().is_symlink());
+        assert!(dir.folder(None).unwrap().is_some() && dir.folder(Some(&path("folder"))).unwrap().is_some());
+        for name in ["file", "link", "fifo", "none", "file/below"] {
+            assert!(dir.folder(Some(&path(name))).unwrap().is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_gone_from_a_directory_that_is_lost() {
+        let above = tempfile::tempdir().unwrap();
+        let root = above.path().join("data");
+        for make_again in [false, true] {
+            fs::create_dir_all(&root).unwrap();
+            let dir = Beneath::open(&root).unwrap();
+            assert!(dir.is_lost().is_none() && dir.file(&path("none")).unwrap().is_none());
+            fs::remove_dir(&root).unwrap();
+            if make_again {
+                fs::create_dir(&root).unwrap();
+            }
+            assert!(dir.is_lost().is_some());
+            assert!(dir.file(&path("none")).is_err() && dir.metadata(&path("none")).is_err());
+        }
+    }
+}
