@@ -309,7 +309,7 @@ fn lost_and_found_at_the_top_of_a_file_system_is_nobodys_content() {
     fs::write(data.join("file"), "1").unwrap();
     let mut leader = stage.leader(&data, &[]);
     let volume = Volume::in_memory(&stage, 16);
-    volume.run(&format!("mkdir {0}/lost+found; echo found > {0}/lost+found/1", stage.path("volume").display()));
+    volume.run(&format!("mkdir {0}/lost+found; echo found > {0}/lost+found/1", volume.mount().display()));
     let mut follower = volume.follower("", leader.address, &[]);
     wait_until("the file comes", || volume.path("file").exists());
     assert_eq!(fs::read_to_string(volume.path("lost+found/1")).unwrap(), "found\n");
@@ -364,7 +364,7 @@ fn a_data_directory_that_is_lost_ends_the_leader_and_costs_the_copy_nothing() {
         wait_until("the copy is whole", || {
             fs::read_dir(follower.dir.join("folder")).is_ok_and(|folder| folder.count() == 20)
         });
-        let (top, data) = (stage.path("volume"), stage.path("volume/data"));
+        let (top, data) = (volume.mount(), volume.mount().join("data"));
         volume.run(&match volume_goes {
             // Mounted over.
             true => format!("mount -t tmpfs none {}", top.display()),
@@ -396,7 +396,7 @@ fn a_data_directory_that_is_removed_ends_who_works_on_it() {
 fn a_file_system_below_that_is_unmounted_takes_no_file_along() {
     let stage = Stage::new();
     let volume = Volume::in_memory(&stage, 16);
-    let top = stage.path("volume");
+    let top = volume.mount();
     let wal = top.join("data/wal");
     volume.run(&format!("mkdir -p {0}; mount -t tmpfs none {0}; echo 1 > {0}/1; echo 2 > {0}/2", wal.display()));
     let mut leader = volume.leader("data", &[]);
