@@ -61,13 +61,45 @@ impl Seen {
 pub(super) struct Tail {
     end: u64,
     hash: [u8; 20],
+    /// Where the run of equal bytes begins that these are, if they are: what is inserted before it moves it. Not before
+    /// [`RUN_BYTES_MAX`].
+    run: Option<u64>,
+}
+
+/// How far back the beginning of a run of equal bytes is looked for.
+const RUN_BYTES_MAX: u64 = 1 << 20;
+
+/// The byte that all of them are.
+fn only_byte(bytes: &[u8]) -> Option<u8> {
+    let (first, rest) = bytes.split_first()?;
+    rest.iter().all(|byte| byte == first).then_some(*first)
+}
+
+/// Where the run of this byte begins that ends at `end`.
+fn run_start(file: &File, byte: u8, end: u64) -> io::Result<u64> {
+    let mut from = end;
+    while from > end.saturating_sub(RUN_BYTES_MAX) {
+        let before = from.saturating_sub(64 << 10);
+        let bytes = read_range(file, before, from)?;
+        if let Some(last) = bytes.iter().rposition(|other| *other != byte) {
+            return Ok(before + last as u64 + 1);
+        }
+        from = before;
+    }
+    Ok(from)
 }
 
 impl Tail {
-    /// Of content that ends at `end`, of which `bytes` are the last (at least what a tail needs).
-    pub(super) fn of(end: u64, bytes: &[u8]) -> Self {
+    /// Of a file with no content.
+    pub(super) fn empty() -> Self {
+        Self { end: 0, hash: Sha1::digest([]).into(), run: None }
+    }
+
+    /// Of content of `file` that ends at `end`, of which `bytes` are the last (at least what a tail needs).
+    pub(super) fn of(file: &File, end: u64, bytes: &[u8]) -> io::Result<Self> {
         let from = bytes.len().saturating_sub(usize::try_from(TAIL_BYTES_MAX).unwrap_or(usize::MAX));
-        Self { end, hash: Sha1::digest(&bytes[from..]).into() }
+        let run = only_byte(&bytes[from..]).map(|byte| run_start(file, byte, Self::start(end))).transpose()?;
+        Ok(Self { end, hash: Sha1::digest(&bytes[from..]).into(), run })
     }
 
     /// Where the bytes begin that a tail before `end` covers.
@@ -76,7 +108,7 @@ impl Tail {
     }
 
     pub(super) fn read(file: &File, end: u64) -> io::Result<Self> {
-        Ok(Self::of(end, &read_range(file, Self::start(end), end)?))
+        Self::of(file, end, &read_range(file, Self::start(end), end)?)
     }
 
     fn still_there(&self, file: &File) -> io::Result<bool> {
@@ -111,8 +143,10 @@ pub(super) struct Known {
     /// `None`: not known, so that any change is a replace.
     tail: Option<Tail>,
     by: By,
-    /// When it first looked changed without having grown.
-    suspected: Option<Instant>,
+    /// When it first looked changed without having grown, and the time it carried then.
+    suspected: Option<(Instant, (i64, i64))>,
+    /// A change was seen that is yet to be announced: whatever the file does meanwhile, it is replaced.
+    pub(super) must_replace: bool,
     /// Not replaced again before, so that a big file that changes all the time leaves room for others.
     pub(super) replace_after: Instant,
 }
@@ -134,7 +168,7 @@ pub(super) enum Verdict {
 impl Known {
     /// `seen` must come from before the content was read for the announcement: a change after that shows later.
     pub(super) fn new(seen: Seen, announced: u64, tail: Option<Tail>, by: By, replace_after: Instant) -> Self {
-        Self { seen, announced, tail, by, suspected: None, replace_after }
+        Self { seen, announced, tail, by, suspected: None, must_replace: false, replace_after }
     }
 
     pub(super) fn id(&self) -> Identity {
@@ -164,14 +198,23 @@ impl Known {
         if seen.len < self.announced {
             return Ok(if seen.len == 0 { Verdict::Emptied } else { Verdict::Changed("shorter") });
         }
+        if self.must_replace {
+            return Ok(Verdict::Changed("a change that was seen before is yet to be announced"));
+        }
         if seen.len > self.announced {
-            let kept = match &self.tail {
-                Some(tail) => tail.still_there(file)?,
-                None => false,
-            };
+            // One write that was under way when we looked has the time that we saw; after a change in place, growth has its own.
+            if self.suspected.is_some_and(|(_, modified)| modified != seen.modified) {
+                return Ok(Verdict::Changed("changed without growing, then grew"));
+            }
+            let kept = self.tail_is_there(file)?;
             return Ok(if kept { Verdict::Grown } else { Verdict::Changed("changed before its old end") });
         }
         self.judge_same_length(seen, file, now, at_once)
+    }
+
+    /// Whether what was announced still ends as it did.
+    pub(super) fn tail_is_there(&self, file: &File) -> io::Result<bool> {
+        self.tail.as_ref().map_or(Ok(false), |tail| tail.still_there(file))
     }
 
     fn judge_same_length(&mut self, seen: &Seen, file: &File, now: Instant, at_once: bool) -> io::Result<Verdict> {
@@ -179,11 +222,7 @@ impl Known {
         if same_time && self.seen.settled {
             return Ok(Verdict::Unchanged);
         }
-        let tail_kept = match &self.tail {
-            Some(tail) => tail.still_there(file)?,
-            None => false,
-        };
-        if !tail_kept {
+        if !self.tail_is_there(file)? {
             return Ok(Verdict::Changed("changed near its end"));
         }
         let all_covered = self.tail.is_some_and(|tail| tail.covers(seen.len));
@@ -196,10 +235,28 @@ impl Known {
         if same_time {
             return Ok(Verdict::Changed("perhaps changed in the clock tick of its last replacement"));
         }
-        let suspected = *self.suspected.get_or_insert(now);
+        if self.suspected.is_none() && grows_at_once(file, seen)? {
+            return Ok(Verdict::LookAgain(now));
+        }
+        let (suspected, _) = *self.suspected.get_or_insert((now, seen.modified));
         if at_once || now.saturating_duration_since(suspected) >= SUSPICION {
             return Ok(Verdict::Changed("changed without growing"));
         }
         Ok(Verdict::LookAgain(suspected + SUSPICION))
     }
+}
+
+/// Whether a file that looks changed without having grown is being appended to: looks until a write that was under way has ended.
+fn grows_at_once(file: &File, seen: &Seen) -> io::Result<bool> {
+    const LOOKS: u32 = 30;
+    for look in 0..=LOOKS {
+        if look == LOOKS {
+            // Most file systems answer this once no write is under way any more.
+            let _ = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(0));
+        }
+        if file.metadata()?.len() != seen.len {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -58,8 +58,9 @@ impl<A: Announce> Tree<A> {
             Verdict::Grown => self.append(path, &file, seen, leader_len.unwrap_or(0)),
             Verdict::Emptied => self.empty(path, seen),
             Verdict::Changed(why) => {
-                match self.files.get(path) {
+                match self.files.get_mut(path) {
                     Some(known) if known.replace_after > now && !at_once => {
+                        known.must_replace = true;
                         return Err(Trouble::Later(known.replace_after));
                     }
                     _ => log::debug!("replace {path}: {why}"),
@@ -82,9 +83,15 @@ impl<A: Announce> Tree<A> {
         let (tail, announced) = if growth < BY_REFERENCE_BYTES_MIN {
             let start = tail_start.min(from);
             let bytes = read_range(file, start, seen.len)?;
+            // Looked at once more: what it was before is not what these follow if it was changed before they were read.
+            if let Some(known) = self.files.get(path)
+                && !known.tail_is_there(file)?
+            {
+                return self.replace(path, file, seen);
+            }
             let new = &bytes[usize::try_from(from - start).map_err(io::Error::other)?..];
             let announced = if new.is_empty() { Ok(()) } else { self.announce.append(path, from, new) };
-            (Tail::of(seen.len, &bytes), announced)
+            (Tail::of(file, seen.len, &bytes)?, announced)
         } else {
             let tail = Tail::read(file, seen.len)?;
             (tail, self.announce.append_from_file(path, from, growth))
@@ -117,7 +124,7 @@ impl<A: Announce> Tree<A> {
     fn empty(&mut self, path: &RelPath, seen: Seen) -> Result<(), Trouble> {
         self.announce.truncate(path, 0)?;
         let replace_after = self.files.get(path).map_or_else(Instant::now, |known| known.replace_after);
-        let known = Known::new(seen, 0, Some(Tail::of(0, &[])), By::Append, replace_after);
+        let known = Known::new(seen, 0, Some(Tail::empty()), By::Append, replace_after);
         self.files.insert(path.clone(), known);
         Ok(())
     }
