@@ -202,7 +202,7 @@ impl Worker {
         let Inventory { files, folders } = self.dir.inventory()?;
         let mut told = Told { folders, ..Told::default() };
         if names {
-            told.names = files.iter().cloned().collect();
+            told.names.clone_from(&files);
         }
         let mut files: Vec<_> = files.into_iter().map(|(path, _)| path).collect();
         files.sort_unstable();

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Core;
 use crate::datadir::{self, FoundFile, Visitor};
@@ -14,6 +14,8 @@ use crate::types::RelPath;
 use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What took long to find unreadable is left alone for so many times as long.
+const TRY_PAUSE: u32 = 9;
 
 /// The thread's life.
 pub(super) fn run(core: &Arc<Core>) {
@@ -37,6 +39,7 @@ pub(super) fn run(core: &Arc<Core>) {
 impl Core {
     /// Announces what could not be read, if it can be now.
     fn try_again(&self, path: &RelPath) {
+        let began = Instant::now();
         let found = match self.dir.root().metadata(path) {
             Ok(Some(meta)) if meta.is_dir() => self.read_folder(path),
             Ok(Some(meta)) if meta.is_file() && !self.excludes(path) => self.read_file(path),
@@ -44,7 +47,8 @@ impl Core {
             Err(error) => Err(error),
         };
         if let Err(error) = found {
-            return self.cannot_read(path, &error);
+            self.cannot_read(path, &error);
+            return self.unreadable.put_off(path, Instant::now() + began.elapsed() * TRY_PAUSE);
         }
         self.can_read(path);
     }

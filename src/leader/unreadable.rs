@@ -27,7 +27,7 @@ const NAMED_MAX: usize = 100;
 
 /// Pauses before it is tried again: twice as long each time.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// A file or folder that is not replicated, because it cannot be looked at.
 #[derive(Clone, Debug)]
@@ -142,6 +142,13 @@ impl Unreadable {
         }
         let kept = self.kept.lock().clone();
         kept.into_iter().filter(|path| !self.covers(path)).collect()
+    }
+
+    /// Not tried again before that, because trying takes long.
+    pub(super) fn put_off(&self, path: &RelPath, until: Instant) {
+        if let Some((at, _)) = self.entries.lock().get_mut(path).and_then(|entry| entry.retry.as_mut()) {
+            *at = until.max(*at);
+        }
     }
 
     /// Those to be tried now; their next pause is twice as long.

@@ -41,7 +41,7 @@
 //! - Writes that other machines make on a network file system.
 //! - A file that is replaced continuously is seen as often as it can be read, not in each of its versions.
 //!
-//! What it cannot read it says once, and tries again every 5 s. Symbolic links are never followed, nor replicated.
+//! What it cannot read it says once, takes to be as it was, and tries again after 1 s to 10 s. Symbolic links are never followed, nor replicated.
 
 mod announce;
 mod file;

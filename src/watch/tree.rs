@@ -41,7 +41,7 @@ pub(super) use self::files::BY_REFERENCE_BYTES_MIN;
 const AGAIN: Duration = Duration::from_millis(10);
 /// How long after it could not be looked at a file or folder is tried again: twice as long each time.
 const AFTER_IO_ERROR_MIN: Duration = Duration::from_secs(1);
-const AFTER_IO_ERROR_MAX: Duration = Duration::from_secs(60);
+const AFTER_IO_ERROR_MAX: Duration = Duration::from_secs(10);
 
 /// Why a look at a path came to nothing.
 pub(super) enum Trouble {
