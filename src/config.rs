@@ -308,6 +308,12 @@ pub struct FollowerConfig {
     pub retry_delay_min: Duration,
     /// The longest such delay. Defaults to 10 s.
     pub retry_delay_max: Duration,
+    /// How long what a sync deletes, overwrites or cuts is kept in `.paceline/kept`, see [`Kept`](crate::follower::Kept). Zero: it is
+    /// not. Defaults to 7 days: a wrong leader is noticed after a weekend, too.
+    pub keep: Duration,
+    /// How many bytes of that are kept at most. It takes no room that a sync needs: on a full disk it is dropped. Defaults to 16 GiB;
+    /// to get a whole directory back, as much as that has.
+    pub keep_bytes: u64,
     /// The directory's lock, where who starts the follower has it.
     pub(crate) lock: Option<DirLock>,
 }
@@ -328,6 +334,8 @@ impl FollowerConfig {
             connect_timeout: Duration::from_secs(5),
             retry_delay_min: Duration::from_millis(100),
             retry_delay_max: Duration::from_secs(10),
+            keep: Duration::from_secs(7 * 86_400),
+            keep_bytes: 16 << 30,
             lock: None,
         }
     }

@@ -114,6 +114,49 @@ fn what_is_mounted_while_a_follower_follows_is_compared_and_filled() {
     leader.shut_down();
 }
 
+/// What a sync takes away is kept on each file system, and comes back.
+fn kept(options: &[&str], names: &[&str]) {
+    let (stage, leader) = (Stage::new(), TestLeader::start());
+    leader.append("log", b"0123");
+    leader.append("wal/1", b"1");
+    let volume = two_in_memory(&stage);
+    leader.append("long", &noise(1 << 19));
+    for (name, content) in [("log", "0123 and a tail"), ("gone", "gone"), ("wal/old", "precious")] {
+        fs::write(volume.path("data").join(name), content).unwrap();
+    }
+    fs::write(volume.path("data/long"), [noise(1 << 19), b"the tail".to_vec()].concat()).unwrap();
+    let mut follower = volume.follower("data", leader.address, &[options, &["--adopt"]].concat());
+    leader.wait_in_sync(1);
+    assert_same(leader.dir.path(), &volume.path("data"));
+    // The stream's own deletions and replacements are not kept.
+    leader.append("brief", b"x");
+    leader.replace("wal/1", b"2");
+    leader.delete("brief");
+    leader.wait_in_sync(1);
+    let ours = format!("{} kept {}/data", env!("CARGO_BIN_EXE_paceline"), volume.mount().display());
+    let table = volume.run(&ours);
+    let time = table.lines().nth(1).and_then(|line| line.split_whitespace().next()).unwrap_or_default();
+    assert_eq!(table.lines().count(), 2, "{table}");
+    let files = volume.run(&format!("{ours} --files {time}"));
+    assert!(names.iter().all(|name| files.contains(name)) && files.lines().count() == names.len(), "{files}");
+    let busy = volume.run(&format!("{ours} --restore {time} 2>&1 || true"));
+    assert!(busy.contains("is in use by another process"), "{busy}");
+    follower.stop();
+    volume.run(&format!("{ours} wal/old --restore {time}"));
+    assert_eq!(fs::read_to_string(volume.path("data/wal/old")).unwrap(), "precious");
+    leader.shut_down();
+}
+
+#[test]
+fn what_a_sync_takes_away_is_kept_and_comes_back() {
+    kept(&[], &["gone", "log", "long.from-524288", "wal/old"]);
+}
+
+#[test]
+fn what_a_sync_in_1_0_0_takes_away_is_kept_and_comes_back() {
+    kept(&["--protocol", "1.0.0"], &["gone", "log", "long", "wal/old"]);
+}
+
 /// So many that the file systems are synced as a whole.
 const FILES: usize = 20;
 

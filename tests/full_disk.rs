@@ -69,3 +69,18 @@ fn in_1_0_0_at_each_level() {
         fills_up_and_comes_back(&["--protocol", "1.0.0", "--durability", level]);
     }
 }
+
+#[test]
+fn what_is_kept_goes_before_a_full_disk_stops_a_sync() {
+    let (stage, leader) = (Stage::new(), TestLeader::start());
+    leader.append("log/1", &noise(9 << 20));
+    let volume = Volume::in_memory(&stage, 16);
+    std::fs::create_dir(volume.path("data")).unwrap();
+    std::fs::write(volume.path("data/old"), noise(10 << 20)).unwrap();
+    let mut follower = volume.follower("data", leader.address, &["--adopt", "--max-delete", "100%"]);
+    leader.wait_in_sync(1);
+    assert_same(leader.dir.path(), &volume.path("data"));
+    assert!(follower.log().contains("drops what was kept at"), "{}", follower.log());
+    follower.stop();
+    leader.shut_down();
+}

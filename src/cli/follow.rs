@@ -16,6 +16,7 @@ use paceline::follower::{State, Status, SyncProgress};
 use paceline::{Adopt, Durability, Error, Follower, FollowerConfig, InvalidValue, Protocol, Secret};
 
 use super::etcd::{EtcdOptions, secret_of};
+use super::kept::KeepOptions;
 use super::units::{parse_leader, parse_share, show_bytes, show_rate};
 use super::{Failure, NodeOptions, bars, say, signals, start_logging};
 
@@ -46,6 +47,8 @@ pub(crate) struct Options {
     /// When to acknowledge to a leader of 1.0.0: what has come, is written, or is on disk (Paceline's extension tells all three)
     #[arg(long, value_name = "LEVEL", default_value = "durable", env = "PACELINE_DURABILITY")]
     durability: Level,
+    #[command(flatten)]
+    keep: KeepOptions,
     #[command(flatten)]
     etcd: EtcdOptions,
     /// End with the process that started this one
@@ -105,6 +108,7 @@ impl Options {
         config.id = self.node.id;
         self.giving_up.apply(&mut config);
         config.once = self.once;
+        self.keep.apply(&mut config);
         config.protocol = match self.protocol {
             Speaks::Auto => Protocol::Auto,
             Speaks::V1 => Protocol::V1,

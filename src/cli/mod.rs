@@ -8,6 +8,7 @@ mod etcd;
 mod follow;
 mod forget;
 mod guard;
+mod kept;
 mod leader;
 mod node;
 mod output;
@@ -68,6 +69,8 @@ enum Command {
     Node(Box<node::Options>),
     /// Take a node that is gone for good out of a cluster's in-sync set, so that elections do not wait for it
     Forget(forget::Options),
+    /// Show what syncs have deleted or overwritten in a copy, and bring it back
+    Kept(kept::Options),
     /// Show replication live, in temporary directories: a follower is stopped, evicted, resumed and rejoins (20 s)
     Demo(demo::Options),
     /// The leader process of the demo
@@ -146,6 +149,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Follow(options) => follow::run(options),
             Command::Node(options) => node::run(&options),
             Command::Forget(options) => forget::run(&options),
+            Command::Kept(options) => kept::run(&options),
             Command::Demo(options) => demo::run(&options),
             Command::DemoLeader(options) => demo::run_leader(&options),
             Command::Guard(options) => guard::run_guard(&options),

@@ -15,6 +15,7 @@ use super::descriptors;
 use super::etcd::{EtcdOptions, secret_of};
 use super::follow::GivingUp;
 use super::guard::GUARD;
+use super::kept::KeepOptions;
 use super::leader::Limits;
 use super::units::{parse_address, parse_duration};
 use super::{Failure, say, signals, start_logging};
@@ -47,6 +48,8 @@ pub(crate) struct Options {
     /// one node, while no other one leads
     #[arg(long)]
     found: bool,
+    #[command(flatten)]
+    keep: KeepOptions,
     #[command(flatten)]
     etcd: EtcdOptions,
     /// How long a leader that is dead or cut off stays leader; whole seconds [default: 10s]
@@ -99,6 +102,7 @@ impl Options {
         self.limits.apply(&mut config.leader);
         self.giving_up.apply(&mut config.follower);
         config.found = self.found;
+        self.keep.apply(&mut config.follower);
         config.proxies.clone_from(&self.proxy);
         config.drain_timeout = self.limits.drain_timeout;
         config.stall_timeout = self.stall_timeout;

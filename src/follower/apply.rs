@@ -24,6 +24,7 @@ use super::ack::Outbox;
 use super::connection::lost;
 use super::dir::Dir;
 use super::flush::Unflushed;
+use super::kept::Keeper;
 use super::reshape::Patch;
 use super::shared::Shared;
 use super::stage::Staged;
@@ -119,6 +120,8 @@ pub(super) struct Actions<'a> {
     pub(super) guard: bool,
     /// Whether what comes is content of a sync, which the page cache is to be spared.
     pub(super) in_bulk: bool,
+    /// Keeps what is taken away, while that is done by a sync that is not to destroy it.
+    pub(super) keeper: Option<Keeper<'a>>,
     /// What the next payload goes to instead of a file's end.
     pub(super) patching: Option<Patch>,
     open: HashMap<RelPath, OpenFile, RandomState>,
@@ -145,6 +148,7 @@ impl<'a> Actions<'a> {
             track: None,
             guard: false,
             in_bulk: false,
+            keeper: None,
             patching: None,
             open: HashMap::default(),
             uses: 0,
@@ -179,7 +183,8 @@ impl<'a> Actions<'a> {
             }
             ActionKind::Delete => {
                 self.forget(&path);
-                if self.dir.remove(&path)? {
+                let kept = self.keeper.as_mut().is_some_and(|keeper| keeper.take(&path));
+                if kept || self.dir.remove(&path)? {
                     self.deleted += 1;
                 }
                 self.gone(&path);
@@ -201,6 +206,9 @@ impl<'a> Actions<'a> {
             {
                 if self.guard && self.dir.holds(&path)? {
                     self.dir.flush_file(path.as_str(), &staged.file)?;
+                }
+                if let Some(keeper) = &mut self.keeper {
+                    keeper.link(&path);
                 }
                 let file = self.dir.place(staged, &path)?;
                 self.gone(&path);

@@ -272,6 +272,7 @@ mod tests {
     use super::*;
     use crate::datadir::DataDir;
     use crate::follower::contact::{Limit, Standing};
+    use crate::follower::kept::Bounds;
     use crate::follower::session::{Parts, Session};
     use crate::follower::track::Track;
     use crate::protocol::FrameWriter;
@@ -317,6 +318,7 @@ mod tests {
                 limit: Limit { standing: Standing::Guest, max_delete: 0.9 },
                 theirs: None,
                 once: true,
+                keep: Bounds { age: std::time::Duration::ZERO, bytes: 0 },
                 shared: &shared,
                 report: &report,
                 jobs: &jobs,

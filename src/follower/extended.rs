@@ -45,11 +45,13 @@ impl Runner {
         let threads = Threads::start(self, Arc::new(socket), &leader)?;
         // Until it is known better.
         let unflushed = std::mem::replace(&mut self.unflushed, Unflushed::all());
+        let keep = self.keep();
         let parts = Parts {
             data: &mut self.data,
             limit: Limit { standing, max_delete: self.config.max_delete },
             theirs: leader.data_set,
             once: self.config.once,
+            keep,
             shared: &self.shared,
             report: &threads.report,
             jobs: &threads.jobs,

@@ -32,6 +32,7 @@ mod dir;
 mod disk;
 mod extended;
 mod flush;
+mod kept;
 mod lag;
 mod mend;
 mod negotiate;
@@ -51,6 +52,7 @@ use std::time::{Duration, Instant};
 
 use self::dir::Dir;
 use self::flush::Unflushed;
+pub use self::kept::{Kept, KeptTime};
 use self::negotiate::Dialects;
 use self::run::Runner;
 use self::shared::Shared;

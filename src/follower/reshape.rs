@@ -56,6 +56,9 @@ impl Actions<'_> {
         if let Some(track) = &mut self.track {
             track.renames(from, &file);
         }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.link(to);
+        }
         if let Some(copied) = self.dir.rename(from, to)? {
             self.gone(from);
             self.gone(to);
@@ -73,6 +76,12 @@ impl Actions<'_> {
         if len > had {
             return Err(unfit(format!("truncation of {path} to {len} bytes, which has {had}")));
         }
+        match &mut self.keeper {
+            // All of it can be kept as it is, and another made.
+            Some(_) if len == 0 => return self.empty(path),
+            Some(keeper) if len < had => keeper.range(path, len, had - len),
+            _ => {}
+        }
         self.cut(path, &Arc::new(file), len)
     }
 
@@ -81,6 +90,11 @@ impl Actions<'_> {
         self.settle()?;
         unreserved(path)?;
         self.forget(path);
+        if let Some(keeper) = &mut self.keeper
+            && keeper.take(path)
+        {
+            self.gone(path);
+        }
         let file = Arc::new(self.dir.open_made(path, OFlags::WRONLY | OFlags::CREATE)?);
         if let Some(track) = &mut self.track {
             track.folders_of(path);
@@ -102,6 +116,9 @@ impl Actions<'_> {
         let (file, had) = self.open_to_change(path, "patch")?;
         if offset.checked_add(len).is_none_or(|end| end > had) {
             return Err(unfit(format!("patch of {len} bytes at {offset} of {path}, which has {had}")));
+        }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.range(path, offset, len);
         }
         self.patching = Some(Patch { path: path.clone(), file: Arc::new(file), offset });
         Ok(())

@@ -17,6 +17,7 @@ use super::contact::{Limit, standing};
 use super::digests::Digests;
 use super::dir::Dir;
 use super::flush::Unflushed;
+use super::kept::{Bounds, Keeper};
 use super::negotiate::{Answer, Dialects, negotiate};
 use super::shared::Shared;
 use super::status::State;
@@ -121,8 +122,17 @@ impl Runner {
         Ok(())
     }
 
-    /// Waits until there is more room where a file did not fit, or for `delay`: a quota, or room that others take, does not show.
+    pub(super) fn keep(&self) -> Bounds {
+        Bounds { age: self.config.keep, bytes: self.config.keep_bytes }
+    }
+
+    /// Drops something that is kept, or waits until there is more room where a file did not fit, or for `delay`: a quota, or room that others take, does not show.
     fn wait_for_room(&self, path: &Path, delay: Duration) {
+        match self.dir.drop_oldest_kept(None) {
+            Ok(None) => {}
+            Ok(Some(_)) => return,
+            Err(error) => log::warn!("cannot drop what is kept: {error}"),
+        }
         let until = Instant::now() + delay;
         let had = room(path, self.dir.path());
         while Instant::now() < until && !self.shared.stopping() && !self.shared.moved() {
@@ -158,6 +168,7 @@ impl Runner {
         // Of a connection that was cut while a file was coming.
         self.data.own().tidy()?;
         self.dir.tidy()?;
+        self.dir.expire_kept(self.keep())?;
         self.mend()?;
         let (mut socket, mut address) = connect(&self.config, &self.shared)?;
         if self.dialects.ask(self.config.protocol, address) {
@@ -208,7 +219,8 @@ impl Runner {
         // Until it is known better.
         let unflushed = std::mem::replace(&mut self.unflushed, Unflushed::all());
         let flush = durable.then(|| !unflushed.is_empty());
-        let sync = Sync::new(&mut reader, &self.dir, &writer.outbox, &self.shared, flush);
+        let keeper = Keeper::new(&self.dir, self.keep());
+        let sync = Sync::new(&mut reader, keeper, (&writer.outbox, &self.shared), flush);
         let standing = standing(&self.data, &self.config, None)?;
         sync.run(&mut self.data, Limit { standing, max_delete: self.config.max_delete })?;
         let sync = self.shared.status().sync;

@@ -26,6 +26,7 @@ use super::contact::{Change, Contact, Limit, Standing};
 use super::dir::Dir;
 use super::disk::{Job, Jobs};
 use super::flush::Unflushed;
+use super::kept::{Bounds, Keeper};
 use super::lag::Lag;
 use super::report::Report;
 use super::shared::Shared;
@@ -48,6 +49,7 @@ pub(super) struct Parts<'a> {
     /// ... and its data set, if it said so.
     pub(super) theirs: Option<DataSetId>,
     pub(super) once: bool,
+    pub(super) keep: Bounds,
     pub(super) shared: &'a Shared,
     pub(super) report: &'a Report,
     pub(super) jobs: &'a Jobs,
@@ -406,6 +408,7 @@ impl<'a> Session<'a> {
                     }
                     self.contact = Some(Contact::new(self.parts.limit, told.names));
                 }
+                self.actions.keeper = Some(Keeper::new(self.actions.dir, self.parts.keep));
             }
         }
         self.phase = Phase::Syncing;
@@ -438,7 +441,14 @@ impl<'a> Session<'a> {
             self.belong()?;
         }
         let (answer, synced) = crossbeam_channel::bounded(1);
-        let unflushed = self.actions.unflushed();
+        let mut unflushed = self.actions.unflushed();
+        if let Some(keeper) = self.actions.keeper.take()
+            && keeper.count > 0
+        {
+            // Also what was kept.
+            unflushed.everything();
+            keeper.report();
+        }
         self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
         self.phase = Phase::Streaming;
         self.tell_phase();

@@ -104,7 +104,7 @@ impl Dir {
     }
 
     /// The top of the file system that a name is on, or would be: a folder on the way to it, or "" for the directory itself.
-    fn file_system_of<'a>(&self, path: &'a RelPath) -> Result<&'a str, Error> {
+    pub(super) fn file_system_of<'a>(&self, path: &'a RelPath) -> Result<&'a str, Error> {
         let path = path.as_str();
         let (mut folder, mut top, mut start) = (self.top(), "", 0);
         let mut mount = self.mount_of(&folder, "")?;

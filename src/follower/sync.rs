@@ -25,6 +25,7 @@ use super::ack::Outbox;
 use super::connection::lost;
 use super::contact::{Amount, Limit};
 use super::dir::{Dir, Inventory};
+use super::kept::Keeper;
 use super::shared::Shared;
 use super::status::{State, SyncProgress};
 use crate::datadir::DataDir;
@@ -52,6 +53,7 @@ const HASH_BUFFER_BYTES: usize = 256 << 10;
 pub(super) struct Sync<'a, R> {
     pub(super) reader: &'a mut R,
     pub(super) dir: &'a Dir,
+    keeper: Keeper<'a>,
     pub(super) outbox: &'a Outbox,
     pub(super) shared: &'a Shared,
     /// The SHA-1 of each file that is here.
@@ -74,14 +76,14 @@ impl<'a, R: BufRead> Sync<'a, R> {
     /// anything may not be so now.
     pub(super) fn new(
         reader: &'a mut R,
-        dir: &'a Dir,
-        outbox: &'a Outbox,
-        shared: &'a Shared,
+        keeper: Keeper<'a>,
+        (outbox, shared): (&'a Outbox, &'a Shared),
         flush: Option<bool>,
     ) -> Self {
         Self {
             reader,
-            dir,
+            dir: keeper.dir,
+            keeper,
             outbox,
             shared,
             known: HashMap::default(),
@@ -113,6 +115,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         if self.marked {
             self.dir.clear_incomplete()?;
         }
+        self.keeper.report();
         Ok(())
     }
 
@@ -174,7 +177,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         for path in unlisted {
             self.shared.check()?;
             self.known.remove(path);
-            if self.dir.remove(path)? {
+            if self.keeper.take(path) || self.dir.remove(path)? {
                 log::debug!("deleted {path}, which the leader does not have");
                 self.note_folders(path);
                 self.shared.update(|status| status.sync.files_deleted += 1);
@@ -187,6 +190,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         let length = read_file_size(self.reader).map_err(|error| gone(&path, error))?;
         let mut staged = self.dir.stage(&path)?;
         let sha1 = self.receive_content(&path, &mut staged.file, length)?;
+        self.keeper.link(&path);
         self.dir.place(staged, &path)?;
         self.note_folders(&path);
         self.known.insert(path, sha1);
@@ -250,7 +254,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         if !self.marked && !self.durable {
             return Ok(());
         }
-        if self.flush_all || !self.singly {
+        if self.flush_all || !self.singly || self.keeper.count > 0 {
             self.dir.flush()?;
         } else {
             self.dir.flush_folders(self.unflushed_folders.iter().map(String::as_str))?;

@@ -1,0 +1,76 @@
+//! `paceline kept`: what syncs have taken away from a copy, and how to bring it back.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use paceline::FollowerConfig;
+use paceline::follower::Kept;
+
+use super::units::{parse_duration, parse_size, show_bytes};
+use super::{Failure, require_folder, say, start_logging};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// The data directory
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Show the files that were kept at this time, as the table names it
+    #[arg(long, value_name = "TIME", conflicts_with = "restore")]
+    files: Option<String>,
+    /// Put what was kept at this time back in its place: all of it, or the one FILE. A follower that follows afterwards deletes
+    /// it again if its leader does not have it
+    #[arg(long, value_name = "TIME")]
+    restore: Option<String>,
+    /// The file to restore, as --files shows it
+    #[arg(value_name = "FILE", requires = "restore")]
+    file: Option<String>,
+    /// Restore also over files that are there now, which are lost
+    #[arg(long, requires = "restore")]
+    overwrite: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    require_folder(&options.dir)?;
+    start_logging();
+    let kept = Kept::of(&options.dir)?;
+    if let Some(time) = &options.restore {
+        let count = kept.restore(time, options.file.as_deref(), options.overwrite)?;
+        say(&format!("restored {count} files of {time} in {}", options.dir.display()));
+        return Ok(());
+    }
+    let times = kept.times()?;
+    if let Some(time) = &options.files {
+        let found = times.get(time);
+        let found = found
+            .ok_or_else(|| Failure::runtime(format!("nothing was kept at {time}; leave --files out to see when")))?;
+        found.files.iter().for_each(|(name, len)| say(&format!("{:>12}  {name}", show_bytes(*len))));
+        return Ok(());
+    }
+    if times.is_empty() {
+        say(&format!("nothing is kept in {}", options.dir.display()));
+        return Ok(());
+    }
+    say(&format!("{:<22}{:>10}{:>12}", "kept by the sync of", "files", "bytes"));
+    for (time, found) in &times {
+        say(&format!("{time:<22}{:>10}{:>12}", found.files.len(), show_bytes(found.bytes)));
+    }
+    Ok(())
+}
+
+/// What a follower keeps.
+#[derive(Args)]
+pub(crate) struct KeepOptions {
+    /// How long to keep what a sync deletes or overwrites, see 'paceline kept'; 0s: not at all
+    #[arg(long, value_name = "DUR", default_value = "7d", value_parser = parse_duration, env = "PACELINE_KEEP")]
+    keep: Duration,
+    /// How much of that to keep at most; on a full disk it is dropped
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", value_parser = parse_size, env = "PACELINE_KEEP_BYTES")]
+    keep_bytes: u64,
+}
+
+impl KeepOptions {
+    pub(crate) fn apply(&self, config: &mut FollowerConfig) {
+        (config.keep, config.keep_bytes) = (self.keep, self.keep_bytes);
+    }
+}
