@@ -285,3 +285,20 @@ fn a_leader_whose_directory_goes_away_ends_with_exit_code_1() {
     assert!(stderr.contains("moved") && stderr.lines().last().unwrap().starts_with("paceline: error: "), "{stderr}");
     assert_eq!(leader.child.wait().unwrap().code(), Some(1));
 }
+
+#[test]
+fn what_was_kept_is_shown_to_the_last_file_however_many_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, time) = (dir.path().to_str().unwrap(), "2026-11-26T213000Z");
+    let kept = dir.path().join(".paceline/kept").join(time);
+    fs::create_dir_all(&kept).unwrap();
+    let name = |number: usize| format!("{number:0>200}");
+    (0..20_000).for_each(|number| fs::write(kept.join(name(number)), "").unwrap());
+    let (exit, stdout, stderr) = run(&mut paceline(&["kept", data, "--files", time]));
+    assert_eq!((exit, stdout.lines().count()), (Some(0), 20_000), "{stderr}");
+    assert!(stdout.lines().last().unwrap().ends_with(&name(19_999)));
+    // Whoever has seen enough closes the pipe.
+    let mut child = paceline(&["kept", data, "--files", time]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}

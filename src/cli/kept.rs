@@ -8,7 +8,7 @@ use paceline::FollowerConfig;
 use paceline::follower::Kept;
 
 use super::units::{parse_duration, parse_size, show_bytes};
-use super::{Failure, require_folder, say, start_logging};
+use super::{Failure, print, require_folder, say, start_logging};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -44,18 +44,22 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         let found = times.get(time);
         let found = found
             .ok_or_else(|| Failure::runtime(format!("nothing was kept at {time}; leave --files out to see when")))?;
-        found.files.iter().for_each(|(name, len)| say(&format!("{:>12}  {name}", show_bytes(*len))));
-        return Ok(());
+        return show(found.files.iter().map(|(name, len)| format!("{:>12}  {name}", show_bytes(*len))));
     }
     if times.is_empty() {
         say(&format!("nothing is kept in {}", options.dir.display()));
         return Ok(());
     }
-    say(&format!("{:<22}{:>10}{:>12}", "kept by the sync of", "files", "bytes"));
-    for (time, found) in &times {
-        say(&format!("{time:<22}{:>10}{:>12}", found.files.len(), show_bytes(found.bytes)));
-    }
-    Ok(())
+    let head = format!("{:<22}{:>10}{:>12}", "kept by the sync of", "files", "bytes");
+    let rows = times.iter().map(|(time, found)| {
+        let bytes = show_bytes(found.bytes);
+        format!("{time:<22}{:>10}{bytes:>12}", found.files.len())
+    });
+    show(std::iter::once(head).chain(rows))
+}
+
+fn show(table: impl Iterator<Item = String>) -> Result<(), Failure> {
+    print(table).map_err(|error| Failure::runtime(format!("write to stdout: {error}")))
 }
 
 /// What a follower keeps.

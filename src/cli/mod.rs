@@ -24,7 +24,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use paceline::{Error, NodeId, Secret};
 
-pub(crate) use self::output::{bars, say, start_logging};
+pub(crate) use self::output::{bars, print, say, start_logging};
 pub(crate) use self::signals::signals;
 
 /// The environment variable that may hold the secret. Not a flag: other users see those in the list of processes.

@@ -6,7 +6,7 @@
 //! [`FLUSH_MAX`]. Where there is no thread to be had lines are written at once, as they always were.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::{IsTerminal, Write};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -39,6 +39,16 @@ enum Item {
 /// Writes a line to stdout; nobody reading it is no reason to stop, nor to wait.
 pub(crate) fn say(line: &str) {
     stdout().put(format!("{line}\n").into_bytes());
+}
+
+/// Writes what a person asked for to stdout, however much that is, and waits for whoever reads it. Who reads no further has enough.
+pub(crate) fn print(lines: impl IntoIterator<Item = String>) -> std::io::Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let written = lines.into_iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// Logs to stderr, from `info` up unless RUST_LOG says otherwise; panics too.
