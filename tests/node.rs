@@ -404,6 +404,96 @@ impl Coordinator for Stale {
     }
 }
 
+/// A coordinator that tells how leadership was given up.
+struct GivenUp {
+    cluster: MemoryCoordinator,
+    how: Sender<&'static str>,
+}
+
+impl Coordinator for GivenUp {
+    fn secret(&self) -> Result<Secret, CoordinatorError> {
+        self.cluster.secret()
+    }
+
+    fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
+        self.cluster.in_sync_set()
+    }
+
+    fn remove_from_in_sync_set(&self, id: NodeId) -> Result<bool, CoordinatorError> {
+        self.cluster.remove_from_in_sync_set(id)
+    }
+
+    fn campaign(&self, id: NodeId, uri: &str, stop: &Stop) -> Result<Option<Arc<dyn Leadership>>, CoordinatorError> {
+        let elected = self.cluster.campaign(id, uri, stop)?;
+        let tells = |held| Arc::new(Tells { held, how: self.how.clone() }) as Arc<dyn Leadership>;
+        Ok(elected.map(tells))
+    }
+
+    fn observe_leader(&self) -> Result<Observation<Option<LeaderInfo>>, CoordinatorError> {
+        self.cluster.observe_leader()
+    }
+
+    fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError> {
+        self.cluster.observe_in_sync_set()
+    }
+
+    fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
+        self.cluster.data_set()
+    }
+
+    fn observe_data_set(&self) -> Result<Observation<Option<DataSetId>>, CoordinatorError> {
+        self.cluster.observe_data_set()
+    }
+}
+
+struct Tells {
+    held: Arc<dyn Leadership>,
+    how: Sender<&'static str>,
+}
+
+impl Leadership for Tells {
+    fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
+        self.held.record_in_sync(set)
+    }
+
+    fn is_held(&self) -> bool {
+        self.held.is_held()
+    }
+
+    fn resign(&self) {
+        self.how.send("resigned").unwrap();
+        self.held.resign();
+    }
+
+    fn abandon(&self) {
+        self.how.send("abandoned").unwrap();
+        self.held.abandon();
+    }
+
+    fn set_health(&self, health: Box<dyn Fn() -> bool + Send + Sync>) {
+        self.held.set_health(health);
+    }
+
+    fn wait_lost(&self, timeout: Duration) -> bool {
+        self.held.wait_lost(timeout)
+    }
+}
+
+#[test]
+fn a_node_that_loses_its_directory_hands_over_so_that_its_successor_does_not_wait() {
+    let (sender, how) = unbounded();
+    let cluster = MemoryCoordinator::new();
+    let change = |config: &mut NodeConfig| config.drain_timeout = Duration::from_millis(100);
+    let dir = tempfile::tempdir().unwrap();
+    let node = TestNode::with(GivenUp { cluster: cluster.clone(), how: sender }, 1, dir, change);
+    node.wait_role(Role::Leading);
+    fs::rename(node.dir.path(), node.dir.path().with_extension("away")).unwrap();
+    let ended = node.node.wait(PATIENCE).expect("it goes on").unwrap_err().to_string();
+    fs::remove_dir_all(node.dir.path().with_extension("away")).unwrap();
+    assert!(ended.contains("is lost"), "{ended}");
+    assert_eq!(how.try_iter().collect::<Vec<_>>(), ["resigned"]);
+}
+
 #[test]
 fn a_node_that_is_elected_without_being_in_the_set_steps_down_before_it_has_begun() {
     let cluster = MemoryCoordinator::new();

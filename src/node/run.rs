@@ -306,10 +306,11 @@ impl Runner {
         self.shared.set_role(Role::Starting);
         log::info!("elected: {} leads", self.own.id);
         let led = self.lead_while_held(leadership);
-        // The next one is elected at once, and waits if something here may still be active.
+        // The next one is elected at once, and waits if something here may still be active: also a node that ends because it lost
+        // its directory, or a thread, has stopped its host by now.
         match &led {
-            Ok(()) => leadership.resign(),
-            Err(_) => leadership.abandon(),
+            Err(NodeError::StillActive(_)) => leadership.abandon(),
+            _ => leadership.resign(),
         }
         led?;
         self.wait_for_directory("the leader")
