@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | any | has none yet | yes | yes |
 //! | has the cluster's | has one | yes | yes |
-//! | has none | has one | yes | if it was a node's when this one started, and that node is in the recorded set: LavinMQ and earlier versions know no more |
+//! | has none | has one | yes | if it was a node's when this one started, or in sync with a leader since, and that node is in the recorded set: LavinMQ and earlier versions know no more |
 //! | has another | has one | if this very one is given up (`adopt`) | if it is declared to be the truth (`found`) |
 //!
 //! Neither word opens another door when it is left in a configuration: the one names what it gives up, the other does nothing once the
@@ -26,7 +26,7 @@ pub(super) struct Standing {
     pub(super) ours: Option<DataSetId>,
     /// The cluster's.
     pub(super) clusters: Option<DataSetId>,
-    /// The directory was a node's when this one started, and that node is in the recorded in-sync set.
+    /// The directory was a node's when this one started, or in sync with a leader since, and that node is in the recorded in-sync set.
     pub(super) was_in_sync: bool,
     pub(super) adopt: Adopt,
     pub(super) found: bool,
@@ -80,7 +80,9 @@ impl fmt::Display for Bar {
             Self::Blank { clusters } => write!(
                 f,
                 "this directory holds no data set, and the cluster's is {clusters}: the node does not lead before it has followed a \
-                 leader; if the data should be here, see whether its disk is mounted"
+                 leader; if the data should be here, see whether its disk is mounted; if this is all there is, such as a backup that was \
+                 put back, stop all nodes, delete isr and paceline/data_set below the cluster's prefix in etcd (etcdctl del), and \
+                 start this node first"
             ),
         }
     }

@@ -61,7 +61,7 @@ pub(super) struct Runner {
     pub(super) clusters: Option<Option<DataSetId>>,
     /// Of which the directory is.
     pub(super) ours: Option<DataSetId>,
-    /// Whether the directory had a node's id when this one started.
+    /// Whether the directory had a node's id when this one started, or has been in sync with a leader since.
     pub(super) was_a_nodes: bool,
     /// Why the node does not take part, and when that was said.
     pub(super) barred: Option<(Bar, Instant)>,
@@ -101,6 +101,8 @@ impl Runner {
         let mut leaderless = Leaderless::default();
         while !self.shared.stop.is_set() {
             self.ours = following.status().and_then(|status| status.data_set).or(self.ours);
+            // Who has got all there is from a leader that names no data set (LavinMQ) is one like those that did so earlier.
+            self.was_a_nodes |= following.synced_host().is_some();
             let standing = self.standing();
             self.say_barred(standing);
             let may_follow = standing.is_some_and(|standing| standing.bars_following().is_none());
