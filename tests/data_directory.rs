@@ -187,7 +187,7 @@ fn whatever_look_fails_at_the_leader_nothing_is_taken_for_gone() {
         (&["openat", "openat2", "getdents64", "statx", "newfstatat", "pread64", "read"], Errno::NOMEM),
     ];
     // Few enough that all of them fail, some by trying again after pauses that grow.
-    let runs = [(1, 1), (4, 3), (9, 12)];
+    let runs = [(1, 1), (4, 3), (9, 6)];
     let cases = kinds
         .into_iter()
         .flat_map(|(calls, errno)| runs.map(|(first, times)| Case { at_leader: true, calls, errno, first, times }));

@@ -90,8 +90,8 @@ pub(super) struct Tree<A> {
     dirty: BTreeSet<RelPath>,
     /// Wants a look then.
     later: BTreeMap<RelPath, Instant>,
-    /// What could not be looked at, and the pause before it is tried again. It is taken to be as it was.
-    unreadable: BTreeMap<RelPath, Duration>,
+    /// What could not be looked at. It is taken to be as it was.
+    unreadable: BTreeMap<RelPath, Unseen>,
     /// Folders without a watch, for want of one: looked at again and again.
     unwatched: BTreeSet<RelPath>,
     next_poll: Instant,
@@ -263,15 +263,26 @@ impl<A: Announce> Tree<A> {
             Ok(found) => return Ok(Some(found)),
             Err(Trouble::Later(at)) => self.look_later(path, at),
             Err(Trouble::Io(error)) => {
-                let before = self.unreadable.get(path);
-                let pause = before.map_or(AFTER_IO_ERROR_MIN, |before| (*before * 2).min(AFTER_IO_ERROR_MAX));
                 self.announce.is_unreadable(path, &error);
-                self.unreadable.insert(path.clone(), pause);
-                self.look_later(path, Instant::now() + pause);
+                let now = Instant::now();
+                let before = self.unreadable.get(path);
+                let unseen = Unseen {
+                    since: before.map_or(now, |before| before.since),
+                    forbidden: error.kind() == ErrorKind::PermissionDenied,
+                    pause: before.map_or(AFTER_IO_ERROR_MIN, |before| (before.pause * 2).min(AFTER_IO_ERROR_MAX)),
+                };
+                self.unreadable.insert(path.clone(), unseen);
+                self.look_later(path, now + unseen.pause);
             }
             Err(trouble) => return Err(trouble),
         }
         Ok(None)
+    }
+
+    /// Whether what is not where it was may be where we could not look just now. What may not be read is not waited for, nor what
+    /// has been in this state for long: others would never be deleted.
+    fn may_have_moved_unseen(&self) -> bool {
+        self.unreadable.values().any(|unseen| !unseen.forbidden && unseen.since.elapsed() < UNSEEN_MAX)
     }
 
     /// Notes that a look at it succeeded.
@@ -296,7 +307,12 @@ impl<A: Announce> Tree<A> {
             self.dirty.insert(path.clone());
             return Ok(());
         }
-        let Kind::File(seen) = kind else { return self.delete(path) };
+        let Kind::File(seen) = kind else {
+            if self.files.get(path).is_some() && self.may_have_moved_unseen() {
+                return Err(Trouble::Later(Instant::now() + AFTER_IO_ERROR_MIN));
+            }
+            return self.delete(path);
+        };
         for file in self.files.below(path) {
             self.delete(&file)?;
         }
@@ -334,6 +350,19 @@ impl<A: Announce> Tree<A> {
 /// Folders without a watch are looked at this often, with a pause of so many times what that took.
 const POLL_EVERY_MIN: Duration = Duration::from_secs(1);
 const POLL_PAUSE: u32 = 9;
+
+/// What cannot be looked at.
+#[derive(Clone, Copy)]
+struct Unseen {
+    since: Instant,
+    /// This user may not read it.
+    forbidden: bool,
+    /// Before it is tried again.
+    pause: Duration,
+}
+
+/// For so long nothing is taken for gone that may have been moved to where we cannot look.
+const UNSEEN_MAX: Duration = Duration::from_secs(60);
 
 /// What is at a path.
 enum Kind {
