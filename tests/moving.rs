@@ -13,8 +13,10 @@ use tempfile::TempDir;
 /// A leader on a copy of this one's directory.
 fn successor(leader: &TestLeader) -> TestLeader {
     let dir = tempfile::tempdir().unwrap();
-    for (name, _) in leader.leader.files() {
-        fs::copy(leader.dir.path().join(name.as_str()), dir.path().join(name.as_str())).unwrap();
+    fs::create_dir(dir.path().join(".paceline")).unwrap();
+    let names = leader.leader.files().into_iter().map(|(name, _)| name.to_string());
+    for name in names.chain([".paceline/data-set".to_owned()]) {
+        fs::copy(leader.dir.path().join(&name), dir.path().join(&name)).unwrap();
     }
     TestLeader::on(dir, |_| ())
 }

@@ -49,6 +49,10 @@ pub(crate) fn files_in(root: &Path) -> Files {
         for entry in std::fs::read_dir(at).unwrap() {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            // What a sync took away is no part of the copy.
+            if name == ".paceline/kept" {
+                continue;
+            }
             if path.is_dir() {
                 add(root, &path, files);
             } else if ![".lock", ".clustering_id", ".paceline/data-set"].contains(&&*name) {
