@@ -42,6 +42,8 @@ impl Scene {
         let mut config = FollowerConfig::new(leader.address(), &data, Secret::new("s3cret").unwrap());
         config.retry_delay_min = Duration::from_millis(1);
         config.retry_delay_max = Duration::from_millis(10);
+        // The leader that comes in the end has nothing of what those before it had.
+        config.max_delete = 1.0;
         Self { follower: Follower::start(config).unwrap(), leader, outside }
     }
 

@@ -151,11 +151,19 @@ impl FakeLeader {
     /// The next connection, accepted: the handshake is done and nothing of the LZ4 frame is sent.
     #[track_caller]
     pub(crate) fn accept_without_frame(&self) -> Connection {
-        let mut socket = self.accept_start();
-        let secret = read_secret(&mut socket).unwrap();
-        socket.write_all(&[protocol::ACCEPTED]).unwrap();
-        let id = read_node_id(&mut socket).unwrap();
-        Connection { out: FrameWriter::new(socket.try_clone().unwrap()), socket, secret, id }
+        loop {
+            let mut socket = self.accept_start();
+            let secret = read_secret(&mut socket).unwrap();
+            socket.write_all(&[protocol::ACCEPTED]).unwrap();
+            match read_node_id(&mut socket) {
+                Ok(id) => {
+                    return Connection { out: FrameWriter::new(socket.try_clone().unwrap()), socket, secret, id };
+                }
+                // It had waited for too long, and another one comes.
+                Err(error) if error.is_disconnect() => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     /// The next connection, accepted, with the frame begun.
