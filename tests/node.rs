@@ -17,8 +17,8 @@ use paceline::coordinator::{
 };
 use paceline::follower::State;
 use paceline::node::{Host, HostError, Node, NodeConfig, NodeError, ProxyConfig, Role, Term};
-use paceline::{DataSetId, Error, Leader, NodeId, Secret};
-use support::{PATIENCE, assert_same, begin, logs, path, wait_until};
+use paceline::{DataSetId, Error, Leader, NodeId, Protocol, Secret};
+use support::{PATIENCE, TestLeader, assert_same, begin, logs, path, wait_until};
 use tempfile::TempDir;
 
 const PORT: u16 = 5679;
@@ -543,6 +543,28 @@ fn a_blank_directory_does_not_lead_by_the_id_that_the_lost_one_had() {
     let node = TestNode::with(cluster.clone(), 1, dir, |_| ());
     node.wait_role(Role::Leading);
     assert_eq!(cluster.data_set().unwrap(), Some(data_set));
+    let leader = node.leader.recv_timeout(PATIENCE).unwrap().upgrade().unwrap();
+    assert_eq!(leader.data_set(), data_set);
+}
+
+#[test]
+fn a_node_that_began_blank_and_got_all_from_a_leader_of_1_0_0_may_succeed_it() {
+    let cluster = MemoryCoordinator::new();
+    let data_set = DataSetId::random().unwrap();
+    cluster.set_data_set(Some(data_set));
+    cluster.set_in_sync_set(set(&[1, 7]));
+    let secret = cluster.secret().unwrap();
+    let lavinmqs = TestLeader::with(|config| config.secret = secret);
+    lavinmqs.append("log", b"from LavinMQ\n");
+    let leads = elected(&cluster, 7, &format!("tcp://{}", lavinmqs.address));
+    let v1 = |config: &mut NodeConfig| config.follower.protocol = Protocol::V1;
+    let node = TestNode::with(cluster.clone(), 1, tempfile::tempdir().unwrap(), v1);
+    node.wait_follows();
+    wait_until("it campaigns", || campaigns(&cluster, 1));
+    lavinmqs.shut_down();
+    leads.resign();
+    node.wait_role(Role::Leading);
+    assert!(node.log().starts_with("from LavinMQ"));
     let leader = node.leader.recv_timeout(PATIENCE).unwrap().upgrade().unwrap();
     assert_eq!(leader.data_set(), data_set);
 }

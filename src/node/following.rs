@@ -107,9 +107,9 @@ impl Following {
     fn say_remedy(&self, status: &Status) {
         match (&self.leader, &self.address) {
             (Some(leader), None) if self.is_own(leader) => log::error!(
-                "the elected leader, {leader}, has the id or the address of this node, and is not this node: an earlier run \
-                 whose leadership has not ended yet, or another node with the same --id, --data-dir or --advertise; give each \
-                 node its own"
+                "the elected leader, {leader}, has the id or the address of this node, which does not lead: it was elected and waits for the \
+                 leader before it, or an earlier run's leadership has not ended yet; if neither, another node has the same --id, \
+                 --data-dir or --advertise: give each node its own"
             ),
             (Some(leader), Some(address)) => log::error!(
                 "the elected leader, {leader}, cannot be followed: {}; its --advertise must lead to its --listen from here",

@@ -18,7 +18,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 /// Why a node may not stand for election.
 #[derive(Debug)]
 pub(super) enum Obstacle<'a> {
-    /// The coordinator has not told the recorded set yet.
+    /// The coordinator has not told yet what is recorded.
     NothingObserved,
     /// Who was in sync when that was recorded last is in this set, and this node is not.
     NotInSet {
@@ -38,7 +38,9 @@ pub(super) enum Obstacle<'a> {
 impl fmt::Display for Obstacle<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NothingObserved => f.write_str("the recorded in-sync set is not known yet"),
+            Self::NothingObserved => {
+                f.write_str("the recorded in-sync set, or the cluster's data set, is not known yet")
+            }
             Self::NotInSet { own, set, recorded_at } => {
                 let who = if set.len() == 1 { "node" } else { "one of the nodes" };
                 let ids = set.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
