@@ -31,14 +31,20 @@ pub(crate) struct Beneath {
 }
 
 impl Beneath {
-    /// Resolves `path` and opens the directory there.
+    /// Opens the directory at `path`, and resolves that.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let path = fs::canonicalize(path)?;
-        let root = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let root = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let opened = rustix::fs::fstat(&root)?;
+        let resolved = fs::canonicalize(path)?;
+        let path = match rustix::fs::stat(&resolved) {
+            Ok(there) if (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino) => resolved,
+            // Not all links are names: `/proc/PID/root` reads as `/`, and leads to what that process has there.
+            _ => std::path::absolute(path)?,
+        };
         Ok(Self { root, path })
     }
 
-    /// The directory's path, without links.
+    /// The directory's path: without links, where a path without links leads there.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
