@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use support::inject::Injection;
 use support::processes::{Process, Stage, find, wait_same};
 use support::volume::Volume;
-use support::{assert_exact, noise, wait_until};
+use support::{TestLeader, assert_exact, noise, path, wait_until};
 
 /// Files below `folder`, each with content of its own.
 fn fill(folder: &Path, count: usize) {
@@ -391,6 +391,18 @@ fn a_data_directory_that_is_removed_ends_who_works_on_it() {
     assert_lost(&mut follower.process);
     fs::remove_dir_all(&data).unwrap();
     assert_lost(&mut leader.process);
+}
+
+#[test]
+fn a_host_makes_no_file_where_a_lost_directory_was() {
+    let leader = TestLeader::start();
+    leader.append("log", b"a line\n");
+    let (lost, away) = (leader.dir.path().to_owned(), tempfile::tempdir().unwrap());
+    fs::rename(&lost, away.path().join("data")).unwrap();
+    let refused = leader.leader.file(&path("folder/log")).err().unwrap().to_string();
+    assert!(refused.contains("moved or removed"), "{refused}");
+    assert!(!lost.exists());
+    fs::rename(away.path().join("data"), lost).unwrap();
 }
 
 #[test]

@@ -72,6 +72,10 @@ impl Leader {
         let full = path.below(core.dir.path());
         let _one_at_a_time = core.file_locks.of(path).lock();
         let open = || {
+            // Folders are made on the way: not on the disk below a file system that is mounted no more.
+            if let Some(lost) = core.dir.lost() {
+                return Err(io::Error::other(lost));
+            }
             if let Some(folder) = full.parent() {
                 DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             }
