@@ -178,7 +178,7 @@ impl Contact {
         Ok(std::mem::take(&mut self.held_back))
     }
 
-    /// A file is about to be changed, after that.
+    /// A file is about to be changed; the first time, before [`begin`](Self::begin).
     pub(super) fn changes(&mut self, dir: &Path, path: &RelPath, change: Change) -> Result<(), Error> {
         let Some(len) = self.here.remove(path) else { return Ok(()) };
         let takes_away = match change {

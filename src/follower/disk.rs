@@ -291,6 +291,51 @@ mod tests {
         }
     }
 
+    /// Has a session apply `controls` in a sync, where the leader has this standing.
+    fn sync(worker: &Worker, data: &mut DataDir, standing: Standing, controls: &[Control]) -> Result<(), Error> {
+        let mut wire = Vec::new();
+        Control::SyncBegins { files: 0, bytes: 0 }.encode(&mut wire);
+        controls.iter().for_each(|control| control.encode(&mut wire));
+        Control::SyncEnds.encode(&mut wire);
+        let mut blocks = FrameWriter::new(crate::protocol::FRAME_HEADER.to_vec());
+        blocks.write_all(&wire).and_then(|()| blocks.flush()).unwrap();
+        let (dir, digests) = (worker.dir.clone(), worker.digests.clone());
+        let (shared, report, jobs) = (worker.shared.clone(), worker.report.clone(), worker.jobs.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| worker.run());
+            let parts = Parts {
+                data,
+                limit: Limit { standing, max_delete: 0.9 },
+                theirs: None,
+                once: true,
+                keep: Bounds { age: std::time::Duration::ZERO, bytes: 0 },
+                shared: &shared,
+                report: &report,
+                jobs: &jobs,
+                durable_asked: &mut false,
+            };
+            let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
+            let done = session.run(&mut crate::protocol::frame_reader(&blocks.get_mut()[..]));
+            jobs.close();
+            done
+        })
+    }
+
+    #[test]
+    fn a_guest_who_would_rename_a_file_away_finds_the_directory_nobodys_the_next_time_too() {
+        let root = tempfile::tempdir().unwrap();
+        let mut data = DataDir::open_unclaimed(root.path(), None, None).unwrap();
+        fs::write(root.path().join("mine"), "mine").unwrap();
+        let worker = worker(root.path());
+        worker.tell(true).unwrap();
+        let path = |name| RelPath::new(name).unwrap();
+        let rename = Control::Rename { from: path("mine"), to: path("theirs") };
+        let refused = sync(&worker, &mut data, Standing::Guest, &[rename]);
+        assert!(matches!(refused, Err(Error::ForeignDirectory { .. })), "{refused:?}");
+        assert!(!data.is_claimed() && !crate::own_folder::is_incomplete(root.path()), "it is claimed, or marked");
+        assert_eq!(fs::read(root.path().join("mine")).unwrap(), b"mine");
+    }
+
     #[test]
     fn a_file_that_was_told_in_part_is_cut_there_before_the_leader_adds_to_it() {
         let root = tempfile::tempdir().unwrap();
@@ -304,30 +349,7 @@ mod tests {
         assert_eq!(told.cut, [(RelPath::new("long").unwrap(), 2 * CHUNK_BYTES)]);
 
         worker.jobs.state.lock().told = Some(told);
-        let mut wire = Vec::new();
-        Control::SyncBegins { files: 0, bytes: 0 }.encode(&mut wire);
-        Control::SyncEnds.encode(&mut wire);
-        let mut blocks = FrameWriter::new(crate::protocol::FRAME_HEADER.to_vec());
-        blocks.write_all(&wire).and_then(|()| blocks.flush()).unwrap();
-        let (dir, digests) = (worker.dir.clone(), worker.digests.clone());
-        let (shared, report, jobs) = (worker.shared.clone(), worker.report.clone(), worker.jobs.clone());
-        std::thread::scope(|scope| {
-            scope.spawn(|| worker.run());
-            let parts = Parts {
-                data: &mut data,
-                limit: Limit { standing: Standing::Guest, max_delete: 0.9 },
-                theirs: None,
-                once: true,
-                keep: Bounds { age: std::time::Duration::ZERO, bytes: 0 },
-                shared: &shared,
-                report: &report,
-                jobs: &jobs,
-                durable_asked: &mut false,
-            };
-            let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
-            session.run(&mut crate::protocol::frame_reader(&blocks.get_mut()[..])).unwrap();
-            jobs.close();
-        });
+        sync(&worker, &mut data, Standing::Guest, &[]).unwrap();
         assert_eq!(fs::metadata(root.path().join("long")).unwrap().len(), 2 * CHUNK_BYTES);
         assert_eq!(fs::read(root.path().join("short")).unwrap(), b"x");
     }

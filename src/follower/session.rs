@@ -265,11 +265,11 @@ impl<'a> Session<'a> {
         if self.phase == Phase::Before {
             return Err(out_of_place(format!("action on {path} before a sync began")));
         }
-        self.begin_contact()?;
-        match &mut self.contact {
-            Some(contact) => contact.changes(self.parts.data.path(), path, change),
-            None => Ok(()),
+        // In this order: a directory that is somebody's from now on is one of which the leader may delete, the next time.
+        if let Some(contact) = &mut self.contact {
+            contact.changes(self.parts.data.path(), path, change)?;
         }
+        self.begin_contact()
     }
 
     /// The first change by a leader that is not trusted: what it has deleted so far is counted, and then done.
@@ -442,11 +442,11 @@ impl<'a> Session<'a> {
         }
         let (answer, synced) = crossbeam_channel::bounded(1);
         let mut unflushed = self.actions.unflushed();
-        if let Some(keeper) = self.actions.keeper.take()
-            && keeper.count > 0
-        {
-            // Also what was kept.
-            unflushed.everything();
+        if let Some(keeper) = self.actions.keeper.take() {
+            if keeper.count > 0 {
+                // Also what was kept.
+                unflushed.everything();
+            }
             keeper.report();
         }
         self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
