@@ -237,7 +237,7 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether there is any file that could be replicated.
+/// Whether there is any file that could be replicated. What cannot be looked at may be one.
 pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
     struct Any(bool);
     impl Visitor for Any {
@@ -247,6 +247,11 @@ pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
 
         fn file(&mut self, _: FoundFile) {
             self.0 = true;
+        }
+
+        fn unseen(&mut self, _: &RelPath, _: Error) -> Result<(), Error> {
+            self.0 = true;
+            Ok(())
         }
     }
     let mut any = Any(false);

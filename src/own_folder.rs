@@ -7,6 +7,7 @@
 //! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
 //! | `suspect` (a mark) | a flush has failed: not all is on disk that can be read from here |
 //! | `incoming` | a file that a follower is receiving; what is left of it goes at the next start |
+//! | `kept` (a folder) | what syncs took away, see `follower/kept.rs`; only a follower drops anything of it |
 //! | `*.tmp` | a file below this folder that is being written; the same |
 //!
 //! All else is left alone: later versions keep more here, and what is kept must outlive an older version's start.

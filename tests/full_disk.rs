@@ -84,3 +84,23 @@ fn what_is_kept_goes_before_a_full_disk_stops_a_sync() {
     follower.stop();
     leader.shut_down();
 }
+
+#[test]
+fn a_part_that_is_kept_when_the_disk_is_full_is_whole() {
+    let (stage, leader) = (Stage::new(), TestLeader::start());
+    let (head, tail) = (noise(1 << 20), noise(7 << 20));
+    leader.append("long", &head);
+    let volume = Volume::in_memory(&stage, 16);
+    let kept = volume.path("data/.paceline/kept");
+    std::fs::create_dir_all(kept.join("2020-01-01T000000Z")).unwrap();
+    std::fs::write(kept.join("2020-01-01T000000Z/old"), noise(6 << 20)).unwrap();
+    std::fs::write(volume.path("data/long"), [head, tail.clone()].concat()).unwrap();
+    let mut follower = volume.follower("data", leader.address, &["--adopt", "--keep", "9999d"]);
+    leader.wait_in_sync(1);
+    assert_exact(leader.dir.path(), &volume.path("data"));
+    let times: Vec<_> = std::fs::read_dir(kept).unwrap().map(|time| time.unwrap().path()).collect();
+    let [time] = &times[..] else { panic!("{times:?}") };
+    assert!(std::fs::read(time.join("long.from-1048576")).unwrap() == tail, "half of it was kept");
+    follower.stop();
+    leader.shut_down();
+}

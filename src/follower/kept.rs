@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,15 +54,20 @@ pub(super) struct Keeper<'a> {
     bytes: u64,
     /// Files and ranges kept by this sync.
     pub(super) count: u64,
+    /// Those that could not be kept.
+    failed: u64,
 }
 
 impl<'a> Keeper<'a> {
     pub(super) fn new(dir: &'a Dir, bounds: Bounds) -> Self {
-        Self { dir, bounds, time: None, bytes: 0, count: 0 }
+        Self { dir, bounds, time: None, bytes: 0, count: 0, failed: 0 }
     }
 
     /// Says in the log what there is now.
     pub(super) fn report(&self) {
+        if self.failed > 1 {
+            log::warn!("{} files, or parts of files, could not be kept", self.failed);
+        }
         if let Some(time) = self.time.as_ref().filter(|_| self.count > 0) {
             log::warn!(
                 "{} files, or parts of files, that were here and that the leader does not have are kept under {time}; see \
@@ -97,21 +103,12 @@ impl<'a> Keeper<'a> {
         let Ok(name) = RelPath::new(&format!("{path}.from-{offset}")) else { return };
         let dir = self.dir;
         self.keep(&name, len, |to| {
-            let Some(file) = dir.open_file(path, OFlags::RDONLY)? else { return Ok(()) };
-            let mut kept = dir.open_made(to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
-            let failed = |error| dir.failed("keep a part of", path.as_str(), error);
-            let mut buffer = vec![0; 256 << 10];
-            let (mut at, end) = (offset, offset + len);
-            while at < end {
-                let most = usize::try_from(end - at).unwrap_or(buffer.len()).min(buffer.len());
-                let read = file.read_at(&mut buffer[..most], at).map_err(failed)?;
-                if read == 0 {
-                    break;
-                }
-                kept.write_all(&buffer[..read]).map_err(failed)?;
-                at += read as u64;
+            let copied = dir.copy_range(path, offset..offset + len, to);
+            if copied.is_err() {
+                // Half of it would pass for what was there, and be in the way of another try.
+                dir.remove_own(to)?;
             }
-            Ok(())
+            copied
         });
     }
 
@@ -139,7 +136,10 @@ impl<'a> Keeper<'a> {
                 Ok(None) => return false,
                 Err(Error::Io { source, .. }) if is_full(&source) && self.drop_one() => {}
                 Err(error) => {
-                    log::warn!("not kept: {error}");
+                    self.failed += 1;
+                    if self.failed == 1 {
+                        log::warn!("not kept: {error}");
+                    }
                     return false;
                 }
             }
@@ -199,6 +199,25 @@ pub struct KeptTime {
 }
 
 impl Dir {
+    /// Copies a part of a file to a new one.
+    fn copy_range(&self, from: &RelPath, range: Range<u64>, to: &RelPath) -> Result<(), Error> {
+        let Some(file) = self.open_file(from, OFlags::RDONLY)? else { return Ok(()) };
+        let mut copy = self.open_made(to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        let failed = |error| self.failed("keep a part of", from.as_str(), error);
+        let mut buffer = vec![0; 256 << 10];
+        let mut at = range.start;
+        while at < range.end {
+            let most = usize::try_from(range.end - at).unwrap_or(buffer.len()).min(buffer.len());
+            let read = file.read_at(&mut buffer[..most], at).map_err(failed)?;
+            if read == 0 {
+                break;
+            }
+            copy.write_all(&buffer[..read]).map_err(failed)?;
+            at += read as u64;
+        }
+        Ok(())
+    }
+
     fn kept_tops(&self) -> Vec<String> {
         let below = self.mounts.places();
         std::iter::once(String::new()).chain(below.iter().map(|top| format!("{top}/"))).collect()
