@@ -277,6 +277,51 @@ fn what_may_not_be_read_is_skipped_and_said_once_and_arrives_when_it_may_be() {
 }
 
 #[test]
+fn a_follower_with_a_folder_that_it_may_not_list_comes_back() {
+    let stage = Stage::new();
+    let data = stage.folder("data");
+    fill(&data.join("folder"), 3);
+    let mut leader = stage.leader(&data, &[]);
+    let mut follower = stage.follower("copy", leader.address);
+    wait_same(&data, &follower.dir);
+    follower.process.stop();
+    let closed = follower.dir.join("closed");
+    fill(&closed, 1);
+    forbid(&closed);
+    fs::write(data.join("folder/new"), "new").unwrap();
+    let (program, address) = (env!("CARGO_BIN_EXE_paceline"), leader.address.to_string());
+    let follow = [program, "follow", &address, "--data-dir", follower.dir.to_str().unwrap()].map(OsString::from);
+    let command = [without_privileges(), follow.to_vec()].concat();
+    let mut again = stage.start("again", &command[0], &command[1..]);
+    wait_until("the next file comes", || follower.dir.join("folder/new").exists());
+    again.stop();
+    allow(&closed);
+    assert_eq!(fs::read_dir(&closed).unwrap().count(), 1);
+    leader.process.stop();
+}
+
+#[test]
+fn what_cannot_be_kept_nor_dropped_stops_no_follower_and_is_said_once() {
+    let stage = Stage::new();
+    let (data, copy, outside) = (stage.folder("data"), stage.folder("copy"), stage.folder("outside"));
+    fill(&data.join("folder"), 3);
+    fill(&copy.join("gone"), 3);
+    fill(&outside.join("2020-01-01T000000Z"), 2);
+    fs::create_dir(copy.join(".paceline")).unwrap();
+    symlink(&outside, copy.join(".paceline/kept")).unwrap();
+    let mut leader = stage.leader(&data, &[]);
+    let (program, address) = (env!("CARGO_BIN_EXE_paceline"), leader.address.to_string());
+    let mut follower =
+        stage.start("copy", program, ["follow", &address, "--data-dir", copy.to_str().unwrap(), "--adopt"]);
+    wait_same(&data, &copy);
+    wait_until("it says so", || follower.log().contains("3 files, or parts of files, could not be kept"));
+    assert_eq!(follower.log().matches("not kept: ").count(), 1, "{}", follower.log());
+    assert_eq!(fs::read_dir(outside.join("2020-01-01T000000Z")).unwrap().count(), 2);
+    follower.stop();
+    leader.process.stop();
+}
+
+#[test]
 fn a_copy_keeps_what_its_leader_may_not_read_any_more() {
     let stage = Stage::new();
     let data = stage.folder("data");

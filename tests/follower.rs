@@ -4,12 +4,13 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use paceline::follower::State;
 use paceline::protocol::{self, read_name, read_node_id, read_secret, read_start_header};
-use paceline::{Error, Follower, FollowerConfig, Secret};
+use paceline::{Error, Follower, FollowerConfig, Protocol, Secret};
 use support::fake_leader::{FakeLeader, Files, append, delete, eventually, files, files_in, replace, sha1};
 use tempfile::TempDir;
 
@@ -44,6 +45,25 @@ fn stops_promptly(follower: &Follower) {
     assert!(began.elapsed() < Duration::from_secs(5), "stopping took {:?}", began.elapsed());
     assert!(matches!(follower.wait(Some(Duration::ZERO)), Some(Ok(()))));
     assert_eq!(follower.status().state, State::Stopped);
+}
+
+#[test]
+fn a_directory_that_is_lost_between_two_connections_is_not_followed_into() {
+    let (leader, above) = (TcpListener::bind("127.0.0.1:0").unwrap(), TempDir::new().unwrap());
+    let dir = above.path().join("copy");
+    let address = leader.local_addr().unwrap().to_string();
+    let mut config = FollowerConfig::new(address, &dir, Secret::new("s3cret").unwrap());
+    config.protocol = Protocol::V1;
+    (config.retry_delay_min, config.retry_delay_max) = (Duration::from_secs(4), Duration::from_secs(4));
+    let follower = Follower::start(config).unwrap();
+    drop(leader.accept().unwrap());
+    eventually("the connection ends", || follower.status().last_disconnect.is_some());
+    fs::rename(&dir, above.path().join("away")).unwrap();
+    fs::create_dir(&dir).unwrap();
+    let ended = follower.wait(Some(Duration::from_secs(60)));
+    assert!(matches!(ended, Some(Err(Error::DirectoryLost { .. }))), "{ended:?}");
+    leader.set_nonblocking(true).unwrap();
+    assert!(leader.accept().is_err(), "it connected");
 }
 
 // --- Captures of real nodes -------------------------------------------------------------------------------------------

@@ -132,7 +132,8 @@ impl Follower {
             refused: None,
         };
         let (root, looking) = (runner.data.root().clone(), shared.clone());
-        let looks = threads.spawn("paceline-dir", move || Runner::looks_after(&root, &looking));
+        let (dir, keep) = (runner.dir.clone(), runner.keep());
+        let looks = threads.spawn("paceline-dir", move || Runner::looks_after(&root, &dir, keep, &looking));
         looks.map_err(|error| Error::connection("could not start its thread", error))?;
         let at_end = FinishAtEnd(shared);
         let spawned = threads.spawn("paceline-follow", move || {

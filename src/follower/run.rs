@@ -35,6 +35,8 @@ use crate::thread::Group;
 const SAY_REFUSED_EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked whether the directory is where it was.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked what was kept for long enough.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
 /// All that the reader thread owns. Dropping it gives the directory's lock back.
 pub(super) struct Runner {
@@ -90,7 +92,9 @@ impl Runner {
                 full_delays.reset();
             }
             let full = full_at(&error);
-            let usual = if full.is_some() { full_delays.next() } else { delays.next() };
+            // Grows also while the disk is full: room that is made again and again is not to be used up without pause.
+            let retry = delays.next();
+            let usual = if full.is_some() { full_delays.next() } else { retry };
             let delay = usual.max(self.away.take().unwrap_or_default());
             match &error {
                 _ if moved => log::info!("no longer follows {leader}"),
@@ -115,7 +119,7 @@ impl Runner {
                 return Err(error);
             }
             match full {
-                Some(path) => self.wait_for_room(path, delay),
+                Some(path) => self.wait_for_room(path, delay, retry),
                 None => self.shared.sleep(delay),
             }
         }
@@ -126,11 +130,13 @@ impl Runner {
         Bounds { age: self.config.keep, bytes: self.config.keep_bytes }
     }
 
-    /// Drops something that is kept, or waits until there is more room where a file did not fit, or for `delay`: a quota, or room that others take, does not show.
-    fn wait_for_room(&self, path: &Path, delay: Duration) {
+    /// Drops something that is kept and waits for `retry`, or waits until there is more room where a file did not fit, or for
+    /// `delay`: a quota, or room that others take, does not show.
+    fn wait_for_room(&self, path: &Path, delay: Duration, retry: Duration) {
         match self.dir.drop_oldest_kept(None) {
             Ok(None) => {}
-            Ok(Some(_)) => return,
+            // What the next sync keeps may fill the disk again.
+            Ok(Some(_)) => return self.shared.sleep(retry),
             Err(error) => log::warn!("cannot drop what is kept: {error}"),
         }
         let until = Instant::now() + delay;
@@ -153,22 +159,36 @@ impl Runner {
         anew
     }
 
-    /// What the thread does that looks after the directory, and cuts the connection should that be lost.
-    pub(super) fn looks_after(root: &Beneath, shared: &Shared) {
-        while shared.goes_on_after(LOOK_EVERY) {
+    /// What the thread does that looks after the directory: it cuts the connection should that be lost, and drops what was kept for
+    /// long enough.
+    pub(super) fn looks_after(root: &Beneath, dir: &Dir, keep: Bounds, shared: &Shared) {
+        let mut expired: Option<Instant> = None;
+        loop {
             if root.is_lost().is_some() {
-                return shared.cut();
+                // Each time: a connection may just be beginning.
+                shared.cut();
+            } else if expired.is_none_or(|at| at.elapsed() >= EXPIRE_EVERY) {
+                // Nothing else depends on it.
+                if let Err(error) = dir.expire_kept(keep) {
+                    log::warn!("cannot drop what was kept for long enough: {error}");
+                }
+                expired = Some(Instant::now());
+            }
+            if !shared.goes_on_after(LOOK_EVERY) {
+                return;
             }
         }
     }
 
     /// One connection, from connecting to its end. `Ok`: a sync was all that was asked for, and it is done.
     fn connection(&mut self, in_sync: &mut bool) -> Result<(), Error> {
+        if let Some(lost) = self.data.lost() {
+            return Err(lost);
+        }
         self.dir.note_mounts()?;
         // Of a connection that was cut while a file was coming.
         self.data.own().tidy()?;
         self.dir.tidy()?;
-        self.dir.expire_kept(self.keep())?;
         self.mend()?;
         let (mut socket, mut address) = connect(&self.config, &self.shared)?;
         if self.dialects.ask(self.config.protocol, address) {
