@@ -485,6 +485,9 @@ fn folders_for_which_no_watch_is_left_are_looked_at_now_and_then() {
         fs::write(data.join(format!("later/{round}")), "new").unwrap();
         wait_same(&data, &follower.dir);
     }
+    fs::remove_file(data.join("later/0")).unwrap();
+    fs::remove_file(data.join("later/deep/1")).unwrap();
+    wait_same(&data, &follower.dir);
     fs::remove_dir_all(data.join("later/deep")).unwrap();
     wait_same(&data, &follower.dir);
     leader.end(std::slice::from_mut(&mut follower));

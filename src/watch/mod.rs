@@ -41,6 +41,8 @@
 //! - Writes that other machines make on a network file system.
 //! - A file that is replaced continuously is seen as often as it can be read, not in each of its versions.
 //!
+//! Each folder takes a watch. Those for which the system has none left are looked at once a second at most.
+//!
 //! What it cannot read it says once, takes to be as it was, and tries again after 1 s to 10 s. Symbolic links are never followed, nor replicated.
 
 mod announce;
@@ -180,7 +182,7 @@ impl Shared {
                 false => !self.stopping.load(Ordering::Acquire),
             };
             match tree.announce_dirty(stopping, &go_on) {
-                Ok(()) if stopping => return Ok(tree.next_look().is_none()),
+                Ok(()) if stopping => return Ok(tree.has_looked()),
                 Ok(()) => self.gather()?,
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(_) => return Ok(false),

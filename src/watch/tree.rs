@@ -198,9 +198,16 @@ impl<A: Announce> Tree<A> {
         Ok(())
     }
 
-    /// Whether nothing is left to look at, and nothing has changed since.
+    /// Whether all that wanted a look has had it.
+    pub(super) fn has_looked(&self) -> bool {
+        self.dirty.is_empty() && self.later.is_empty() && self.rescan_at.is_none()
+    }
+
+    /// Whether nothing is left to look at, and nothing has changed since. Of folders without a watch nobody knows.
     pub(super) fn is_settled(&mut self) -> bool {
-        self.collect().is_ok() && !self.dirty.iter().chain(self.later.keys()).any(|path| self.announce.replicates(path))
+        self.collect().is_ok()
+            && self.unwatched.is_empty()
+            && !self.dirty.iter().chain(self.later.keys()).any(|path| self.announce.replicates(path))
     }
 
     /// What a queue overflow does.

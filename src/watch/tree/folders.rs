@@ -39,7 +39,17 @@ impl<A: Announce> Tree<A> {
         if known.is_none_or(|known| known.watch.is_none() || (known.dev, known.ino) != (now.dev, now.ino)) {
             self.watch_folder(path, now)?;
         }
+        if known.is_some_and(|known| known.watch.is_none()) {
+            self.mark_known(path);
+        }
         Ok(self.mark(Some(path), folder)?)
+    }
+
+    /// Marks what was in a folder: while there was no watch, no event told what is gone.
+    fn mark_known(&mut self, folder: &RelPath) {
+        let name_at = folder.as_str().len() + 1;
+        let below = self.files.below(folder).into_iter().chain(paths_below(&self.folders, folder));
+        self.dirty.extend(below.filter(|path| !path.as_str()[name_at..].contains('/')));
     }
 
     fn watch_folder(&mut self, path: &RelPath, now: Folder) -> Result<(), Trouble> {
