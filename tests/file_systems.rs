@@ -50,11 +50,20 @@ fn changes_between(leader: &TestLeader, copy: &Path, connections: impl Fn() -> u
     assert!(is_empty(&copy.join("wal/.paceline")) && !copy.join("wal/old").exists());
 }
 
-#[test]
-fn files_are_replaced_and_renamed_across_the_file_systems_of_a_copy() {
+/// Where a folder of the same file system is mounted at `wal`.
+fn bound(stage: &Stage) -> Volume<'_> {
+    let volume = Volume::in_memory(stage, 32);
+    volume.run(&format!(
+        "mkdir -p {0}/data/wal {0}/bound && mount --bind {0}/bound {0}/data/wal",
+        volume.mount().display()
+    ));
+    volume
+}
+
+fn changes_are_followed_in(directory: fn(&Stage) -> Volume<'_>) {
     let (stage, leader) = (Stage::new(), TestLeader::start());
     leader.append("wal/1", b"1");
-    let volume = two_in_memory(&stage);
+    let volume = directory(&stage);
     let mut follower = volume.follower("data", leader.address, &[]);
     leader.wait_in_sync(1);
     changes_between(&leader, &volume.path("data"), || follower.log().matches("connected to").count());
@@ -63,19 +72,13 @@ fn files_are_replaced_and_renamed_across_the_file_systems_of_a_copy() {
 }
 
 #[test]
+fn files_are_replaced_and_renamed_across_the_file_systems_of_a_copy() {
+    changes_are_followed_in(two_in_memory);
+}
+
+#[test]
 fn a_folder_that_is_bound_from_the_same_file_system_is_another_place_to_rename() {
-    let (stage, leader) = (Stage::new(), TestLeader::start());
-    leader.append("wal/1", b"1");
-    let volume = Volume::in_memory(&stage, 32);
-    volume.run(&format!(
-        "mkdir -p {0}/data/wal {0}/bound && mount --bind {0}/bound {0}/data/wal",
-        volume.mount().display()
-    ));
-    let mut follower = volume.follower("data", leader.address, &[]);
-    leader.wait_in_sync(1);
-    changes_between(&leader, &volume.path("data"), || follower.log().matches("connected to").count());
-    follower.stop();
-    leader.shut_down();
+    changes_are_followed_in(bound);
 }
 
 #[test]
