@@ -97,6 +97,12 @@ impl LastLed {
         })
     }
 
+    /// Whether so much less is left that it is noted before a start might find it missing.
+    fn has_shrunk_to(&self, files: u64, bytes: u64) -> bool {
+        let less = |then: u64, now: u64| then == 0 || u128::from(now) * 4 < u128::from(then) * 3;
+        self.files > 0 && less(self.files, files) && less(self.bytes, bytes)
+    }
+
     fn keep(&self, dir: &DataDir) -> Result<(), Error> {
         let mut text = format!("files {}\nbytes {}\n", self.files, self.bytes);
         text.extend(self.exclude.iter().map(|pattern| format!("exclude {pattern}\n")));
@@ -119,9 +125,8 @@ pub(super) fn run(core: &Core, mut kept: LastLed, ended: &Stop) {
     let mut kept_at = Instant::now();
     while !ended.wait(LOOK_EVERY) {
         let (files, bytes) = core.stream.totals();
-        let shrunk = files < part(kept.files, 3) && bytes < part(kept.bytes, 3);
         let grown = files > part(kept.files, 5) || bytes > part(kept.bytes, 5);
-        if shrunk || (grown && kept_at.elapsed() >= GROWN_EVERY) {
+        if kept.has_shrunk_to(files, bytes) || (grown && kept_at.elapsed() >= GROWN_EVERY) {
             (kept.files, kept.bytes) = (files, bytes);
             keep(core, &kept);
             kept_at = Instant::now();
@@ -150,7 +155,14 @@ fn keep(core: &Core, kept: &LastLed) {
 /// The mount points below a directory, relative to it and escaped, but for what is never replicated.
 fn mounts_below(dir: &Path, exclude: &Exclude) -> Result<BTreeSet<String>, Error> {
     let root = fs::canonicalize(dir).map_err(|error| Error::io("find", dir, error))?;
-    let mounts = fs::read_to_string(MOUNTS).map_err(|error| Error::io("read", MOUNTS, error))?;
+    let mounts = match fs::read(MOUNTS) {
+        // Names of others need not be UTF-8.
+        Ok(mounts) => String::from_utf8_lossy(&mounts).into_owned(),
+        Err(error) => {
+            log::warn!("what is mounted below {} is not known: {MOUNTS}: {error}", dir.display());
+            String::new()
+        }
+    };
     let below = mounts.lines().filter_map(|line| {
         let point = unescape(line.split(' ').nth(4)?);
         let name = Path::new(&point).strip_prefix(&root).ok()?.to_str()?;
@@ -198,6 +210,16 @@ mod tests {
         assert!(!lost((60, 600), (60, 6)), "compressed, or rewritten");
         let other = LastLed { exclude: vec!["*.log".to_owned()], ..led(1, 1) };
         assert_eq!(led(60, 600).missing(&other), None, "newly excluded");
+    }
+
+    #[test]
+    fn whatever_a_start_would_find_missing_is_noted_as_gone_by_the_leader_that_saw_it_go() {
+        let counts = || (0..9).flat_map(|files| (0..9).map(move |bytes| (files, bytes)));
+        for (then, now) in counts().flat_map(|then| counts().map(move |now| (then, now))) {
+            let kept = led(then.0, then.1);
+            let is_missing = kept.missing(&led(now.0, now.1)).is_some();
+            assert!(!is_missing || kept.has_shrunk_to(now.0, now.1), "{then:?}, {now:?}");
+        }
     }
 
     #[test]
