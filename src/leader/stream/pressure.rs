@@ -118,7 +118,9 @@ impl Stream {
         if on_for >= patience {
             let position = self.position();
             for queue in crowded.iter().filter(|queue| self.is_crowded(queue, 4)) {
-                queue.follower.evict_at(EvictionReason::QueueFull, position);
+                let is_behind = queue.follower.counted_lag() > self.limits.lag_bytes;
+                let reason = if is_behind { EvictionReason::TooFarBehind } else { EvictionReason::QueueFull };
+                queue.follower.evict_at(reason, position);
             }
         }
         if crowded.is_empty() || on_for >= patience {
