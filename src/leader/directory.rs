@@ -3,7 +3,7 @@
 //! Once a second it compares the directory's path with the one that is open. Should they differ, nothing more is announced: what
 //! then looks gone was not deleted. It takes no lock but those of announcing, and ends with the leader.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,10 +57,7 @@ impl Core {
     fn settle_kept(&self, path: &RelPath) {
         let settled = match self.dir.root().metadata(path) {
             Ok(Some(meta)) if meta.is_file() => self.stream.version(path).exists(),
-            Ok(_) => {
-                self.stream.delete_kept(path);
-                true
-            }
+            Ok(_) => self.stream.delete_kept(path).is_ok(),
             Err(_) => false,
         };
         if settled {
@@ -76,7 +73,8 @@ impl Core {
         let _one_at_a_time = self.file_locks.of(path).lock();
         match self.announce_locked(path) {
             Err(AppendError::Io { source, .. }) => Err(source),
-            // Not now, or never again.
+            Err(AppendError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
+            // Or never again.
             _ => Ok(()),
         }
     }

@@ -109,12 +109,12 @@ impl Stream {
     }
 
     /// Announces that a file has gone that some followers may have and nobody else knows.
-    pub(in crate::leader) fn delete_kept(&self, path: &RelPath) {
-        let Ok(mut ordered) = self.enter() else { return };
+    pub(in crate::leader) fn delete_kept(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.enter()?;
         if !ordered.index.get(path.as_str()).exists() {
             ordered.encode(path, ActionKind::Delete, &[]);
         }
-        self.finish(ordered);
+        Ok(self.finish(ordered))
     }
 
     /// Notes that a generation, once under `path`, cannot be read as it was announced; see
@@ -557,6 +557,17 @@ mod tests {
             assert_eq!(mended, framing_bytes(&path) + if durable { asks } else { 0 });
             assert!(stream.replace(&path, Content::OnDisk(5), FILE).is_err());
         }
+    }
+
+    #[test]
+    fn what_followers_kept_and_is_gone_is_not_taken_for_deleted_there_while_nothing_may_be_announced() {
+        let (stream, path) = with_file_under(BackPressure::WouldBlock(Duration::from_secs(3600)));
+        stream.delete(&path).unwrap();
+        let before = stream.position();
+        stream.pressure.begin();
+        assert!(stream.delete_kept(&path).is_err() && stream.position() == before);
+        stream.pressure.end();
+        assert!(stream.delete_kept(&path).is_ok() && stream.position() > before);
     }
 
     #[test]
