@@ -94,11 +94,11 @@ impl Core {
 
     /// Notes that what is at `path`, or that it is gone, is known and announced.
     pub(super) fn can_read(&self, path: &RelPath) {
-        if self.unreadable.clear(path) && self.unreadable.is_empty() {
-            // Whoever was not sent something of it has all once it has what was announced so far.
+        if self.unreadable.clear(path) {
+            // Whoever was not sent something of it has all of it once it has what was announced so far.
             let position = self.stream.position();
             let followers = self.followers.lock().clone();
-            followers.iter().for_each(|follower| follower.mended(position));
+            followers.iter().for_each(|follower| follower.mended(path, position));
         }
     }
 

@@ -315,14 +315,14 @@ impl FollowerHandle {
         self.in_flight.lock().written();
     }
 
-    /// Notes that what it is sent after `from` is void ...
-    pub(super) fn void(&self, from: StreamPosition) {
-        self.in_flight.lock().void(from.0);
+    /// Notes that what it is sent of a file after `from` is void; position 0: it joined without ...
+    pub(super) fn void(&self, path: &RelPath, from: StreamPosition) {
+        self.in_flight.lock().void(path, from.0);
     }
 
     /// ... until it has all up to `until`.
-    pub(super) fn mended(&self, until: StreamPosition) {
-        self.in_flight.lock().mended(until.0);
+    pub(super) fn mended(&self, path: &RelPath, until: StreamPosition) {
+        self.in_flight.lock().mended(path, until.0);
     }
 
     /// Takes an acknowledgement.
@@ -481,6 +481,11 @@ impl FollowerHandle {
     /// Its way to the stream, and what of that it has; see [`InFlight::has`].
     pub(super) fn has(&self) -> Option<(Ticket, Has)> {
         self.in_flight.lock().has()
+    }
+
+    /// Whether it joined without something, and has not come to have it since.
+    pub(super) fn lacks_from_before(&self) -> bool {
+        self.in_flight.lock().lacks_from_before()
     }
 
     /// Whether it has everything up to `end`: durable, if that is asked for and it ever says so.

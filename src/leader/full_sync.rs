@@ -121,7 +121,8 @@ impl<'a> Joiner<'a> {
                 Some(sum) => write_list_entry(self.frame, path, &sum).map_err(broken)?,
                 None => {
                     *void = true;
-                    self.ranges.mend(path, *version)?;
+                    self.ranges.joins_without(path);
+                    self.ranges.mend(path, *version);
                 }
             }
         }
@@ -178,7 +179,8 @@ impl<'a> Joiner<'a> {
             Some(mut file) => self.ranges.copy(self.frame, path, &mut file, size)?,
         };
         if !whole {
-            self.ranges.mend(path, version)?;
+            self.ranges.joins_without(path);
+            self.ranges.mend(path, version);
         }
         self.follower.sync.files_sent.fetch_add(1, Ordering::Relaxed);
         Ok(whole)

@@ -7,12 +7,13 @@
 //! A range of a file may be gone by the time it is to be sent. Then the follower acknowledges something else in its place,
 //! until what made the range void comes further on in the stream: a *hold* on what counts as its own, from there to there.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::commit::{Has, Ticket};
 use crate::config::Durability;
 use crate::protocol::ProtocolError;
+use crate::types::RelPath;
 
 /// Pieces remembered singly; beyond it they are merged, and acknowledged positions get coarser.
 const PIECES_MAX: usize = 65_536;
@@ -31,8 +32,10 @@ pub(super) struct InFlight {
     /// Of batches taken from its queue that it has not acknowledged: the position after each, and what it counts for.
     batches: VecDeque<(u64, u64)>,
     holds: Vec<Hold>,
-    /// From where on something is void that is not made up for yet.
+    /// From where on something is void that is not made up for yet ...
     void_from: Option<u64>,
+    /// ... and the files that are.
+    voided: HashSet<RelPath>,
     /// Its way to the stream, as commits know it.
     ticket: Ticket,
     /// What its acknowledgements say if it knows 1.0.0 only.
@@ -84,6 +87,7 @@ impl InFlight {
             batches: VecDeque::new(),
             holds: Vec::new(),
             void_from: None,
+            voided: HashSet::new(),
             ticket: 0,
             v1_acks,
             sent: 0,
@@ -111,6 +115,9 @@ impl InFlight {
         self.durable = None;
         self.durable_points.clear();
         self.batches.clear();
+        // What it lacks, it lacks from before where it attaches next.
+        self.void_from = self.void_from.map(|_| 0);
+        self.holds.iter_mut().for_each(|hold| hold.from = 0);
     }
 
     // ---- sending ----
@@ -163,13 +170,18 @@ impl InFlight {
         self.written = self.sent;
     }
 
-    /// What it is sent from here on is not what it should be ...
-    pub(super) fn void(&mut self, from: u64) {
+    /// What it is sent of a file from here on is not what it should be ...
+    pub(super) fn void(&mut self, path: &RelPath, from: u64) {
+        self.voided.insert(path.clone());
         self.void_from = Some(self.void_from.map_or(from, |before| before.min(from)));
     }
 
-    /// ... until it has all up to here.
-    pub(super) fn mended(&mut self, until: u64) {
+    /// ... until it has all up to here, of this file.
+    pub(super) fn mended(&mut self, path: &RelPath, until: u64) {
+        self.voided.remove(path);
+        if !self.voided.is_empty() {
+            return;
+        }
         let from = self.void_from.take();
         self.holds.extend(from.map(|from| Hold { from, until }));
     }
@@ -277,6 +289,12 @@ impl InFlight {
         Some((self.ticket, Has { received: held(received), written: held(written), durable: held(durable) }))
     }
 
+    /// Whether something is void of what it had to have when it attached.
+    pub(super) fn lacks_from_before(&self) -> bool {
+        let written = self.reached.map_or(0, |reached| reached.written);
+        self.void_from == Some(0) || self.holds.iter().any(|hold| hold.from == 0 && written < hold.until)
+    }
+
     /// Its way to the stream.
     pub(super) fn ticket(&self) -> Ticket {
         self.ticket
@@ -312,6 +330,10 @@ mod tests {
 
     fn send(in_flight: &mut InFlight, bytes: u64, position: u64) {
         in_flight.sending(bytes, Some(position), Instant::now(), Instant::now());
+    }
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
     }
 
     fn marks(in_flight: &InFlight) -> (u64, u64, u64) {
@@ -360,17 +382,36 @@ mod tests {
     fn what_was_void_counts_once_it_is_made_up_for() {
         let mut in_flight = attached();
         send(&mut in_flight, 10, 110);
-        in_flight.void(110);
+        in_flight.void(&path("a"), 110);
         send(&mut in_flight, 10, 120);
         in_flight.acknowledge(20, Instant::now()).unwrap();
         assert_eq!(marks(&in_flight), (110, 110, 0));
-        in_flight.mended(150);
+        in_flight.mended(&path("a"), 150);
         send(&mut in_flight, 10, 130);
         send(&mut in_flight, 20, 150);
         in_flight.acknowledge(10, Instant::now()).unwrap();
         assert_eq!(marks(&in_flight), (110, 110, 0));
         in_flight.acknowledge(20, Instant::now()).unwrap();
         assert_eq!(marks(&in_flight), (150, 150, 0));
+    }
+
+    #[test]
+    fn what_was_void_of_one_file_is_not_made_up_for_by_another() {
+        let mut in_flight = attached();
+        in_flight.void(&path("unreadable"), 0);
+        in_flight.void(&path("gone"), 100);
+        in_flight.mended(&path("gone"), 100);
+        in_flight.mended(&path("of others"), 100);
+        assert!(marks(&in_flight) == (0, 0, 0) && in_flight.lacks_from_before());
+        in_flight.mended(&path("unreadable"), 110);
+        assert!(marks(&in_flight) == (0, 0, 0) && in_flight.lacks_from_before());
+        send(&mut in_flight, 10, 110);
+        in_flight.acknowledge(10, Instant::now()).unwrap();
+        assert!(marks(&in_flight) == (110, 110, 0) && !in_flight.lacks_from_before());
+        in_flight.void(&path("unreadable"), 110);
+        assert!(!in_flight.lacks_from_before());
+        in_flight.detached();
+        assert!(in_flight.lacks_from_before());
     }
 
     #[test]

@@ -183,9 +183,9 @@ impl<'a> Ranges<'a> {
         let Some(mut file) = self.open(frame, &range.path, version)? else {
             self.follower.spoiled.lock().insert(range.path.clone());
             if at(0).is_some() || !self.core.unreadable.is_forbidden(&range.path) {
-                self.follower.void(self.before);
+                self.follower.void(&range.path, self.before);
             }
-            self.mend(&range.path, version)?;
+            self.mend(&range.path, version);
             return Ok(false);
         };
         file.seek(range.offset);
@@ -209,7 +209,7 @@ impl<'a> Ranges<'a> {
         }
         if !intact {
             self.follower.spoiled.lock().insert(range.path.clone());
-            self.mend(&range.path, version)?;
+            self.mend(&range.path, version);
         }
         Ok(intact)
     }
@@ -269,7 +269,7 @@ impl<'a> Ranges<'a> {
             }
             if length == 0 {
                 // Before any of the padding can be acknowledged.
-                self.follower.void(self.before);
+                self.follower.void(path, self.before);
                 self.buffer.fill(0);
                 intact = false;
                 length = want;
@@ -285,30 +285,43 @@ impl<'a> Ranges<'a> {
     /// at the follower is not once it has all up to where this ends.
     ///
     /// Of a file that cannot be read nothing is known: it is announced when it can be.
-    pub(super) fn mend(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
+    pub(super) fn mend(&self, path: &RelPath, believed: Version) {
         if self.core.unreadable.is_noted(path) {
-            return Ok(());
+            return;
         }
-        self.announce_anew(path, believed)?;
-        self.follower.mended(self.core.stream.position());
-        Ok(())
+        let unread = self.announce_anew(path, believed);
+        if unread.as_ref() != Some(path) {
+            self.follower.mended(path, self.core.stream.position());
+        }
+    }
+
+    /// A follower that joins lacks a file, or part of it, which was not sent. What may not be read is as good as excluded.
+    pub(super) fn joins_without(&self, path: &RelPath) {
+        self.follower.spoiled.lock().insert(path.clone());
+        if self.core.unreadable.is_noted(path) && !self.core.unreadable.is_forbidden(path) {
+            self.follower.void(path, StreamPosition(0));
+        }
     }
 
     /// Files are the host's: one that is gone may be back in a moment, with its folder. So the doubt is noted *before* the look
     /// at the disk. What happens to the file after the look is for the host to announce, and when it looks, it finds the doubt
     /// as well ([`Leader::vouches_for`](super::Leader::vouches_for)).
-    fn announce_anew(&self, path: &RelPath, believed: Version) -> Result<(), Error> {
+    ///
+    /// Returns where it is, if it cannot be looked at: it is void until it can.
+    fn announce_anew(&self, path: &RelPath, believed: Version) -> Option<RelPath> {
         let stream = &self.core.stream;
-        let Some((path, doubted)) = stream.doubt(path, believed.generation) else { return Ok(()) };
+        let (path, doubted) = stream.doubt(path, believed.generation)?;
         let found = match self.core.dir.root().metadata(&path) {
             Ok(found) => found.filter(Metadata::is_file).map(|meta| meta.len()),
             Err(error) => {
+                // Before others can find that it can be read.
+                self.follower.void(&path, self.before);
                 self.core.cannot_read(&path, &error);
-                return Ok(());
+                return Some(path);
             }
         };
         log::debug!("{path} could not be read as announced: of {} bytes there are now {found:?}", doubted.len);
         stream.mend(&path, doubted, found);
-        Ok(())
+        None
     }
 }

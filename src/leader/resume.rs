@@ -31,7 +31,7 @@ use crate::index::Version;
 use crate::index::chunks::{comparable_bytes, compare};
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Control, Held};
-use crate::types::{RelPath, StreamPosition};
+use crate::types::RelPath;
 
 pub(super) struct Resumer<'a> {
     core: &'a Arc<Core>,
@@ -141,11 +141,8 @@ impl<'a> Resumer<'a> {
                     Some(repair) => steps.extend(repair),
                     None => {
                         view.void(path);
-                        self.follower.spoiled.lock().insert(path.clone());
-                        if self.core.unreadable.is_noted(path) && !self.core.unreadable.is_forbidden(path) {
-                            self.follower.void(StreamPosition(0));
-                        }
-                        self.ranges.mend(path, *version)?;
+                        self.ranges.joins_without(path);
+                        self.ranges.mend(path, *version);
                     }
                 },
             }

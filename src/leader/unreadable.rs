@@ -110,10 +110,6 @@ impl Unreadable {
         entries.contains_key(path) || above.any(|folder| entries.contains_key(folder))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries.lock().is_empty()
-    }
-
     pub(super) fn all(&self) -> Vec<NotReplicated> {
         self.entries.lock().values().map(|entry| entry.shown.clone()).collect()
     }

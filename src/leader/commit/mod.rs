@@ -182,6 +182,10 @@ impl Commits {
     pub(super) fn passed(&self, follower: &FollowerHandle) {
         let mut state = self.state.lock();
         let Some((ticket, has)) = follower.has() else { return };
+        if state.rule.is_joining(follower.id, ticket) && follower.lacks_from_before() {
+            // It would hold up all commits until a disk can be read again.
+            return;
+        }
         state.end = state.end.max(has.received);
         if state.rule.has(follower.id, ticket, has) {
             // It was not asked with the others.

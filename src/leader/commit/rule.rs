@@ -153,8 +153,7 @@ impl Rule {
     /// counted.
     pub(super) fn has(&mut self, id: NodeId, ticket: Ticket, has: Has) -> bool {
         let committed = self.committed;
-        let is_joining = self.member(id, ticket).is_some_and(|member| member.stage == Stage::Joining);
-        let may_begin = is_joining && !self.is_full();
+        let may_begin = self.is_joining(id, ticket) && !self.is_full();
         let Some(member) = self.member(id, ticket) else { return false };
         member.has = has;
         let begins = may_begin && (member.says_durable || committed.durable == 0);
@@ -165,6 +164,11 @@ impl Rule {
             member.stage = Stage::In;
         }
         begins
+    }
+
+    /// Whether it is on this way to the stream, and not counted yet.
+    pub(super) fn is_joining(&self, id: NodeId, ticket: Ticket) -> bool {
+        self.members.get(&id).is_some_and(|member| member.ticket == ticket && member.stage == Stage::Joining)
     }
 
     /// Whether as many are in sync, or about to be, as can be recorded: who comes after them has to wait until one goes.

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::leader::status::EvictionReason;
-use crate::types::Secret;
+use crate::types::{RelPath, Secret};
 
 fn commits() -> Arc<Commits> {
     let config = LeaderConfig::new("unused", Secret::new("secret").unwrap());
@@ -47,6 +47,21 @@ fn what_a_follower_has_is_read_and_noted_in_one_step() {
         }
         drop(held);
     });
+    assert_eq!(commits.status(StreamPosition(100)).followers, [follower.id]);
+}
+
+#[test]
+fn who_joins_without_a_file_that_cannot_be_read_holds_up_no_commit_and_is_in_sync_once_it_has_it() {
+    let commits = commits();
+    let (bad, of_others) = (RelPath::new("bad").unwrap(), RelPath::new("other").unwrap());
+    let follower = follower(&commits, StreamPosition(100));
+    follower.void(&bad, StreamPosition(0));
+    follower.mended(&of_others, StreamPosition(100));
+    commits.passed(&follower);
+    let status = commits.status(StreamPosition(100));
+    assert!(status.counted.is_empty() && status.followers.is_empty());
+    follower.mended(&bad, StreamPosition(100));
+    commits.passed(&follower);
     assert_eq!(commits.status(StreamPosition(100)).followers, [follower.id]);
 }
 
