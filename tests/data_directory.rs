@@ -322,6 +322,40 @@ fn what_cannot_be_kept_nor_dropped_stops_no_follower_and_is_said_once() {
 }
 
 #[test]
+fn who_got_late_what_could_not_be_read_is_in_sync_then_and_not_before_beside_what_may_not_be_read() {
+    for protocol in ["auto", "1.0.0"] {
+        let stage = Stage::new();
+        let data = stage.folder("data");
+        fs::write(data.join("secret"), "secret").unwrap();
+        fs::write(data.join("file"), noise(400_000)).unwrap();
+        forbid(&data.join("secret"));
+        let (armed, copy) = (stage.path("armed"), stage.path("copy"));
+        let failing = Injection::new(&stage, "open", &["openat", "openat2"], Errno::IO).about("/data/file");
+        let mut leader = failing.while_there(&armed).leader_under(&without_privileges(), &stage, &data, &[]);
+        fs::write(&armed, "").unwrap();
+        let args = ["--data-dir", copy.to_str().unwrap(), "--protocol", protocol];
+        let address = leader.address.to_string();
+        let args = ["follow", &address].into_iter().chain(args);
+        let mut follower = stage.start("copy", Path::new(env!("CARGO_BIN_EXE_paceline")), args);
+        leader.wait_joined(1);
+        let in_sync = || {
+            let log = leader.process.log();
+            log.lines().any(|line| line.split_once("the leader included: ").is_some_and(|(_, ids)| ids.contains(',')))
+        };
+        wait_until("it is said", || leader.process.log().contains("data/file is not replicated"));
+        // It has acknowledged all that came after.
+        fs::write(data.join("after"), "after").unwrap();
+        wait_until("the next file came", || copy.join("after").exists());
+        assert!(!in_sync(), "it lacks a file: {}", leader.process.log());
+        fs::remove_file(armed).unwrap();
+        wait_until("it is in sync", in_sync);
+        assert_eq!(fs::read(copy.join("file")).unwrap().len(), 400_000);
+        leader.process.stop();
+        follower.stop();
+    }
+}
+
+#[test]
 fn a_copy_keeps_what_its_leader_may_not_read_any_more() {
     let stage = Stage::new();
     let data = stage.folder("data");

@@ -68,7 +68,12 @@ impl Injection {
 
     /// Starts `paceline leader`, of which they fail, on a directory.
     pub fn leader(&self, stage: &Stage, dir: &Path, options: &[&str]) -> LeaderProcess {
-        stage.leader_under(&self.command(), dir, options)
+        self.leader_under(&[], stage, dir, options)
+    }
+
+    /// The same, by a command that runs another one.
+    pub fn leader_under(&self, command: &[OsString], stage: &Stage, dir: &Path, options: &[&str]) -> LeaderProcess {
+        stage.leader_under(&[command, &self.command()].concat(), dir, options)
     }
 
     /// Starts `paceline follow` into a directory.
