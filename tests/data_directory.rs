@@ -186,11 +186,11 @@ fn whatever_look_fails_at_the_leader_nothing_is_taken_for_gone() {
         (&["newfstatat", "statx"], Errno::STALE),
         (&["openat", "openat2", "getdents64", "statx", "newfstatat", "pread64", "read"], Errno::NOMEM),
     ];
-    // Few enough that all of them fail, some by trying again after pauses that grow.
-    let runs = [(1, 1), (4, 3), (9, 6)];
-    let cases = kinds
-        .into_iter()
-        .flat_map(|(calls, errno)| runs.map(|(first, times)| Case { at_leader: true, calls, errno, first, times }));
+    // Each call by itself, and several in a row: some fail once more when they are tried again.
+    let runs = || (1..=12).map(|first| (first, 1)).chain([(4, 3), (9, 6)]);
+    let cases = kinds.into_iter().flat_map(|(calls, errno)| {
+        runs().map(move |(first, times)| Case { at_leader: true, calls, errno, first, times })
+    });
     all_survive(cases);
 }
 
@@ -202,10 +202,10 @@ fn whatever_call_fails_at_a_follower_its_copy_comes_to_be_whole_and_keeps_what_i
         (&["write", "pwrite64", "writev"], Errno::NOSPC),
         (&["getdents64", "newfstatat", "renameat", "renameat2", "unlinkat"], Errno::IO),
     ];
-    let runs = [(1, 1), (3, 1), (6, 4)];
-    let cases = kinds
-        .into_iter()
-        .flat_map(|(calls, errno)| runs.map(|(first, times)| Case { at_leader: false, calls, errno, first, times }));
+    let runs = || (1..=12).map(|first| (first, 1)).chain([(6, 4)]);
+    let cases = kinds.into_iter().flat_map(|(calls, errno)| {
+        runs().map(move |(first, times)| Case { at_leader: false, calls, errno, first, times })
+    });
     all_survive(cases);
 }
 
