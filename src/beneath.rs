@@ -56,6 +56,29 @@ impl Beneath {
         Ok(file.metadata()?.is_file().then_some(file))
     }
 
+    /// Opens a regular file to write, made with mode 0600 if absent (its folders with 0700); without waiting, whatever else it
+    /// may be, and through no link.
+    pub(crate) fn file_made(&self, path: &RelPath) -> io::Result<File> {
+        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut names = path.as_str().split('/');
+        let name = names.next_back().unwrap_or_default();
+        let mut folder = self.root.try_clone()?;
+        for made in names {
+            match rustix::fs::mkdirat(&folder, made, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            folder = rustix::fs::openat(&folder, made, OFlags::PATH | OFlags::DIRECTORY | flags, Mode::empty())?;
+        }
+        let to_write = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY | flags;
+        let no_file = || io::Error::other("it is there, and no regular file");
+        match rustix::fs::openat(&folder, name, to_write, Mode::RUSR | Mode::WUSR).map(File::from) {
+            Ok(file) if file.metadata()?.is_file() => Ok(file),
+            Ok(_) | Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => Err(no_file()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whatever is at a name. Needs no permission for what is there.
     pub(crate) fn metadata(&self, path: &RelPath) -> io::Result<Option<Metadata>> {
         self.metadata_at(path.as_str())
@@ -150,6 +173,25 @@ mod tests {
 
     fn path(name: &str) -> RelPath {
         RelPath::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_made_through_no_link_and_a_fifo_is_not_waited_for() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(outside.path().join("victim"), "intact").unwrap();
+        symlink(outside.path(), root.path().join("folder")).unwrap();
+        symlink(outside.path().join("victim"), root.path().join("link")).unwrap();
+        symlink(outside.path().join("none"), root.path().join("dangling")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, root.path().join("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
+        let dir = Beneath::open(root.path()).unwrap();
+        for name in ["folder/victim", "folder/new", "link", "link/below", "dangling", "fifo"] {
+            assert!(dir.file_made(&path(name)).is_err(), "{name}");
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+        for _ in 0..2 {
+            assert!(dir.file_made(&path("a/b/c")).unwrap().metadata().unwrap().is_file());
+        }
+        assert!(dir.file_made(&path("a/b")).is_err(), "a folder");
     }
 
     #[test]

@@ -84,3 +84,22 @@ fn joining_under_heavy_appends_gets_every_byte_once() {
     let evictions = leader.leader.evictions();
     assert!(evictions.is_empty(), "{evictions:?}");
 }
+
+#[test]
+fn more_than_a_file_has_is_not_announced() {
+    let leader = TestLeader::start();
+    let follower = leader.follower();
+    let log = path("log");
+    let announce = |offset, length| leader.leader.append_from_file(&log, offset, length);
+    assert!(announce(0, 1).is_err(), "there is no such file");
+    fs::write(leader.dir.path().join("log"), [7; 1000]).unwrap();
+    for (offset, length) in [(0, 1001), (0, u64::MAX), (1, u64::MAX)] {
+        let refused = announce(offset, length).unwrap_err().to_string();
+        assert!(refused.contains("ends at 1000"), "{refused}");
+    }
+    assert_eq!(leader.leader.file_len(&log), None);
+    announce(0, 600).unwrap();
+    assert!(announce(600, 401).is_err());
+    announce(600, 400).unwrap();
+    leader.assert_copies(&[&follower]);
+}

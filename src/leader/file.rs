@@ -1,13 +1,12 @@
 //! A file that is written and replicated in one go.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{Leader, content_of};
-use crate::datadir::private;
 use crate::error::AppendError;
 use crate::index::Version;
 use crate::types::{RelPath, StreamPosition};
@@ -57,9 +56,9 @@ pub struct ReplicatedFile<'a> {
 }
 
 impl Leader {
-    /// Opens a local file to append to, made with mode 0600 if absent (its folders with 0700). What is written to it is in
-    /// the local file and announced when [`write`](Write::write) returns. Should the file not be as long as announced, it is
-    /// announced anew as it is.
+    /// Opens a local file to append to, made with mode 0600 if absent (its folders with 0700); through no symbolic link. What
+    /// is written to it is in the local file and announced when [`write`](Write::write) returns. Should the file not be as long
+    /// as announced, it is announced anew as it is.
     ///
     /// # Errors
     ///
@@ -69,17 +68,12 @@ impl Leader {
             return Err(AppendError::NotReplicated(path.clone()));
         }
         let core = &self.core;
-        let full = path.below(core.dir.path());
         let _one_at_a_time = core.file_locks.of(path).lock();
         let open = || {
-            // Folders are made on the way: not on the disk below a file system that is mounted no more.
             if let Some(lost) = core.dir.lost() {
                 return Err(io::Error::other(lost));
             }
-            if let Some(folder) = full.parent() {
-                DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-            }
-            let file = private(File::options().write(true).create(true).truncate(false)).open(&full)?;
+            let file = core.dir.root().file_made(path)?;
             let length = file.metadata()?.len();
             Ok((file, length))
         };
