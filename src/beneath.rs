@@ -8,15 +8,15 @@
 //! Names are resolved from the directory's descriptor, and no symbolic link is followed. The directory's own path may have links:
 //! it is resolved once, when it is opened. No threads, no locks.
 
-use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
-
+use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
+use crate::sys::fs::MetadataExt;
+use crate::sys::fs::{self, File, Metadata};
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
 
 const LOST_AND_FOUND: &str = "lost+found";

@@ -1,19 +1,18 @@
 //! What leader and follower do alike with a data directory: take its lock, keep its id, list its files.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 use std::sync::Arc;
-
-use rustix::fs::{AtFlags, FileType, statat};
-use rustix::io::Errno;
 
 use crate::beneath::{self, Beneath};
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::probe::Probe;
+use crate::sys::fd::{AsFd, BorrowedFd};
+use crate::sys::fs::{self, DirBuilder, File, TryLockError};
+use crate::sys::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use crate::sys::rustix::fs::{AtFlags, FileType, statat};
+use crate::sys::rustix::io::Errno;
 use crate::types::{DataSetId, NodeId, RelPath};
 
 /// Keeps the node's id, in base 36.
@@ -227,7 +226,7 @@ pub(crate) fn make(path: &Path) -> Result<(), Error> {
 
 /// Options that make files with mode 0600.
 pub(crate) fn private(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
-    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600)
+    OpenOptionsExt::mode(options, 0o600)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), Error> {

@@ -3,9 +3,8 @@
 //! Linux gives a new descriptor the lowest free number, so the number itself tells how many are open at least, whoever opened
 //! them: other connections, files of a sync, or the process that embeds us. Nothing has to be counted. A leaf.
 
-use std::os::fd::{AsFd, AsRawFd};
-
-use rustix::process::{Resource, getrlimit};
+use crate::sys::fd::{AsFd, AsRawFd};
+use crate::sys::rustix::process::{Resource, getrlimit};
 
 /// Who asks for a descriptor, the least trusted last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

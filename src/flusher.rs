@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::BorrowedFd;
+
+use crate::sys::fd::BorrowedFd;
+use crate::sys::rustix;
 
 /// The calls that make durable. The system's own, but for tests: those look on, or let them fail.
 #[doc(hidden)]

@@ -86,6 +86,7 @@ pub mod protocol;
 mod seldom;
 mod sendqueue;
 mod stop;
+mod sys;
 mod thread;
 mod types;
 mod uncached;

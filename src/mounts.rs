@@ -9,19 +9,20 @@
 //! One lock, a leaf, around what is known; nothing is read or opened under it. Where there is no `/proc` only the directory's own
 //! file system is known.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
-
+use crate::sys::fd::OwnedFd;
+use crate::sys::fs::{self, File};
+use crate::sys::hash::HashSet;
+use crate::sys::rustix;
+use crate::sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::sys::rustix::fs::{FileType, Mode, OFlags};
+use crate::sys::rustix::io::Errno;
+use crate::sys::sync::Mutex;
 use crate::types::RelPath;
 
 const TABLE: &str = "/proc/self/mountinfo";

@@ -19,16 +19,18 @@
 //! The folder is reached through the descriptor of the data directory, and no symbolic link is followed. No threads, no locks: whoever
 //! writes here holds the directory's `.lock`.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir as Entries, Mode, OFlags};
-use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 
 use crate::error::Error;
+use crate::sys::fd::{AsFd, OwnedFd};
+use crate::sys::fs;
+use crate::sys::fs::File;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, Dir as Entries, Mode, OFlags};
+use crate::sys::rustix::io::Errno;
 use crate::types::{DataSetId, OWN_FOLDER};
 
 /// The mark of a directory in which a full sync began and did not end.
@@ -223,7 +225,7 @@ pub(crate) fn is_incomplete(root: &Path) -> bool {
 
 /// Where it cannot be told, it is.
 pub(crate) fn is_marked(root: &Path, mark: &str) -> bool {
-    let found = std::fs::symlink_metadata(root.join(OWN_FOLDER).join(mark));
+    let found = fs::symlink_metadata(root.join(OWN_FOLDER).join(mark));
     !found.is_err_and(|error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
 }
 

@@ -8,11 +8,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use crate::stop::Stop;
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 use crate::thread::Group;
 
 /// Between two ticks.

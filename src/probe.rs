@@ -5,13 +5,15 @@
 //! one, in `.paceline/`, for a moment. No threads, no locks; not to be shared.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, mkdirat, openat, unlinkat};
-use rustix::io::Errno;
+use crate::sys::fs::File;
+use crate::sys::fs::FileExt;
+use crate::sys::random;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, mkdirat, openat, unlinkat};
+use crate::sys::rustix::io::Errno;
 
 /// What has to be there for the disk not to be called full: more than a record of most programs, and little of any disk.
 const ROOM_BYTES: u64 = 1 << 20;
@@ -42,7 +44,7 @@ impl Probe {
         };
         let done = allocate(file).and_then(|()| {
             let mut bytes = [0; WRITTEN_BYTES];
-            fastrand::fill(&mut bytes);
+            random::fill(&mut bytes);
             file.write_all_at(&bytes, 0)?;
             file.sync_data()
         });

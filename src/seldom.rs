@@ -1,9 +1,10 @@
 //! What may happen by the thousand and is logged now and then. A leaf; its lock is held for a comparison.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 
 /// How often at most, unless it is said otherwise.
 const EVERY: Duration = Duration::from_secs(10);

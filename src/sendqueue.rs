@@ -1,6 +1,8 @@
 //! What a socket has sent and the peer's system has not taken yet: it tells a peer that is stuck from a network that is.
 
-use std::net::TcpStream;
+use crate::sys::fs;
+use crate::sys::net::TcpStream;
+use crate::sys::rustix;
 
 /// Bytes in the socket's send queue that the peer's system has not acknowledged, as Linux shows them in `/proc`; `None`
 /// where it does not.
@@ -10,7 +12,7 @@ use std::net::TcpStream;
 pub(crate) fn send_queue_bytes(socket: &TcpStream) -> Option<u64> {
     let inode = rustix::fs::fstat(socket).ok()?.st_ino;
     let table = if socket.local_addr().ok()?.is_ipv4() { "tcp" } else { "tcp6" };
-    let table = std::fs::read_to_string(format!("/proc/self/net/{table}")).ok()?;
+    let table = fs::read_to_string(format!("/proc/self/net/{table}")).ok()?;
     table.lines().skip(1).find_map(|line| {
         // sl local remote st tx:rx tr:when retrnsmt uid timeout inode …
         let mut fields = line.split_whitespace();

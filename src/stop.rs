@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::time::Instant;
 
 /// A request to stop. Clones are the same request; once set, it stays set.
 #[derive(Clone, Default)]

@@ -11,10 +11,11 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
-use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::thread::{Builder, JoinHandle};
+use crate::sys::time::Instant;
 
 /// Threads with one owner.
 #[derive(Default)]

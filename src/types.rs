@@ -9,6 +9,8 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 use crate::protocol::NAME_BYTES_MAX;
+use crate::sys::random;
+use crate::sys::rustix;
 
 /// The id of a node in a group, 1 to `i32::MAX`; people read and write it in base 36.
 ///
@@ -28,7 +30,7 @@ impl NodeId {
     /// An id chosen at random, for a node that has none yet.
     #[must_use]
     pub fn random() -> Self {
-        Self(fastrand::i32(1..))
+        Self(random::i32(1..))
     }
 
     /// The id as it goes over the wire.

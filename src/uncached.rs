@@ -10,12 +10,14 @@
 //! What is written so is on its way to the disk at once, and out of the cache when it is there. So a file that is filled keeps
 //! to few pages of memory, used again and again, instead of taking new ones for all of it.
 
-use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
-use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
+use crate::sys::fs;
+use crate::sys::fs::File;
+use crate::sys::fs::FileExt;
+use crate::sys::rustix;
+use crate::sys::rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
@@ -107,7 +109,7 @@ fn is_supported() -> bool {
 
 /// Whether this is Linux of that version or a later one; if that cannot be told, it is not.
 pub(crate) fn kernel_is_since(major: u32, minor: u32) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     version(&release).is_some_and(|version| version >= (major, minor))
 }
 

@@ -7,12 +7,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
 use crate::stop::Stop;
+use crate::sys::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::time::Instant;
 use crate::types::{DataSetId, NodeId, Secret};
 
 /// A handle of a cluster in memory. Each clone is a handle of its own of the same cluster, as another node would have.

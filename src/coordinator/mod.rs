@@ -10,8 +10,10 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::sys::rustix;
+use crate::sys::time::Instant;
 use crate::types::{DataSetId, InvalidValue, NodeId, Secret, host_and_port, shorten};
 
 #[cfg(feature = "etcd")]

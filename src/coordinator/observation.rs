@@ -1,11 +1,9 @@
 //! Watching a value of the coordinator: a thread feeds the latest state into a channel of one place.
 
-use std::time::Instant;
-
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-
 use super::CoordinatorError;
 use crate::stop::Stop;
+use crate::sys::channel::{Receiver, Sender, TrySendError, bounded};
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 
 /// A value of the coordinator being watched. It ends, with its thread, when this is dropped; that takes a moment, or as long as

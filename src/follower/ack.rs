@@ -16,14 +16,13 @@ use std::collections::VecDeque;
 use std::io::{self, BufWriter, Write};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::dir::Dir;
 use super::flush::Unflushed;
 use super::shared::Shared;
 use crate::error::Error;
 use crate::own_time::OwnTime;
 use crate::protocol::{write_end, write_name};
+use crate::sys::sync::{Condvar, Mutex};
 use crate::types::RelPath;
 
 /// Bytes applied that wait to be made durable, beside those that are being; the reader waits when there are more. Otherwise a leader

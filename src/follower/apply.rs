@@ -13,12 +13,8 @@
 //!
 //! A failure ends the connection with nothing acknowledged after it: who applies the stream returns and is dropped.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufRead, Write};
 use std::sync::Arc;
-
-use foldhash::fast::RandomState;
 
 use super::ack::Outbox;
 use super::connection::lost;
@@ -32,6 +28,8 @@ use super::track::Track;
 use crate::config::Durability;
 use crate::error::Error;
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
+use crate::sys::fs::File;
+use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 use crate::uncached;
 
@@ -124,7 +122,7 @@ pub(super) struct Actions<'a> {
     pub(super) keeper: Option<Keeper<'a>>,
     /// What the next payload goes to instead of a file's end.
     pub(super) patching: Option<Patch>,
-    open: HashMap<RelPath, OpenFile, RandomState>,
+    open: HashMap<RelPath, OpenFile>,
     /// Counts uses of open files, to know which was not used for longest.
     uses: u64,
     /// The file the last append went to.

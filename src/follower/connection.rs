@@ -7,16 +7,15 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
-
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::shared::Shared;
 use crate::config::FollowerConfig;
 use crate::error::Error;
 use crate::protocol::{ACCEPTED, ProtocolError, REFUSED, START_HEADER, write_hello, write_node_id};
+use crate::sys::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use crate::sys::socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use crate::types::NodeId;
 
 /// A leader that is silent for so long is probed; it is given up after four probes without an answer: after 30 s.

@@ -21,14 +21,12 @@
 //!
 //! No threads, no locks.
 
-use std::collections::HashMap;
 use std::path::Path;
-
-use foldhash::fast::RandomState;
 
 use crate::config::{Adopt, FollowerConfig};
 use crate::datadir::{self, DataDir};
 use crate::error::Error;
+use crate::sys::hash::HashMap;
 use crate::types::{DataSetId, RelPath};
 
 /// What a leader may do here; see the module's documentation.
@@ -122,7 +120,7 @@ impl Limit {
 pub(super) struct Contact {
     limit: Limit,
     /// Files that were here before and that the leader has not shown to have as well, with their lengths.
-    here: HashMap<RelPath, u64, RandomState>,
+    here: HashMap<RelPath, u64>,
     all: Amount,
     gone: Amount,
     /// What it said to delete and is still here.

@@ -8,16 +8,15 @@
 //!
 //! One lock around the map, a leaf, held for lookups and never while a file is read.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 
-use foldhash::fast::RandomState;
-use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest};
+use crate::sys::fs::File;
+use crate::sys::fs::MetadataExt;
+use crate::sys::hash::HashMap;
+use crate::sys::sync::Mutex;
 use crate::types::RelPath;
 use crate::uncached::{self, READ_AT_ONCE_BYTES};
 
@@ -62,7 +61,7 @@ impl Entry {
 /// The digests of all files.
 #[derive(Debug, Default)]
 pub(super) struct Digests {
-    files: Mutex<HashMap<RelPath, Entry, RandomState>>,
+    files: Mutex<HashMap<RelPath, Entry>>,
 }
 
 impl Digests {

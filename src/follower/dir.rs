@@ -9,15 +9,11 @@
 //! Other parts of [`Dir`] are in [`own`](super::own), the follower's own folder; [`flush`](super::flush), what makes durable;
 //! [`mend`](super::mend), [`stage`](super::stage), and [`reshape`](super::reshape). No threads, no locks.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use sha1::{Digest, Sha1};
 
 use super::own::Own;
@@ -28,6 +24,11 @@ use crate::flusher::Flusher;
 use crate::mounts::Mounts;
 use crate::own_folder::{SUSPECT_MARK, is_marked};
 use crate::protocol::Sha1Sum;
+use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
+use crate::sys::fs::File;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
 
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);

@@ -10,10 +10,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
-use parking_lot::{Condvar, Mutex};
-use rustix::fs::OFlags;
-
 use super::digests::{ChunkBuffer, Digests};
 use super::dir::{Dir, Inventory};
 use super::flush::Unflushed;
@@ -22,6 +18,9 @@ use super::shared::Shared;
 use super::status::State;
 use crate::error::Error;
 use crate::protocol::extension::{Held, Message, split_inventory};
+use crate::sys::channel::Sender;
+use crate::sys::rustix::fs::OFlags;
+use crate::sys::sync::{Condvar, Mutex};
 use crate::types::RelPath;
 
 /// What the reader has for the thread.

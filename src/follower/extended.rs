@@ -5,11 +5,8 @@
 //! socket is shut down for reading, which ends all three. If it was a file or the disk that failed, the leader is told.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::Receiver;
+use std::time::Duration;
 
 use super::connection::bound_unanswered;
 use super::contact::{Limit, id_to_tell, standing};
@@ -24,6 +21,11 @@ use super::track::Track;
 use crate::error::Error;
 use crate::protocol::extension::{Message, chunks_max};
 use crate::protocol::frame_reader;
+use crate::sys::channel;
+use crate::sys::channel::Receiver;
+use crate::sys::net::{Shutdown, SocketAddr, TcpStream};
+use crate::sys::random;
+use crate::sys::time::Instant;
 
 /// The longest that a leader can send a follower away for.
 const AWAY_MAX: Duration = Duration::from_secs(600);
@@ -93,7 +95,7 @@ impl Runner {
 /// How long to stay away: at least as long as was asked for, and up to a quarter longer, by chance.
 fn away(back_in_ms: u32) -> Duration {
     let asked = Duration::from_millis(back_in_ms.into()).min(AWAY_MAX);
-    asked + asked.mul_f64(fastrand::f64() / 4.0)
+    asked + asked.mul_f64(random::f64() / 4.0)
 }
 
 /// The threads of a connection, as its reader holds them.
@@ -132,7 +134,7 @@ impl Threads {
         name: &'static str,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<(), Error> {
-        let (running, ended) = crossbeam_channel::bounded(0);
+        let (running, ended) = channel::bounded(0);
         let socket = self.socket.clone();
         let spawned = runner.threads.spawn(name, move || {
             let _running = running;

@@ -34,17 +34,15 @@
 //! place of another file, and so is a cut before the file grows again (`guard` in [`Actions`](super::apply::Actions)). Otherwise
 //! a power loss could leave neither the old nor the new content.
 
-use std::collections::HashSet;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use foldhash::fast::RandomState;
-
 use super::dir::Dir;
 use crate::error::Error;
+use crate::sys::fd::AsFd;
+use crate::sys::fs::File;
+use crate::sys::hash::HashSet;
 use crate::types::RelPath;
 
 /// At most so many files are flushed one by one; beyond it the file system is.
@@ -61,7 +59,7 @@ pub(super) const FILES_KEPT_MAX: usize = 128;
 #[derive(Debug, Default)]
 pub(super) struct Unflushed {
     files: Vec<Changed>,
-    folders: HashSet<String, RandomState>,
+    folders: HashSet<String>,
     /// The directory itself.
     top: bool,
     /// More than can be told.

@@ -15,18 +15,19 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use rustix::fs::{AtFlags, Dir as Entries, FileType, OFlags, RenameFlags};
-use rustix::io::Errno;
+use std::time::Duration;
 
 use super::dir::Dir;
 use crate::datadir::DirLock;
 use crate::error::Error;
 use crate::flusher::SystemFlusher;
+use crate::sys::fs::FileExt;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, Dir as Entries, FileType, OFlags, RenameFlags};
+use crate::sys::rustix::io::Errno;
+use crate::sys::time::{SystemTime, UNIX_EPOCH};
 use crate::types::{OWN_FOLDER, RelPath};
 
 /// The name, within a folder of ours, of what is kept.

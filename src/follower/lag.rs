@@ -4,7 +4,8 @@
 //! wrong.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+
+use crate::sys::time::Instant;
 
 /// Positions kept that are not reached yet. Beyond it later ones are not noted until some are reached: the oldest is what
 /// counts.

@@ -24,18 +24,16 @@
 //!
 //! Runs on the reader thread, when there is no other; only the latch is set by any. No locks.
 
-use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
-
-use foldhash::fast::RandomState;
-use rustix::fs::OFlags;
 
 use super::dir::Dir;
 use super::flush::Unflushed;
 use crate::error::Error;
+use crate::sys::fs::File;
+use crate::sys::fs::MetadataExt;
+use crate::sys::hash::HashSet;
+use crate::sys::rustix::fs::OFlags;
 use crate::types::RelPath;
 
 /// Bytes copied at once.
@@ -74,7 +72,7 @@ impl Dir {
     pub(super) fn mend(&self, lost: &Unflushed, go_on: &dyn Fn() -> Result<(), Error>) -> Result<u64, Error> {
         // What has failed so far is answered by what follows; the flush at the end is to tell of nothing but that.
         let _ = self.sync_file_systems();
-        let suspects = lost.files().map(|files| files.map(identity).collect::<io::Result<HashSet<_, RandomState>>>());
+        let suspects = lost.files().map(|files| files.map(identity).collect::<io::Result<HashSet<_>>>());
         let suspects = suspects.transpose().map_err(|error| self.failed("stat", "", error))?;
         let (mut bytes, mut buffer) = (0, vec![0; BUFFER_BYTES]);
         for (path, _) in self.inventory()?.files {

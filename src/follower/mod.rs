@@ -48,7 +48,7 @@ mod sync;
 mod track;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::dir::Dir;
 use self::flush::Unflushed;
@@ -64,6 +64,8 @@ use crate::error::Error;
 pub use crate::flusher::Flusher;
 use crate::flusher::SystemFlusher;
 use crate::own_folder::is_incomplete;
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;
 use crate::uncached;
@@ -206,7 +208,7 @@ struct FinishAtEnd(Arc<Shared>);
 
 impl Drop for FinishAtEnd {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.0.finish(Err(Error::ThreadFailed("thread paceline-follow panicked".to_owned())));
         }
     }

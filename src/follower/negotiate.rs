@@ -6,7 +6,6 @@
 //! that has spoken the extension before is not asked for less: it may be starting, or stopping.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::connection::{answered, lost, timed_out};
@@ -14,6 +13,7 @@ use crate::config::{FollowerConfig, Protocol};
 use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{Fields, Start, VERSION, field};
+use crate::sys::net::{SocketAddr, TcpStream};
 use crate::types::{DataSetId, NodeId};
 
 /// Connections to an address that begin with 1.0.0 after it answered so; then the extension is asked for again.

@@ -1,14 +1,13 @@
 //! What a follower has in `.paceline/` (see [`own_folder`](crate::own_folder)) while it works: the marks of a
 //! directory that is no copy. (What is staged there is in [`stage`](super::stage).) Part of [`Dir`], whose way to a file these take, and whose flusher.
 
-use std::os::fd::AsFd;
-
-use rustix::fs::{AtFlags, OFlags};
-use rustix::io::Errno;
-
 use super::dir::Dir;
 use crate::error::Error;
 use crate::own_folder::{INCOMPLETE_MARK, SUSPECT_MARK};
+use crate::sys::fd::AsFd;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, OFlags};
+use crate::sys::rustix::io::Errno;
 use crate::types::{OWN_FOLDER, RelPath};
 
 /// Names in the folder.

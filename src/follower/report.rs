@@ -15,16 +15,17 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
+use std::time::Duration;
 
 use super::shared::Shared;
 use crate::error::Error;
 use crate::protocol::extension::{Marks, Message};
 use crate::sendqueue::send_queue_bytes;
+use crate::sys::net::TcpStream;
+use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::thread;
+use crate::sys::time::Instant;
 
 /// Messages of an inventory that wait to be written; who makes them waits when there are more.
 const MESSAGES_MAX: usize = 2;
@@ -279,7 +280,7 @@ impl Silence {
         let queue = loop {
             match send_queue_bytes(socket) {
                 Some(bytes) if bytes > 0 && Instant::now() < deadline && !report.is_closed() => {
-                    std::thread::sleep(GRACE / 20);
+                    thread::sleep(GRACE / 20);
                 }
                 queue => break queue,
             }

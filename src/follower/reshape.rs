@@ -4,17 +4,17 @@
 //! about files that are there, of a length that fits: if not, the copy is not what the leader takes it for, and the
 //! connection ends, so that the next one compares.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-
-use rustix::fs::{FileType, OFlags};
-use rustix::io::Errno;
 
 use super::apply::Actions;
 use super::dir::Dir;
 use crate::error::Error;
 use crate::protocol::ProtocolError;
+use crate::sys::fs::File;
+use crate::sys::fs::FileExt;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{FileType, OFlags};
+use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
 
 /// A patch under way.

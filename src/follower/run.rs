@@ -5,10 +5,9 @@
 //! told to stop, after one sync if that was asked for, or when trying again would not mend what failed.
 
 use std::io::{self, ErrorKind};
-use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::ack::{self, Outbox};
 use super::apply::{Actions, apply_stream};
@@ -29,6 +28,11 @@ use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::own_time::OwnTime;
 use crate::protocol::{ProtocolError, frame_reader};
+use crate::sys::channel;
+use crate::sys::net::{Shutdown, TcpStream};
+use crate::sys::random;
+use crate::sys::rustix;
+use crate::sys::time::Instant;
 use crate::thread::Group;
 
 /// Between two words of the same refusal.
@@ -325,13 +329,13 @@ struct Writer {
     socket: Arc<TcpStream>,
     outbox: Arc<Outbox>,
     /// Disconnected when the thread has ended.
-    ended: crossbeam_channel::Receiver<()>,
+    ended: channel::Receiver<()>,
 }
 
 impl Writer {
     fn start(runner: &Runner, socket: Arc<TcpStream>) -> Result<Self, Error> {
         let (outbox, dir, shared) = (Arc::new(Outbox::default()), runner.dir.clone(), runner.shared.clone());
-        let (running, ended) = crossbeam_channel::bounded(0);
+        let (running, ended) = channel::bounded(0);
         let its = (socket.clone(), outbox.clone());
         let not_started = |error| Error::connection("could not start its thread", error);
         let own_time = OwnTime::start(&runner.threads).map_err(not_started)?;
@@ -387,7 +391,7 @@ impl Delays {
     fn next(&mut self) -> Duration {
         let half = self.next / 2;
         self.next = self.next.saturating_mul(2).min(self.max);
-        half + half.mul_f64(fastrand::f64())
+        half + half.mul_f64(random::f64())
     }
 
     /// After a connection that was good.

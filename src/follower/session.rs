@@ -16,9 +16,6 @@
 //! for the leader is the end of the sync.
 
 use std::io::{self, BufRead};
-use std::time::Instant;
-
-use crossbeam_channel::Receiver;
 
 use super::apply::Actions;
 use super::connection::lost;
@@ -36,6 +33,9 @@ use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
+use crate::sys::channel;
+use crate::sys::channel::Receiver;
+use crate::sys::time::Instant;
 use crate::types::{DataSetId, RelPath};
 
 /// Bytes that a sync writes before they are made durable in the background, so that its end has little left to flush.
@@ -440,7 +440,7 @@ impl<'a> Session<'a> {
             self.unready = Default::default();
             self.belong()?;
         }
-        let (answer, synced) = crossbeam_channel::bounded(1);
+        let (answer, synced) = channel::bounded(1);
         let mut unflushed = self.actions.unflushed();
         if let Some(keeper) = self.actions.keeper.take() {
             if keeper.count > 0 {
@@ -468,7 +468,7 @@ impl<'a> Session<'a> {
 
     /// Marks the directory as incomplete; waits until that is on disk.
     fn mark(&self) -> Result<(), Error> {
-        let (answer, marked) = crossbeam_channel::bounded(1);
+        let (answer, marked) = channel::bounded(1);
         self.parts.jobs.put(Job::Mark(answer));
         wait(&marked)
     }

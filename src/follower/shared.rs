@@ -4,15 +4,15 @@
 //! to stop and the socket that a stop shuts down; `status` guards the numbers, and is taken once for a file, a piece of
 //! one, or a block of the stream, not for each action.
 
-use std::net::Shutdown;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
-use socket2::Socket;
+use std::time::Duration;
 
 use super::status::{State, Status};
 use crate::error::Error;
+use crate::sys::net::Shutdown;
+use crate::sys::socket2::Socket;
+use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::time::Instant;
 
 #[derive(Default)]
 pub(super) struct Shared {

@@ -12,15 +12,15 @@
 //! What a crash leaves staged goes when the next connection begins, or when the next file is staged there. Part of [`Dir`]; runs
 //! on the reader thread. One file is staged at a time.
 
-use std::fs::File;
 use std::io;
-
-use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
-use rustix::io::Errno;
 
 use super::dir::{Dir, Folder};
 use crate::error::Error;
 use crate::own_folder::INCOMING;
+use crate::sys::fs::File;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
+use crate::sys::rustix::io::Errno;
 use crate::types::{OWN_FOLDER, RelPath};
 
 /// A file that is being received, for a place that it does not have yet.

@@ -14,11 +14,8 @@
 //! flushed one by one: flushing the whole file system waits for everybody else's writes too. Only for many files that is
 //! the faster way. That goes for what is hashed as well: the stream's appends need not be on disk yet.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{self, BufRead, Read};
 
-use foldhash::fast::RandomState;
 use sha1::{Digest, Sha1};
 
 use super::ack::Outbox;
@@ -34,6 +31,8 @@ use crate::own_folder::is_incomplete;
 use crate::protocol::{
     LIST_FILES_MAX, LIST_NAME_BYTES_MAX, ListEntry, ProtocolError, Sha1Sum, read_file_size, read_list_entry,
 };
+use crate::sys::fs::File;
+use crate::sys::hash::{HashMap, HashSet};
 use crate::types::RelPath;
 use crate::uncached;
 
@@ -57,7 +56,7 @@ pub(super) struct Sync<'a, R> {
     pub(super) outbox: &'a Outbox,
     pub(super) shared: &'a Shared,
     /// The SHA-1 of each file that is here.
-    known: HashMap<RelPath, Sha1Sum, RandomState>,
+    known: HashMap<RelPath, Sha1Sum>,
     marked: bool,
     /// Whether all that is here is to be durable in the end, also if nothing had to change.
     durable: bool,
@@ -66,7 +65,7 @@ pub(super) struct Sync<'a, R> {
     /// Whether the files at hand are made durable one by one.
     singly: bool,
     /// The folders in which that was done, and those above them: they have to follow.
-    unflushed_folders: HashSet<String, RandomState>,
+    unflushed_folders: HashSet<String>,
     /// Bytes of files that are not made durable one by one.
     unflushed_bytes: u64,
 }
@@ -108,7 +107,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         self.round(list, &unlisted, folders)?;
 
         let list = read_list(self.reader, self.shared, "while waiting for the leader's second list")?;
-        let names: HashSet<&RelPath, RandomState> = list.iter().map(|entry| &entry.path).collect();
+        let names: HashSet<&RelPath> = list.iter().map(|entry| &entry.path).collect();
         let unlisted: Vec<RelPath> = self.known.keys().filter(|path| !names.contains(path)).cloned().collect();
         drop(names);
         self.round(list, &unlisted, Vec::new())?;
@@ -128,7 +127,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
     ) -> Result<(Vec<RelPath>, Vec<RelPath>), Error> {
         let Inventory { files, folders } = self.dir.inventory()?;
         let here = Amount::of(files.iter().map(|(_, len)| *len));
-        let listed: HashSet<&RelPath, RandomState> = list.iter().map(|entry| &entry.path).collect();
+        let listed: HashSet<&RelPath> = list.iter().map(|entry| &entry.path).collect();
         let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|(path, _)| listed.contains(path));
         if let Some((example, _)) = unlisted.first() {
             limit.check(data.path(), Amount::of(unlisted.iter().map(|(_, len)| *len)), example, here)?;
@@ -291,7 +290,7 @@ fn read_list_within(
     files_max: usize,
     name_bytes_max: u64,
 ) -> Result<Vec<ListEntry>, Error> {
-    let (mut list, mut listed) = (Vec::new(), HashSet::<RelPath, RandomState>::default());
+    let (mut list, mut listed) = (Vec::new(), HashSet::<RelPath>::default());
     let (mut files, mut name_bytes) = (0, 0);
     let mut when = waiting;
     while let Some(entry) = read_list_entry(reader).map_err(|error| lost(when, error))? {

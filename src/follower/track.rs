@@ -1,14 +1,12 @@
 //! What a connection remembers of the changes it makes: which files and folders are not durable yet, and
 //! which digests are still true. Owned by the reader; 1.0.0 needs it only to acknowledge what is durable.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::sync::Arc;
-
-use foldhash::fast::RandomState;
 
 use super::digests::Digests;
 use super::flush::{Changed, FILES_KEPT_MAX, Unflushed};
+use crate::sys::fs::File;
+use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 
 /// See the module's documentation.
@@ -18,9 +16,9 @@ pub(super) struct Track {
     unflushed: Unflushed,
     /// Files that are not durable, by their present names. What has no name any more is let go: nobody needs its content, and
     /// an open handle would keep it on the disk.
-    changed: HashMap<RelPath, Changed, RandomState>,
+    changed: HashMap<RelPath, Changed>,
     /// Files written to since the last [`settle`](Self::settle), and the lowest offset.
-    written: HashMap<RelPath, (Arc<File>, u64), RandomState>,
+    written: HashMap<RelPath, (Arc<File>, u64)>,
 }
 
 impl Track {

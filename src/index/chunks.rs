@@ -3,14 +3,14 @@
 //! Chunks below an announced length do not change within a generation, so a whole chunk is read once while its file
 //! lives, whatever it is called. The cache's lock guards look-ups and is never held while reading a file.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 
-use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest, Held};
+use crate::sys::fs::File;
+use crate::sys::hash::HashMap;
+use crate::sys::sync::Mutex;
 use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 
 // So that what is read at once is whole chunks, but for the end of a file: here and at the follower.

@@ -3,15 +3,15 @@
 //! The state after the last hashed byte is kept, so a file that has grown costs only its growth. The cache's lock guards
 //! look-ups and is never held while reading a file.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read};
 
-use parking_lot::Mutex;
 use sha1::{Digest, Sha1};
 
 use super::Version;
 use crate::protocol::Sha1Sum;
+use crate::sys::fs::File;
+use crate::sys::hash::HashMap;
+use crate::sys::sync::Mutex;
 use crate::types::RelPath;
 use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 

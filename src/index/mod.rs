@@ -14,11 +14,10 @@
 pub(crate) mod chunks;
 pub(crate) mod hash;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
-
+use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 
 /// What a file was at a moment: which incarnation of the name, and how long.
@@ -139,10 +138,10 @@ impl Cut {
 #[derive(Debug)]
 pub(crate) struct Index {
     entries: Vec<Entry>,
-    slots: HashMap<RelPath, Slot, RandomState>,
+    slots: HashMap<RelPath, Slot>,
     free: Vec<Slot>,
     /// Where the files are now whose generation began under another name.
-    renamed: HashMap<u64, RelPath, RandomState>,
+    renamed: HashMap<u64, RelPath>,
     /// Slots of files that were deleted while tracked; some may exist again.
     dead: Vec<Slot>,
     last_generation: u64,

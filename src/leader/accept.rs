@@ -6,18 +6,18 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use parking_lot::Mutex;
-use socket2::SockRef;
 
 use super::Core;
 use super::connection::serve;
 use crate::descriptors::{For, is_kept_for_others};
 use crate::seldom::Seldom;
+use crate::sys::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use crate::sys::socket2::SockRef;
+use crate::sys::sync::Mutex;
+use crate::sys::thread;
 
 /// Connections that have not authenticated, the oldest first.
 #[derive(Default)]
@@ -88,7 +88,7 @@ pub(super) fn run(core: &Arc<Core>, listener: &TcpListener) {
                 if let Some(unsaid) = not_accepted.is_due() {
                     log::error!("cannot accept a follower: {error}; trying again{unsaid}");
                 }
-                std::thread::park_timeout(RETRY);
+                thread::park_timeout(RETRY);
             }
         }
     }

@@ -7,13 +7,9 @@
 //! It ends with the connection: a read returns once the socket is shut down, and whatever it hands over fails once the
 //! writer thread has gone. It holds no lock while reading.
 
-use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
-use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, Sender};
+use std::time::Duration;
 
 use super::Core;
 use super::follower::FollowerHandle;
@@ -24,12 +20,17 @@ use super::stream::Stream;
 use crate::config::LeaderConfig;
 use crate::index::Version;
 use crate::protocol::{ProtocolError, read_name};
+use crate::sys::channel;
+use crate::sys::channel::{Receiver, Sender};
+use crate::sys::hash::HashMap;
+use crate::sys::net::TcpStream;
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 /// What a round of a full sync offers.
 pub(super) struct Offer {
     pub(super) files: Vec<(RelPath, Version)>,
-    by_path: HashMap<RelPath, u32, foldhash::fast::RandomState>,
+    by_path: HashMap<RelPath, u32>,
 }
 
 impl Offer {
@@ -60,9 +61,9 @@ pub(super) struct AckThread {
 
 impl AckThread {
     pub(super) fn new(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -> (Self, Rounds) {
-        let (offers, offers_in) = crossbeam_channel::bounded(1);
+        let (offers, offers_in) = channel::bounded(1);
         // Not bounded by the channel but by what may be requested: see the module's documentation.
-        let (requests_out, requests) = crossbeam_channel::unbounded();
+        let (requests_out, requests) = channel::unbounded();
         let this =
             Self { core: core.clone(), follower: follower.clone(), socket, offers: offers_in, requests: requests_out };
         (this, Rounds { offers, requests })

@@ -14,9 +14,7 @@
 //! The locks here are leaves, and nobody who appends takes one. Who waits for a slot or the rate looks up when its follower ends.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::Core;
 use super::follower::FollowerHandle;
@@ -24,6 +22,11 @@ use super::ranges::{broken, gone};
 use super::status::EvictionReason;
 use crate::config::LeaderConfig;
 use crate::error::Error;
+use crate::sys::channel;
+use crate::sys::random;
+use crate::sys::rustix;
+use crate::sys::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::time::Instant;
 use crate::types::NodeId;
 use crate::uncached::READ_AT_ONCE_BYTES;
 
@@ -169,7 +172,7 @@ pub(super) fn in_background<T: Send + 'static>(
     follower: &Arc<FollowerHandle>,
     body: impl FnOnce(&Arc<Core>, &Arc<FollowerHandle>) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let (out, result) = crossbeam_channel::bounded(1);
+    let (out, result) = channel::bounded(1);
     let (its_core, its_follower) = (core.clone(), follower.clone());
     let run = move || {
         be_nice();
@@ -228,7 +231,7 @@ pub(super) fn wait_admitted(
     idle: &mut dyn FnMut() -> Result<(), Error>,
 ) -> Result<(), Error> {
     let ago = core.history.slow_evictions(follower.id);
-    let delay = readmission_delay(&core.config, &ago, fastrand::f64());
+    let delay = readmission_delay(&core.config, &ago, random::f64());
     if delay.is_zero() {
         return Ok(());
     }

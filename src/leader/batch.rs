@@ -2,15 +2,14 @@
 
 use std::io::Read;
 use std::sync::OnceLock;
-use std::time::Instant;
-
-use parking_lot::Mutex;
 
 use crate::protocol::extension::Control;
 use crate::protocol::{
     APPEND_BYTES_MAX, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, encode_action_header, frame_reader,
     framing_bytes,
 };
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 /// The most raw bytes in a batch, but for one that holds a single longer action: one LZ4 block.

@@ -6,7 +6,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Core;
 use super::batch::Step;
@@ -20,6 +20,7 @@ use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
 use crate::protocol::extension::Control;
+use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
 pub(super) struct CatchUp<'a> {

@@ -6,15 +6,16 @@
 //!
 //! One lock, a leaf.
 
-use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use super::Core;
+use crate::sys::hash::HashMap;
+use crate::sys::net::{SocketAddr, TcpStream};
+use crate::sys::sync::Mutex;
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::types::NodeId;
 
 /// Replacements within such a time belong together.
@@ -118,7 +119,7 @@ fn has_closed(socket: &TcpStream) -> bool {
     match socket.peek(&mut [0]) {
         Ok(0) => true,
         Ok(_) => {
-            std::thread::park_timeout(LOOK_EVERY);
+            thread::park_timeout(LOOK_EVERY);
             false
         }
         Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted),

@@ -13,12 +13,8 @@
 //! the channel, whose sender is dropped by whoever detaches the follower. It holds no lock while it writes or waits.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
-
-use crossbeam_channel::{Select, TryRecvError};
-use socket2::{SockRef, TcpKeepalive};
 
 use super::Core;
 use super::acks::AckThread;
@@ -38,6 +34,9 @@ use super::status::EvictionReason;
 use super::stream::AttachedQueue;
 use crate::error::Error;
 use crate::protocol::{FRAME_HEADER, FrameWriter};
+use crate::sys::channel::{Select, TryRecvError};
+use crate::sys::net::{SocketAddr, TcpStream};
+use crate::sys::socket2::{SockRef, TcpKeepalive};
 use crate::types::StreamPosition;
 
 /// How long a follower may take to read that we shut down.

@@ -5,11 +5,12 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Core;
 use crate::datadir::{self, FoundFile, Visitor};
 use crate::error::{AppendError, Error};
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 

@@ -5,18 +5,15 @@
 //! One fold after another is a fold ([`Discarded::merge`]); so a rename stays a rename, a truncation a truncation, and no more
 //! has to be sent than was discarded. Pure, and no larger than the number of files changed.
 
-use std::collections::HashMap;
-
-use foldhash::fast::RandomState;
-
 use super::batch::{Batch, Body, ControlAction, RangeKind};
 use crate::protocol::extension::Control;
 use crate::protocol::{ActionDecoder, ActionKind, Event};
+use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 
 /// By the files' names at the end; of names that are not here nothing has changed.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Discarded(pub(super) HashMap<RelPath, Missing, RandomState>);
+pub(super) struct Discarded(pub(super) HashMap<RelPath, Missing>);
 
 /// What a follower lacks of a file.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,14 +1,13 @@
 //! A file that is written and replicated in one go.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-
-use parking_lot::{Mutex, MutexGuard};
 
 use super::{Leader, content_of};
 use crate::error::AppendError;
 use crate::index::Version;
+use crate::sys::fs::File;
+use crate::sys::fs::FileExt;
+use crate::sys::sync::{Mutex, MutexGuard};
 use crate::types::{RelPath, StreamPosition};
 
 /// Locks by name, for what must not overlap on one file: reading its new content and announcing it, or writing to it and

@@ -6,14 +6,9 @@
 //! What is on its way to it, and what it has, is in `in_flight.rs`. Its lock is a leaf: nothing is locked or awaited while it is
 //! held, except the condition that somebody acknowledged.
 
-use std::collections::HashSet;
-use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
-
-use crossbeam_channel::{Receiver, TryRecvError};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::batch::Batch;
 use super::commit::{Has, Ticket};
@@ -25,6 +20,11 @@ use crate::config::Durability;
 use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::Marks;
+use crate::sys::channel::{Receiver, TryRecvError};
+use crate::sys::hash::HashSet;
+use crate::sys::net::{Shutdown, SocketAddr, TcpStream};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::time::{Instant, SystemTime};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
 /// See the module's documentation.

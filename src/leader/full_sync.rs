@@ -17,7 +17,6 @@
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::Core;
 use super::acks::{Offer, Rounds};
@@ -31,6 +30,8 @@ use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
 use crate::protocol::{ActionKind, PROBE_NAME, Sha1Sum, encode_action_header, write_end, write_list_entry};
+use crate::sys::channel;
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 pub(super) struct Joiner<'a> {
@@ -157,8 +158,8 @@ impl<'a> Joiner<'a> {
             match self.rounds.requests.recv_timeout(timeout) {
                 Ok(Some(at)) => requests.push(at as usize),
                 Ok(None) => break,
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return Err(gone()),
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                Err(channel::RecvTimeoutError::Disconnected) => return Err(gone()),
+                Err(channel::RecvTimeoutError::Timeout) => {
                     self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());
                     return Err(gone());
                 }

@@ -4,16 +4,16 @@
 //! has an answer, and closed.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use super::Core;
 use super::admission::admitted_in;
 use crate::protocol::extension::{Fields, Start, VERSION, field};
 use crate::protocol::{ACCEPTED, ProtocolError, REFUSED, START_HEADER, read_node_id, read_secret};
+use crate::sys::net::{Shutdown, TcpStream};
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 use crate::types::{DataSetId, NodeId};
 
 /// What a peer sends that is no follower, in one line.

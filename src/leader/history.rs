@@ -1,12 +1,12 @@
 //! What became of followers: the last evictions, which slow ones are delayed for. One leaf lock.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use super::admission;
 use super::status::Eviction;
+use crate::sys::hash::HashMap;
+use crate::sys::sync::Mutex;
 use crate::types::NodeId;
 
 /// How many evictions [`Leader::evictions`](super::Leader::evictions) remembers.
@@ -22,7 +22,7 @@ impl History {
     pub(super) fn push(&self, eviction: Eviction) {
         let mut history = self.0.lock();
         if history.len() == EVICTIONS_KEPT {
-            let mut counts = HashMap::<NodeId, usize>::new();
+            let mut counts = HashMap::<NodeId, usize>::default();
             history.iter().for_each(|kept| *counts.entry(kept.id).or_default() += 1);
             let most = counts.values().copied().max();
             if let Some(at) = history.iter().position(|kept| counts.get(&kept.id).copied() == most) {

@@ -7,12 +7,14 @@
 //! A range of a file may be gone by the time it is to be sent. Then the follower acknowledges something else in its place,
 //! until what made the range void comes further on in the stream: a *hold* on what counts as its own, from there to there.
 
-use std::collections::{HashSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::commit::{Has, Ticket};
 use crate::config::Durability;
 use crate::protocol::ProtocolError;
+use crate::sys::hash::HashSet;
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 /// Pieces remembered singly; beyond it they are merged, and acknowledged positions get coarser.
@@ -87,7 +89,7 @@ impl InFlight {
             batches: VecDeque::new(),
             holds: Vec::new(),
             void_from: None,
-            voided: HashSet::new(),
+            voided: HashSet::default(),
             ticket: 0,
             v1_acks,
             sent: 0,

@@ -15,9 +15,8 @@
 //! it is told to, after a last write.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Core;
 use super::exclude::Exclude;
@@ -25,6 +24,8 @@ use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::own_folder::LAST_LED;
 use crate::stop::Stop;
+use crate::sys::fs;
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 /// How often it is looked at whether much has changed.

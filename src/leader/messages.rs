@@ -6,11 +6,8 @@
 
 use std::convert::Infallible;
 use std::io::{self, BufReader, ErrorKind, Read};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, Sender};
 
 use super::Core;
 use super::acks::{Watch, connection_ended};
@@ -19,6 +16,9 @@ use super::stalls::Grace;
 use super::status::EvictionReason;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{Held, Message};
+use crate::sys::channel;
+use crate::sys::channel::{Receiver, Sender};
+use crate::sys::net::TcpStream;
 
 /// The most an inventory may hold in memory, in bytes: 4 TiB in chunks, or a million files with long names.
 const INVENTORY_BYTES_MAX: usize = 512 << 20;
@@ -38,7 +38,7 @@ impl MessageThread {
         socket: TcpStream,
     ) -> (Self, Receiver<Option<Vec<Held>>>) {
         // Bounded by what an inventory may hold: see the module's documentation.
-        let (inventory, parts) = crossbeam_channel::unbounded();
+        let (inventory, parts) = channel::unbounded();
         (Self { core: core.clone(), follower: follower.clone(), socket, inventory }, parts)
     }
 

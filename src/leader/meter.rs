@@ -1,6 +1,8 @@
 //! How fast a follower catches up, how fast writers append meanwhile, and what follows from that. No clocks, no locks.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::sys::time::Instant;
 
 use super::status::CatchUpStatus;
 

@@ -60,16 +60,11 @@ mod stream;
 mod unreadable;
 mod view;
 
-use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use self::accept::Unauthenticated;
 use self::admission::Admission;
@@ -94,6 +89,12 @@ use crate::index::hash::HashCache;
 use crate::index::{FileId, Index};
 use crate::own_folder::is_incomplete;
 use crate::stop::Stop;
+use crate::sys::fs::MetadataExt;
+use crate::sys::fs::{File, Metadata};
+use crate::sys::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use crate::sys::random;
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group, deadline};
 use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
 
@@ -301,7 +302,7 @@ impl Leader {
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
             chunks: ChunkCache::default(),
-            epoch: fastrand::u64(1..),
+            epoch: random::u64(1..),
             followers: Mutex::default(),
             history: History::default(),
             clashes: Clashes::default(),

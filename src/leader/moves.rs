@@ -1,7 +1,8 @@
 //! The order of renames that come all at once, each from what a follower has now to what it shall have.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
+use crate::sys::hash::HashSet;
 use crate::types::RelPath;
 
 /// Puts renames (from, to) in an order in which no file is in the way of one that comes before it: a chain goes from its end

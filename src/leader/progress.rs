@@ -5,10 +5,10 @@
 //! it comes before the stream's.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
+use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::time::Instant;
 use crate::types::StreamPosition;
 
 /// Nobody waits.

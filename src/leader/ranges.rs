@@ -1,10 +1,9 @@
 //! Ranges of files, read from disk for one follower.
 
-use std::fs::Metadata;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use super::Core;
 use super::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
@@ -14,6 +13,9 @@ use crate::error::Error;
 use crate::index::Version;
 use crate::protocol::extension::Control;
 use crate::protocol::{ActionKind, encode_action_header};
+use crate::sys::fs::Metadata;
+use crate::sys::thread;
+use crate::sys::time::{Instant, SystemTime};
 use crate::types::{RelPath, StreamPosition};
 use crate::uncached::Reader;
 
@@ -232,7 +234,7 @@ impl<'a> Ranges<'a> {
                     return Ok(None);
                 }
                 // Out of descriptors or memory, perhaps.
-                Err(_) => std::thread::park_timeout(pause),
+                Err(_) => thread::park_timeout(pause),
             }
             pause *= 2;
             self.beat(frame)?;

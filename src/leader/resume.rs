@@ -6,13 +6,10 @@
 //! renames, patches, truncations, appends. From there on it is catching up, as for everybody (`catch_up.rs`). Nothing is sent for
 //! what the digests find equal, and nothing the follower has is believed without them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
-
-use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::Core;
 use super::admission::wait_admitted;
@@ -31,6 +28,9 @@ use crate::index::Version;
 use crate::index::chunks::{comparable_bytes, compare};
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Control, Held};
+use crate::sys::channel::{Receiver, RecvTimeoutError};
+use crate::sys::hash::{HashMap, HashSet};
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 pub(super) struct Resumer<'a> {
@@ -95,7 +95,7 @@ impl<'a> Resumer<'a> {
         let timeout = self.core.config.sync_timeout;
         let slice = tick(timeout).min(self.core.config.heartbeat_interval);
         let slices = timeout.div_duration_f64(slice).ceil();
-        let mut held = HashMap::new();
+        let mut held = HashMap::default();
         let mut waited = 0.0;
         loop {
             match self.inventory.recv_timeout(slice) {
@@ -159,7 +159,7 @@ impl<'a> Resumer<'a> {
     /// less than a chunk are not worth it.
     fn renames(&mut self, files: &[(RelPath, Version)], held: &mut HashMap<RelPath, Held>) -> Result<Vec<Step>, Error> {
         let mut homeless = Vec::new();
-        let mut at_home = HashSet::new();
+        let mut at_home = HashSet::default();
         for (path, version) in files.iter().filter(|(_, version)| version.len >= CHUNK_BYTES) {
             let is_at_home = match held.get(path) {
                 None => false,
@@ -174,7 +174,7 @@ impl<'a> Resumer<'a> {
                 homeless.push((path, *version));
             }
         }
-        let mut elsewhere: HashMap<ChunkDigest, Vec<&Held>> = HashMap::new();
+        let mut elsewhere: HashMap<ChunkDigest, Vec<&Held>> = HashMap::default();
         for copy in held.values().filter(|copy| copy.len >= CHUNK_BYTES && !at_home.contains(&copy.path)) {
             elsewhere.entry(copy.digests[0]).or_default().push(copy);
         }

@@ -1,10 +1,11 @@
 //! A follower's socket as its writer thread sees it: blocking writes that give up without progress.
 
 use std::io::{self, ErrorKind, IoSlice, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use crate::sys::net::TcpStream;
 
 use super::follower::FollowerHandle;
 use super::stalls::Grace;

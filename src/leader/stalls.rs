@@ -6,9 +6,10 @@
 //! that is more likely our network or our host than all of theirs: each gets one more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 
 /// How much later than it should the leader thread may look again before that is a stall.
 const LATE_MAX: Duration = Duration::from_millis(500);

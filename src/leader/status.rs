@@ -1,10 +1,11 @@
 //! What a leader tells of its followers.
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::protocol::extension::Marks;
+use crate::sys::net::SocketAddr;
+use crate::sys::time::SystemTime;
 use crate::types::{NodeId, StreamPosition};
 
 /// A follower as it is now.

@@ -37,11 +37,7 @@ mod pressure;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, Sender, TrySendError};
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use self::announce::SEALED_BYTES_MAX;
 pub(super) use self::announce::{Content, INLINE_BYTES_MAX, temporary_of, whole};
@@ -54,6 +50,11 @@ use super::stalls::{Grace, Stalls};
 use super::status::{EvictionReason, FollowerStatus};
 use crate::config::{BackPressure, LeaderConfig, OnFull};
 use crate::index::Index;
+use crate::sys::channel::{Receiver, Sender, TrySendError};
+use crate::sys::sync::Mutex;
+use crate::sys::thread;
+use crate::sys::thread::Thread;
+use crate::sys::time::Instant;
 use crate::thread::deadline;
 use crate::types::StreamPosition;
 
@@ -186,7 +187,7 @@ struct Parked(OnceLock<Thread>);
 impl Parked {
     /// Called by the thread itself, first.
     fn enter(&self) {
-        self.0.get_or_init(std::thread::current);
+        self.0.get_or_init(thread::current);
         fence(Ordering::SeqCst);
     }
 
@@ -285,7 +286,7 @@ impl Stream {
 
     fn rest(&self, at_most: Duration) {
         let since = Instant::now();
-        std::thread::park_timeout(at_most);
+        thread::park_timeout(at_most);
         self.stalls.rested(since, at_most);
     }
 
@@ -328,7 +329,7 @@ impl Stream {
             if Instant::now() >= deadline {
                 return false;
             }
-            std::thread::park_timeout(Duration::from_millis(1));
+            thread::park_timeout(Duration::from_millis(1));
         }
         true
     }
@@ -528,7 +529,7 @@ impl Stream {
             if self.to_demote.swap(false, Ordering::AcqRel) {
                 return true;
             }
-            std::thread::park();
+            thread::park();
         }
         false
     }

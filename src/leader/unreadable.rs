@@ -16,10 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-
+use crate::sys::sync::Mutex;
+use crate::sys::time::{Instant, SystemTime};
 use crate::types::RelPath;
 
 /// So many are named in the log; all of them, in the status.

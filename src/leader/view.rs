@@ -1,6 +1,6 @@
 //! What a follower has, and what it takes to bring it up to a cut of the index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::acks::Offer;
 use super::batch::{FileRange, RangeKind, Step};
@@ -9,6 +9,7 @@ use super::moves::{in_order, is_at_or_below};
 use super::stream::{temporary_of, whole};
 use crate::index::Version;
 use crate::protocol::extension::Control;
+use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 
 /// What a follower has.
@@ -18,7 +19,7 @@ pub(super) struct View {
     extension: bool,
 }
 
-type Files<T> = HashMap<RelPath, T, foldhash::fast::RandomState>;
+type Files<T> = HashMap<RelPath, T>;
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Held {

@@ -5,12 +5,12 @@
 //! bounds.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::{Receiver, bounded, never};
+use std::time::Duration;
 
 use super::NodeError;
 use crate::coordinator::{Coordinator, CoordinatorError, Leadership, Stop};
+use crate::sys::channel::{Receiver, TryRecvError, bounded, never};
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;
 
@@ -67,14 +67,16 @@ impl Candidacy {
         self.campaign.as_ref().map_or(&self.never, |campaign| &campaign.outcome)
     }
 
-    /// What came out of [`outcome`](Self::outcome): the leadership, if the node was elected and still wants to be.
+    /// What came out of [`outcome`](Self::outcome), if something did: the leadership, if the node was elected and still wants to be.
+    /// Never blocks.
     ///
     /// # Errors
     ///
     /// Its thread failed.
-    pub(super) fn take(&mut self, outcome: Option<Outcome>) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
+    pub(super) fn take(&mut self) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
+        let Some(outcome) = observed(self.outcome())? else { return Ok(None) };
         let withdrawn = self.campaign.take().is_some_and(|campaign| campaign.withdraw.is_set());
-        match outcome.ok_or(NodeError::ObservationEnded)? {
+        match outcome {
             Ok(Some(leadership)) if withdrawn => {
                 leadership.resign();
                 Ok(None)
@@ -97,6 +99,19 @@ impl Candidacy {
             _ => log::error!("cannot campaign: {error}; trying again in {delay:?}"),
         }
         self.not_before = Instant::now() + delay;
+    }
+}
+
+/// The next thing that was observed, if there is one.
+///
+/// # Errors
+///
+/// The thread that observes ended.
+pub(super) fn observed<T>(states: &Receiver<T>) -> Result<Option<T>, NodeError> {
+    match states.try_recv() {
+        Ok(state) => Ok(Some(state)),
+        Err(TryRecvError::Empty) => Ok(None),
+        Err(TryRecvError::Disconnected) => Err(NodeError::ObservationEnded),
     }
 }
 

@@ -1,6 +1,5 @@
 //! Settings of a node.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use super::ProxyConfig;
 use crate::config::{FollowerConfig, LeaderConfig};
 use crate::coordinator::LeaderInfo;
 use crate::error::Error;
+use crate::sys::net::IpAddr;
 use crate::types::Secret;
 
 /// Settings of a [`Node`](super::Node).

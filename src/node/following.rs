@@ -3,7 +3,7 @@
 //! One [`Follower`] for all leaders that come while the node does not lead: it is told of another leader, and reads no file
 //! again for it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::NodeError;
 use super::config::host_of;
@@ -11,6 +11,7 @@ use crate::config::FollowerConfig;
 use crate::coordinator::LeaderInfo;
 use crate::error::Error;
 use crate::follower::{Follower, State, Status};
+use crate::sys::time::Instant;
 use crate::types::NodeId;
 
 /// How long a leader may be out of reach before more is said than that it is, and between two such words.

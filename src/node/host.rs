@@ -2,11 +2,12 @@
 
 use std::error::Error as StdError;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::coordinator::{Leadership, Stop};
 use crate::datadir::DirLock;
 use crate::leader::Leader;
+use crate::sys::time::Instant;
 
 /// Why a [`Host`] does not go on; its text says cause and remedy.
 pub type HostError = Box<dyn StdError + Send + Sync>;

@@ -4,10 +4,11 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::data_set::Bar;
 use crate::coordinator::InSyncSet;
+use crate::sys::time::Instant;
 use crate::types::NodeId;
 
 /// How long nobody must have led before it is said: longer than a hand-over takes.

@@ -60,10 +60,9 @@ mod proxy;
 mod run;
 mod watched;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
+use std::time::Duration;
 
 pub use self::config::NodeConfig;
 pub use self::error::NodeError;
@@ -79,6 +78,10 @@ use crate::coordinator::{Coordinator, InSyncSet, LeaderInfo, Stop};
 use crate::datadir::{self, DataDir, DirLock};
 use crate::error::Error;
 use crate::follower;
+use crate::sys::channel;
+use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use crate::types::NodeId;
 
@@ -86,7 +89,7 @@ use crate::types::NodeId;
 pub struct Node {
     id: NodeId,
     proxies: Vec<Arc<proxy::Shared>>,
-    addresses: Vec<std::net::SocketAddr>,
+    addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     threads: Group,
 }
@@ -197,7 +200,7 @@ impl Node {
         let proxies = config.proxies.iter().cloned().map(Proxy::bind).collect::<Result<Vec<_>, _>>()?;
         let announced = LeaderInfo { uri: config.advertise.clone(), id: Some(id), term: 0 };
         let own = Own { id, uri: announced.uri.clone(), address: announced.address()? };
-        let (running, stopped) = crossbeam_channel::bounded(0);
+        let (running, stopped) = channel::bounded(0);
         let shared = Arc::new(Shared { stop: Stop::new(), state: Mutex::default(), changed: Condvar::new() });
         let node = Self {
             id,
@@ -248,7 +251,7 @@ impl Node {
 
     /// Where clients connect, in the order of [`NodeConfig::proxies`].
     #[must_use]
-    pub fn proxies(&self) -> &[std::net::SocketAddr] {
+    pub fn proxies(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
@@ -320,7 +323,7 @@ struct FinishAtEnd(Arc<Shared>);
 
 impl Drop for FinishAtEnd {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.0.finish(Err(Error::ThreadFailed("thread node panicked".to_owned()).into()));
         }
     }

@@ -4,9 +4,9 @@
 //! be missed just when this node is to serve. Whoever listens gets a socket of its own, bound beside that one.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use crate::sys::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use crate::sys::socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const BACKLOG: i32 = 1024;
 

@@ -1,11 +1,9 @@
 //! The node's own thread: which role it has, and the way from one to the next. See [`super`] for the drawing.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError, select};
-
-use super::candidacy::Candidacy;
+use super::candidacy::{Candidacy, observed};
 use super::config::{NodeConfig, host_of};
 use super::data_set::{Bar, Standing};
 use super::following::{Following, Own};
@@ -20,6 +18,9 @@ use crate::datadir::{DataDir, DirLock};
 use crate::error::Error;
 use crate::leader::Leader;
 use crate::own_folder::is_incomplete;
+use crate::sys::channel::{Receiver, Select, TryRecvError};
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, deadline};
 use crate::types::DataSetId;
 
@@ -114,22 +115,25 @@ impl Runner {
             self.stand(&mut candidacy, &mut leaderless);
             let (leaders, sets) = (self.leaders.receiver().clone(), self.sets.receiver().clone());
             let data_sets = self.data_sets.receiver().clone();
-            select! {
-                recv(leaders) -> leader => {
-                    self.leader = leader.map_err(|_| NodeError::ObservationEnded)?;
+            let mut select = Select::new();
+            select.recv(&leaders);
+            select.recv(&sets);
+            select.recv(&data_sets);
+            select.recv(candidacy.outcome());
+            select.recv(&self.stopped);
+            let _ = select.ready_timeout(TICK);
+            if let Some(leader) = observed(&leaders)? {
+                self.leader = leader;
+                self.close_proxies();
+            }
+            self.in_sync = observed(&sets)?.or(self.in_sync.take());
+            self.clusters = observed(&data_sets)?.or(self.clusters.take());
+            if let Some(leadership) = candidacy.take()? {
+                if self.may_take(&*leadership) {
                     self.close_proxies();
+                    return Ok(Some(leadership));
                 }
-                recv(sets) -> set => self.in_sync = Some(set.map_err(|_| NodeError::ObservationEnded)?),
-                recv(data_sets) -> id => self.clusters = Some(id.map_err(|_| NodeError::ObservationEnded)?),
-                recv(candidacy.outcome()) -> outcome => if let Some(leadership) = candidacy.take(outcome.ok())? {
-                    if self.may_take(&*leadership) {
-                        self.close_proxies();
-                        return Ok(Some(leadership));
-                    }
-                    leadership.resign();
-                },
-                recv(self.stopped) -> _ => {}
-                default(TICK) => {}
+                leadership.resign();
             }
         }
         Ok(None)
@@ -495,7 +499,7 @@ impl Runner {
             if Instant::now() >= deadline {
                 return Err(NodeError::HeldUp(who));
             }
-            std::thread::park_timeout(Duration::from_millis(1));
+            thread::park_timeout(Duration::from_millis(1));
         }
         Ok(())
     }

@@ -3,12 +3,13 @@
 //! No threads of its own but the watcher's and the program's. It stops in this order: the program, until all of it is reaped;
 //! the hook `on_lost`, until it ends with exit code 0; the watcher, which announces what is left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::hook::Hook;
 use super::host::{Host, HostError, Term};
 use super::program::{Program, ProgramConfig};
 use crate::leader::Window;
+use crate::sys::time::Instant;
 use crate::watch::Watcher;
 
 /// How often a program that is being stopped has its permit renewed.

@@ -1,12 +1,15 @@
 //! What is remembered of a file, and what a look at it says about what happened since. No lock, no thread, no clock but
 //! the one passed in.
 
-use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use sha1::{Digest, Sha1};
+
+use crate::sys::fs::{File, Metadata};
+use crate::sys::fs::{FileExt, MetadataExt};
+use crate::sys::rustix;
+use crate::sys::time::{Instant, SystemTime};
 
 /// Bytes before the announced length that are compared before growth is taken for an append.
 pub(super) const TAIL_BYTES_MAX: u64 = 4096;

@@ -55,15 +55,16 @@ mod tree;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::io::Errno;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::leader::{Leader, Window};
+use crate::sys::rustix;
+use crate::sys::rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use crate::sys::rustix::fd::{AsFd, OwnedFd};
+use crate::sys::rustix::io::Errno;
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use announce::{Announce, Paced};
 use tree::{Tree, Trouble};

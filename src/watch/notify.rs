@@ -3,11 +3,10 @@
 use std::mem::MaybeUninit;
 use std::path::Path;
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::io::Errno;
-
 use crate::error::Error;
+use crate::sys::rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use crate::sys::rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use crate::sys::rustix::io::Errno;
 
 /// Events read before what they touched is examined, so that a storm of them cannot keep us from announcing.
 const EVENTS_PER_ROUND_MAX: usize = 65_536;

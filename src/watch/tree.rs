@@ -18,12 +18,10 @@ mod folders;
 mod known;
 mod renames;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-use rustix::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use self::folders::{Folder, entry_path, watch_error};
 use self::known::Files;
@@ -32,6 +30,9 @@ use super::file::{Identity, Seen};
 use super::notify::{Event, Inotify};
 use crate::beneath::Beneath;
 use crate::error::{AppendError, Error};
+use crate::sys::hash::HashMap;
+use crate::sys::rustix::fd::{AsFd, BorrowedFd};
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 #[cfg(test)]
@@ -118,7 +119,7 @@ impl<A: Announce> Tree<A> {
             announce,
             inotify,
             folders: BTreeMap::new(),
-            watches: HashMap::from([(root_watch, None)]),
+            watches: HashMap::from_iter([(root_watch, None)]),
             files: Files::default(),
             dirty: BTreeSet::new(),
             later: BTreeMap::new(),

@@ -4,9 +4,10 @@
 //! said in the log, and the others are called as before. No lock is held while one runs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::MutexGuard;
+use crate::sys::sync::MutexGuard;
+use crate::sys::time::Instant;
 
 use super::{Callback, CommitOutcome, Commits, Unknown, Waiter, Wanted};
 

@@ -28,10 +28,7 @@ mod syncer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::Sender;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 pub use self::level::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
 pub(super) use self::recorder::Alone;
@@ -42,6 +39,10 @@ use super::follower::FollowerHandle;
 use crate::config::{Durability, LeaderConfig};
 use crate::coordinator::{InSyncSet, Leadership};
 use crate::error::Error;
+use crate::sys::channel;
+use crate::sys::channel::Sender;
+use crate::sys::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::time::Instant;
 use crate::types::{NodeId, StreamPosition};
 
 /// See the module's documentation.
@@ -264,7 +265,7 @@ impl Commits {
 
     /// Blocks until it is known what comes of it, up to `timeout`.
     pub(super) fn wait(&self, wanted: Wanted, timeout: Duration) -> CommitOutcome {
-        let (sender, outcome) = crossbeam_channel::bounded(1);
+        let (sender, outcome) = channel::bounded(1);
         let at = match self.begin(wanted, Waiter::Thread(sender)) {
             Ok(at) => at,
             Err((_, outcome)) => return outcome,

@@ -6,11 +6,14 @@
 //! It ends with [`Commits::stop`], or when the election is lost.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Commits, Set};
 use crate::coordinator::{CoordinatorError, IN_SYNC_IDS_MAX, InSyncSet, Leadership};
 use crate::leader::stream::Stream;
+use crate::sys::sync::MutexGuard;
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::types::NodeId;
 
 /// How often it looks whether the stream has grown beyond what a node has that is gone but in sync.
@@ -40,7 +43,7 @@ impl Leadership for Alone {
     fn set_health(&self, _: Box<dyn Fn() -> bool + Send + Sync>) {}
 
     fn wait_lost(&self, timeout: Duration) -> bool {
-        std::thread::sleep(timeout);
+        thread::sleep(timeout);
         false
     }
 }
@@ -128,7 +131,7 @@ impl Commits {
             if state.rule.lingers() {
                 // Somebody is gone who has all there was: is there more?
                 self.to_record.wait_for(&mut state, LOOK_EVERY);
-                let end = parking_lot::MutexGuard::unlocked(&mut state, || stream.end());
+                let end = MutexGuard::unlocked(&mut state, || stream.end());
                 state.rule.appended(end.0);
             } else if state.recording {
                 self.to_record.wait_until(&mut state, check_at);

@@ -18,19 +18,19 @@
 //! No lock is held while it syncs. It ends with [`Commits::stop`], after its turn.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use rustix::fs::{Mode, OFlags};
 
 use super::Commits;
 use crate::flusher::Flusher;
 use crate::index::Unsynced;
 use crate::leader::stream::Stream;
 use crate::mounts::Mounts;
+use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
+use crate::sys::fs::File;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{Mode, OFlags};
 use crate::types::{RelPath, StreamPosition};
 
 /// At most so many files are synced one by one, those that came or went included; for more, the whole file system is.

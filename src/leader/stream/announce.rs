@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use parking_lot::MutexGuard;
-
 use super::{After, Ordered, Sleep, Stream};
 use crate::error::AppendError;
 use crate::index::{FileId, Index, Slot, Unsynced, Version};
 use crate::leader::batch::{BATCH_BYTES_MAX, Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
+use crate::sys::sync::MutexGuard;
 use crate::types::{RelPath, StreamPosition};
 
 /// What may be sealed and not yet pushed before the appender pushes itself.

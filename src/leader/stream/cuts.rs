@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
-
 use super::{Demotable, Lost, Queue, Stream};
 use crate::config::OnFull;
 use crate::index::{Cut, TrackerId, Version};
@@ -12,6 +10,8 @@ use crate::leader::demotion::Demotion;
 use crate::leader::follower::FollowerHandle;
 use crate::leader::stalls::Grace;
 use crate::leader::status::{EvictionReason, FollowerStatus};
+use crate::sys::channel;
+use crate::sys::channel::{Receiver, Sender};
 use crate::types::{RelPath, StreamPosition};
 
 /// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
@@ -66,8 +66,8 @@ impl Tracker {
     /// Like [`changes`](Self::changes), and from that very moment on the follower gets all batches.
     pub(in crate::leader) fn attach(&self, follower: &Arc<FollowerHandle>) -> Attachment {
         let stream = &self.stream;
-        let (sender, batches) = crossbeam_channel::bounded(stream.limits.queue_batches);
-        let (demotion, demotions) = crossbeam_channel::bounded(1);
+        let (sender, batches) = channel::bounded(stream.limits.queue_batches);
+        let (demotion, demotions) = channel::bounded(1);
         let demotable =
             (stream.limits.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
         let _reading = stream.cut.lock();

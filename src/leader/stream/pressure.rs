@@ -12,9 +12,7 @@
 //! is to look at a flag.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
+use std::time::Duration;
 
 use super::announce::SEALED_BYTES_MAX;
 use super::{Limits, Queue, Stream};
@@ -23,6 +21,8 @@ use crate::error::AppendError;
 use crate::leader::batch::BATCH_BYTES_MAX;
 use crate::leader::follower::FollowerHandle;
 use crate::leader::status::{EvictionReason, FollowerState};
+use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::time::Instant;
 
 /// What may be pushed to a full queue before whoever appends is held back: what is sealed, a batch, and a record of each of a
 /// few threads.

@@ -1,11 +1,12 @@
 //! Files: what is announced of one, from what it was and what it is.
 
-use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Survey, Tree, Trouble};
 use crate::error::AppendError;
+use crate::sys::fs::File;
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
 use crate::watch::file::{By, Known, Seen, Tail, Verdict, read_range};

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
-
-use rustix::fd::OwnedFd;
-use rustix::io::Errno;
 
 use super::{AGAIN, Tree, Trouble};
 use crate::beneath;
 use crate::error::Error;
+use crate::sys::fs::MetadataExt;
+use crate::sys::rustix;
+use crate::sys::rustix::fd::OwnedFd;
+use crate::sys::rustix::io::Errno;
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
 

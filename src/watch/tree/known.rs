@@ -1,8 +1,9 @@
 //! The files that were announced, by path and by identity.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::folders::paths_below;
+use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 use crate::watch::file::{Identity, Known};
 

@@ -6,9 +6,9 @@
 //! found elsewhere, may be in events that came meanwhile: they are read before it is given up.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use super::{Kind, Tree, Trouble};
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
 use crate::watch::file::{Identity, Seen, Verdict};

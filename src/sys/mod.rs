@@ -1,0 +1,98 @@
+//! The one door to what a thread may wait for, or what can fail: locks, channels, threads, time, sockets, files, chance.
+//!
+//! Here it is nothing but other names for `std`, `rustix`, `socket2`, `parking_lot`, `crossbeam-channel` and `fastrand`. With the
+//! feature `simulate` a deterministic world stands behind the same names. A test keeps the rest of the crate from going past it.
+//!
+//! Not behind it, and so out of the simulation's reach: atomics (weak memory ordering), inotify and what it is polled with, signals,
+//! child processes and hooks, the client proxies, and etcd.
+
+pub(crate) use ::{crossbeam_channel as channel, fastrand as random, rustix, socket2};
+pub(crate) use std::{net, thread};
+
+pub(crate) mod fs {
+    pub(crate) use std::fs::*;
+    pub(crate) use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+}
+
+pub(crate) mod fd {
+    pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+}
+
+pub(crate) mod time {
+    pub(crate) use std::time::{Instant, SystemTime, UNIX_EPOCH};
+}
+
+pub(crate) mod sync {
+    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+}
+
+/// Maps and sets whose order of iteration is not the same in each run (there are no promises about it in a simulation either).
+pub(crate) mod hash {
+    use foldhash::fast::RandomState;
+
+    pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+    pub(crate) type HashSet<T> = std::collections::HashSet<T, RandomState>;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// What the facade stands in front of. Plain data (`std::net::SocketAddr`, `std::io`) is not among it.
+    const BEHIND: [&str; 14] = [
+        "std::fs",
+        "std::os::unix::fs",
+        "std::os::fd",
+        "std::net::{",
+        "std::net::T",
+        "std::net::U",
+        "std::thread",
+        "std::time::{",
+        "std::time::Instant",
+        "std::time::SystemTime",
+        "parking_lot",
+        "crossbeam_channel::",
+        "fastrand::",
+        "socket2::",
+    ];
+
+    /// Where the real thing is meant: the binary, child processes, the proxies, etcd.
+    const BEYOND: [&str; 6] =
+        ["src/sys/", "src/cli/", "src/main.rs", "src/node/program/", "src/node/hook.rs", "src/node/proxy/"];
+
+    #[test]
+    fn nobody_goes_past_the_facade() {
+        let mut files = Vec::new();
+        collect(Path::new("src"), &mut files);
+        let mut past = Vec::new();
+        for file in files {
+            let name = file.to_str().unwrap();
+            let beyond = BEYOND.iter().chain(&["src/coordinator/etcd/"]).any(|beyond| name.starts_with(beyond));
+            if beyond || name.contains("tests") {
+                continue;
+            }
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("\n#[cfg(test)]\n").next().unwrap();
+            for (number, line) in code.lines().enumerate() {
+                let line = line.replace("sys::rustix", "").replace("sys::socket2", "");
+                let direct = line.starts_with("use rustix") || BEHIND.iter().any(|behind| line.contains(behind));
+                if direct && !line.trim_start().starts_with("//") {
+                    past.push(format!("{name}:{}: {line}", number + 1));
+                }
+            }
+        }
+        assert!(past.is_empty(), "not through crate::sys:\n{}", past.join("\n"));
+    }
+
+    fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+}
