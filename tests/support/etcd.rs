@@ -44,6 +44,11 @@ impl Etcd {
         Self::launched(Self::new(Stage::new(), host, "http", &[]), 1)
     }
 
+    /// Several members, in this stage, all at one address.
+    pub fn start_members_at(stage: Stage, host: Ipv4Addr, members: usize) -> Self {
+        Self::launched(Self::new(stage, host, "http", &[]), members)
+    }
+
     /// With more options; `scheme` is the clients'.
     pub fn start_on(stage: Stage, members: usize, scheme: &'static str, options: &[&str]) -> Self {
         Self::launched(Self::new(stage, Ipv4Addr::LOCALHOST, scheme, options), members)

@@ -59,19 +59,24 @@ pub fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         logs::begin();
-        #[cfg(feature = "deadlock-detection")]
-        std::thread::spawn(|| {
-            loop {
-                std::thread::park_timeout(Duration::from_millis(500));
-                let deadlocks = parking_lot::deadlock::check_deadlock();
-                for thread in deadlocks.iter().flatten() {
-                    eprintln!("deadlock: thread {:?}\n{:?}", thread.thread_id(), thread.backtrace());
-                }
-                if !deadlocks.is_empty() {
-                    std::process::abort();
-                }
+        end_on_deadlock();
+    });
+}
+
+/// A deadlock among the crate's locks ends the process from now on, where it is built to look for them.
+pub fn end_on_deadlock() {
+    #[cfg(feature = "deadlock-detection")]
+    std::thread::spawn(|| {
+        loop {
+            std::thread::park_timeout(Duration::from_millis(500));
+            let deadlocks = parking_lot::deadlock::check_deadlock();
+            for thread in deadlocks.iter().flatten() {
+                eprintln!("deadlock: thread {:?}\n{:?}", thread.thread_id(), thread.backtrace());
             }
-        });
+            if !deadlocks.is_empty() {
+                std::process::abort();
+            }
+        }
     });
 }
 

@@ -23,19 +23,35 @@ use super::{PATIENCE, assert_exact, wait_until};
 
 const SECRET: &str = "the tests' secret";
 
-/// The directory of one test.
+/// The directory of one test, or a folder in another one's.
 pub struct Stage {
-    dir: TempDir,
+    dir: PathBuf,
+    /// Removes it.
+    temporary: Option<TempDir>,
 }
 
 impl Stage {
     pub fn new() -> Self {
         super::begin();
-        Self { dir: tempfile::tempdir().unwrap() }
+        let temporary = tempfile::Builder::new().prefix("paceline-").tempdir().unwrap();
+        Self { dir: temporary.path().to_owned(), temporary: Some(temporary) }
+    }
+
+    /// A new folder in this one, which must live longer.
+    pub fn inner(&self, name: &str) -> Self {
+        Self { dir: self.folder(name), temporary: None }
+    }
+
+    /// Leaves the directory where it is, for a person to look at.
+    pub fn keep(&mut self) -> &Path {
+        if let Some(temporary) = &mut self.temporary {
+            temporary.disable_cleanup(true);
+        }
+        &self.dir
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     /// Makes a folder.
@@ -256,13 +272,18 @@ pub struct FollowerProcess {
 #[track_caller]
 pub fn wait_same(leader: &Path, follower: &Path) {
     let deadline = Instant::now() + PATIENCE;
-    while !same_lengths(leader, follower).unwrap_or(false) || !same_bytes(leader, follower).unwrap_or(false) {
+    while !same(leader, follower).unwrap_or(false) {
         if Instant::now() >= deadline {
             assert_exact(leader, follower);
             panic!("the copy came late, or one of the directories does not come to rest");
         }
         std::thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// Whether two directories hold the same; an error where one of them changes meanwhile.
+pub fn same(leader: &Path, follower: &Path) -> io::Result<bool> {
+    Ok(lengths(leader)? == lengths(follower)? && same_bytes(leader, follower)?)
 }
 
 /// Names and lengths of all files that are replicated.
@@ -285,10 +306,6 @@ fn lengths(root: &Path) -> io::Result<BTreeMap<PathBuf, u64>> {
         }
     }
     Ok(found)
-}
-
-fn same_lengths(leader: &Path, follower: &Path) -> io::Result<bool> {
-    Ok(lengths(leader)? == lengths(follower)?)
 }
 
 fn same_bytes(leader: &Path, follower: &Path) -> io::Result<bool> {
