@@ -61,8 +61,14 @@ pub struct Usage {
 
 /// Of the host's directory, and of the watched one.
 pub const FOLDERS: [&str; 2] = ["data", "watched"];
+const NAMES: [&str; 2] = ["host", "node"];
 /// What the keys of the second cluster begin with.
 const WATCHED_PREFIX: &str = "watched";
+
+/// Whose logs there are in a machine's stage, and where.
+pub fn logs(stage: &Stage) -> [(&'static str, PathBuf); 2] {
+    NAMES.map(|name| (name, stage.path(&format!("{name}.log"))))
+}
 
 impl<'a> Node<'a> {
     fn new(number: u8, top: &Stage, stage: &'a Stage, etcd: &str, seed: u64) -> Self {
@@ -95,7 +101,7 @@ impl<'a> Node<'a> {
         let commands = [[exe].into_iter().chain(host.args()).collect::<Vec<_>>(), node.collect()];
         let mut commands = commands.into_iter();
         let members = std::array::from_fn(|index| Member {
-            name: ["host", "node"][index],
+            name: NAMES[index],
             id: ids[index],
             command: [machine.enter(), commands.next().unwrap()].concat(),
             folder: FOLDERS[index],

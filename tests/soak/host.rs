@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use paceline::config::OnFull;
 use paceline::coordinator::{Coordinator, CoordinatorError, EtcdConfig, EtcdCoordinator, EtcdEndpoint};
-use paceline::leader::{CommitLevel, CommitOutcome, Refusal, ReplicatedFile, Unknown};
+use paceline::leader::{CommitLevel, CommitOutcome, Refusal, ReplicatedFile, Unknown, Window};
 use paceline::node::{Host, HostError, Node, NodeConfig, Role, Term};
 use paceline::{AppendError, Leader, NodeId};
 use parking_lot::Mutex;
@@ -35,6 +35,8 @@ pub const LEASE_TTL: Duration = Duration::from_secs(5);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Appends that took longer are said one by one.
 const SLOW: Duration = Duration::from_millis(20);
+/// How long writers wait for followers that are slow, before each append.
+const WINDOW_WAIT_MAX: Duration = Duration::from_millis(200);
 /// After something failed, before it is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -58,6 +60,10 @@ impl Settings {
         let id = self.id.to_string();
         let (dir, told, pause) = (path(&self.dir), path(&self.told), path(&self.pause));
         vec![HOST.into(), id, self.listen.clone(), self.etcd.clone(), dir, told, pause, self.seed.to_string()]
+    }
+
+    fn queue_bytes(&self) -> u64 {
+        [96 << 10, 512 << 10, 64 << 20][usize::try_from(self.seed / 2 % 3).unwrap()]
     }
 
     fn of(args: &[String]) -> Self {
@@ -101,7 +107,7 @@ pub fn run(args: &[String]) -> i32 {
     (config.leader.id, config.follower.id) = (Some(settings.id), Some(settings.id));
     config.leader.min_in_sync = 1;
     // What makes followers leave, and come back, often.
-    config.leader.queue_bytes = [96 << 10, 512 << 10, 64 << 20][usize::try_from(settings.seed / 2 % 3).unwrap()];
+    config.leader.queue_bytes = settings.queue_bytes();
     config.leader.readmit_delay_max = Duration::from_secs(3);
     config.leader.write_timeout = Duration::from_secs(2);
     config.leader.ack_timeout = Duration::from_secs(3);
@@ -172,7 +178,11 @@ impl Host for Committing {
     fn start(&mut self, term: &Term) -> Result<(), HostError> {
         self.life = Arc::default();
         for log in 0..LOGS {
+            let mut window = Window::new(self.settings.queue_bytes() / 2);
+            // All machines are one.
+            window.stall_grace = Duration::from_millis(500);
             let writer = Writer {
+                window,
                 leader: term.leader().clone(),
                 settings: self.settings.clone(),
                 told: self.told.clone(),
@@ -207,6 +217,7 @@ struct Writer {
     settings: Settings,
     told: Told,
     life: Arc<Life>,
+    window: Window,
     log: u32,
     name: u64,
 }
@@ -323,6 +334,8 @@ impl Writer {
     }
 
     fn append<'a>(&'a self, at: &mut At<'a>, series: Series) -> Result<(), Failed> {
+        // So that who keeps up is not evicted, who is slow soon is.
+        self.leader.wait_for_window(&self.window, WINDOW_WAIT_MAX);
         let record = Record { series, number: at.next, writer: self.name }.bytes();
         let began = now();
         let appended = at.file.append(&record);

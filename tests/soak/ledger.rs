@@ -26,7 +26,7 @@ impl Reader {
         self.file.read_to_end(&mut self.rest).unwrap();
         let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let whole: Vec<_> = self.rest.drain(..end).collect();
-        String::from_utf8(whole).unwrap().lines().map(str::to_owned).collect()
+        String::from_utf8_lossy(&whole).lines().map(str::to_owned).collect()
     }
 }
 

@@ -50,6 +50,10 @@ use self::support::processes::Stage;
 const CONVERGE_MAX: Duration = Duration::from_secs(60);
 /// An append that takes longer has waited for something: it must not.
 const APPEND_MAX: Duration = Duration::from_secs(2);
+/// What no host may need at rest: what is held for followers is bounded, and nobody is left but the three.
+const RESIDENT_MAX_KIB: u64 = 256 << 10;
+const DESCRIPTORS_MAX: usize = 200;
+const DEFECTS: [&str; 3] = ["panicked", "is a defect", "deadlock: thread"];
 const TICK: Duration = Duration::from_millis(20);
 
 struct Options {
@@ -117,6 +121,8 @@ fn soak(options: &Options) -> ExitCode {
     support::netns::become_own_network();
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        // A second one ends it on the spot: all of it goes with it but the directory.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, asked.clone()).unwrap();
         signal_hook::flag::register(signal, asked.clone()).unwrap();
     }
     let mut random = Rng::with_seed(options.seed);
@@ -134,6 +140,7 @@ fn soak(options: &Options) -> ExitCode {
         cluster: Cluster::start(&top, &stages, members, options.seed),
         readers: stages.each_ref().map(|stage| Reader::open(&stage.path("told"))),
         program_readers: stages.each_ref().map(|stage| Reader::open(&stage.path("told-by-program"))),
+        logs: stages.iter().flat_map(cluster::logs).map(|(name, path)| (name, Reader::open(&path))).collect(),
         ledger: Ledger::default(),
         programs: Programs::default(),
         progress,
@@ -142,6 +149,7 @@ fn soak(options: &Options) -> ExitCode {
         frozen: Vec::new(),
         lost_leader: None,
         fail_overs: Vec::new(),
+        converged: Vec::new(),
         checked: None,
         compared: 0,
         rests: 0,
@@ -165,9 +173,10 @@ struct LostLeader {
 
 struct Soak<'a> {
     cluster: Cluster<'a>,
-    /// Of what hosts say, and what programs do.
+    /// Of what hosts say, what programs do, and of all logs.
     readers: [Reader; NODES],
     program_readers: [Reader; NODES],
+    logs: Vec<(&'static str, Reader)>,
     ledger: Ledger,
     programs: Programs,
     progress: Progress,
@@ -178,6 +187,8 @@ struct Soak<'a> {
     frozen: Vec<(usize, u64, u64)>,
     lost_leader: Option<LostLeader>,
     fail_overs: Vec<Duration>,
+    /// How long it took until all was equal after faults.
+    converged: Vec<Duration>,
     /// The leader whose directory was last compared.
     checked: Option<Last>,
     compared: u64,
@@ -190,6 +201,7 @@ impl Soak<'_> {
     fn run(&mut self, lasts: Duration, random: &mut Rng) -> Result<(), String> {
         let until = Instant::now() + lasts;
         self.rest()?;
+        self.converged.clear();
         while Instant::now() < until && !self.is_asked() {
             self.round(&plan::round(random))?;
             self.rest()?;
@@ -206,6 +218,7 @@ impl Soak<'_> {
     fn tick(&mut self, end_all: bool) -> Result<(), String> {
         self.cluster.tick(end_all)?;
         self.read()?;
+        self.read_logs()?;
         self.look_at_appends()?;
         self.look_for_fail_over()?;
         let (commits, leader) = (self.ledger.commits, self.ledger.leader().map_or(0, |node| node + 1));
@@ -218,6 +231,17 @@ impl Soak<'_> {
         for node in 0..NODES {
             self.ledger.read(node, &mut self.readers[node])?;
             self.programs.read(node, &mut self.program_readers[node])?;
+        }
+        Ok(())
+    }
+
+    /// What no process may ever say.
+    fn read_logs(&mut self) -> Result<(), String> {
+        for (name, log) in &mut self.logs {
+            let defect = |line: &String| DEFECTS.iter().any(|defect| line.contains(defect));
+            if let Some(line) = log.lines().into_iter().find(defect) {
+                return Err(format!("a {name} said {line:?}"));
+            }
         }
         Ok(())
     }
@@ -322,19 +346,24 @@ impl Soak<'_> {
     /// Ends all faults; everything is in sync before long, and then equal.
     fn rest(&mut self) -> Result<(), String> {
         self.lost_leader = None;
-        let began = host::now();
-        self.until("commits go on, and all nodes are in sync", |soak| {
-            // What was slow to end is ended here.
+        let (began, since) = (host::now(), Instant::now());
+        let in_sync = self.until("commits go on, and all nodes are in sync", |soak| {
             let commits = soak.ledger.last.is_some_and(|last| last.began > began);
+            // What is slow to end, a node that was asked to stop, is waited for.
             !soak.cluster.is_active() && commits && soak.cluster.all_in_sync()
         })?;
         self.rests += 1;
         let pause = self.rests.to_string();
         self.cluster.pause(Some(&pause));
-        self.until("the leader and the program rest", |soak| {
-            soak.ledger.is_idle(&pause) && soak.programs.is_idle(&pause)
-        })?;
-        self.until("all copies are equal", |soak| soak.equal().is_ok_and(|equal| equal))?;
+        let at_rest = in_sync
+            && self.until("the leader and the program rest", |soak| {
+                soak.ledger.is_idle(&pause) && soak.programs.is_idle(&pause)
+            })?
+            && self.until("all copies are equal", |soak| soak.equal().is_ok_and(|equal| equal))?;
+        if !at_rest {
+            return Ok(());
+        }
+        self.converged.push(since.elapsed());
         self.programs.are_equal();
         for node in 0..NODES {
             let found = records::look(&self.cluster.nodes[node].dir(FOLDERS[0])).map_err(|error| error.to_string())?;
@@ -346,23 +375,27 @@ impl Soak<'_> {
             self.lost(node, &missing)?;
         }
         self.cluster.take_copies();
-        self.note_usage();
+        self.note_usage()?;
         self.cluster.pause(None);
-        self.progress
-            .say(&format!("at rest: all equal; {} commits, {} records", self.ledger.commits, self.ledger.records));
+        let (commits, records, took) = (self.ledger.commits, self.ledger.records, seconds(since.elapsed()));
+        self.progress.say(&format!("all equal after {took}; {commits} commits, {records} records so far"));
         Ok(())
     }
 
-    fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) -> Result<(), String> {
+    /// `false`: somebody wants the end of it all.
+    fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) -> Result<bool, String> {
         let deadline = Instant::now() + CONVERGE_MAX;
         while !condition(self) {
+            if self.is_asked() {
+                return Ok(false);
+            }
             if Instant::now() >= deadline {
-                let set = self.cluster.in_sync();
-                return Err(format!("{what}: not within {CONVERGE_MAX:?}; the recorded in-sync set is {set}"));
+                let sets = self.cluster.in_sync();
+                return Err(format!("{what}: not within {CONVERGE_MAX:?}; the recorded in-sync sets are {sets}"));
             }
             self.tick(true)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether all copies are, byte for byte.
@@ -378,9 +411,12 @@ impl Soak<'_> {
         Ok(true)
     }
 
-    fn note_usage(&mut self) {
-        for (known, now) in self.usage.iter_mut().zip(self.cluster.usage()) {
+    fn note_usage(&mut self) -> Result<(), String> {
+        for (node, (known, now)) in (1..).zip(self.usage.iter_mut().zip(self.cluster.usage())) {
             let Some(now) = now else { continue };
+            if now.resident_kib > RESIDENT_MAX_KIB || now.descriptors > DESCRIPTORS_MAX {
+                return Err(format!("node {node} uses {} KiB and {} descriptors", now.resident_kib, now.descriptors));
+            }
             let [first, most, _] = known.unwrap_or([now; 3]);
             let most = Usage {
                 resident_kib: most.resident_kib.max(now.resident_kib),
@@ -388,18 +424,20 @@ impl Soak<'_> {
             };
             *known = Some([first, most, now]);
         }
+        Ok(())
     }
 
     // ---- the end ----
 
-    /// In this order no other leads in between; whoever has stopped still has everything.
+    /// In this order no other leads in between; the last one to stop has everything.
     fn stop(&mut self) -> Result<(), String> {
         let leader = self.ledger.leader().unwrap_or(0);
         for index in (0..NODES).filter(|index| *index != leader).chain([leader]) {
             self.cluster.stop(index)?;
         }
         self.read()?;
-        Ok(())
+        let missing = self.missing_in(leader)?;
+        self.lost(leader, &missing)
     }
 
     fn say_table(&self, options: &Options) {
@@ -418,11 +456,13 @@ impl Soak<'_> {
         table.row("copies compared", format!("{}, {} times at rest", self.compared, self.rests));
         table.row("terms", format!("{}, and {} runs of the program", ledger.terms, self.programs.runs));
         table.row("longest append", millis(ledger.longest));
-        let mut times = self.fail_overs.clone();
-        times.sort_unstable();
-        if let (Some(median), Some(max)) = (times.get(times.len() / 2), times.last()) {
-            let times = format!("median {}, max {}, of {}", seconds(*median), seconds(*max), times.len());
-            table.row("fail-over", times);
+        for (name, times) in [("fail-over", &self.fail_overs), ("until all are equal", &self.converged)] {
+            let mut times = times.clone();
+            times.sort_unstable();
+            if let (Some(median), Some(max)) = (times.get(times.len() / 2), times.last()) {
+                let (median, max) = (seconds(*median), seconds(*max));
+                table.row(name, format!("median {median}, max {max}, of {}", times.len()));
+            }
         }
         for (node, usage) in (1..).zip(self.usage) {
             let Some([first, most, last]) = usage else { continue };
