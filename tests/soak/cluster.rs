@@ -182,7 +182,7 @@ impl<'a> Node<'a> {
 
 impl Member {
     fn start(&mut self, stage: &Stage, volume: &Volume<'_>) {
-        self.logged = fs::metadata(stage.path(&format!("{}.log", self.name))).map_or(0, |meta| meta.len() as usize);
+        self.logged = fs::read(stage.path(&format!("{}.log", self.name))).map_or(0, |log| log.len());
         let command: Vec<_> = self.command.iter().map(String::as_str).collect();
         self.process = Some(volume.start(self.name, &command));
         self.stopping = false;
@@ -295,7 +295,7 @@ impl<'a> Cluster<'a> {
             Kind::KillEtcd => self.etcd.kill(of),
             Kind::FreezeEtcd => self.etcd.signal(of, Signal::STOP),
             Kind::KillAllEtcd => (0..self.members).for_each(|member| self.etcd.kill(member)),
-            Kind::Isolate | Kind::Mute | Kind::Deafen | Kind::CutFromEtcd | Kind::CutFromOne => {}
+            Kind::Isolate | Kind::Mute | Kind::Deafen | Kind::CutFromEtcd | Kind::CutFromOne | Kind::Split => {}
         }
         let began = Instant::now();
         self.active.push(Active { fault, of, until: began + fault.lasts, began });
@@ -357,7 +357,7 @@ impl<'a> Cluster<'a> {
             Kind::KillEtcd => self.etcd.restart_closed(of),
             Kind::FreezeEtcd => self.etcd.signal(of, Signal::CONT),
             Kind::KillAllEtcd => (0..self.members).for_each(|member| self.etcd.restart_closed(member)),
-            Kind::Isolate | Kind::Mute | Kind::Deafen | Kind::CutFromEtcd | Kind::CutFromOne => {}
+            Kind::Isolate | Kind::Mute | Kind::Deafen | Kind::CutFromEtcd | Kind::CutFromOne | Kind::Split => {}
         }
         Ok(true)
     }
@@ -393,10 +393,15 @@ impl<'a> Cluster<'a> {
                 Kind::Deafen => (&all, &[]),
                 Kind::CutFromEtcd => (&[End::Hub], &[End::Hub]),
                 Kind::CutFromOne => (&all[..1], &all[..1]),
+                Kind::Split => (&all[1..], &all[1..]),
                 _ => continue,
             };
             cuts.extend(from.iter().map(|end| (*end, own)));
             cuts.extend(to.iter().map(|end| (own, *end)));
+            if active.fault.kind == Kind::Split {
+                // The other one on this side.
+                cuts.extend(all[1..].iter().flat_map(|end| [(*end, all[0]), (all[0], *end)]));
+            }
         }
         self.cuts.set(cuts);
     }

@@ -63,7 +63,7 @@ impl Settings {
     }
 
     fn queue_bytes(&self) -> u64 {
-        [96 << 10, 512 << 10, 64 << 20][usize::try_from(self.seed / 2 % 3).unwrap()]
+        [256 << 10, 1 << 20, 64 << 20][usize::try_from(self.seed / 2 % 3).unwrap()]
     }
 
     fn of(args: &[String]) -> Self {

@@ -332,8 +332,10 @@ impl Soak<'_> {
             let ends = at + u64::try_from((fault.lasts + Duration::from_secs(2)).as_nanos()).unwrap();
             self.frozen.push((victim, at, ends));
         }
-        let takes_it_away =
-            matches!(fault.kind, Kind::Kill | Kind::Freeze | Kind::Isolate | Kind::Unplug | Kind::CutFromEtcd);
+        let takes_it_away = matches!(
+            fault.kind,
+            Kind::Kill | Kind::Freeze | Kind::Isolate | Kind::Unplug | Kind::CutFromEtcd | Kind::Split
+        );
         // With others at the same time it would be theirs that is measured.
         let lost = alone && takes_it_away && leader == Some(victim);
         self.lost_leader = lost.then_some(LostLeader { node: victim, at });

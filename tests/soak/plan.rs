@@ -29,6 +29,8 @@ pub enum Kind {
     CutFromEtcd,
     /// From one of the other nodes only.
     CutFromOne,
+    /// With one of the other nodes, from etcd and the third.
+    Split,
     /// Its link is down, and it can see that.
     Unplug,
     SlowLink,
@@ -40,7 +42,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Kill,
         Self::KillAll,
         Self::Freeze,
@@ -52,6 +54,7 @@ impl Kind {
         Self::Deafen,
         Self::CutFromEtcd,
         Self::CutFromOne,
+        Self::Split,
         Self::Unplug,
         Self::SlowLink,
         Self::FillDisk,
@@ -65,7 +68,9 @@ impl Kind {
         match self {
             Self::Kill | Self::Freeze | Self::Restart | Self::PutBack | Self::Wipe => Class::Process,
             Self::KillAll => Class::AllProcesses,
-            Self::Isolate | Self::Mute | Self::Deafen | Self::CutFromEtcd | Self::CutFromOne => Class::Cut,
+            Self::Isolate | Self::Mute | Self::Deafen | Self::CutFromEtcd | Self::CutFromOne | Self::Split => {
+                Class::Cut
+            }
             Self::Unplug => Class::Cable,
             Self::SlowLink => Class::Rate,
             Self::FillDisk => Class::Disk,
@@ -110,6 +115,7 @@ impl fmt::Display for Kind {
             Self::Deafen => "cut what it receives",
             Self::CutFromEtcd => "cut from etcd",
             Self::CutFromOne => "cut from one node",
+            Self::Split => "split, with another,",
             Self::Unplug => "link down",
             Self::SlowLink => "slow link",
             Self::FillDisk => "fill disk",
