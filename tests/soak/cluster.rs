@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use paceline::NodeId;
@@ -24,6 +25,8 @@ const PORT: u16 = 5679;
 const DISK_MIB: u32 = 64;
 /// What is left of a node that was killed holds its directory for so long at most: the guard has its program end.
 const IN_USE_MAX: Duration = Duration::from_secs(20);
+/// After so long, also where each core has much to do, a process listens for signals.
+const UP_MAX: Duration = Duration::from_secs(20);
 /// A clean stop, with a drain of followers that may be cut off, and an etcd that does not answer.
 const STOP_MAX: Duration = Duration::from_secs(60);
 
@@ -157,7 +160,7 @@ impl<'a> Node<'a> {
             if !member.stopping && in_use && member.started.elapsed() < IN_USE_MAX {
                 member.start(self.stage, &self.volume);
                 all = false;
-            } else if !member.stopping || !status.success() {
+            } else if !(member.stopping && (status.success() || member.was_not_up(status))) {
                 return Err(format!("{} of node {} ended with {status}", member.name, self.number));
             } else {
                 member.process = None;
@@ -181,6 +184,11 @@ impl<'a> Node<'a> {
 }
 
 impl Member {
+    /// It was asked to stop before it had come to listen for that.
+    fn was_not_up(&self, status: ExitStatus) -> bool {
+        status.signal() == Some(Signal::TERM.as_raw()) && self.started.elapsed() < UP_MAX
+    }
+
     fn start(&mut self, stage: &Stage, volume: &Volume<'_>) {
         self.logged = fs::read(stage.path(&format!("{}.log", self.name))).map_or(0, |log| log.len());
         let command: Vec<_> = self.command.iter().map(String::as_str).collect();
