@@ -48,8 +48,8 @@ struct Member {
     /// The name of its directory.
     folder: &'static str,
     process: Option<Process>,
-    /// It was asked to stop.
-    stopping: bool,
+    /// When it was asked to stop.
+    stopping: Option<Instant>,
     /// When it was first started, after it last ran; how much it had logged when it was last started.
     started: Instant,
     logged: usize,
@@ -109,7 +109,7 @@ impl<'a> Node<'a> {
             command: [machine.enter(), commands.next().unwrap()].concat(),
             folder: FOLDERS[index],
             process: None,
-            stopping: false,
+            stopping: None,
             started: Instant::now(),
             logged: 0,
         });
@@ -141,12 +141,12 @@ impl<'a> Node<'a> {
     }
 
     fn ask_to_stop(&mut self) {
-        self.members.iter_mut().for_each(|member| member.stopping = true);
+        self.members.iter_mut().for_each(|member| member.stopping = Some(Instant::now()));
         self.signal(Signal::TERM);
     }
 
     /// Whether its processes have ended, having been asked to. An error: one ended by itself, or badly.
-    fn has_ended(&mut self) -> Result<bool, String> {
+    fn has_ended(&mut self, stops: &mut Vec<(u8, &'static str, Duration)>) -> Result<bool, String> {
         let mut all = true;
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
@@ -157,13 +157,14 @@ impl<'a> Node<'a> {
             let status = process.wait();
             let log = process.log();
             let in_use = log[member.logged..].contains("is in use by another process");
-            if !member.stopping && in_use && member.started.elapsed() < IN_USE_MAX {
+            if member.stopping.is_none() && in_use && member.started.elapsed() < IN_USE_MAX {
                 member.start(self.stage, &self.volume);
                 all = false;
-            } else if !(member.stopping && (status.success() || member.was_not_up(status))) {
+            } else if !(member.stopping.is_some() && (status.success() || member.was_not_up(status))) {
                 return Err(format!("{} of node {} ended with {status}", member.name, self.number));
             } else {
                 member.process = None;
+                stops.extend(member.stopping.map(|asked| (self.number, member.name, asked.elapsed())));
             }
         }
         Ok(all)
@@ -193,7 +194,7 @@ impl Member {
         self.logged = fs::read(stage.path(&format!("{}.log", self.name))).map_or(0, |log| log.len());
         let command: Vec<_> = self.command.iter().map(String::as_str).collect();
         self.process = Some(volume.start(self.name, &command));
-        self.stopping = false;
+        self.stopping = None;
     }
 }
 
@@ -214,6 +215,8 @@ pub struct Cluster<'a> {
     members: usize,
     cuts: Cuts,
     active: Vec<Active>,
+    /// How long the clean stops took.
+    pub stops: Vec<(u8, &'static str, Duration)>,
     pause: PathBuf,
 }
 
@@ -229,7 +232,7 @@ impl<'a> Cluster<'a> {
         let mut watched = etcd.config();
         watched.prefix = WATCHED_PREFIX.to_owned();
         let coordinators = [etcd.coordinator(), EtcdCoordinator::new(&watched).unwrap()];
-        Self { nodes, etcd, coordinators, members, cuts: Cuts::default(), active: Vec::new(), pause }
+        Self { nodes, etcd, coordinators, members, cuts: Cuts::default(), active: Vec::new(), stops: Vec::new(), pause }
     }
 
     /// From now on nobody writes, or all that may.
@@ -324,7 +327,7 @@ impl<'a> Cluster<'a> {
     pub fn tick(&mut self, end_all: bool) -> Result<(), String> {
         let now = Instant::now();
         for node in &mut self.nodes {
-            node.has_ended()?;
+            node.has_ended(&mut self.stops)?;
         }
         let (ended, mut active): (Vec<_>, _) =
             std::mem::take(&mut self.active).into_iter().partition(|active| end_all || active.until <= now);
@@ -350,7 +353,7 @@ impl<'a> Cluster<'a> {
             }
             Kind::Freeze => node.signal(Signal::CONT),
             Kind::Restart | Kind::PutBack | Kind::Wipe => {
-                if !node.has_ended()? {
+                if !node.has_ended(&mut self.stops)? {
                     let late = active.began.elapsed() > STOP_MAX;
                     return if late { Err(format!("node {} does not stop", node.number)) } else { Ok(false) };
                 }
@@ -421,7 +424,7 @@ impl<'a> Cluster<'a> {
         let node = &mut self.nodes[index];
         node.ask_to_stop();
         let deadline = Instant::now() + STOP_MAX;
-        while !node.has_ended()? {
+        while !node.has_ended(&mut self.stops)? {
             if Instant::now() >= deadline {
                 return Err(format!("node {} does not stop", node.number));
             }

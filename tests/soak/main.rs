@@ -149,6 +149,7 @@ fn soak(options: &Options) -> ExitCode {
         frozen: Vec::new(),
         lost_leader: None,
         fail_overs: Vec::new(),
+        stops: Vec::new(),
         converged: Vec::new(),
         checked: None,
         compared: 0,
@@ -187,6 +188,7 @@ struct Soak<'a> {
     frozen: Vec<(usize, u64, u64)>,
     lost_leader: Option<LostLeader>,
     fail_overs: Vec<Duration>,
+    stops: Vec<Duration>,
     /// How long it took until all was equal after faults.
     converged: Vec<Duration>,
     /// The leader whose directory was last compared.
@@ -217,6 +219,10 @@ impl Soak<'_> {
 
     fn tick(&mut self, end_all: bool) -> Result<(), String> {
         self.cluster.tick(end_all)?;
+        for (node, name, took) in self.cluster.stops.drain(..) {
+            self.progress.say(&format!("{name} of node {node} stopped in {}", seconds(took)));
+            self.stops.push(took);
+        }
         self.read()?;
         self.read_logs()?;
         self.look_at_appends()?;
@@ -365,7 +371,8 @@ impl Soak<'_> {
         if !at_rest {
             return Ok(());
         }
-        self.converged.push(since.elapsed());
+        let took = since.elapsed();
+        self.converged.push(took);
         self.programs.are_equal();
         for node in 0..NODES {
             let found = records::look(&self.cluster.nodes[node].dir(FOLDERS[0])).map_err(|error| error.to_string())?;
@@ -379,7 +386,7 @@ impl Soak<'_> {
         self.cluster.take_copies();
         self.note_usage()?;
         self.cluster.pause(None);
-        let (commits, records, took) = (self.ledger.commits, self.ledger.records, seconds(since.elapsed()));
+        let (commits, records, took) = (self.ledger.commits, self.ledger.records, seconds(took));
         self.progress.say(&format!("all equal after {took}; {commits} commits, {records} records so far"));
         Ok(())
     }
@@ -458,7 +465,8 @@ impl Soak<'_> {
         table.row("copies compared", format!("{}, {} times at rest", self.compared, self.rests));
         table.row("terms", format!("{}, and {} runs of the program", ledger.terms, self.programs.runs));
         table.row("longest append", millis(ledger.longest));
-        for (name, times) in [("fail-over", &self.fail_overs), ("until all are equal", &self.converged)] {
+        let (fail_overs, stops, converged) = (&self.fail_overs, &self.stops, &self.converged);
+        for (name, times) in [("fail-over", fail_overs), ("clean stop", stops), ("until all are equal", converged)] {
             let mut times = times.clone();
             times.sort_unstable();
             if let (Some(median), Some(max)) = (times.get(times.len() / 2), times.last()) {
