@@ -1,0 +1,282 @@
+//! The bytes of a file, what was done to them and is not on the medium, and what a power cut leaves of that.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::volume::BLOCK_BYTES;
+
+/// What a medium writes whole.
+const SECTOR_BYTES: u64 = 512;
+
+/// The bytes of a file: those, and zeros up to its length.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Content {
+    bytes: Vec<u8>,
+    len: u64,
+    /// Room that was asked for (`fallocate`).
+    reserved: u64,
+}
+
+impl Content {
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Bytes it takes on the medium.
+    pub(super) fn allocated(&self) -> u64 {
+        (self.bytes.len() as u64).max(self.reserved).div_ceil(BLOCK_BYTES) * BLOCK_BYTES
+    }
+
+    pub(super) fn reserve(&mut self, upto: u64) {
+        self.reserved = self.reserved.max(upto);
+    }
+
+    pub(super) fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        bytes.resize(usize::try_from(self.len).expect("a file that fits into memory"), 0);
+        bytes
+    }
+
+    pub(super) fn read(&self, at: u64, buffer: &mut [u8]) -> usize {
+        let left = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX);
+        let length = left.min(buffer.len());
+        let from = usize::try_from(at).unwrap_or(usize::MAX).min(self.bytes.len());
+        let there = length.min(self.bytes.len() - from);
+        buffer[..there].copy_from_slice(&self.bytes[from..from + there]);
+        buffer[there..length].fill(0);
+        length
+    }
+
+    pub(super) fn write(&mut self, at: u64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let from = usize::try_from(at).expect("an offset that fits into memory");
+        let to = from + bytes.len();
+        if self.bytes.len() < to {
+            self.bytes.resize(to, 0);
+        }
+        self.bytes[from..to].copy_from_slice(bytes);
+        self.len = self.len.max(to as u64);
+    }
+
+    pub(super) fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
+            self.reserved = self.reserved.min(len);
+        }
+        self.len = len;
+    }
+
+    /// How many bytes of a write have room, when so many are left on the medium.
+    pub(super) fn fits(&self, at: u64, length: u64, available: u64) -> u64 {
+        let end = self.allocated() + available / BLOCK_BYTES * BLOCK_BYTES;
+        end.saturating_sub(at).min(length)
+    }
+}
+
+/// What was done to a file.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Write { at: u64, bytes: Vec<u8> },
+    Length,
+    Times,
+}
+
+/// Something that was done to a file and may not be on the medium, and how the file was after it.
+#[derive(Clone, Debug)]
+pub(super) struct Effect {
+    pub(super) seq: u64,
+    /// A sync of it failed: no later one brings it to the medium.
+    pub(super) lost: bool,
+    pub(super) change: Change,
+    pub(super) len: u64,
+    pub(super) modified: Duration,
+    pub(super) changed: Duration,
+}
+
+impl Effect {
+    pub(super) fn is_times(&self) -> bool {
+        matches!(self.change, Change::Times)
+    }
+
+    pub(super) fn times_only(self) -> Self {
+        Self { change: Change::Times, lost: false, ..self }
+    }
+
+    fn apply(&self, content: &mut Content) {
+        match &self.change {
+            Change::Write { at, bytes } => content.write(*at, bytes),
+            Change::Length => content.set_len(self.len),
+            Change::Times => {}
+        }
+    }
+}
+
+fn page_of(at: u64) -> u64 {
+    at / BLOCK_BYTES
+}
+
+/// Cuts a write where blocks of so many bytes end.
+fn pieces(at: u64, bytes: &[u8], block: u64) -> impl Iterator<Item = (u64, &[u8])> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let rest = bytes.get(from..).filter(|rest| !rest.is_empty())?;
+        let start = at + from as u64;
+        let length = usize::try_from(block - start % block).unwrap_or(usize::MAX).min(rest.len());
+        from += length;
+        Some((start, &rest[..length]))
+    })
+}
+
+/// The writes that are on their way to the medium never get there, though nobody will say so again.
+pub(super) fn lose(pending: &mut Vec<Effect>) {
+    let mut lost = Vec::with_capacity(pending.len());
+    for effect in pending.drain(..) {
+        match &effect.change {
+            Change::Write { at, bytes } => {
+                for (at, piece) in pieces(*at, bytes, BLOCK_BYTES) {
+                    let change = Change::Write { at, bytes: piece.to_vec() };
+                    lost.push(Effect { change, lost: true, ..effect.clone() });
+                }
+                // The length is no page: it stays on its way.
+                lost.push(Effect { change: Change::Times, ..effect });
+            }
+            _ => lost.push(effect),
+        }
+    }
+    *pending = lost;
+}
+
+/// Brings what was done up to then to the medium. Writes that were lost get there only with a page that was written again.
+pub(super) fn write_back(pending: &mut Vec<Effect>, content: &mut Content, upto: u64) {
+    let mut pages = BTreeSet::new();
+    for effect in pending.iter().filter(|effect| effect.seq <= upto && !effect.lost) {
+        if let Change::Write { at, bytes } = &effect.change
+            && pending.iter().any(|effect| effect.lost)
+        {
+            pages.extend(page_of(*at)..=page_of((at + bytes.len() as u64).saturating_sub(1)));
+        }
+    }
+    let mut kept: Vec<Effect> = Vec::new();
+    for effect in pending.drain(..) {
+        if effect.seq > upto {
+            kept.push(effect);
+            continue;
+        }
+        if effect.lost {
+            match &effect.change {
+                Change::Write { at, .. } if !pages.contains(&page_of(*at)) => kept.push(effect),
+                _ => effect.apply(content),
+            }
+            continue;
+        }
+        if matches!(effect.change, Change::Length) {
+            for lost in &mut kept {
+                if let Change::Write { at, bytes } = &mut lost.change {
+                    bytes.truncate(usize::try_from(effect.len.saturating_sub(*at)).unwrap_or(usize::MAX));
+                }
+            }
+        }
+        effect.apply(content);
+        if content.len() < effect.len {
+            content.set_len(effect.len);
+        }
+    }
+    for lost in kept.iter_mut().filter(|effect| effect.seq <= upto) {
+        lost.len = content.len();
+    }
+    *pending = kept;
+}
+
+/// What a power cut leaves of a file: its content and times.
+pub(super) fn survivor(
+    rng: &mut fastrand::Rng,
+    durable: &Content,
+    times: (Duration, Duration),
+    pending: &[Effect],
+) -> (Content, (Duration, Duration)) {
+    let mut content = durable.clone();
+    let count = pending.len();
+    let style = rng.u8(..6);
+    match style {
+        0 => {}
+        1 => apply_first(rng, &mut content, pending, count),
+        2 | 3 => {
+            let whole = rng.usize(..=count);
+            apply_first(rng, &mut content, pending, whole);
+            if let Some(Effect { change: Change::Write { at, bytes }, .. }) = pending.get(whole) {
+                let sectors = pieces(*at, bytes, SECTOR_BYTES).count();
+                for (at, piece) in pieces(*at, bytes, SECTOR_BYTES).take(rng.usize(..sectors.max(1))) {
+                    content.write(at, piece);
+                }
+            }
+        }
+        _ => mixed(rng, &mut content, pending),
+    }
+    let of = match style {
+        1 if rng.bool() => count,
+        _ => rng.usize(..=count),
+    };
+    let times = of.checked_sub(1).map_or(times, |last| (pending[last].modified, pending[last].changed));
+    (content, times)
+}
+
+fn apply_first(rng: &mut fastrand::Rng, content: &mut Content, pending: &[Effect], count: usize) {
+    for effect in &pending[..count] {
+        if !effect.lost || rng.bool() {
+            effect.apply(content);
+        }
+        if content.len() < effect.len {
+            content.set_len(effect.len);
+        }
+    }
+}
+
+/// Any of the sectors, and a length that the file had; but what was written after it was cut needs the cut.
+fn mixed(rng: &mut fastrand::Rng, content: &mut Content, pending: &[Effect]) {
+    let mut before = content.len();
+    let mut cuts = Vec::new();
+    for (at, effect) in pending.iter().enumerate() {
+        if effect.len < before {
+            cuts.push(at);
+        }
+        before = effect.len;
+    }
+    let cuts_made = rng.usize(..=cuts.len());
+    let end = cuts.get(cuts_made).copied().unwrap_or(pending.len());
+    let likely = [0.1, 0.5, 0.9][rng.usize(..3)];
+    let mut lengths = vec![content.len()];
+    for effect in &pending[..end] {
+        if effect.len < *lengths.last().expect("there is one") {
+            content.set_len(effect.len);
+            lengths.clear();
+        }
+        lengths.push(effect.len);
+        if let Change::Write { at, bytes } = &effect.change {
+            scatter(rng, likely, content, *at, bytes, u64::MAX);
+        }
+    }
+    content.set_len(lengths[rng.usize(..lengths.len())]);
+    // What was written in place is no worse off for a cut that came between and was lost.
+    let mut floor = content.len();
+    for effect in &pending[end..] {
+        floor = floor.min(effect.len);
+        if let Change::Write { at, bytes } = &effect.change {
+            scatter(rng, likely, content, *at, bytes, floor);
+        }
+    }
+}
+
+fn scatter(rng: &mut fastrand::Rng, likely: f64, content: &mut Content, at: u64, bytes: &[u8], below: u64) {
+    let whole = rng.bool();
+    if whole && rng.f64() >= likely {
+        return;
+    }
+    for (at, piece) in pieces(at, bytes, SECTOR_BYTES) {
+        if whole || rng.f64() < likely {
+            let length = usize::try_from(below.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+            content.write(at, &piece[..length]);
+        }
+    }
+}
