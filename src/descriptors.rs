@@ -3,7 +3,6 @@
 //! Linux gives a new descriptor the lowest free number, so the number itself tells how many are open at least, whoever opened
 //! them: other connections, files of a sync, or the process that embeds us. Nothing has to be counted. A leaf.
 
-use crate::sys::fd::{AsFd, AsRawFd};
 use crate::sys::rustix::process::{Resource, getrlimit};
 
 /// Who asks for a descriptor, the least trusted last.
@@ -15,9 +14,9 @@ pub(crate) enum For {
     Client,
 }
 
-/// Whether a descriptor that was just opened is one of those kept for others: it is to be closed again.
-pub(crate) fn is_kept_for_others(descriptor: impl AsFd, who: For) -> bool {
-    let Ok(number) = u64::try_from(descriptor.as_fd().as_raw_fd()) else { return true };
+/// Whether the descriptor of this number, just opened, is one of those kept for others: it is to be closed again.
+pub(crate) fn is_kept_for_others(descriptor: i32, who: For) -> bool {
+    let Ok(number) = u64::try_from(descriptor) else { return true };
     getrlimit(Resource::Nofile).current.is_some_and(|limit| number >= limit - kept(limit, who))
 }
 

@@ -86,7 +86,11 @@ pub mod protocol;
 mod seldom;
 mod sendqueue;
 mod stop;
+#[cfg(not(feature = "simulate"))]
 mod sys;
+#[cfg(feature = "simulate")]
+#[allow(missing_docs, unreachable_pub)]
+pub mod sys;
 mod thread;
 mod types;
 mod uncached;

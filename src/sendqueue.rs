@@ -1,14 +1,16 @@
 //! What a socket has sent and the peer's system has not taken yet: it tells a peer that is stuck from a network that is.
 
-use crate::sys::fs;
-use crate::sys::net::TcpStream;
-use crate::sys::rustix;
+#[cfg(feature = "simulate")]
+pub(crate) use crate::sys::net::send_queue_bytes;
+#[cfg(not(feature = "simulate"))]
+use crate::sys::{fs, net::TcpStream, rustix};
 
 /// Bytes in the socket's send queue that the peer's system has not acknowledged, as Linux shows them in `/proc`; `None`
 /// where it does not.
 ///
 /// Looked up only when a peer is suspected of being stuck: a slow link empties the queue while it lasts, a dead peer does
 /// not. Reads a table of all connections.
+#[cfg(not(feature = "simulate"))]
 pub(crate) fn send_queue_bytes(socket: &TcpStream) -> Option<u64> {
     let inode = rustix::fs::fstat(socket).ok()?.st_ino;
     let table = if socket.local_addr().ok()?.is_ipv4() { "tcp" } else { "tcp6" };

@@ -11,13 +11,13 @@
 //! to few pages of memory, used again and again, instead of taking new ones for all of it.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::sync::OnceLock;
 
 use crate::sys::fs;
 use crate::sys::fs::File;
 use crate::sys::fs::FileExt;
 use crate::sys::rustix;
 use crate::sys::rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
+use crate::sys::sync::OnceLock;
 
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
@@ -103,6 +103,10 @@ pub(crate) fn append(mut file: &File, bytes: &[u8]) -> io::Result<()> {
 const WHERE_IT_STANDS: u64 = u64::MAX;
 
 fn is_supported() -> bool {
+    if cfg!(feature = "simulate") {
+        // What is remembered here would go on from one simulated world to the next.
+        return kernel_is_since(6, 16);
+    }
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| kernel_is_since(6, 16))
 }

@@ -16,17 +16,17 @@ use crate::sys::rustix;
 use crate::sys::time::Instant;
 use crate::types::{DataSetId, InvalidValue, NodeId, Secret, host_and_port, shorten};
 
-#[cfg(feature = "etcd")]
+#[cfg(all(feature = "etcd", not(feature = "simulate")))]
 pub mod etcd;
 mod in_sync_set;
 pub mod memory;
 mod observation;
 
-#[cfg(feature = "etcd")]
+#[cfg(all(feature = "etcd", not(feature = "simulate")))]
 pub use self::etcd::{EtcdConfig, EtcdCoordinator, EtcdEndpoint, EtcdUser};
 pub use self::in_sync_set::{IN_SYNC_IDS_MAX, InSyncSet};
 pub use self::memory::MemoryCoordinator;
-pub use self::observation::Observation;
+pub use self::observation::{Latest, Observation};
 pub use crate::stop::Stop;
 
 /// What decides roles. Handles of one cluster, in one process or many, see the same.
@@ -148,6 +148,12 @@ pub struct LeaderInfo {
 }
 
 impl LeaderInfo {
+    /// For who implements a [`Coordinator`].
+    #[must_use]
+    pub fn new(uri: impl Into<String>, id: Option<NodeId>, term: u64) -> Self {
+        Self { uri: uri.into(), id, term }
+    }
+
     /// `HOST:PORT` of its URI; 5679 if the URI names no port.
     pub fn address(&self) -> Result<String, InvalidValue> {
         let invalid = || InvalidValue::new("leader URI", shorten(&self.uri), "it is tcp://HOST:PORT");

@@ -18,11 +18,13 @@ pub struct Observation<T> {
 }
 
 impl<T: Send + 'static> Observation<T> {
-    /// Starts a thread that runs `watch` with where to put states, and with what tells it to stop.
-    pub(crate) fn start(
-        name: &str,
-        watch: impl FnOnce(Latest<T>, Stop) + Send + 'static,
-    ) -> Result<Self, CoordinatorError> {
+    /// Starts a thread that runs `watch` with where to put states, and with what tells it to stop; for who implements a
+    /// [`Coordinator`](super::Coordinator). Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`CoordinatorError::Thread`].
+    pub fn start(name: &str, watch: impl FnOnce(Latest<T>, Stop) + Send + 'static) -> Result<Self, CoordinatorError> {
         let (sender, states) = bounded(1);
         let latest = Latest { sender, states: states.clone() };
         let observation = Self { states, stop: Stop::new(), threads: Group::default() };
@@ -57,14 +59,14 @@ impl<T> std::fmt::Debug for Observation<T> {
 }
 
 /// Where the thread puts states: the next takes the place of one that was not received.
-pub(crate) struct Latest<T> {
+pub struct Latest<T> {
     sender: Sender<T>,
     states: Receiver<T>,
 }
 
 impl<T> Latest<T> {
     /// Never blocks.
-    pub(crate) fn put(&self, mut state: T) {
+    pub fn put(&self, mut state: T) {
         // Nobody else sends, so making room once is enough; whoever received meanwhile made it too.
         while let Err(TrySendError::Full(back)) = self.sender.try_send(state) {
             let _ = self.states.try_recv();

@@ -14,6 +14,7 @@ use super::Core;
 use super::connection::serve;
 use crate::descriptors::{For, is_kept_for_others};
 use crate::seldom::Seldom;
+use crate::sys::fd::AsRawFd;
 use crate::sys::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use crate::sys::socket2::SockRef;
 use crate::sys::sync::Mutex;
@@ -97,7 +98,7 @@ pub(super) fn run(core: &Arc<Core>, listener: &TcpListener) {
 /// An error closes the connection.
 fn admit(core: &Arc<Core>, socket: TcpStream, address: SocketAddr) -> io::Result<()> {
     let again = socket.try_clone()?;
-    if is_kept_for_others(&again, For::Stranger) {
+    if is_kept_for_others(again.as_raw_fd(), For::Stranger) {
         let remedy = "raise the limit of open files (ulimit -n, LimitNOFILE=)";
         return Err(io::Error::other(format!("the other file descriptors are kept for replication; {remedy}")));
     }

@@ -1,14 +1,13 @@
 //! A sealed part of the stream, shared by the queues of all followers and compressed once.
 
 use std::io::Read;
-use std::sync::OnceLock;
 
 use crate::protocol::extension::Control;
 use crate::protocol::{
     APPEND_BYTES_MAX, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, encode_action_header, frame_reader,
     framing_bytes,
 };
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Mutex, OnceLock};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 

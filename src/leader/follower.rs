@@ -6,8 +6,8 @@
 //! What is on its way to it, and what it has, is in `in_flight.rs`. Its lock is a leaf: nothing is locked or awaited while it is
 //! held, except the condition that somebody acknowledged.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::batch::Batch;
@@ -23,7 +23,7 @@ use crate::protocol::extension::Marks;
 use crate::sys::channel::{Receiver, TryRecvError};
 use crate::sys::hash::HashSet;
 use crate::sys::net::{Shutdown, SocketAddr, TcpStream};
-use crate::sys::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use crate::sys::time::{Instant, SystemTime};
 use crate::types::{NodeId, RelPath, StreamPosition};
 

@@ -62,8 +62,8 @@ mod view;
 
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use self::accept::Unauthenticated;
@@ -93,7 +93,7 @@ use crate::sys::fs::MetadataExt;
 use crate::sys::fs::{File, Metadata};
 use crate::sys::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use crate::sys::random;
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Mutex, OnceLock};
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group, deadline};
 use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};

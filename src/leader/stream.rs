@@ -35,8 +35,8 @@ mod announce;
 mod cuts;
 mod pressure;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use self::announce::SEALED_BYTES_MAX;
@@ -51,7 +51,7 @@ use super::status::{EvictionReason, FollowerStatus};
 use crate::config::{BackPressure, LeaderConfig, OnFull};
 use crate::index::Index;
 use crate::sys::channel::{Receiver, Sender, TrySendError};
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Mutex, OnceLock};
 use crate::sys::thread;
 use crate::sys::thread::Thread;
 use crate::sys::time::Instant;

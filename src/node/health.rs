@@ -8,13 +8,14 @@
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::coordinator::Stop;
 use crate::error::Error;
 use crate::leader::Leader;
 use crate::own_time::OwnTime;
+use crate::sys::sync::OnceLock;
 use crate::thread::Group;
 
 /// Between two looks, if nothing hangs; shorter where the timeout is.

@@ -5,10 +5,12 @@
 use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::thread::deadline;
 
 /// How often a running hook is looked at.
@@ -66,7 +68,7 @@ impl Hook {
                 kill(&mut child);
                 return Err(HookFailure::Late(self.timeout));
             }
-            std::thread::park_timeout(LOOK_EVERY);
+            thread::park_timeout(LOOK_EVERY);
         }
     }
 }

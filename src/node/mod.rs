@@ -55,6 +55,7 @@ mod hook;
 mod host;
 mod leaderless;
 mod port;
+#[cfg_attr(feature = "simulate", allow(unused_imports))]
 mod program;
 mod proxy;
 mod run;

@@ -122,6 +122,7 @@ impl Runner {
             select.recv(candidacy.outcome());
             select.recv(&self.stopped);
             let _ = select.ready_timeout(TICK);
+            drop(select);
             if let Some(leader) = observed(&leaders)? {
                 self.leader = leader;
                 self.close_proxies();

@@ -6,32 +6,48 @@
 //! Not behind it, and so out of the simulation's reach: atomics (weak memory ordering), inotify and what it is polled with, signals,
 //! child processes and hooks, the client proxies, and etcd.
 
-pub(crate) use ::{crossbeam_channel as channel, fastrand as random, rustix, socket2};
-pub(crate) use std::{net, thread};
+#[cfg(feature = "simulate")]
+pub use self::simulated::*;
 
-pub(crate) mod fs {
-    pub(crate) use std::fs::*;
-    pub(crate) use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-}
+#[cfg(feature = "simulate")]
+pub mod simulated;
 
-pub(crate) mod fd {
-    pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-}
+#[cfg(not(feature = "simulate"))]
+pub(crate) use self::real::*;
 
-pub(crate) mod time {
-    pub(crate) use std::time::{Instant, SystemTime, UNIX_EPOCH};
-}
+#[cfg(not(feature = "simulate"))]
+mod real {
+    pub(crate) use ::{crossbeam_channel as channel, fastrand as random, rustix, socket2};
+    pub(crate) use std::{net, thread};
 
-pub(crate) mod sync {
-    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+    pub(crate) mod fs {
+        pub(crate) use std::fs::*;
+        pub(crate) use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+    }
+
+    pub(crate) mod fd {
+        pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+    }
+
+    pub(crate) mod time {
+        pub(crate) use std::time::{Instant, SystemTime, UNIX_EPOCH};
+    }
+
+    pub(crate) mod sync {
+        pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+        pub(crate) use std::sync::OnceLock;
+    }
 }
 
 /// Maps and sets whose order of iteration is not the same in each run (there are no promises about it in a simulation either).
 pub(crate) mod hash {
-    use foldhash::fast::RandomState;
+    #[cfg(feature = "simulate")]
+    use foldhash::fast::FixedState as State;
+    #[cfg(not(feature = "simulate"))]
+    use foldhash::fast::RandomState as State;
 
-    pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
-    pub(crate) type HashSet<T> = std::collections::HashSet<T, RandomState>;
+    pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, State>;
+    pub(crate) type HashSet<T> = std::collections::HashSet<T, State>;
 }
 
 #[cfg(test)]

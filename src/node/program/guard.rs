@@ -32,9 +32,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{
@@ -43,6 +42,9 @@ use rustix::process::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::sys::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::thread::deadline;
 
 /// How often what was killed is killed again, should it have started something meanwhile.
@@ -83,7 +85,7 @@ pub fn run(starter: &[&str], command: &str, grace: Duration) -> io::Result<()> {
     let (events, received) = unbounded();
     let orders = BufReader::new(node.try_clone()?);
     let of_thread = events.clone();
-    std::thread::Builder::new().name("orders".into()).spawn(move || read_orders(orders, &of_thread))?;
+    thread::Builder::new().name("orders".into()).spawn(move || read_orders(orders, &of_thread))?;
     let Ok(Event::Permit(permit)) = received.recv() else { return Ok(()) };
     let Some((program, arguments)) = starter.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };
     let mut start = Command::new(program);
@@ -91,7 +93,7 @@ pub fn run(starter: &[&str], command: &str, grace: Duration) -> io::Result<()> {
     let mut child = start.stdin(Stdio::null()).process_group(0).spawn()?;
     let group = Pid::from_child(&child);
     // From here on the reaper has all children: the standard library must wait for none.
-    if let Err(error) = std::thread::Builder::new().name("reaper".into()).spawn(move || reap(&events)) {
+    if let Err(error) = thread::Builder::new().name("reaper".into()).spawn(move || reap(&events)) {
         let _ = kill_process_group(group, Signal::KILL);
         child.wait()?;
         return Err(error);

@@ -11,15 +11,17 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 
 use crate::datadir::DirLock;
 use crate::error::Error;
+use crate::sys::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::thread::{Group, deadline};
 
 /// Permits that end within so little of each other are one.
@@ -140,7 +142,7 @@ impl Program {
                 Err(RecvTimeoutError::Timeout) => return false,
                 // Its thread panicked, which is a defect: take nothing for granted.
                 Err(RecvTimeoutError::Disconnected) => {
-                    std::thread::park_timeout(timeout);
+                    thread::park_timeout(timeout);
                     return false;
                 }
             }
@@ -180,6 +182,13 @@ fn without_secrets(command: &mut Command) {
     }
 }
 
+/// No program runs in a simulated world.
+#[cfg(feature = "simulate")]
+fn send_lock(_: &UnixStream, _: &DirLock) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(feature = "simulate"))]
 fn send_lock(control: &UnixStream, lock: &DirLock) -> io::Result<()> {
     let descriptors = [lock.as_fd()];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -223,6 +232,6 @@ fn kill_group(group: Pid) {
     while kill_process_group(group, Signal::KILL) != Err(Errno::SRCH) {
         // Where this process is the first of a container, its orphans are ours, and stay until they are reaped.
         let _ = waitpgid(group, WaitOptions::NOHANG);
-        std::thread::park_timeout(LOOK_EVERY);
+        thread::park_timeout(LOOK_EVERY);
     }
 }

@@ -5,13 +5,16 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::mover::Joining;
 use super::{Shared, show_target};
 use crate::descriptors::{For, is_kept_for_others};
+use crate::sys::thread;
+use crate::sys::time::Instant;
 
 /// Accepting fails for want of file descriptors, mostly: they come back when something is closed.
 const RETRY: Duration = Duration::from_millis(100);
@@ -32,7 +35,7 @@ pub(super) fn run(shared: &Shared, listener: &TcpListener, host: Arc<str>, opene
                 if let Some(unsaid) = shared.log.not_accepted.is_due() {
                     log::warn!("proxy at {}: cannot accept a client: {error}; trying again{unsaid}", shared.address);
                 }
-                std::thread::park_timeout(RETRY);
+                thread::park_timeout(RETRY);
             }
         }
     }
@@ -62,7 +65,7 @@ fn refusal(shared: &Shared, client: &TcpStream) -> Option<String> {
     if connections >= shared.config.connections_max {
         return Some(format!("there are {connections} connections already"));
     }
-    is_kept_for_others(client, For::Client).then(|| {
+    is_kept_for_others(client.as_raw_fd(), For::Client).then(|| {
         format!(
             "there are {connections} connections, and the other file descriptors are kept for replication; raise the limit of \
              open files (ulimit -n, LimitNOFILE=)"

@@ -6,9 +6,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use super::Shared;
 use super::mover::{CONNECT_TIMEOUT, Joining};
 use crate::descriptors::{For, is_kept_for_others};
+use crate::sys::time::Instant;
 
 /// Read from one side before it is written to the other.
 pub(super) const BUFFER_BYTES: usize = 16 << 10;
@@ -302,7 +303,7 @@ fn is_no_news(error: &io::Error) -> bool {
 
 fn begin(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    if is_kept_for_others(&socket, For::Client) {
+    if is_kept_for_others(socket.as_raw_fd(), For::Client) {
         return Err(io::Error::other("the other file descriptors are kept for replication"));
     }
     match socket.connect(&SockAddr::from(address)) {

@@ -22,21 +22,22 @@ mod accept;
 mod connection;
 mod mover;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
-use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use self::mover::{Inbox, Mover};
 use crate::error::Error;
 use crate::seldom::Seldom;
+use crate::sys::hash::HashMap;
+use crate::sys::sync::{Mutex, OnceLock};
+use crate::sys::thread;
+use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 
 const BACKLOG: i32 = 1024;
@@ -170,9 +171,9 @@ impl Proxy {
         let resolved = config.listen.to_socket_addrs().map_err(failed)?.next();
         let address = resolved.ok_or_else(|| failed(io::Error::other("the name has no address")))?;
         let (socket, address) = bind(address).map_err(failed)?;
-        let movers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOVERS_MAX));
+        let movers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MOVERS_MAX));
         let inboxes = (0..movers).map(|_| Inbox::new()).collect::<io::Result<_>>().map_err(failed)?;
-        let state = State { listener: None, host: None, opened: 0, connections: HashMap::new(), last_key: 0 };
+        let state = State { listener: None, host: None, opened: 0, connections: HashMap::default(), last_key: 0 };
         let shared = Arc::new(Shared {
             config: config.clone(),
             address,

@@ -3,19 +3,22 @@
 //! Its connections are its own, without a lock; new ones come through its [`Inbox`]. It stops when the proxy says so, and drops
 //! connections of an earlier opening whenever it is woken.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
+
+use crate::sys::hash::HashMap;
+use crate::sys::sync::Mutex;
+use crate::sys::time::Instant;
 
 use super::connection::{BUFFER_BYTES, Connection, Outcome, Which};
 use super::{Shared, show_target};
@@ -109,7 +112,7 @@ impl Mover {
             shared: shared.clone(),
             which,
             epoll,
-            connections: HashMap::new(),
+            connections: HashMap::default(),
             deadlines: VecDeque::new(),
             buffer: vec![0; BUFFER_BYTES].into_boxed_slice(),
         })

@@ -1,0 +1,233 @@
+//! The host: threads that write to the leader's directory, announce it, and commit, with the pauses users make.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use paceline::config::Durability;
+use paceline::leader::{CommitLevel, Quorum};
+use paceline::sys::fs::{self, FileExt};
+use paceline::sys::thread;
+use paceline::sys::time::Instant;
+use paceline::sys::world::{self, What};
+use paceline::{AppendError, Leader, RelPath, StreamPosition};
+
+use crate::machine::tree_of;
+use crate::model::{self, Confirmed, Model};
+
+/// What the host's threads share with the driver; outlives the process.
+pub(crate) struct Host {
+    pub(crate) model: Model,
+    pub(crate) pause: Duration,
+    /// Set by the driver: the threads end.
+    pub(crate) stop: AtomicBool,
+    /// Of each writer: the next record and state, across processes.
+    pub(crate) writers: Vec<Writer>,
+    /// The longest commit that was confirmed, in ns, since this was last taken.
+    pub(crate) longest_commit: AtomicU64,
+}
+
+#[derive(Default)]
+pub(crate) struct Writer {
+    records: AtomicU64,
+    states: AtomicU64,
+    rotations: AtomicU64,
+}
+
+/// What a writer has done since its last confirmed commit.
+#[derive(Default)]
+struct Pending {
+    position: StreamPosition,
+    what: Vec<Confirmed>,
+}
+
+impl Host {
+    /// Starts the threads, in the process that leads; they end when `stop` is set, or the leader is closed.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        leader: &Arc<Leader>,
+        dir: &Path,
+        stop: &Arc<AtomicBool>,
+    ) -> Vec<thread::JoinHandle<()>> {
+        let term = self.model.begin(&tree_of(dir));
+        let threads = (0..self.writers.len()).map(|number| {
+            let writing =
+                Writing { host: self.clone(), leader: leader.clone(), dir: dir.to_owned(), stop: stop.clone(), term };
+            let body = move || {
+                while let Err(error) = writing.write(number) {
+                    world::current().trace(|| format!("writer {number}: {error}"));
+                    if matches!(error, AppendError::ShuttingDown) {
+                        break;
+                    }
+                    thread::sleep(Duration::from_millis(20));
+                }
+            };
+            thread::Builder::new().name(format!("writer-{number}")).spawn(body)
+        });
+        threads.filter_map(Result::ok).collect()
+    }
+}
+
+/// The host while one leader is open.
+struct Writing {
+    host: Arc<Host>,
+    leader: Arc<Leader>,
+    dir: PathBuf,
+    stop: Arc<AtomicBool>,
+    term: model::Term,
+}
+
+impl Writing {
+    fn write(&self, number: usize) -> Result<(), AppendError> {
+        let Self { host, leader, .. } = self;
+        let files = &host.model;
+        let world = world::current();
+        let writer = &host.writers[number];
+        let folder = format!("w{number}");
+        let log = path(&format!("{folder}/log"));
+        let mut pending = Pending::default();
+        while !self.stop.load(Ordering::Relaxed) && !host.stop.load(Ordering::Relaxed) {
+            let (choice, size, kind) = world.chance_of_process(|rng| (rng.u8(..100), rng.u32(..), rng.u8(..100)));
+            match choice {
+                0..45 => {
+                    let tag = model::tag(number, writer.records.fetch_add(1, Ordering::Relaxed));
+                    let record = model::record(&tag, length(size, kind));
+                    let mut file = leader.file(&log)?;
+                    // It may be there in part, should this fail.
+                    files.appended(self.term, log.as_str(), &record);
+                    pending.position = file.append(&record)?;
+                    pending.what.push(Confirmed::Record(tag));
+                }
+                45..55 => {
+                    let state = writer.states.fetch_add(1, Ordering::Relaxed) + 1;
+                    let name = path(&format!("{folder}/state"));
+                    let bytes = model::state(state, length(size, kind));
+                    let temporary = self.dir.join(format!("{folder}/state.new"));
+                    self.folder(&folder)?;
+                    write_new(&temporary, &bytes).map_err(|source| failed("write", &name, source))?;
+                    files.replaced(self.term, name.as_str(), bytes);
+                    fs::rename(&temporary, self.dir.join(name.as_str()))
+                        .map_err(|source| failed("rename", &name, source))?;
+                    pending.position = leader.replace(&name)?;
+                    pending.what.push(Confirmed::State { name: name.as_str().to_owned(), number: state });
+                }
+                55..62 => {
+                    let rotation = writer.rotations.fetch_add(1, Ordering::Relaxed);
+                    let to = path(&format!("{folder}/log.{rotation}"));
+                    if leader.file_len(&log).is_none_or(|len| len == 0) {
+                        continue;
+                    }
+                    files.renamed(self.term, log.as_str(), to.as_str());
+                    fs::rename(self.dir.join(log.as_str()), self.dir.join(to.as_str()))
+                        .map_err(|source| failed("rename", &log, source))?;
+                    pending.position = leader.rename(&log, &to)?;
+                }
+                62..78 => self.scratch(&folder, size, kind)?,
+                _ => self.commit(&mut pending, kind),
+            }
+            if !host.pause.is_zero() {
+                thread::sleep(host.pause);
+            }
+        }
+        Ok(())
+    }
+
+    /// A file that grows by announcements of what was written, shrinks, and goes.
+    fn scratch(&self, folder: &str, size: u32, kind: u8) -> Result<(), AppendError> {
+        let Self { leader, .. } = self;
+        let files = &self.host.model;
+        let name = path(&format!("{folder}/scratch"));
+        let local = self.dir.join(name.as_str());
+        let len = leader.file_len(&name);
+        match (kind % 10, len) {
+            (0, Some(_)) => {
+                files.deleted(self.term, name.as_str());
+                fs::remove_file(&local).map_err(|source| failed("delete", &name, source))?;
+                leader.delete(&name)?;
+            }
+            (1, Some(len)) if len > 0 => {
+                let to = u64::from(size) % len;
+                let file = fs::File::options().write(true).open(&local);
+                let file = file.map_err(|source| failed("open", &name, source))?;
+                let kept = fs::read(&local).map_err(|source| failed("read", &name, source))?;
+                let to_index = usize::try_from(to).expect("small");
+                files.replaced(self.term, name.as_str(), kept[..to_index].to_vec());
+                file.set_len(to).map_err(|source| failed("truncate", &name, source))?;
+                leader.truncate(&name, to)?;
+            }
+            (_, len) => {
+                let at = len.unwrap_or_default();
+                self.folder(folder)?;
+                let bytes = vec![size.to_le_bytes()[0]; length(size, kind)];
+                let file = fs::File::options().write(true).create(true).truncate(false).open(&local);
+                let file = file.map_err(|source| failed("open", &name, source))?;
+                files.appended(self.term, name.as_str(), &bytes);
+                if let Err(source) = file.write_all_at(&bytes, at) {
+                    if len.is_none() {
+                        // Else it would be there, and announced by nobody.
+                        let _ = fs::remove_file(&local);
+                    }
+                    return Err(failed("write", &name, source));
+                }
+                world::watch_waits();
+                let appended = leader.append(&name, at, &bytes);
+                let waits = world::watched_waits();
+                if let Some(wait) = waits.iter().find(|wait| wait.what != What::Lock) {
+                    world::current().fail(format!("P1: an append waited for {:?} at {}", wait.what, wait.at));
+                }
+                appended?;
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&self, pending: &mut Pending, kind: u8) {
+        if pending.what.is_empty() {
+            return;
+        }
+        let durable = kind < 85;
+        let durability = if durable { Durability::Durable } else { Durability::Written };
+        let level = CommitLevel { durability, quorum: Quorum::All };
+        let began = Instant::now();
+        let outcome = self.leader.commit_at(pending.position, level, Duration::from_secs(5));
+        if !outcome.is_committed() {
+            world::current().trace(|| format!("commit of {}: {outcome}", pending.position));
+            return;
+        }
+        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.host.longest_commit.fetch_max(took, Ordering::Relaxed);
+        world::current().trace(|| format!("confirmed up to {}, {durability}: {:?}", pending.position, pending.what));
+        if durable {
+            self.host.model.confirmed(std::mem::take(&mut pending.what));
+        }
+    }
+
+    fn folder(&self, folder: &str) -> Result<(), AppendError> {
+        fs::create_dir_all(self.dir.join(folder)).map_err(|source| failed("make", &path(folder), source))
+    }
+}
+
+fn write_new(to: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let file = fs::File::options().write(true).create(true).truncate(true).open(to)?;
+    file.write_all_at(bytes, 0)?;
+    // Else a power cut might leave the new name without the new content, and nothing of the old.
+    file.sync_data()
+}
+
+fn length(size: u32, kind: u8) -> usize {
+    let most = match kind {
+        0..70 => 200,
+        70..95 => 8 << 10,
+        _ => 300 << 10,
+    };
+    1 + size as usize % most
+}
+
+fn path(name: &str) -> RelPath {
+    RelPath::new(name).expect("a good name")
+}
+
+fn failed(doing: &'static str, path: &RelPath, source: std::io::Error) -> AppendError {
+    AppendError::Io { doing, path: path.clone(), source }
+}

@@ -1,0 +1,243 @@
+//! What the host did to its files, and what was confirmed: outside of all processes, so that it outlives them.
+//!
+//! Its locks are taken between two scheduling points only, so none of its users is ever killed with one held.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Contents by name.
+pub(crate) type Tree = BTreeMap<String, Vec<u8>>;
+
+#[derive(Default)]
+pub(crate) struct Model(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<String, File>,
+    terms: usize,
+    confirmed: Vec<Confirmed>,
+    appends: u64,
+    commits: u64,
+}
+
+/// The time in which one leader was open. Two may overlap: the one of before does not know yet.
+pub(crate) type Term = usize;
+
+/// All that a name stood for, at any leader.
+#[derive(Default)]
+struct File {
+    versions: Vec<Version>,
+    /// What it stands for in each term: an index of `versions`.
+    now: BTreeMap<Term, usize>,
+    /// Rises each time the name ceases to exist, or another term begins.
+    incarnation: u64,
+}
+
+/// A content that grew: each prefix of it that is at least as long as when it began was a state of the file.
+struct Version {
+    bytes: Vec<u8>,
+    began: usize,
+    incarnation: u64,
+}
+
+impl File {
+    fn is_now(&mut self, term: Term, bytes: Vec<u8>, began: usize) {
+        self.versions.push(Version { bytes, began, incarnation: self.incarnation });
+        self.now.insert(term, self.versions.len() - 1);
+    }
+
+    fn is_gone(&mut self, term: Term) -> Option<&Version> {
+        self.incarnation += 1;
+        self.now.remove(&term).map(|at| &self.versions[at])
+    }
+}
+
+/// Something that was confirmed as committed on all, durable.
+#[derive(Clone)]
+pub(crate) enum Confirmed {
+    /// A record that is appended once and never taken away, only renamed with its file.
+    Record(Vec<u8>),
+    /// At least this state of a file that is only ever replaced by a later one.
+    State { name: String, number: u64 },
+}
+
+impl std::fmt::Debug for Confirmed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Record(tag) => f.write_str(&String::from_utf8_lossy(tag)),
+            Self::State { name, number } => write!(f, "{name}={number}"),
+        }
+    }
+}
+
+impl Model {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A leader is open, and this is what its host finds.
+    pub(crate) fn begin(&self, tree: &Tree) -> Term {
+        let mut state = self.lock();
+        state.terms += 1;
+        let term = state.terms;
+        for file in state.files.values_mut() {
+            file.incarnation += 1;
+        }
+        for (name, bytes) in tree {
+            state.files.entry(name.clone()).or_default().is_now(term, bytes.clone(), bytes.len());
+        }
+        term
+    }
+
+    /// The file grew, or came to be.
+    pub(crate) fn appended(&self, term: Term, name: &str, bytes: &[u8]) {
+        let mut state = self.lock();
+        state.appends += 1;
+        let file = state.files.entry(name.to_owned()).or_default();
+        if !file.now.contains_key(&term) {
+            file.is_now(term, Vec::new(), 0);
+        }
+        file.versions[file.now[&term]].bytes.extend_from_slice(bytes);
+    }
+
+    /// The name stands for another content.
+    pub(crate) fn replaced(&self, term: Term, name: &str, bytes: Vec<u8>) {
+        let began = bytes.len();
+        self.lock().files.entry(name.to_owned()).or_default().is_now(term, bytes, began);
+    }
+
+    pub(crate) fn deleted(&self, term: Term, name: &str) {
+        if let Some(file) = self.lock().files.get_mut(name) {
+            file.is_gone(term);
+        }
+    }
+
+    pub(crate) fn renamed(&self, term: Term, from: &str, to: &str) {
+        let mut state = self.lock();
+        let Some(old) = state.files.get_mut(from).and_then(|file| file.is_gone(term)) else { return };
+        // What is still on the way at a copy may arrive under the new name, grown or not.
+        let bytes = old.bytes.clone();
+        state.files.entry(to.to_owned()).or_default().is_now(term, bytes, 0);
+    }
+
+    pub(crate) fn confirmed(&self, what: Vec<Confirmed>) {
+        let mut state = self.lock();
+        state.commits += 1;
+        state.confirmed.extend(what);
+    }
+
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.appends, state.commits)
+    }
+
+    /// What is wrong with a copy that may be behind, but never holds what never was.
+    ///
+    /// `seen` are the names that the copy had when it was last looked at, in the incarnation that it was for certain.
+    pub(crate) fn check_states(&self, copy: &Tree, seen: &mut BTreeMap<String, u64>) -> Option<String> {
+        let state = self.lock();
+        let mut now = BTreeMap::new();
+        for (name, content) in copy {
+            let Some(file) = state.files.get(name) else { return Some(format!("{name} never was at the leader")) };
+            let mut was =
+                file.versions.iter().filter(|version| version.was(content)).map(|version| version.incarnation);
+            let Some(first) = was.next() else {
+                let len = content.len();
+                let near: Vec<_> =
+                    file.versions.iter().rev().take(3).map(|near| differs(&near.bytes, content)).collect();
+                return Some(format!("{name} has {len} bytes that it never had at the leader ({})", near.join("; ")));
+            };
+            now.insert(name.clone(), first);
+        }
+        let lost = seen
+            .iter()
+            .find(|(name, incarnation)| !copy.contains_key(*name) && state.files[*name].incarnation == **incarnation);
+        if let Some((name, _)) = lost {
+            return Some(format!("{name} was in the copy, and exists at the leader, and is missing"));
+        }
+        *seen = now;
+        None
+    }
+
+    /// What was confirmed and is not here.
+    pub(crate) fn check_confirmed(&self, copy: &Tree) -> Option<String> {
+        let state = self.lock();
+        let mut there: BTreeSet<&[u8]> = BTreeSet::new();
+        for (name, content) in copy {
+            if name.contains("/log") {
+                there.extend(records(content));
+            }
+        }
+        state.confirmed.iter().find_map(|confirmed| match confirmed {
+            Confirmed::Record(tag) if there.contains(tag.as_slice()) => None,
+            Confirmed::State { name, number } if copy.get(name).is_some_and(|is| state_number(is) >= *number) => None,
+            Confirmed::Record(tag) => Some(format!("record {} is missing", String::from_utf8_lossy(tag))),
+            Confirmed::State { name, number } => {
+                let is = copy.get(name).map(|is| state_number(is));
+                Some(format!("{name} is at {is:?}, and {number} was confirmed"))
+            }
+        })
+    }
+}
+
+impl Version {
+    fn was(&self, content: &[u8]) -> bool {
+        content.len() >= self.began && self.bytes.starts_with(content)
+    }
+}
+
+/// How two contents differ, in a few words.
+pub(crate) fn differs(expected: &[u8], found: &[u8]) -> String {
+    let at = expected.iter().zip(found).position(|(a, b)| a != b);
+    match at {
+        Some(at) => format!("differs from {} bytes at {at}", expected.len()),
+        None => format!("{} of {} bytes", found.len(), expected.len()),
+    }
+}
+
+/// The bytes of a record before its payload: `[tag]`, of a fixed length.
+pub(crate) const TAG_BYTES: usize = 18;
+
+/// A record: its tag, the length of its payload, the payload.
+pub(crate) fn record(tag: &[u8], payload: usize) -> Vec<u8> {
+    assert_eq!(tag.len(), TAG_BYTES);
+    let mut record = tag.to_vec();
+    record.extend_from_slice(&u32::try_from(payload).expect("small").to_le_bytes());
+    let fill = tag[TAG_BYTES - 2];
+    record.resize(record.len() + payload, fill);
+    record
+}
+
+pub(crate) fn tag(writer: usize, number: u64) -> Vec<u8> {
+    format!("[w{writer:02}-{number:012}]").into_bytes()
+}
+
+/// The tags of the whole records in a log. Between them may be what a power cut left of others.
+fn records(log: &[u8]) -> Vec<&[u8]> {
+    let mut tags = Vec::new();
+    let mut at = 0;
+    while let Some(found) = log[at..].iter().position(|byte| *byte == b'[') {
+        at += found;
+        let is_whole = log[at..].split_at_checked(TAG_BYTES + 4).is_some_and(|(head, rest)| {
+            let payload = u32::from_le_bytes(head[TAG_BYTES..].try_into().expect("four bytes")) as usize;
+            let fill = head[TAG_BYTES - 2];
+            head[TAG_BYTES - 1] == b']' && rest.get(..payload).is_some_and(|rest| rest.iter().all(|byte| *byte == fill))
+        });
+        if is_whole {
+            tags.push(&log[at..at + TAG_BYTES]);
+        }
+        at += 1;
+    }
+    tags
+}
+
+/// A content of a file that is replaced: its number, and as many bytes as follow from that.
+pub(crate) fn state(number: u64, len: usize) -> Vec<u8> {
+    let mut bytes = number.to_le_bytes().to_vec();
+    bytes.resize(8 + len, number.to_le_bytes()[0]);
+    bytes
+}
+
+fn state_number(content: &[u8]) -> u64 {
+    content.first_chunk().map_or(0, |number| u64::from_le_bytes(*number))
+}
