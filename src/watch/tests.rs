@@ -1,6 +1,7 @@
 //! The watcher against a model of a follower: what is announced is applied to it, and it must come to equal the directory.
 
 mod away;
+mod in_place;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -298,48 +299,6 @@ fn every_other_change_is_announced_as_a_replace() {
     fs::remove_file(&file).unwrap();
     assert_eq!(watch.step(), ["delete a"]);
     assert_eq!(contents(watch.root()), watch.fake.state.lock().files);
-}
-
-fn change_in_place(path: &Path, at: u64) {
-    OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"!", at).unwrap();
-}
-
-#[test]
-fn a_change_in_place_that_was_seen_is_not_forgotten_when_the_file_grows() {
-    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 20_000_000]).unwrap());
-    let file = watch.root().join("a");
-    pass_tick();
-    let look = |watch: &mut Stepped| {
-        watch.tree.collect().unwrap();
-        assert!(watch.tree.announce_dirty(false, &|| true).is_ok());
-    };
-    // Seen, but not believed yet.
-    change_in_place(&file, 5);
-    look(&mut watch);
-    append(file.clone(), b"+");
-    watch.assert_announced(&["replace a 20000001"]);
-    // Believed, but in the pause before the next replacement.
-    change_in_place(&file, 6);
-    look(&mut watch);
-    std::thread::sleep(Duration::from_millis(10));
-    look(&mut watch);
-    append(file, b"+");
-    watch.assert_announced(&["replace a 20000002"]);
-}
-
-#[test]
-fn what_is_inserted_into_a_file_that_ends_in_zeros_is_no_append() {
-    let mut content = vec![7; 100_000];
-    content.resize(168_000, 0);
-    let mut watch = Stepped::new(|root| fs::write(root.join("a"), &content).unwrap());
-    pass_tick();
-    // As `fallocate --insert-range` leaves it, which not all file systems can.
-    content.splice(4096..4096, [0; 4096]);
-    let file = OpenOptions::new().write(true).open(watch.root().join("a")).unwrap();
-    file.write_all_at(&content, 0).unwrap();
-    watch.assert_announced(&["replace a 172096"]);
-    append(watch.root().join("a"), &[0; 5000]);
-    watch.assert_announced(&["append a 172096+5000"]);
 }
 
 #[test]

@@ -255,6 +255,8 @@ impl<A: Announce> Tree<A> {
                 let looked = self.look_at(&path, survey, at_once);
                 if self.settle(&path, looked)?.is_some() {
                     self.readable(&path);
+                    // It is known what the file is: another look for what was suspected before would replace it once more.
+                    self.later.remove(&path);
                 }
             }
             self.dirty.extend(surveyed.into_keys());
