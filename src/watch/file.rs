@@ -184,9 +184,9 @@ impl Known {
         self.seen.id == seen.id && (self.seen.unique || self.announced <= TAIL_BYTES_MAX)
     }
 
-    /// Whether `seen` shows for sure that nothing happened.
+    /// Whether `seen` shows for sure that nothing happened. Not once a change was seen: a time can be set back.
     pub(super) fn is_unchanged(&self, seen: &Seen) -> bool {
-        self.seen.settled && self.looks_unchanged(seen)
+        !self.must_replace && self.suspected.is_none() && self.seen.settled && self.looks_unchanged(seen)
     }
 
     fn looks_unchanged(&self, seen: &Seen) -> bool {
@@ -221,7 +221,7 @@ impl Known {
     }
 
     fn judge_same_length(&mut self, seen: &Seen, file: &File, now: Instant, at_once: bool) -> io::Result<Verdict> {
-        let same_time = self.seen.modified == seen.modified;
+        let same_time = self.suspected.is_none() && self.seen.modified == seen.modified;
         if same_time && self.seen.settled {
             return Ok(Verdict::Unchanged);
         }

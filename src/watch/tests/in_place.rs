@@ -47,6 +47,27 @@ fn a_change_in_place_that_was_seen_is_not_forgotten_when_the_file_grows() {
 }
 
 #[test]
+fn a_change_in_place_that_was_seen_is_not_forgotten_when_the_time_is_set_back() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 20_000_000]).unwrap());
+    let file = watch.root().join("a");
+    pass_tick();
+    append(file.clone(), b"+");
+    pass_tick();
+    watch.step();
+    let set_back = |to| File::open(&file).unwrap().set_modified(to).unwrap();
+    let before = fs::metadata(&file).unwrap().modified().unwrap();
+    change_in_place(&file, 5);
+    assert_eq!(watch.look(), [""; 0]);
+    set_back(before);
+    watch.assert_announced(&["replace a 20000001"]);
+    pass_tick();
+    let before = fs::metadata(&file).unwrap().modified().unwrap();
+    watch.changed_in_the_pause(|attempt| change_in_place(&file, 6 + attempt));
+    set_back(before);
+    watch.assert_announced(&["replace a 20000001"]);
+}
+
+#[test]
 fn what_is_inserted_into_a_file_that_ends_in_zeros_is_no_append() {
     let mut content = vec![7; 100_000];
     content.resize(168_000, 0);
