@@ -1,6 +1,9 @@
 //! Files that are changed in place, and grow: growth is an append only if nothing else happened to them.
 
+use std::process::Command;
+
 use super::*;
+use crate::watch::file::Seen;
 
 fn change_in_place(path: &Path, at: u64) {
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"!", at).unwrap();
@@ -47,6 +50,21 @@ fn a_change_in_place_that_was_seen_is_not_forgotten_when_the_file_grows() {
 }
 
 #[test]
+fn a_change_near_the_end_that_was_seen_is_not_forgotten_when_the_end_is_as_it_was_again() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 20_000_000]).unwrap());
+    let file = watch.root().join("a");
+    change_in_place(&file, 5);
+    watch.step();
+    watch.changed_in_the_pause(|attempt| {
+        change_in_place(&file, 6 + attempt);
+        change_in_place(&file, 19_999_990);
+    });
+    OpenOptions::new().write(true).open(&file).unwrap().write_all_at(&[1], 19_999_990).unwrap();
+    append(file, b"+");
+    watch.assert_announced(&["replace a 20000001"]);
+}
+
+#[test]
 fn a_change_in_place_that_was_seen_is_not_forgotten_when_the_time_is_set_back() {
     let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 20_000_000]).unwrap());
     let file = watch.root().join("a");
@@ -80,4 +98,77 @@ fn what_is_inserted_into_a_file_that_ends_in_zeros_is_no_append() {
     watch.assert_announced(&["replace a 172096"]);
     append(watch.root().join("a"), &[0; 5000]);
     watch.assert_announced(&["append a 172096+5000"]);
+}
+
+#[test]
+fn a_large_file_that_was_changed_in_place_and_grew_soon_after_is_announced_as_it_is() {
+    const LEN: usize = 200_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a");
+    // All zeros, and on no disk.
+    File::create(&file).unwrap().set_len(LEN as u64).unwrap();
+    append(file.clone(), &[1; 5_000]);
+    pass_tick();
+    let fake = Fake::new(dir.path());
+    let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+    change_in_place(&file, 5);
+    wait_until_equal(&fake, "after it was changed");
+    // The watcher sees this, and leaves a pause of two seconds before it replaces such a file once more.
+    change_in_place(&file, 6);
+    std::thread::sleep(Duration::from_millis(700));
+    append(file, b"+");
+    wait_until_equal(&fake, "after it grew");
+    watcher.stop();
+}
+
+#[test]
+fn what_was_there_is_looked_at_once_more_when_what_was_added_has_been_read() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 10_000]).unwrap());
+    let (path, full) = (RelPath::new("a").unwrap(), watch.root().join("a"));
+    append(full.clone(), b"+");
+    let file = File::open(&full).unwrap();
+    let seen = Seen::of(&file.metadata().unwrap());
+    // It was found to have grown, and this comes before what it grew by is read.
+    change_in_place(&full, 9_990);
+    assert!(watch.tree.append(&path, &file, seen, 10_000).is_ok());
+    assert_eq!(watch.fake.take_log(), ["replace a 10001"]);
+    assert!(contents(watch.root()) == watch.fake.state.lock().files, "the copy differs");
+}
+
+/// Runs SQLite's shell to its end.
+fn sqlite(database: &Path, statements: &str) -> String {
+    let shell = Command::new("sqlite3").arg(database).arg(statements).output();
+    let output = shell.expect("install Debian's package sqlite3");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_page_that_sqlite_changes_before_it_adds_one_is_not_forgotten() {
+    for journal in ["delete", "wal"] {
+        let mut watch = Stepped::new(|_| {});
+        let (database, copies) = (watch.root().join("data"), tempfile::tempdir().unwrap());
+        // A row takes most of a page, so that another one leaves the last page as it is.
+        sqlite(
+            &database,
+            &format!(
+                "PRAGMA journal_mode = {journal}; CREATE TABLE t (number, text);
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20)
+                 INSERT INTO t SELECT 0, hex(zeroblob(1500)) FROM n;"
+            ),
+        );
+        watch.step();
+        for transaction in 1..=5 {
+            pass_tick();
+            sqlite(&database, &format!("UPDATE t SET number = {transaction} WHERE rowid = 3;"));
+            watch.look();
+            sqlite(&database, "INSERT INTO t SELECT 0, hex(zeroblob(1500));");
+            watch.step();
+            let copy = copies.path().join(transaction.to_string());
+            fs::write(&copy, &watch.fake.state.lock().files["data"]).unwrap();
+            let shows = |database| sqlite(database, "SELECT count(*), sum(number) FROM t; PRAGMA integrity_check;");
+            assert_eq!(shows(&copy), format!("{}|{transaction}\nok\n", 20 + transaction), "{journal}");
+            assert!(contents(watch.root()) == watch.fake.state.lock().files, "{journal}: the copy differs");
+        }
+    }
 }

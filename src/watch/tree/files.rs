@@ -78,7 +78,13 @@ impl<A: Announce> Tree<A> {
     }
 
     /// Announces `from..seen.len`; nothing if that is empty (a file that the leader found by itself).
-    fn append(&mut self, path: &RelPath, file: &File, seen: Seen, from: u64) -> Result<(), Trouble> {
+    pub(in crate::watch) fn append(
+        &mut self,
+        path: &RelPath,
+        file: &File,
+        seen: Seen,
+        from: u64,
+    ) -> Result<(), Trouble> {
         let growth = seen.len - from;
         let tail_start = Tail::start(seen.len);
         let (tail, announced) = if growth < BY_REFERENCE_BYTES_MIN {
