@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use support::{TestFollower, TestLeader, path};
+use support::{TestFollower, TestLeader, noise, path, wait_until};
 
 #[test]
 fn what_is_there_and_what_is_done_later_arrives() {
@@ -68,7 +68,7 @@ fn joining_under_heavy_appends_gets_every_byte_once() {
         let mut followers: Vec<TestFollower> = Vec::new();
         for round in 0..12 {
             let follower = leader.follower();
-            support::wait_until("the joiner is in sync", || {
+            wait_until("the joiner is in sync", || {
                 leader.leader.followers().iter().any(|status| {
                     status.id == follower.follower.id() && status.state == paceline::leader::FollowerState::InSync
                 })
@@ -78,7 +78,7 @@ fn joining_under_heavy_appends_gets_every_byte_once() {
             }
         }
         stop.store(true, Ordering::Relaxed);
-        support::wait_until("those that left are gone", || leader.leader.followers().len() == followers.len());
+        wait_until("those that left are gone", || leader.leader.followers().len() == followers.len());
         leader.assert_copies(&followers.iter().collect::<Vec<_>>());
     });
     let evictions = leader.leader.evictions();
@@ -102,4 +102,29 @@ fn more_than_a_file_has_is_not_announced() {
     assert!(announce(600, 401).is_err());
     announce(600, 400).unwrap();
     leader.assert_copies(&[&follower]);
+}
+
+#[test]
+fn a_write_that_fails_takes_nothing_off_that_another_thread_announced_meanwhile() {
+    let leader = TestLeader::start();
+    let (name, full) = (path("log"), leader.dir.path().join("log"));
+    let bytes = noise(8 << 20);
+    let mut begin = 0;
+    wait_until("a part of what is being written is announced by somebody else", || {
+        let mut log = leader.leader.file(&name).unwrap();
+        begin = leader.leader.file_len(&name).unwrap();
+        std::thread::scope(|scope| {
+            let written = scope.spawn(|| log.append(&bytes).is_ok());
+            // What it finds it announces, as a watcher does.
+            while !written.is_finished() && fs::metadata(&full).unwrap().len() == begin {}
+            let announced = leader.leader.append(&name, begin, &bytes[..10]).is_ok();
+            assert_ne!(written.join().unwrap(), announced, "both announced the same");
+            announced
+        })
+    });
+    assert_eq!(leader.leader.file_len(&name), Some(begin + 10));
+    let on_disk = fs::read(&full).unwrap();
+    let begin = usize::try_from(begin).unwrap();
+    assert_eq!(on_disk.get(begin..begin + 10), Some(&bytes[..10]), "of {} bytes", on_disk.len());
+    leader.shut_down();
 }
