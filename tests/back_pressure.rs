@@ -102,19 +102,30 @@ fn an_append_waits_while_the_last_replica_that_is_needed_cannot_keep_up() {
     });
 }
 
-#[test]
-fn when_the_host_has_waited_long_enough_the_replica_is_evicted_after_all() {
+/// Appends such records, each of which may wait, until the stopped follower is evicted for that reason.
+fn evicted_after_all_for(reason: &EvictionReason, record: usize) {
     let leader = leader(BackPressure::Wait(Duration::from_millis(200)));
     let stopped = stopped(&leader);
-    let bytes = noise(50_000);
+    let bytes = noise(record);
     wait_until("it is evicted", || {
         leader.append("log", &bytes);
         leader.status(stopped.id()).is_none()
     });
-    leader.wait_evicted_for(stopped.id(), &EvictionReason::QueueFull);
+    leader.wait_evicted_for(stopped.id(), reason);
     // Nobody is needed who is not there.
     leader.append("log", b"more");
     leader.shut_down();
+}
+
+#[test]
+fn when_the_host_has_waited_long_enough_the_replica_is_evicted_after_all() {
+    evicted_after_all_for(&EvictionReason::QueueFull, 50_000);
+}
+
+#[test]
+fn when_the_host_has_waited_long_enough_a_replica_that_is_too_far_behind_is_evicted_for_that() {
+    // What is read from the file when its turn comes takes next to nothing of the queue.
+    evicted_after_all_for(&EvictionReason::TooFarBehind, 300_000);
 }
 
 #[test]
@@ -135,30 +146,59 @@ fn a_replica_that_is_not_needed_is_evicted_at_once() {
     leader.shut_down();
 }
 
-#[test]
-fn a_burst_passes_the_soft_limit_and_who_stays_above_it_is_evicted() {
-    let leader = TestLeader::with(|config| {
+/// A leader that evicts who is above the soft limit for so long, and for nothing else.
+fn leader_with_soft_limit(time: Duration) -> TestLeader {
+    TestLeader::with(|config| {
         config.queue_soft_bytes = Some(QUEUE);
-        config.queue_soft_time = Duration::from_millis(300);
+        config.queue_soft_time = time;
         config.write_timeout = PATIENCE;
         config.ack_timeout = PATIENCE;
-    });
+    })
+}
+
+#[test]
+fn a_burst_passes_the_soft_limit() {
+    let leader = leader_with_soft_limit(PATIENCE);
     let stopped = stopped(&leader);
-    // A burst above it, and down again.
-    leader.append("log", &noise(200_000));
     let bytes = noise(50_000);
-    let begun = Instant::now();
     wait_until("it is above the limit", || {
         leader.append("log", &bytes);
-        leader.status(stopped.id()).is_some_and(|it| it.queued_bytes > QUEUE)
+        leader.status(stopped.id()).is_some_and(|it| it.queued_bytes > 2 * QUEUE)
     });
+    let reader = resume(stopped);
+    leader.wait_in_sync(1);
+    assert!(leader.leader.evictions().is_empty(), "{:?}", leader.leader.evictions());
+    leader.shut_down();
+    reader.join().unwrap();
+}
+
+#[test]
+fn who_stays_above_the_soft_limit_is_evicted() {
+    let soft_time = Duration::from_millis(300);
+    let leader = leader_with_soft_limit(soft_time);
+    let stopped = stopped(&leader);
+    // More than the system's buffers take: its writer takes nothing else off the queue, which only grows from here.
+    leader.append("log", &noise(16 << 20));
+    let bytes = noise(50_000);
+    let mut last_below = Instant::now();
+    wait_until("it is above the limit, or evicted for that by now", || {
+        leader.append("log", &bytes);
+        let looked = Instant::now();
+        let is_below = leader.status(stopped.id()).is_some_and(|it| it.queued_bytes <= QUEUE);
+        if is_below {
+            last_below = looked;
+        }
+        !is_below
+    });
+    // A full queue is noticed when something is to be put in it, and while no writer waits that is a full batch.
+    let bytes = noise(20_000);
     wait_until("it is evicted", || {
-        leader.append("log", b"a little");
+        leader.append("log", &bytes);
         leader.status(stopped.id()).is_none()
     });
     let eviction = leader.wait_evicted_for(stopped.id(), &EvictionReason::QueueFull);
     assert!(eviction.queued_bytes < 64 << 20, "{eviction:?}");
-    assert!(begun.elapsed() >= Duration::from_millis(300), "not before its time");
+    assert!(last_below.elapsed() >= soft_time, "not before its time");
     leader.shut_down();
 }
 
