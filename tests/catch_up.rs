@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -12,14 +12,15 @@ use paceline::config::Protocol;
 use paceline::leader::{EvictionReason, FollowerState, FollowerStatus};
 use paceline::{LeaderConfig, NodeId, OnFull};
 use support::relay::Relay;
-use support::{PATIENCE, StopOnDrop, TestFollower, TestLeader, assert_same, logs, noise, wait_until};
+use support::{PATIENCE, StopOnDrop, TestFollower, TestLeader, assert_same, logs, noise, path, wait_until};
 
-/// No deadline is near but that of the queue, which is short.
+/// No deadline is near but that of the queue, which is short: nor does a follower soon take a leader that is held up for gone.
 fn demoting(config: &mut LeaderConfig) {
     config.on_full = OnFull::CatchUp;
     config.queue_bytes = 1 << 20;
     config.write_timeout = PATIENCE;
     config.ack_timeout = PATIENCE;
+    config.heartbeat_interval = PATIENCE / 3;
 }
 
 /// A leader and a follower in sync, over a link that can be held up.
@@ -146,11 +147,11 @@ fn of_files_renamed_or_cut_short_nothing_moves_that_was_there() {
     let on_disk = |name: &str| leader.dir.path().join(name);
     let rename = |from: &str, to: &str| {
         std::fs::rename(on_disk(from), on_disk(to)).unwrap();
-        leader.leader.rename(&support::path(from), &support::path(to)).unwrap();
+        leader.leader.rename(&path(from), &path(to)).unwrap();
     };
     let truncate = |name: &str, len: usize| {
         std::fs::File::options().write(true).open(on_disk(name)).unwrap().set_len(len as u64).unwrap();
-        leader.leader.truncate(&support::path(name), len as u64).unwrap();
+        leader.leader.truncate(&path(name), len as u64).unwrap();
     };
     for name in ["rotated", "rotated.1", "cut", "cut-and-renamed", "renamed-over"] {
         leader.append(name, &noise(8 * MIB));
@@ -210,7 +211,7 @@ fn a_follower_slower_than_the_writers_is_kept_and_ends_exact() {
                     match random.u8(..100) {
                         0 => leader.replace(&name, &vec![random.u8(..); random.usize(1..300_000)]),
                         1 => leader.append(&name, &vec![random.u8(..); 400_000]),
-                        2 if leader.leader.file_len(&support::path(&name)).is_some() => leader.delete(&name),
+                        2 if leader.leader.file_len(&path(&name)).is_some() => leader.delete(&name),
                         _ => leader.append(&name, &vec![random.u8(..); random.usize(1..2_000)]),
                     }
                 }
@@ -232,9 +233,15 @@ fn a_follower_that_takes_nothing_is_evicted_in_this_mode_too() {
     let (leader, relay, follower) = scene(Protocol::Auto, |config| config.write_timeout = Duration::from_millis(400));
     let id = follower.follower.id();
     relay.hold();
-    // More than the system's buffers take on any host: the writer is blocked in it when the queue is full.
-    leader.append("log", &noise(16 << 20));
-    append_until_demoted(&leader, id, 1);
+    // First more than the system's buffers take on any host: the writer is blocked in it when the queue is full. All of it is on
+    // disk before anything is announced, so that the queue is full long before the writer's time is up.
+    let pieces: Vec<_> = [16 << 20].into_iter().chain([50_000; 40]).map(noise).collect();
+    let mut log = std::fs::File::options().append(true).open(leader.dir.path().join("log")).unwrap();
+    pieces.iter().for_each(|piece| log.write_all(piece).unwrap());
+    for piece in &pieces {
+        let end = leader.leader.file_len(&path("log")).unwrap();
+        leader.leader.append(&path("log"), end, piece).unwrap();
+    }
     let eviction = leader.wait_evicted_for(id, &EvictionReason::WriteTimeout);
     assert_eq!(eviction.state, FollowerState::CatchingUp);
     relay.release();
