@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use support::inject::Injection;
-use support::processes::{Process, Stage, find, wait_same};
+use support::processes::{FollowerProcess, LeaderProcess, Process, Stage, find, wait_same};
 use support::volume::Volume;
 use support::{TestLeader, assert_exact, noise, path, wait_until};
 
@@ -28,6 +28,16 @@ fn fill(folder: &Path, count: usize) {
     for number in 0..count {
         fs::write(folder.join(format!("{number}")), format!("content of {number}")).unwrap();
     }
+}
+
+/// A leader on a folder that was made so, and a follower that has all that is in it.
+fn leader_and_copy(stage: &Stage, make: impl FnOnce(&Path)) -> (PathBuf, LeaderProcess, FollowerProcess) {
+    let data = stage.folder("data");
+    make(&data);
+    let leader = stage.leader(&data, &[]);
+    let follower = stage.follower("copy", leader.address);
+    wait_same(&data, &follower.dir);
+    (data, leader, follower)
 }
 
 fn rename_away_and_back(folder: &Path) {
@@ -279,11 +289,7 @@ fn what_may_not_be_read_is_skipped_and_said_once_and_arrives_when_it_may_be() {
 #[test]
 fn a_follower_with_a_folder_that_it_may_not_list_comes_back() {
     let stage = Stage::new();
-    let data = stage.folder("data");
-    fill(&data.join("folder"), 3);
-    let mut leader = stage.leader(&data, &[]);
-    let mut follower = stage.follower("copy", leader.address);
-    wait_same(&data, &follower.dir);
+    let (data, mut leader, mut follower) = leader_and_copy(&stage, |data| fill(&data.join("folder"), 3));
     follower.process.stop();
     let closed = follower.dir.join("closed");
     fill(&closed, 1);
@@ -358,12 +364,10 @@ fn who_got_late_what_could_not_be_read_is_in_sync_then_and_not_before_beside_wha
 #[test]
 fn a_copy_keeps_what_its_leader_may_not_read_any_more() {
     let stage = Stage::new();
-    let data = stage.folder("data");
-    fill(&data.join("folder"), 3);
-    fs::write(data.join("file"), noise(300_000)).unwrap();
-    let mut leader = stage.leader(&data, &[]);
-    let mut follower = stage.follower("copy", leader.address);
-    wait_same(&data, &follower.dir);
+    let (data, mut leader, mut follower) = leader_and_copy(&stage, |data| {
+        fill(&data.join("folder"), 3);
+        fs::write(data.join("file"), noise(300_000)).unwrap();
+    });
     leader.process.stop();
     follower.process.stop();
     forbid(&data.join("folder"));
@@ -460,11 +464,7 @@ fn a_data_directory_that_is_lost_ends_the_leader_and_costs_the_copy_nothing() {
 #[test]
 fn a_data_directory_that_is_removed_ends_who_works_on_it() {
     let stage = Stage::new();
-    let data = stage.folder("data");
-    fill(&data.join("folder"), 3);
-    let mut leader = stage.leader(&data, &[]);
-    let mut follower = stage.follower("copy", leader.address);
-    wait_same(&data, &follower.dir);
+    let (data, mut leader, mut follower) = leader_and_copy(&stage, |data| fill(&data.join("folder"), 3));
     fs::remove_dir_all(&follower.dir).unwrap();
     fs::create_dir(&follower.dir).unwrap();
     assert_lost(&mut follower.process);
