@@ -11,6 +11,7 @@ use crate::probe::Probe;
 use crate::sys::fd::{AsFd, BorrowedFd};
 use crate::sys::fs::{self, DirBuilder, File, TryLockError};
 use crate::sys::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use crate::sys::process;
 use crate::sys::rustix::fs::{AtFlags, FileType, statat};
 use crate::sys::rustix::io::Errno;
 use crate::types::{DataSetId, NodeId, RelPath};
@@ -58,7 +59,7 @@ impl DirLock {
         let (lock, probe) = (Arc::downgrade(&self.0), Probe::new(dir));
         move || {
             let Some(lock) = lock.upgrade() else { return Ok(()) };
-            let holder = format!("PID {}", std::process::id());
+            let holder = format!("PID {}", process::id());
             lock.set_len(holder.len() as u64)?;
             lock.write_all_at(holder.as_bytes(), 0)?;
             lock.sync_data()?;
@@ -215,7 +216,7 @@ impl DataDir {
 /// Makes a data directory (0700), and those above it, if absent; that they are there is on disk when this returns.
 pub(crate) fn make(path: &Path) -> Result<(), Error> {
     let failed = |error| Error::io("make the folder", path, error);
-    let absent: Vec<_> = path.ancestors().take_while(|above| matches!(above.try_exists(), Ok(false))).collect();
+    let absent: Vec<_> = path.ancestors().take_while(|above| matches!(fs::exists(above), Ok(false))).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     for made in absent {
         let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));

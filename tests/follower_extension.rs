@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -50,6 +51,20 @@ fn says(follower: &Follower, why: &str) {
 // --- Negotiation ------------------------------------------------------------------------------------------------------
 
 #[test]
+fn a_leader_that_closes_without_an_answer_is_not_taken_for_one_of_1_0_0() {
+    let (leader, dir) = (TcpListener::bind("127.0.0.1:0").unwrap(), TempDir::new().unwrap());
+    let mut config =
+        FollowerConfig::new(leader.local_addr().unwrap().to_string(), dir.path(), Secret::new("s").unwrap());
+    (config.retry_delay_min, config.retry_delay_max) = (Duration::from_millis(1), Duration::from_millis(20));
+    let follower = Follower::start(config).unwrap();
+    for _ in 0..3 {
+        let (mut killed, _) = leader.accept().unwrap();
+        assert_eq!(Start::read(&mut killed).unwrap(), Start::Extension(VERSION));
+    }
+    stops_promptly(&follower);
+}
+
+#[test]
 fn both_sides_introduce_themselves() {
     let (leader, _dir, follower) = started();
     let fields = about(LONG)
@@ -76,10 +91,12 @@ fn a_leader_that_does_not_know_the_extension_is_spoken_to_in_1_0_0_at_once_and_a
     config.retry_delay_min = LONG;
     config.retry_delay_max = LONG;
     config.once = true;
-    for answer in [&Start::V1.header()[..], &[0; 4], &[]] {
+    // Some end a frame that they never began.
+    for end in [&[][..], &[0; 4]] {
         let follower = Follower::start(config.clone()).unwrap();
         let mut socket = leader.accept_extension_start();
-        socket.write_all(answer).unwrap();
+        socket.write_all(&Start::V1.header()).unwrap();
+        socket.write_all(end).unwrap();
         drop(socket);
         leader.accept().sync(&listed);
         follower.wait(None).unwrap().unwrap();

@@ -1,11 +1,14 @@
 //! Which protocol a leader speaks: asking, remembering, and introducing ourselves in the extension.
 //!
-//! A leader that answers in 1.0.0, and one that closes without an answer, is connected to again at once, in 1.0.0. Of an address
-//! that answered so, that is remembered for the next [`V1_CONNECTIONS`] connections, or until one of them ends that was
-//! in sync: a leader that went may come back as another version. Of one that merely closed nothing is remembered, and one
-//! that has spoken the extension before is not asked for less: it may be starting, or stopping.
+//! A leader that answers in 1.0.0 (LavinMQ writes its own header, and closes) is connected to again at once, in 1.0.0. That is
+//! remembered of its address for the next [`V1_CONNECTIONS`] connections, or until one of them ends that was in sync: a leader that
+//! went may come back as another version.
+//!
+//! One that closes without an answer has said nothing: it is starting, stopping, killed, or busy. Were that taken for 1.0.0, a
+//! leader that dies in a handshake and comes back would be followed in 1.0.0 for as long as the connection lasts, and nothing would
+//! ever be durable at this follower.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use super::connection::{answered, lost, timed_out};
@@ -26,28 +29,21 @@ const INTERVAL_MAX: Duration = Duration::from_secs(600);
 /// Between our own, to a leader that does not say how often.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 
-/// What is known of leaders' addresses.
+/// Which address spoke 1.0.0, and for how many connections more that is believed.
 #[derive(Debug, Default)]
-pub(super) struct Dialects {
-    /// It spoke the extension.
-    extension: Option<SocketAddr>,
-    /// It spoke 1.0.0, and for how many connections more that is believed.
-    v1: Option<(SocketAddr, u32)>,
-}
+pub(super) struct Dialects(Option<(SocketAddr, u32)>);
 
 /// What a leader answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Extension,
     V1,
-    /// It closed.
-    Nothing,
 }
 
 impl Dialects {
     /// Whether to ask this leader for the extension.
     pub(super) fn ask(&mut self, protocol: Protocol, address: SocketAddr) -> bool {
-        match (protocol, &mut self.v1) {
+        match (protocol, &mut self.0) {
             (Protocol::V1, _) => false,
             (Protocol::Auto, Some((v1, left))) if *v1 == address && *left > 0 => {
                 *left -= 1;
@@ -57,19 +53,14 @@ impl Dialects {
         }
     }
 
-    /// Remembers an answer. False: there was none from a leader that does know the extension.
-    pub(super) fn note(&mut self, address: SocketAddr, answer: Answer) -> bool {
-        match answer {
-            Answer::Extension => *self = Self { extension: Some(address), v1: None },
-            Answer::V1 => self.v1 = Some((address, V1_CONNECTIONS)),
-            Answer::Nothing => return self.extension != Some(address),
-        }
-        true
+    /// Remembers an answer.
+    pub(super) fn note(&mut self, address: SocketAddr, answer: Answer) {
+        self.0 = (answer == Answer::V1).then_some((address, V1_CONNECTIONS));
     }
 
     /// A connection in 1.0.0 has ended that was in sync.
     pub(super) fn ended(&mut self) {
-        self.v1 = None;
+        self.0 = None;
     }
 }
 
@@ -87,10 +78,7 @@ pub(super) fn negotiate(mut socket: &TcpStream, config: &FollowerConfig) -> Resu
             Err(ProtocolError::OutOfPlace(said).into())
         }
         Err(ProtocolError::StartHeader(header)) => Err(Error::NotALeader(format!("{header:02x?}"))),
-        Err(ProtocolError::Io(error)) => match error.kind() {
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(Answer::Nothing),
-            _ => Err(in_handshake(timed_out(error).into())),
-        },
+        Err(ProtocolError::Io(error)) => Err(in_handshake(timed_out(error).into())),
         Err(error) => Err(error.into()),
     }
 }
@@ -162,8 +150,7 @@ mod tests {
         let other: SocketAddr = "127.0.0.1:2".parse().unwrap();
         let mut dialects = Dialects::default();
         assert!(!dialects.ask(Protocol::V1, one) && dialects.ask(Protocol::Auto, one));
-        assert!(dialects.note(one, Answer::Nothing) && dialects.ask(Protocol::Auto, one), "nothing was learnt");
-        assert!(dialects.note(one, Answer::V1));
+        dialects.note(one, Answer::V1);
         assert!(dialects.ask(Protocol::Auto, other));
         for _ in 0..V1_CONNECTIONS {
             assert!(!dialects.ask(Protocol::Auto, one));
@@ -172,7 +159,8 @@ mod tests {
         dialects.note(one, Answer::V1);
         dialects.ended();
         assert!(dialects.ask(Protocol::Auto, one));
+        dialects.note(one, Answer::V1);
         dialects.note(one, Answer::Extension);
-        assert!(!dialects.note(one, Answer::Nothing) && dialects.note(other, Answer::Nothing));
+        assert!(dialects.ask(Protocol::Auto, one));
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::ack::{self, Outbox};
 use super::apply::{Actions, apply_stream};
-use super::connection::{bound_unanswered, connect, handshake, lost};
+use super::connection::{bound_unanswered, connect, handshake};
 use super::contact::{Limit, standing};
 use super::digests::Digests;
 use super::dir::Dir;
@@ -27,7 +27,7 @@ use crate::config::{Durability, FollowerConfig};
 use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::own_time::OwnTime;
-use crate::protocol::{ProtocolError, frame_reader};
+use crate::protocol::frame_reader;
 use crate::sys::channel;
 use crate::sys::net::{Shutdown, TcpStream};
 use crate::sys::random;
@@ -197,13 +197,11 @@ impl Runner {
         let (mut socket, mut address) = connect(&self.config, &self.shared)?;
         if self.dialects.ask(self.config.protocol, address) {
             let answer = negotiate(&socket, &self.config)?;
-            if !self.dialects.note(address, answer) {
-                return Err(lost("in the handshake", ProtocolError::Io(ErrorKind::UnexpectedEof.into())));
-            }
+            self.dialects.note(address, answer);
             if answer == Answer::Extension {
                 return self.extended(socket, address, in_sync);
             }
-            log::debug!("the leader at {address} does not know the extension ({answer:?}): 1.0.0 it is");
+            log::debug!("the leader at {address} does not know the extension: 1.0.0 it is");
             drop(socket);
             (socket, address) = connect(&self.config, &self.shared)?;
         }

@@ -25,6 +25,10 @@ mod real {
         pub(crate) use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
     }
 
+    pub(crate) mod process {
+        pub(crate) use std::process::id;
+    }
+
     pub(crate) mod fd {
         pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
     }

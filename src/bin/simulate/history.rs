@@ -385,7 +385,11 @@ impl Shared {
         address: IpAddr,
         post: &Post,
     ) -> Result<(), Box<dyn std::error::Error>> {
-        std::mem::drop(paceline::sys::fs::create_dir(dir));
+        // As a host makes it: a directory that a power cut takes away would be another one when it is back.
+        if paceline::sys::fs::create_dir(dir).is_ok() {
+            let above = dir.parent().expect("it is below its disk");
+            paceline::sys::fs::File::open(above)?.sync_all()?;
+        }
         let handle = self.cluster.handle(id);
         let leadership =
             handle.campaign(id, &format!("tcp://{address}:{PORT}"), &paceline::coordinator::Stop::new())?;

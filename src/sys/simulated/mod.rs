@@ -5,6 +5,7 @@ pub mod disk;
 pub mod fd;
 pub mod fs;
 pub mod net;
+pub mod process;
 pub mod random;
 pub mod rustix;
 pub mod socket2;
