@@ -3,11 +3,13 @@
 //! Every look has three ends: `Ok(Some(_))`, it is there; `Ok(None)`, it is gone; `Err`, nobody knows. Gone is only what the system
 //! says is not there, or is another kind of thing, while the directory is still the one that was opened. Whatever else goes wrong
 //! (too many open files, no memory, an error of the disk, a lost mount, no permission) says nothing about the file: who meets
-//! that keeps what it knows and tries again.
+//! that keeps what it knows and tries again. So is it with all that is on a file system that was mounted below the directory and is not
+//! any more, for who looks at mounts ([`Beneath::look_at_mounts`]).
 //!
 //! Names are resolved from the directory's descriptor, and no symbolic link is followed. The directory's own path may have links:
 //! it is resolved once, when it is opened. No threads, no locks.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,7 @@ use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
+use crate::unmounted::Unmounted;
 
 const LOST_AND_FOUND: &str = "lost+found";
 /// That of the top of an ext file system, also where it is mounted from further within.
@@ -28,6 +31,7 @@ const EXT_TOP_INODE: u64 = 2;
 pub(crate) struct Beneath {
     root: OwnedFd,
     path: PathBuf,
+    unmounted: Unmounted,
 }
 
 impl Beneath {
@@ -41,7 +45,8 @@ impl Beneath {
             // Not all links are names: `/proc/PID/root` reads as `/`, and leads to what that process has there.
             _ => std::path::absolute(path)?,
         };
-        Ok(Self { root, path })
+        let unmounted = Unmounted::below(&path);
+        Ok(Self { root, path, unmounted })
     }
 
     /// The directory's path: without links, where a path without links leads there.
@@ -131,6 +136,35 @@ impl Beneath {
         }
     }
 
+    /// Looks what is mounted below the directory: from the first time on, what was and is not any more is not gone with all that was
+    /// on it. Returns the places where something was mounted, or unmounted, since the last time. To be called now and then.
+    pub(crate) fn look_at_mounts(&self) -> io::Result<BTreeSet<RelPath>> {
+        self.unmounted.look()
+    }
+
+    /// What a `poll` for `PRI` tells changes of the mounts of.
+    pub(crate) fn mounts(&self) -> Option<BorrowedFd<'_>> {
+        self.unmounted.table()
+    }
+
+    /// Such a `poll` has told of a change.
+    pub(crate) fn mounts_have_changed(&self) {
+        self.unmounted.has_changed();
+    }
+
+    /// `Err` if nobody knows what is at a name because its file system is unmounted.
+    pub(crate) fn check_mounted(&self, path: &RelPath) -> io::Result<()> {
+        self.unmounted.covering(path.as_str())?.map_or(Ok(()), |place| Err(is_unmounted(&place)))
+    }
+
+    /// The place of the unmounted file system that a name is on, if it is on one.
+    pub(crate) fn unmounted_above(&self, path: &RelPath) -> Option<RelPath> {
+        if !self.unmounted.is_any() {
+            return None;
+        }
+        self.unmounted.covering(path.as_str()).ok().flatten()
+    }
+
     /// Opens what is at a name.
     fn open_at(&self, path: &str, flags: OFlags) -> io::Result<Option<OwnedFd>> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -141,15 +175,27 @@ impl Beneath {
             opened => opened,
         };
         match opened {
+            // What was hidden until then, or came in its place.
+            Ok(fd) if self.unmounted.is_any() => {
+                self.unmounted.covering(path)?.map_or(Ok(Some(fd)), |place| Err(is_unmounted(&place)))
+            }
             Ok(fd) => Ok(Some(fd)),
             // A link, a folder that is a file by now, a socket.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => match self.is_lost() {
-                None => Ok(None),
-                Some(how) => Err(io::Error::other(format!("the data directory is lost: {how}"))),
-            },
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => {
+                if let Some(how) = self.is_lost() {
+                    return Err(io::Error::other(format!("the data directory is lost: {how}")));
+                }
+                self.unmounted.covering(path)?.map_or(Ok(None), |place| Err(is_unmounted(&place)))
+            }
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+fn is_unmounted(place: &RelPath) -> io::Error {
+    let what = "was a file system of its own, and is not mounted any more: nothing of what was on it counts as gone; mount it again, \
+                or start the leader anew with --accept-missing";
+    io::Error::other(format!("{place} {what}"))
 }
 
 impl AsFd for Beneath {

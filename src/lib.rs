@@ -94,6 +94,7 @@ pub mod sys;
 mod thread;
 mod types;
 mod uncached;
+mod unmounted;
 pub mod watch;
 
 #[cfg(doctest)]

@@ -497,7 +497,83 @@ fn a_file_system_below_that_is_unmounted_takes_no_file_along() {
     volume.run(&format!("umount {0}; echo after > {1}/data/after", wal.display(), top.display()));
     wait_until("it goes on", || follower.dir.join("after").exists());
     assert!(follower.dir.join("wal/1").exists() && follower.dir.join("wal/2").exists());
-    wait_until("it is said", || leader.process.log().contains("another file system is there than before"));
+    wait_until("it is said", || leader.process.log().contains("wal was a file system of its own"));
+    leader.process.stop();
+    follower.process.stop();
+}
+
+/// A file system that is unmounted, and its mount point removed, by `unmount`: nothing of what was on it is gone. Mounted again,
+/// it is as it is.
+fn mount_point_goes_too(mount: &str, unmount: &str) {
+    let stage = Stage::new();
+    let volume = Volume::in_memory(&stage, 16);
+    let at = |script: &str| volume.run(&format!("cd {}; {script}", volume.mount().display()));
+    at(&format!("mkdir -p data other elsewhere; mount -t tmpfs -o size=1m none other; {mount}"));
+    at("mkdir data/db/wal/deep; for n in 1 2 3; do echo $n > data/db/wal/$n; echo $n > data/db/wal/deep/$n; done");
+    let data = volume.path("data");
+    let mut leader = volume.leader("data", &[]);
+    let mut follower = stage.follower("copy", leader.address);
+    wait_same(&data, &follower.dir);
+    at(&format!("{unmount}; echo after > data/after"));
+    wait_until("it goes on", || follower.dir.join("after").exists());
+    let has_all = |copy: &Path| {
+        (1..4).all(|n| copy.join(format!("db/wal/{n}")).exists() && copy.join(format!("db/wal/deep/{n}")).exists())
+    };
+    wait_until("it is said", || leader.process.log().contains("data/db/wal is not replicated"));
+    assert!(has_all(&follower.dir), "files were deleted");
+    at("echo later > data/later");
+    wait_until("it goes on", || follower.dir.join("later").exists());
+    assert!(has_all(&follower.dir), "files were deleted");
+    let log = leader.process.log();
+    assert_eq!(log.matches("data/db/wal is not replicated").count(), 1, "it is said once");
+    assert!(!log.contains("data/db/wal/"), "it is said of each file");
+    // What is not there cannot be sent, and counts as missing at whoever lacks it.
+    let mut second = stage.follower("second", leader.address);
+    wait_until("the rest is sent", || second.dir.join("later").exists());
+    assert!(has_all(&follower.dir), "files were deleted");
+
+    at(&format!("{mount}; rm data/db/wal/2 data/db/wal/deep/3; echo more >> data/db/wal/1; echo 4 > data/db/wal/4"));
+    wait_same(&data, &follower.dir);
+    wait_same(&data, &second.dir);
+    leader.wait_joined(2);
+    leader.process.stop();
+    follower.process.stop();
+    second.process.stop();
+}
+
+#[test]
+fn a_file_system_that_is_unmounted_and_its_mount_point_removed_takes_no_file_along() {
+    let mount = "mkdir -p data/db/wal; mount --bind other data/db/wal";
+    mount_point_goes_too(mount, "umount data/db/wal; rmdir data/db/wal");
+    mount_point_goes_too(mount, "umount data/db/wal; rm -r data/db");
+    mount_point_goes_too(mount, "umount data/db/wal; rm -r data/db; echo a file > data/db; rm data/db");
+}
+
+#[test]
+fn a_folder_bound_from_the_same_file_system_that_is_unmounted_takes_no_file_along() {
+    let mount = "mkdir -p data/db/wal; mount --bind elsewhere data/db/wal";
+    mount_point_goes_too(mount, "umount data/db/wal");
+    mount_point_goes_too(mount, "umount data/db/wal; rmdir data/db/wal");
+}
+
+#[test]
+fn a_folder_that_is_renamed_with_a_file_system_in_it_is_renamed_and_what_is_mounted_later_is_found() {
+    let stage = Stage::new();
+    let volume = Volume::in_memory(&stage, 16);
+    let at = |script: &str| volume.run(&format!("cd {}; {script}", volume.mount().display()));
+    at("mkdir -p data/db/wal; mount -t tmpfs -o size=1m none data/db/wal; echo 1 > data/db/wal/1");
+    let data = volume.path("data");
+    let mut leader = volume.leader("data", &[]);
+    let mut follower = stage.follower("copy", leader.address);
+    wait_same(&data, &follower.dir);
+    at("mv data/db data/base");
+    wait_same(&data, &follower.dir);
+    at("rm data/base/wal/1; echo 2 > data/base/wal/2");
+    wait_same(&data, &follower.dir);
+    at("mkdir data/new other; mount -t tmpfs -o size=1m none other; echo 3 > other/3; mount --bind other data/new");
+    wait_same(&data, &follower.dir);
+    at("rm data/new/3; echo 4 > data/new/4");
+    wait_same(&data, &follower.dir);
     leader.process.stop();
     follower.process.stop();
 }

@@ -28,6 +28,10 @@ pub(super) fn run(core: &Arc<Core>) {
             log::error!("{}", Error::DirectoryLost { dir: core.dir.path().to_owned(), how });
             return;
         }
+        // Before anybody asks: what was never seen mounted is not missed.
+        if let Err(error) = core.dir.root().look_at_mounts() {
+            log::debug!("what is mounted below {} is not known: {error}", core.dir.path().display());
+        }
         for path in core.unreadable.due() {
             core.try_again(&path);
         }

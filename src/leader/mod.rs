@@ -278,6 +278,8 @@ impl Leader {
         if is_incomplete(dir.path()) {
             return Err(Error::Incomplete(dir.path().to_owned()));
         }
+        let looked = dir.root().look_at_mounts();
+        looked.map_err(|error| Error::io("look at the mounts below", dir.path(), error))?;
         let mut scan = Scan { index: Index::new(), exclude: &exclude, unreadable: &unreadable, root: dir.path() };
         walk(dir.root(), None, &mut scan)?;
         let index = scan.index;

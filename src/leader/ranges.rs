@@ -229,7 +229,7 @@ impl<'a> Ranges<'a> {
         loop {
             match self.core.open_announced(path, version.generation, version.len) {
                 Ok(file) => return Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
-                Err(error) if error.kind() == ErrorKind::PermissionDenied || pause > OPEN_PAUSE_MAX => {
+                Err(error) if pause > OPEN_PAUSE_MAX || self.may_last(path, &error) => {
                     self.core.cannot_read(path, &error);
                     return Ok(None);
                 }
@@ -242,6 +242,11 @@ impl<'a> Ranges<'a> {
                 return Err(gone());
             }
         }
+    }
+
+    /// Whether what keeps a file from being opened does not pass in a moment.
+    fn may_last(&self, path: &RelPath, error: &io::Error) -> bool {
+        error.kind() == ErrorKind::PermissionDenied || self.core.dir.root().unmounted_above(path).is_some()
     }
 
     /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.

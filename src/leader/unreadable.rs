@@ -62,7 +62,7 @@ impl Unreadable {
     pub(super) fn note(&self, root: &Path, path: &RelPath, error: &io::Error, retried: bool) {
         let shown = NotReplicated { path: path.clone(), error: error.to_string(), since: SystemTime::now() };
         let forbidden = error.kind() == io::ErrorKind::PermissionDenied;
-        let count = {
+        let (count, folder_is_noted) = {
             let mut entries = self.entries.lock();
             if let Some(entry) = entries.get_mut(path) {
                 entry.forbidden = forbidden;
@@ -71,10 +71,10 @@ impl Unreadable {
             }
             let retry = (!retried).then(|| (Instant::now() + PAUSE_MIN, PAUSE_MIN));
             entries.insert(path.clone(), Entry { shown, forbidden, retry });
-            entries.len()
+            (entries.len(), is_in_one_of(path, &entries))
         };
         match count {
-            ..=NAMED_MAX => log::warn!(
+            ..=NAMED_MAX if !folder_is_noted => log::warn!(
                 "{} is not replicated until it can be read; followers keep what they have of it: {error}",
                 path.below(root).display()
             ),
@@ -106,8 +106,7 @@ impl Unreadable {
     /// Whether it, or a folder it is in, is one: nobody knows whether it is there.
     pub(super) fn covers(&self, path: &RelPath) -> bool {
         let entries = self.entries.lock();
-        let mut above = path.as_str().match_indices('/').map(|(end, _)| &path.as_str()[..end]);
-        entries.contains_key(path) || above.any(|folder| entries.contains_key(folder))
+        entries.contains_key(path) || is_in_one_of(path, &entries)
     }
 
     pub(super) fn all(&self) -> Vec<NotReplicated> {
@@ -162,4 +161,8 @@ impl Unreadable {
         }
         due
     }
+}
+
+fn is_in_one_of(path: &RelPath, entries: &BTreeMap<RelPath, Entry>) -> bool {
+    path.as_str().match_indices('/').any(|(end, _)| entries.contains_key(&path.as_str()[..end]))
 }

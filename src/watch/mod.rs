@@ -208,10 +208,17 @@ impl Shared {
             Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX), tv_nsec: wait.subsec_nanos().into() }
         });
         let (events, wake) = (tree.inotify(), self.wake.as_fd());
-        let mut fds = [PollFd::new(&events, PollFlags::IN), PollFd::new(&wake, PollFlags::IN)];
+        // Without a table of mounts, the same once more.
+        let mounts = tree.mounts().map_or((wake, PollFlags::IN), |table| (table, PollFlags::PRI));
+        let mut fds =
+            [PollFd::new(&events, PollFlags::IN), PollFd::new(&wake, PollFlags::IN), PollFd::new(&mounts.0, mounts.1)];
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(Error::io("poll", "inotify", errno)),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::io("poll", "inotify", errno)),
         }
+        if !fds[2].revents().is_empty() {
+            tree.mounts_have_changed();
+        }
+        Ok(())
     }
 }

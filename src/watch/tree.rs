@@ -112,6 +112,8 @@ impl<A: Announce> Tree<A> {
         let inotify = Inotify::new()?;
         let pace_bytes = announce.pace_bytes();
         let dir = Beneath::open(root).map_err(|error| Error::io("open", root, error))?;
+        // Before anything is found: what is mounted now is what may be missing later.
+        dir.look_at_mounts().map_err(|error| Error::io("look at the mounts below", root, error))?;
         let root_watch = inotify.add(dir.path()).map_err(|errno| watch_error(root, errno))?;
         let mut tree = Self {
             dir,
@@ -138,6 +140,15 @@ impl<A: Announce> Tree<A> {
 
     pub(super) fn inotify(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
+    }
+
+    /// What a `poll` for `PRI` tells of mounts that come or go; [`mounts_have_changed`](Self::mounts_have_changed) is to be told.
+    pub(super) fn mounts(&self) -> Option<BorrowedFd<'_>> {
+        self.dir.mounts()
+    }
+
+    pub(super) fn mounts_have_changed(&self) {
+        self.dir.mounts_have_changed();
     }
 
     /// When the next path wants another look; `None` if none does.
@@ -175,6 +186,7 @@ impl<A: Announce> Tree<A> {
                 }
             })
             .map_err(|errno| Error::io("read the inotify events of", self.dir.path(), errno))?;
+        self.collect_mounts();
         if std::mem::take(&mut self.root_lost) {
             if let Some(how) = self.dir.is_lost() {
                 return Err(Error::DirectoryLost { dir: self.dir.path().to_owned(), how });
@@ -197,6 +209,20 @@ impl<A: Announce> Tree<A> {
             }
         }
         Ok(())
+    }
+
+    /// Marks what was mounted or unmounted, and what is known below: no event says what is there instead.
+    fn collect_mounts(&mut self) {
+        match self.dir.look_at_mounts() {
+            Ok(changed) => {
+                for place in changed {
+                    self.dirty.extend(self.files.below(&place));
+                    self.dirty.insert(place);
+                }
+            }
+            // Whoever finds something gone asks again, and does not believe it either.
+            Err(error) => log::debug!("what is mounted below {} is not known: {error}", self.dir.path().display()),
+        }
     }
 
     /// Whether all that wanted a look has had it.
@@ -273,12 +299,16 @@ impl<A: Announce> Tree<A> {
             Ok(found) => return Ok(Some(found)),
             Err(Trouble::Later(at)) => self.look_later(path, at),
             Err(Trouble::Io(error)) => {
+                // All that is on a file system is looked at again with its place, once that is mounted.
+                let place = self.dir.unmounted_above(path);
+                let path = place.as_ref().unwrap_or(path);
                 self.announce.is_unreadable(path, &error);
                 let now = Instant::now();
                 let before = self.unreadable.get(path);
                 let unseen = Unseen {
                     since: before.map_or(now, |before| before.since),
                     forbidden: error.kind() == ErrorKind::PermissionDenied,
+                    is_gone: false,
                     pause: before.map_or(AFTER_IO_ERROR_MIN, |before| (before.pause * 2).min(AFTER_IO_ERROR_MAX)),
                 };
                 self.unreadable.insert(path.clone(), unseen);
@@ -292,7 +322,9 @@ impl<A: Announce> Tree<A> {
     /// Whether what is not where it was may be where we could not look just now. What may not be read is not waited for, nor what
     /// has been in this state for long: others would never be deleted.
     fn may_have_moved_unseen(&self) -> bool {
-        self.unreadable.values().any(|unseen| !unseen.forbidden && unseen.since.elapsed() < UNSEEN_MAX)
+        let may_be_there =
+            |unseen: &Unseen| !unseen.forbidden && !unseen.is_gone && unseen.since.elapsed() < UNSEEN_MAX;
+        self.unreadable.values().any(may_be_there)
     }
 
     /// Notes that a look at it succeeded.
@@ -318,6 +350,9 @@ impl<A: Announce> Tree<A> {
             return Ok(());
         }
         let Kind::File(seen) = kind else {
+            if let Some(unseen) = self.unreadable.get_mut(path) {
+                unseen.is_gone = true;
+            }
             if self.files.get(path).is_some() && self.may_have_moved_unseen() {
                 return Err(Trouble::Later(Instant::now() + AFTER_IO_ERROR_MIN));
             }
@@ -367,6 +402,8 @@ struct Unseen {
     since: Instant,
     /// This user may not read it.
     forbidden: bool,
+    /// By now it is known that no file is there.
+    is_gone: bool,
     /// Before it is tried again.
     pause: Duration,
 }

@@ -137,6 +137,8 @@ impl<A: Announce> Tree<A> {
     }
 
     pub(super) fn delete(&mut self, path: &RelPath) -> Result<(), Trouble> {
+        // Also of what is in the way of a file that came where a folder with a file system in it was.
+        self.dir.check_mounted(path)?;
         let known = self.files.remove(path).is_some();
         self.later.remove(path);
         self.readable(path);
