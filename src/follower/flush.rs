@@ -178,14 +178,15 @@ impl Dir {
     /// Makes all that was written durable, by whomever, on the file systems of the directory. Blocks as long as the disks take.
     pub(super) fn flush(&self) -> Result<(), Error> {
         self.check_mounts()?;
-        self.sync_file_systems().map_err(|error| self.flush_failed("", error))
+        self.sync_file_systems()?.map_err(|error| self.flush_failed("", error))
     }
 
-    /// Syncs each of them, also if one fails.
-    pub(super) fn sync_file_systems(&self) -> io::Result<()> {
+    /// Syncs each of them, also if one fails. The outer error says that nothing was synced, for want of a descriptor perhaps:
+    /// then no flush has failed.
+    pub(super) fn sync_file_systems(&self) -> Result<io::Result<()>, Error> {
+        let others = self.mounts.handles().map_err(|error| self.failed("look at the mounts below", "", error))?;
         let own = self.flusher.file_system(self.root());
-        let others = self.mounts.handles()?;
-        others.iter().map(|handle| self.flusher.file_system(handle.as_fd())).fold(own, io::Result::and)
+        Ok(others.iter().map(|handle| self.flusher.file_system(handle.as_fd())).fold(own, io::Result::and))
     }
 
     /// A connection begins: what is mounted now is what it will be about.

@@ -71,7 +71,7 @@ impl Dir {
     /// each piece. Blocks as long as the disk takes.
     pub(super) fn mend(&self, lost: &Unflushed, go_on: &dyn Fn() -> Result<(), Error>) -> Result<u64, Error> {
         // What has failed so far is answered by what follows; the flush at the end is to tell of nothing but that.
-        let _ = self.sync_file_systems();
+        let _ = self.sync_file_systems()?;
         let suspects = lost.files().map(|files| files.map(identity).collect::<io::Result<HashSet<_>>>());
         let suspects = suspects.transpose().map_err(|error| self.failed("stat", "", error))?;
         let (mut bytes, mut buffer) = (0, vec![0; BUFFER_BYTES]);

@@ -118,7 +118,8 @@ impl<'a> Volume<'a> {
         Path::new("/proc").join(self.pid.to_string()).join("root").join(inside)
     }
 
-    fn enter(&self) -> Vec<String> {
+    /// What `nsenter` needs to run a program where it is mounted.
+    pub fn enter(&self) -> Vec<String> {
         let mut args = vec![format!("--target={}", self.pid), "--mount".to_owned()];
         if self.as_user {
             args.extend(["--user", "--preserve-credentials"].map(str::to_owned));

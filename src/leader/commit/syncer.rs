@@ -21,20 +21,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Commits;
 use crate::flusher::Flusher;
 use crate::index::Unsynced;
 use crate::leader::stream::Stream;
 use crate::mounts::Mounts;
+use crate::seldom::Seldom;
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::File;
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{Mode, OFlags};
+use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
 /// At most so many files are synced one by one, those that came or went included; for more, the whole file system is.
 const SYNCED_SINGLY_MAX: usize = 8;
+
+/// After a sync could not be begun.
+const BEGIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// The directory, as far as it is to be made durable.
 pub(in crate::leader) struct Syncer {
@@ -44,6 +50,7 @@ pub(in crate::leader) struct Syncer {
     /// Other file systems that files may be on.
     mounts: Mounts,
     flusher: Arc<dyn Flusher>,
+    cannot_begin: Seldom,
 }
 
 impl Commits {
@@ -54,7 +61,7 @@ impl Commits {
             let Ok((position, unsynced)) = stream.make_durable() else { return };
             self.asked(position);
             stream.push();
-            let synced = syncer.sync(stream, &unsynced);
+            let Some(synced) = self.sync(syncer, stream, &unsynced) else { return };
             let mut state = self.state.lock();
             match synced {
                 Ok(()) => state.rule.local_durable(position.0),
@@ -70,6 +77,26 @@ impl Commits {
                 }
             }
             self.changed(state);
+        }
+    }
+
+    /// Syncs once it can be begun. `None`: it is over. Not to be able to begin says nothing of the disk.
+    fn sync(&self, syncer: &Syncer, stream: &Stream, unsynced: &Unsynced) -> Option<io::Result<()>> {
+        loop {
+            let error = match syncer.begin(stream, unsynced) {
+                Ok(begun) => return Some(syncer.sync(&begun)),
+                Err(error) => error,
+            };
+            if let Some(unsaid) = syncer.cannot_begin.is_due() {
+                let root = syncer.root.display();
+                log::warn!("cannot make the files of {root} durable, tried again each second: {error}{unsaid}");
+            }
+            let again = Instant::now() + BEGIN_AGAIN;
+            let mut state = self.state.lock();
+            while !state.ended && !self.to_sync.wait_until(&mut state, again).timed_out() {}
+            if state.ended {
+                return None;
+            }
         }
     }
 
@@ -93,6 +120,13 @@ impl Commits {
     }
 }
 
+/// What is about to be synced.
+enum Begun {
+    Singly(Singly),
+    /// The directory's file system, and those below it.
+    FileSystems(Vec<Arc<OwnedFd>>),
+}
+
 /// What is synced one by one.
 #[derive(Default)]
 struct Singly {
@@ -104,20 +138,29 @@ struct Singly {
 impl Syncer {
     pub(in crate::leader) fn new(root: &Path, flusher: Arc<dyn Flusher>) -> io::Result<Self> {
         let folder = File::open(root)?.into();
-        Ok(Self { root: root.to_owned(), folder, mounts: Mounts::below(root), flusher })
+        let (mounts, cannot_begin) = (Mounts::below(root), Seldom::default());
+        Ok(Self { root: root.to_owned(), folder, mounts, flusher, cannot_begin })
     }
 
-    fn sync(&self, stream: &Stream, unsynced: &Unsynced) -> io::Result<()> {
-        let Some(singly) = self.find(stream, unsynced) else {
-            return self.sync_file_systems();
-        };
-        singly.files.iter().try_for_each(|file| self.flusher.file(file.as_fd()))?;
-        singly.folders.values().try_for_each(|folder| self.flusher.folder(folder.as_fd()))
+    /// Opens what is to be synced. `Err`: that cannot be done now (no descriptor is left, say), and nothing was synced.
+    fn begin(&self, stream: &Stream, unsynced: &Unsynced) -> io::Result<Begun> {
+        match self.find(stream, unsynced) {
+            Some(singly) => Ok(Begun::Singly(singly)),
+            None => self.mounts.handles().map(Begun::FileSystems),
+        }
     }
 
-    fn sync_file_systems(&self) -> io::Result<()> {
-        self.flusher.file_system(self.folder.as_fd())?;
-        self.mounts.handles()?.iter().try_for_each(|mount| self.flusher.file_system(mount.as_fd()))
+    fn sync(&self, begun: &Begun) -> io::Result<()> {
+        match begun {
+            Begun::Singly(singly) => {
+                singly.files.iter().try_for_each(|file| self.flusher.file(file.as_fd()))?;
+                singly.folders.values().try_for_each(|folder| self.flusher.folder(folder.as_fd()))
+            }
+            Begun::FileSystems(mounted) => {
+                self.flusher.file_system(self.folder.as_fd())?;
+                mounted.iter().try_for_each(|mount| self.flusher.file_system(mount.as_fd()))
+            }
+        }
     }
 
     /// Opens what is to be synced one by one. `None`: that is too much, or it is not sure that it would be all.
