@@ -11,6 +11,10 @@ use crate::flusher::{Flusher, SystemFlusher};
 use crate::leader::{BelowMin, CommitLevel, Quorum};
 use crate::types::{DataSetId, NodeId, Secret};
 
+/// Of what syncs take away.
+const KEEP: Duration = Duration::from_secs(7 * 86_400);
+const KEEP_BYTES: u64 = 16 << 30;
+
 /// Settings of a [`Leader`](crate::Leader).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -91,6 +95,11 @@ pub struct LeaderConfig {
     /// a file system that was mounted below it is not. Followers delete what is gone. Defaults to false: a start is then refused
     /// with [`Error::Missing`]. For one start: set for good, it protects from nothing.
     pub accept_missing: bool,
+    /// How long what syncs took away stays in `.paceline/kept`, in a directory that followed before it led. Defaults to 7 days, as
+    /// [`FollowerConfig::keep`].
+    pub keep: Duration,
+    /// How many bytes of that. Defaults to 16 GiB.
+    pub keep_bytes: u64,
     /// The directory's lock, where who starts the leader has it.
     pub(crate) lock: Option<DirLock>,
     /// What makes the leader's own files durable: the system, but for tests.
@@ -199,6 +208,8 @@ impl LeaderConfig {
             v1_acks: Durability::Written,
             exclude: Vec::new(),
             accept_missing: false,
+            keep: KEEP,
+            keep_bytes: KEEP_BYTES,
             lock: None,
             flusher: Arc::new(SystemFlusher),
         }
@@ -334,8 +345,8 @@ impl FollowerConfig {
             connect_timeout: Duration::from_secs(5),
             retry_delay_min: Duration::from_millis(100),
             retry_delay_max: Duration::from_secs(10),
-            keep: Duration::from_secs(7 * 86_400),
-            keep_bytes: 16 << 30,
+            keep: KEEP,
+            keep_bytes: KEEP_BYTES,
             lock: None,
         }
     }

@@ -386,6 +386,21 @@ fn a_copy_keeps_what_its_leader_may_not_read_any_more() {
 }
 
 #[test]
+fn what_syncs_took_away_goes_in_time_also_where_the_directory_leads() {
+    let stage = Stage::new();
+    let data = stage.folder("data");
+    fill(&data.join(".paceline/kept/2020-01-01T000000Z"), 3);
+    fill(&data.join(".paceline/kept/2999-01-01T000000Z"), 3);
+    let mut leader = stage.leader(&data, &["--keep", "1d"]);
+    wait_until("the old ones go", || !data.join(".paceline/kept/2020-01-01T000000Z").exists());
+    assert_eq!(fs::read_dir(data.join(".paceline/kept/2999-01-01T000000Z")).unwrap().count(), 3);
+    leader.process.stop();
+    let mut leader = stage.leader(&data, &["--keep-bytes", "40B"]);
+    wait_until("and what is too much", || !data.join(".paceline/kept/2999-01-01T000000Z").exists());
+    leader.process.stop();
+}
+
+#[test]
 fn lost_and_found_at_the_top_of_a_file_system_is_nobodys_content() {
     let stage = Stage::new();
     let data = stage.folder("data");

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use paceline::leader::CommitLevel;
 use paceline::{Leader, LeaderConfig, StreamPosition};
+use rustix::io::Errno;
 
-use support::processes::Stage;
+use support::inject::Injection;
+use support::processes::{Process, Stage, find};
 use support::volume::Volume;
 use support::{TestLeader, assert_exact, assert_same, begin, noise, path, secret, wait_until};
 
@@ -139,13 +141,14 @@ fn kept(options: &[&str], names: &[&str]) {
     let ours = format!("{} kept {}/data", env!("CARGO_BIN_EXE_paceline"), volume.mount().display());
     let table = volume.run(&ours);
     let time = table.lines().nth(1).and_then(|line| line.split_whitespace().next()).unwrap_or_default();
-    assert_eq!(table.lines().count(), 2, "{table}");
+    assert!(table.lines().count() == 2 && table.contains("deleted"), "{table}");
     let files = volume.run(&format!("{ours} --files {time}"));
     assert!(names.iter().all(|name| files.contains(name)) && files.lines().count() == names.len(), "{files}");
     let busy = volume.run(&format!("{ours} --restore {time} 2>&1 || true"));
     assert!(busy.contains("is in use by another process"), "{busy}");
     follower.stop();
-    volume.run(&format!("{ours} wal/old --restore {time}"));
+    let restored = volume.run(&format!("{ours} wal/old --restore {time} 2>&1"));
+    assert!(restored.contains("restored 1 file of"), "{restored}");
     assert_eq!(fs::read_to_string(volume.path("data/wal/old")).unwrap(), "precious");
     leader.shut_down();
 }
@@ -158,6 +161,25 @@ fn what_a_sync_takes_away_is_kept_and_comes_back() {
 #[test]
 fn what_a_sync_in_1_0_0_takes_away_is_kept_and_comes_back() {
     kept(&["--protocol", "1.0.0"], &["gone", "log", "long", "wal/old"]);
+}
+
+#[test]
+fn a_full_disk_costs_what_is_kept_on_it_and_nothing_else() {
+    let (stage, leader) = (Stage::new(), TestLeader::start());
+    leader.append("wal/1", &noise(9 << 20));
+    let volume = two_in_memory(&stage);
+    // The older one is on the other disk.
+    volume.run(&format!(
+        "cd {}/data; for of in '.paceline/kept/2 1024' 'wal/.paceline/kept/1 9000000'; do set -- $of; \
+         at=${{1%/*}}/$(date -u -d \"-${{1##*/}} day\" +%Y-%m-%dT%H%M%SZ); mkdir -p $at; head -c $2 /dev/zero > $at/old; done",
+        volume.mount().display()
+    ));
+    let mut follower = volume.follower("data", leader.address, &["--adopt"]);
+    leader.wait_in_sync(1);
+    let kept = volume.run(&format!("find {}/data -name old", volume.mount().display()));
+    assert!(kept.lines().count() == 1 && kept.contains("/data/.paceline/kept/"), "{kept}");
+    follower.stop();
+    leader.shut_down();
 }
 
 /// So many that the file systems are synced as a whole.
@@ -215,6 +237,46 @@ fn host() {
     commit(position);
     println!("durable");
     std::thread::sleep(Duration::from_secs(120));
+}
+
+/// Changes files for as long as it runs, and says whether that is durable. Does nothing unless it is started as such.
+#[test]
+fn host_that_goes_on() {
+    let Some(dir) = std::env::var_os(HOST_DIR) else { return };
+    begin();
+    let leader = Leader::open(LeaderConfig::new(dir, secret())).unwrap();
+    loop {
+        leader.file(&path("file")).unwrap().append(b"x").unwrap();
+        // What left a folder is left to the file systems' sync.
+        let position = leader.delete(&path("file")).unwrap();
+        let outcome = leader.commit_at(position, CommitLevel::ALL_DURABLE, Duration::from_secs(1));
+        println!("{}", if outcome.is_committed() { "durable" } else { "not durable" });
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_leader_that_cannot_open_what_is_mounted_confirms_nothing_as_durable_until_it_can() {
+    let stage = Stage::new();
+    let volume = Volume::in_memory(&stage, 16);
+    volume.run(&format!("mkdir -p {}/data/later", volume.mount().display()));
+    let (armed, host) = (stage.path("armed"), std::env::current_exe().unwrap());
+    let failing = Injection::new(&stage, "mounts", &["open", "openat", "openat2"], Errno::MFILE).about("/data/later");
+    let set = format!("{HOST_DIR}={}/data", volume.mount().display());
+    let program = ["env", &set, host.to_str().unwrap(), "host_that_goes_on", "--exact", "--nocapture"];
+    let args: Vec<_> = volume.enter().into_iter().chain(program.map(str::to_owned)).collect();
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let failing = failing.while_there(&armed);
+    let host = failing.start(&stage, "host", &find("nsenter", "util-linux"), &args);
+    let said = |host: &Process, what: &str| host.log().lines().filter(|line| *line == what).count();
+    wait_until("it is durable", || said(&host, "durable") > 1);
+    fs::write(&armed, "").unwrap();
+    volume.run(&format!("mount -t tmpfs none {}/data/later", volume.mount().display()));
+    wait_until("it is not", || said(&host, "not durable") > 1);
+    assert!(failing.failed() > 0);
+    fs::remove_file(&armed).unwrap();
+    let before = said(&host, "durable");
+    wait_until("it is again", || said(&host, "durable") > before);
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl Options {
         config.id = self.node.id;
         self.giving_up.apply(&mut config);
         config.once = self.once;
-        self.keep.apply(&mut config);
+        (config.keep, config.keep_bytes) = self.keep.bounds();
         config.protocol = match self.protocol {
             Speaks::Auto => Protocol::Auto,
             Speaks::V1 => Protocol::V1,

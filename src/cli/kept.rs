@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use paceline::FollowerConfig;
 use paceline::follower::Kept;
 
 use super::units::{parse_duration, parse_size, show_bytes};
@@ -36,7 +35,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let kept = Kept::of(&options.dir)?;
     if let Some(time) = &options.restore {
         let count = kept.restore(time, options.file.as_deref(), options.overwrite)?;
-        say(&format!("restored {count} files of {time} in {}", options.dir.display()));
+        let files = if count == 1 { "file" } else { "files" };
+        say(&format!("restored {count} {files} of {time} in {}", options.dir.display()));
         return Ok(());
     }
     let times = kept.times()?;
@@ -50,10 +50,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         say(&format!("nothing is kept in {}", options.dir.display()));
         return Ok(());
     }
-    let head = format!("{:<22}{:>10}{:>12}", "kept by the sync of", "files", "bytes");
+    let head = format!("{:<22}{:>10}{:>12}  {}", "kept by the sync of", "files", "bytes", "what it did to them");
     let rows = times.iter().map(|(time, found)| {
         let bytes = show_bytes(found.bytes);
-        format!("{time:<22}{:>10}{bytes:>12}", found.files.len())
+        let why = found.why.as_deref().unwrap_or("it did not get to its end");
+        format!("{time:<22}{:>10}{bytes:>12}  {why}", found.files.len())
     });
     show(std::iter::once(head).chain(rows))
 }
@@ -62,7 +63,7 @@ fn show(table: impl Iterator<Item = String>) -> Result<(), Failure> {
     print(table).map_err(|error| Failure::runtime(format!("write to stdout: {error}")))
 }
 
-/// What a follower keeps.
+/// What a follower keeps, and who leads has kept since it followed.
 #[derive(Args)]
 pub(crate) struct KeepOptions {
     /// How long to keep what a sync deletes or overwrites, see 'paceline kept'; 0s: not at all
@@ -74,7 +75,7 @@ pub(crate) struct KeepOptions {
 }
 
 impl KeepOptions {
-    pub(crate) fn apply(&self, config: &mut FollowerConfig) {
-        (config.keep, config.keep_bytes) = (self.keep, self.keep_bytes);
+    pub(crate) fn bounds(&self) -> (Duration, u64) {
+        (self.keep, self.keep_bytes)
     }
 }

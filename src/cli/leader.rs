@@ -15,6 +15,7 @@ use paceline::leader::Window;
 use paceline::watch::Watcher;
 use paceline::{Leader, LeaderConfig, OnFull};
 
+use super::kept::KeepOptions;
 use super::units::{parse_address, parse_duration, parse_size};
 use super::{Failure, NodeOptions, require_folder, say, signals, start_logging};
 
@@ -39,6 +40,8 @@ pub(crate) struct Options {
     node: NodeOptions,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    keep: KeepOptions,
 }
 
 impl Options {
@@ -46,6 +49,7 @@ impl Options {
         let mut config = LeaderConfig::new(&self.data_dir, self.node.secret()?);
         config.id = self.node.id;
         self.limits.apply(&mut config);
+        (config.keep, config.keep_bytes) = self.keep.bounds();
         config.check().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(config)
     }

@@ -102,7 +102,8 @@ impl Options {
         self.limits.apply(&mut config.leader);
         self.giving_up.apply(&mut config.follower);
         config.found = self.found;
-        self.keep.apply(&mut config.follower);
+        (config.follower.keep, config.follower.keep_bytes) = self.keep.bounds();
+        (config.leader.keep, config.leader.keep_bytes) = self.keep.bounds();
         config.proxies.clone_from(&self.proxy);
         config.drain_timeout = self.limits.drain_timeout;
         config.stall_timeout = self.stall_timeout;

@@ -52,6 +52,7 @@ use std::time::Duration;
 
 use self::dir::Dir;
 use self::flush::Unflushed;
+pub(crate) use self::kept::{Bounds, expire};
 pub use self::kept::{Kept, KeptTime};
 use self::negotiate::Dialects;
 use self::run::Runner;

@@ -134,10 +134,11 @@ impl Runner {
         Bounds { age: self.config.keep, bytes: self.config.keep_bytes }
     }
 
-    /// Drops something that is kept and waits for `retry`, or waits until there is more room where a file did not fit, or for
+    /// Drops something that is kept on that disk and waits for `retry`, or waits until there is more room where a file did not fit, or for
     /// `delay`: a quota, or room that others take, does not show.
     fn wait_for_room(&self, path: &Path, delay: Duration, retry: Duration) {
-        match self.dir.drop_oldest_kept(None) {
+        let name = path.strip_prefix(self.dir.path()).ok().and_then(Path::to_str).unwrap_or_default();
+        match self.dir.drop_oldest_kept(None, &self.dir.kept_tops_beside(name)) {
             Ok(None) => {}
             // What the next sync keeps may fill the disk again.
             Ok(Some(_)) => return self.shared.sleep(retry),

@@ -443,7 +443,7 @@ impl<'a> Session<'a> {
         let (answer, synced) = channel::bounded(1);
         let mut unflushed = self.actions.unflushed();
         if let Some(keeper) = self.actions.keeper.take() {
-            if keeper.count > 0 {
+            if keeper.count() > 0 {
                 // Also what was kept.
                 unflushed.everything();
             }

@@ -138,7 +138,7 @@ impl Dir {
 }
 
 /// The folders that a name lies in, the innermost first.
-fn above(path: &RelPath) -> impl Iterator<Item = &str> {
+pub(super) fn above(path: &RelPath) -> impl Iterator<Item = &str> {
     std::iter::successors(path.as_str().rsplit_once('/'), |(folder, _)| folder.rsplit_once('/'))
         .map(|(folder, _)| folder)
 }

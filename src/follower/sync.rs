@@ -253,7 +253,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         if !self.marked && !self.durable {
             return Ok(());
         }
-        if self.flush_all || !self.singly || self.keeper.count > 0 {
+        if self.flush_all || !self.singly || self.keeper.count() > 0 {
             self.dir.flush()?;
         } else {
             self.dir.flush_folders(self.unflushed_folders.iter().map(String::as_str))?;

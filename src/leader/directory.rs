@@ -1,4 +1,5 @@
-//! The `directory` thread: whether the data directory is still there, and what of it can be read again.
+//! The `directory` thread: whether the data directory is still there, and what of it can be read again; and what is kept
+//! there since it was a copy is dropped in time.
 //!
 //! Once a second it compares the directory's path with the one that is open. Should they differ, nothing more is announced: what
 //! then looks gone was not deleted. It takes no lock but those of announcing, and ends with the leader.
@@ -10,6 +11,7 @@ use std::time::Duration;
 use super::Core;
 use crate::datadir::{self, FoundFile, Visitor};
 use crate::error::{AppendError, Error};
+use crate::follower::{self, Bounds};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
@@ -18,8 +20,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What took long to find unreadable is left alone for so many times as long.
 const TRY_PAUSE: u32 = 9;
 
+/// How often it is looked what the directory, which was a copy, has kept for long enough.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
 /// The thread's life.
 pub(super) fn run(core: &Arc<Core>) {
+    let mut expired: Option<Instant> = None;
     while !core.ended.wait(LOOK_EVERY) {
         if let Some(how) = core.dir.root().is_lost() {
             let _ = core.lost.set(how);
@@ -31,6 +37,13 @@ pub(super) fn run(core: &Arc<Core>) {
         // Before anybody asks: what was never seen mounted is not missed.
         if let Err(error) = core.dir.root().look_at_mounts() {
             log::debug!("what is mounted below {} is not known: {error}", core.dir.path().display());
+        }
+        if expired.is_none_or(|at| at.elapsed() >= EXPIRE_EVERY) {
+            let bounds = Bounds { age: core.config.keep, bytes: core.config.keep_bytes };
+            if let Err(error) = follower::expire(core.dir.path(), bounds) {
+                log::warn!("cannot drop what was kept for long enough: {error}");
+            }
+            expired = Some(Instant::now());
         }
         for path in core.unreadable.due() {
             core.try_again(&path);

@@ -1,0 +1,644 @@
+//! Kept, not destroyed: what the first sync of a connection deletes, overwrites or cuts is there for a while, in case the leader was
+//! the wrong one.
+//!
+//! `.paceline/kept/TIME/NAME`, on the file system that the file is on, so that keeping it is a rename (what is deleted) or a second
+//! link (what is replaced: its name is never missing). Of what a sync cuts off a file or patches in it, the range is copied, to
+//! `NAME.from-OFFSET`, and durable before the file changes. Each sync has a time of its own, also two in one second, and a line in
+//! `TIME.why` that says what was done to the files. What the stream deletes is not kept: nor what later
+//! syncs of a connection do, which only bring what the stream would have.
+//!
+//! Bounded by age and by bytes, the oldest time dropped first, also while the directory leads; and whenever a disk is full, one time
+//! after the other is dropped of what is kept on that disk before the follower waits. What does not fit the bounds, or cannot be
+//! kept, is destroyed as it was before there was this, and counted in the log.
+//!
+//! Nothing here follows a symbolic link: names are resolved by [`Dir`]. Never replicated, and no part of the copy. No threads and no
+//! locks: whoever writes here holds the directory's `.lock`.
+
+mod restore;
+mod times;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::restore::Kept;
+use self::times::{new_time, seconds_of};
+use super::dir::Dir;
+use super::stage::above;
+use crate::error::Error;
+use crate::flusher::SystemFlusher;
+use crate::sys::fd::AsFd;
+use crate::sys::fs::FileExt;
+use crate::sys::hash::HashSet;
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, Dir as Entries, FileType, OFlags};
+use crate::sys::rustix::io::Errno;
+use crate::sys::time::{SystemTime, UNIX_EPOCH};
+use crate::types::{OWN_FOLDER, RelPath};
+
+/// The name, within a folder of ours, of what is kept.
+const KEPT: &str = "kept";
+
+/// So many parts of one file, from one offset, have names.
+const PARTS_MAX: u32 = 9;
+
+/// The longest line that says why.
+const WHY_BYTES_MAX: u64 = 1000;
+
+/// What is kept, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) age: Duration,
+    pub(crate) bytes: u64,
+}
+
+/// Drops what is kept in a directory beyond the bounds. Whoever calls holds its `.lock`.
+pub(crate) fn expire(dir: &Path, bounds: Bounds) -> Result<(), Error> {
+    let dir = Dir::open_flushed_by(dir, Arc::new(SystemFlusher))?;
+    dir.note_mounts()?;
+    dir.expire_kept(bounds)
+}
+
+/// How many files a sync did something to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    deleted: u64,
+    replaced: u64,
+    parts: u64,
+}
+
+impl Counts {
+    fn all(self) -> u64 {
+        self.deleted + self.replaced + self.parts
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [(self.deleted, "deleted"), (self.replaced, "replaced"), (self.parts, "cut or changed in part")];
+        let told: Vec<_> =
+            counts.iter().filter(|(count, _)| *count > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        f.write_str(&told.join(", "))
+    }
+}
+
+/// Keeps what one sync takes away.
+pub(super) struct Keeper<'a> {
+    pub(super) dir: &'a Dir,
+    bounds: Bounds,
+    /// Since the first file.
+    time: Option<String>,
+    /// Kept in all.
+    bytes: u64,
+    counts: Counts,
+    /// The names of parts: no files.
+    parts: HashSet<RelPath>,
+    /// Those that could not be kept.
+    failed: u64,
+    /// Those that do not fit.
+    unfit: u64,
+}
+
+/// Where something is to be kept.
+enum Place {
+    At(RelPath),
+    /// What was there before this sync is kept already.
+    Kept,
+    NoRoom,
+}
+
+impl<'a> Keeper<'a> {
+    pub(super) fn new(dir: &'a Dir, bounds: Bounds) -> Self {
+        let (counts, parts) = (Counts::default(), HashSet::default());
+        Self { dir, bounds, time: None, bytes: 0, counts, parts, failed: 0, unfit: 0 }
+    }
+
+    /// Files and parts of files kept by this sync.
+    pub(super) fn count(&self) -> u64 {
+        self.counts.all()
+    }
+
+    /// Says in the log what there is now, and leaves word why.
+    pub(super) fn report(&self) {
+        if self.failed > 1 {
+            log::warn!("{} files, or parts of files, could not be kept", self.failed);
+        }
+        if self.unfit > 0 {
+            log::warn!(
+                "{} files, or parts of files, were not kept: there is no room for them (--keep-bytes)",
+                self.unfit
+            );
+        }
+        if let Some(time) = self.time.as_ref().filter(|_| self.count() > 0) {
+            if let Err(error) = self.dir.say_why(time, &self.counts.to_string()) {
+                log::warn!("it could not be noted why it was kept: {error}");
+            }
+            log::warn!(
+                "files, or parts of files, that were here and that the leader does not have are kept under {time}: {}; see \
+                 paceline kept {}",
+                self.counts,
+                self.dir.path().display()
+            );
+        }
+    }
+
+    /// Takes a file away from its place. False: it could not be kept, and is still there, or it was not there.
+    pub(super) fn take(&mut self, path: &RelPath) -> bool {
+        let taken = self.kept(path, |dir, to| {
+            let ((from, name), (folder, kept)) = (dir.parent_made(path)?, dir.parent_made(to)?);
+            let moved = rustix::fs::renameat(from, name, folder, kept);
+            moved.map_err(|error| dir.failed("keep", path.as_str(), error))?;
+            dir.remove_emptied(path);
+            Ok(())
+        });
+        self.counts.deleted += u64::from(taken);
+        taken
+    }
+
+    /// Keeps a file that is about to be replaced.
+    pub(super) fn link(&mut self, path: &RelPath) {
+        let linked = self.kept(path, |dir, to| {
+            let ((from, name), (folder, kept)) = (dir.parent_made(path)?, dir.parent_made(to)?);
+            let linked = rustix::fs::linkat(from, name, folder, kept, AtFlags::empty());
+            linked.map_err(|error| dir.failed("keep", path.as_str(), error))
+        });
+        self.counts.replaced += u64::from(linked);
+    }
+
+    /// Keeps a range that is about to be overwritten or cut off; it is durable when this returns.
+    pub(super) fn range(&mut self, path: &RelPath, offset: u64, len: u64) {
+        let dir = self.dir;
+        let names = |number| match number {
+            1 => format!("{path}.from-{offset}"),
+            number => format!("{path}.from-{offset}-{number}"),
+        };
+        let kept = self.keep(&mut |keeper| keeper.place_of_part(path, len, &names), len, |to| {
+            let copied = dir.copy_range(path, offset..offset + len, to);
+            if copied.is_err() {
+                // Half of it would pass for what was there, and be in the way of another try.
+                dir.remove_own(to)?;
+            }
+            copied
+        });
+        self.counts.parts += u64::from(kept.is_some());
+        self.parts.extend(kept);
+    }
+
+    fn kept(&mut self, path: &RelPath, keep: impl Fn(&Dir, &RelPath) -> Result<(), Error>) -> bool {
+        let dir = self.dir;
+        let len = match dir.open_file(path, OFlags::RDONLY).map(|file| file.map(|file| file.metadata())) {
+            Ok(Some(Ok(meta))) => meta.len(),
+            // It is not there, or whoever deletes it will say what is wrong.
+            _ => return false,
+        };
+        self.keep(&mut |keeper| keeper.place_of(path, len), len, |to| keep(dir, to)).is_some()
+    }
+
+    /// Finds room for something, and keeps it; returns where. A full disk costs the oldest time that is kept on it, again and again.
+    fn keep(
+        &mut self,
+        place_of: &mut dyn FnMut(&mut Self) -> Result<Place, Error>,
+        len: u64,
+        keep: impl Fn(&RelPath) -> Result<(), Error>,
+    ) -> Option<RelPath> {
+        if self.bounds.age.is_zero() {
+            return None;
+        }
+        loop {
+            let (place, full) = match place_of(self) {
+                Ok(Place::At(to)) => match keep(&to) {
+                    Ok(()) => {
+                        self.bytes += len;
+                        return Some(to);
+                    }
+                    Err(error) => (error, to.to_string()),
+                },
+                Ok(Place::Kept) => return None,
+                Ok(Place::NoRoom) => {
+                    self.unfit += 1;
+                    return None;
+                }
+                Err(error) => (error, String::new()),
+            };
+            match place {
+                Error::Io { source, .. } if is_full(&source) && self.drop_one(&self.dir.kept_tops_beside(&full)) => {}
+                error => {
+                    self.failed += 1;
+                    if self.failed == 1 {
+                        log::warn!("not kept: {error}");
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Where a file is kept.
+    fn place_of(&mut self, path: &RelPath, len: u64) -> Result<Place, Error> {
+        let Some(time) = self.room(len)? else { return Ok(Place::NoRoom) };
+        let to = place(self.dir.file_system_of(path)?, &time, path.as_str())?;
+        if self.parts.contains(&to) {
+            return Err(self.dir.refused(path.as_str(), "has the name of a part of another file that is kept"));
+        }
+        Ok(if self.dir.holds(&to)? { Place::Kept } else { Place::At(to) })
+    }
+
+    /// Where a part of a file is kept: under a name that nothing has.
+    fn place_of_part(&mut self, path: &RelPath, len: u64, names: &dyn Fn(u32) -> String) -> Result<Place, Error> {
+        let Some(time) = self.room(len)? else { return Ok(Place::NoRoom) };
+        let top = self.dir.file_system_of(path)?;
+        for number in 1..=PARTS_MAX {
+            let to = place(top, &time, &names(number))?;
+            if !self.dir.holds(&to)? {
+                return Ok(Place::At(to));
+            }
+        }
+        Err(self.dir.refused(path.as_str(), "has a part that cannot be kept: its name is taken"))
+    }
+
+    /// The time of this sync, with room for so many bytes; `None`: there is none.
+    fn room(&mut self, len: u64) -> Result<Option<String>, Error> {
+        if len > self.bounds.bytes {
+            return Ok(None);
+        }
+        let time = match &self.time {
+            Some(time) => time.clone(),
+            None => {
+                let times = self.dir.kept_times()?;
+                self.bytes = times.values().map(|time| time.bytes).sum();
+                let names = self.dir.kept_names(&self.dir.kept_tops())?.into_keys().collect();
+                let Some(time) = new_time(SystemTime::now(), &names) else { return Ok(None) };
+                self.time.insert(time).clone()
+            }
+        };
+        while self.bytes.saturating_add(len) > self.bounds.bytes {
+            if !self.drop_one(&self.dir.kept_tops()) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(time))
+    }
+
+    /// Drops the oldest time, other than this sync's own, of what is kept at these tops.
+    fn drop_one(&mut self, tops: &[String]) -> bool {
+        match self.dir.drop_oldest_kept(self.time.as_deref(), tops) {
+            Ok(dropped) => {
+                self.bytes = self.bytes.saturating_sub(dropped.unwrap_or_default());
+                dropped.is_some()
+            }
+            Err(error) => {
+                log::warn!("cannot drop what is kept: {error}");
+                false
+            }
+        }
+    }
+}
+
+/// Where `name` is kept, if `top` is the top of its file system.
+fn place(top: &str, time: &str, name: &str) -> Result<RelPath, Error> {
+    let below = name.strip_prefix(top).unwrap_or(name).trim_start_matches('/');
+    let slash = if top.is_empty() { "" } else { "/" };
+    Ok(RelPath::new(&format!("{top}{slash}{OWN_FOLDER}/{KEPT}/{time}/{below}"))?)
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+/// What is kept of one sync.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeptTime {
+    /// Names in the data directory, and bytes.
+    pub files: BTreeMap<String, u64>,
+    /// All of them.
+    pub bytes: u64,
+    /// What the sync did to them, in words; `None` if it did not get to its end.
+    pub why: Option<String>,
+}
+
+impl Dir {
+    /// Copies a part of a file to a new one.
+    fn copy_range(&self, from: &RelPath, range: Range<u64>, to: &RelPath) -> Result<(), Error> {
+        let Some(file) = self.open_file(from, OFlags::RDONLY)? else { return Ok(()) };
+        let mut copy = self.open_made(to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?;
+        let failed = |error| self.failed("keep a part of", from.as_str(), error);
+        let mut buffer = vec![0; 256 << 10];
+        let mut at = range.start;
+        while at < range.end {
+            let most = usize::try_from(range.end - at).unwrap_or(buffer.len()).min(buffer.len());
+            let read = file.read_at(&mut buffer[..most], at).map_err(failed)?;
+            if read == 0 {
+                break;
+            }
+            copy.write_all(&buffer[..read]).map_err(failed)?;
+            at += read as u64;
+        }
+        // What is overwritten after this may be on the disk at any time, and so must this be. It is no replicated content, so
+        // nothing is amiss with what is if this fails.
+        self.flusher.file(copy.as_fd()).map_err(failed)?;
+        for folder in above(to).chain([""]) {
+            let opened = if folder.is_empty() { None } else { self.open_folder(folder)? };
+            let opened = opened.as_ref().map_or_else(|| self.root(), AsFd::as_fd);
+            self.flusher.folder(opened).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves word why something was kept.
+    fn say_why(&self, time: &str, why: &str) -> Result<(), Error> {
+        let path = why_of(time)?;
+        let mut file = self.open_made(&path, OFlags::WRONLY | OFlags::CREATE)?;
+        file.write_all(why.as_bytes()).map_err(|error| self.failed("write", path.as_str(), error))
+    }
+
+    fn why(&self, time: &str) -> Result<Option<String>, Error> {
+        let path = why_of(time)?;
+        let Some(file) = self.open_file(&path, OFlags::RDONLY)? else { return Ok(None) };
+        let mut why = String::new();
+        let read = file.take(WHY_BYTES_MAX).read_to_string(&mut why);
+        Ok(read.is_ok().then(|| why.lines().next().unwrap_or_default().to_owned()))
+    }
+
+    fn kept_tops(&self) -> Vec<String> {
+        let below = self.mounts.places();
+        std::iter::once(String::new()).chain(below.iter().map(|top| format!("{top}/"))).collect()
+    }
+
+    /// Those of them that are on the file system that `path`, a name here or of ours, is on: dropping something there makes room for it.
+    pub(super) fn kept_tops_beside(&self, path: &str) -> Vec<String> {
+        let device = |folder: &str| {
+            let opened = if folder.is_empty() { None } else { Some(self.open_folder(folder).ok()??) };
+            let stat = rustix::fs::fstat(opened.as_ref().map_or_else(|| self.root(), AsFd::as_fd));
+            stat.ok().map(|stat| stat.st_dev)
+        };
+        let tops = self.kept_tops();
+        let Ok(path) = RelPath::new(path) else { return tops };
+        let of_path = self.file_system_of(&path).ok().and_then(device);
+        tops.into_iter().filter(|top| device(top.trim_end_matches('/')) == of_path).collect()
+    }
+
+    /// The times at which something was kept at these tops, and at which of them; the oldest first.
+    fn kept_names(&self, tops: &[String]) -> Result<BTreeMap<String, Vec<String>>, Error> {
+        let mut names = BTreeMap::<String, Vec<String>>::new();
+        for top in tops {
+            for time in self.folder_names(&format!("{top}{OWN_FOLDER}/{KEPT}"))? {
+                names.entry(time).or_default().push(top.clone());
+            }
+        }
+        Ok(names)
+    }
+
+    /// All that is kept, by time.
+    pub(super) fn kept_times(&self) -> Result<BTreeMap<String, KeptTime>, Error> {
+        let mut times = BTreeMap::<String, KeptTime>::new();
+        for top in self.kept_tops() {
+            let kept = format!("{top}{OWN_FOLDER}/{KEPT}");
+            for time in self.folder_names(&kept)? {
+                let found = times.entry(time.clone()).or_default();
+                let at = format!("{kept}/{time}");
+                self.kept_below(&at, &mut |name, len| {
+                    let Some(len) = len else { return };
+                    found.bytes += len;
+                    found.files.insert(format!("{top}{}", name.trim_start_matches(&at).trim_start_matches('/')), len);
+                })?;
+            }
+        }
+        times.retain(|_, time| !time.files.is_empty());
+        for (time, kept) in &mut times {
+            kept.why = self.why(time)?;
+        }
+        Ok(times)
+    }
+
+    /// What is below a folder, without following any link: files with their lengths, and other things. Returns the folders, each
+    /// before those in it.
+    fn kept_below(&self, folder: &str, found: &mut dyn FnMut(&str, Option<u64>)) -> Result<Vec<String>, Error> {
+        let (mut folders, mut seen) = (vec![folder.to_owned()], Vec::new());
+        while let Some(at) = folders.pop() {
+            seen.push(at.clone());
+            let Some(opened) = self.open_folder(&at)? else { continue };
+            let failed = |error: Errno| self.failed("list", &at, error);
+            for entry in Entries::read_from(&opened).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let Ok(name) = entry.file_name().to_str() else { continue };
+                if matches!(name, "." | "..") {
+                    continue;
+                }
+                let Ok(stat) = rustix::fs::statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => folders.push(format!("{at}/{name}")),
+                    FileType::RegularFile => found(&format!("{at}/{name}"), u64::try_from(stat.st_size).ok()),
+                    _ => found(&format!("{at}/{name}"), None),
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    /// The folders in a folder that have a time for a name.
+    fn folder_names(&self, folder: &str) -> Result<Vec<String>, Error> {
+        let Some(opened) = self.open_folder(folder)? else { return Ok(Vec::new()) };
+        let failed = |error: Errno| self.failed("list", folder, error);
+        let mut names = Vec::new();
+        for entry in Entries::read_from(&opened).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            names.extend(entry.file_name().to_str().ok().filter(|name| seconds_of(name).is_some()).map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// Drops the oldest time but `except` of what is kept at these tops. Returns its bytes; `None`: there is none.
+    pub(super) fn drop_oldest_kept(&self, except: Option<&str>, tops: &[String]) -> Result<Option<u64>, Error> {
+        for (time, tops) in self.kept_names(tops)? {
+            if Some(time.as_str()) == except {
+                continue;
+            }
+            let (files, bytes) = self.drop_kept(&time, &tops)?;
+            if files > 0 {
+                log::info!("dropped what was kept at {time}: {files} files, {bytes} bytes");
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns how many files there were, and their bytes.
+    fn drop_kept(&self, time: &str, tops: &[String]) -> Result<(u64, u64), Error> {
+        let (mut count, mut bytes) = (0, 0);
+        for top in tops {
+            let kept = format!("{top}{OWN_FOLDER}/{KEPT}");
+            let mut files = Vec::new();
+            let folders = self.kept_below(&format!("{kept}/{time}"), &mut |name, len| {
+                bytes += len.unwrap_or_default();
+                files.push(name.to_owned());
+            })?;
+            count += files.len() as u64;
+            // A failure ends it: whoever drops one time after the other must not come back to this one for ever.
+            files.iter().try_for_each(|file| self.remove_own(&RelPath::new(file)?))?;
+            for folder in folders.iter().rev() {
+                self.remove_folder(folder);
+            }
+        }
+        if !self.kept_names(&self.kept_tops())?.contains_key(time) {
+            self.remove_own(&why_of(time)?)?;
+        }
+        Ok((count, bytes))
+    }
+
+    /// Drops what is beyond the bounds.
+    pub(super) fn expire_kept(&self, bounds: Bounds) -> Result<(), Error> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        for (time, tops) in self.kept_names(&self.kept_tops())? {
+            let age = now.saturating_sub(seconds_of(&time).unwrap_or_default());
+            if age > bounds.age.as_secs() {
+                log::info!("drops what was kept at {time}: that is long enough ago");
+                self.drop_kept(&time, &tops)?;
+            }
+        }
+        let mut bytes: u64 = self.kept_times()?.values().map(|time| time.bytes).sum();
+        while bytes > bounds.bytes {
+            let Some(dropped) = self.drop_oldest_kept(None, &self.kept_tops())? else { break };
+            bytes = bytes.saturating_sub(dropped);
+        }
+        Ok(())
+    }
+}
+
+fn why_of(time: &str) -> Result<RelPath, Error> {
+    Ok(RelPath::new(&format!("{OWN_FOLDER}/{KEPT}/{time}.why"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::datadir::DirLock;
+    use crate::follower::flush::tests::opened as opened_and_noted;
+
+    const ALL: Bounds = Bounds { age: Duration::from_secs(60), bytes: 1 << 20 };
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    fn opened() -> (tempfile::TempDir, Dir) {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a/b", "c", "d"] {
+            fs::create_dir_all(root.path().join(name).parent().unwrap()).unwrap();
+            fs::write(root.path().join(name), format!("of {name}")).unwrap();
+        }
+        let dir = Dir::open(root.path()).unwrap();
+        (root, dir)
+    }
+
+    #[test]
+    fn what_a_sync_takes_away_is_kept_and_comes_back_but_over_nothing_that_is_there() {
+        let (root, dir) = opened();
+        let mut keeper = Keeper::new(&dir, ALL);
+        assert!(keeper.take(&path("a/b")) && !keeper.take(&path("gone")));
+        keeper.link(&path("c"));
+        keeper.range(&path("d"), 1, 3);
+        fs::write(root.path().join("new"), "new").unwrap();
+        fs::rename(root.path().join("new"), root.path().join("c")).unwrap();
+        // What this sync itself put there is not what was there before it.
+        keeper.link(&path("c"));
+        assert!(!root.path().join("a").exists());
+        let kept = Kept::of(root.path()).unwrap();
+        let times = kept.times().unwrap();
+        let (time, found) = times.iter().next().unwrap();
+        let names: Vec<_> = found.files.iter().map(|(name, len)| (name.as_str(), *len)).collect();
+        assert_eq!(names, [("a/b", 6), ("c", 4), ("d.from-1", 3)]);
+        let said = kept.restore(time, None, false).unwrap_err().to_string();
+        assert!(said.contains("--overwrite") && !root.path().join("a").exists(), "{said}");
+        assert!(kept.restore(time, Some("../c"), true).is_err() && kept.restore("x", None, true).is_err());
+        assert_eq!(kept.restore(time, Some("a/b"), false).unwrap(), 1);
+        assert_eq!(kept.restore(time, None, true).unwrap(), 2);
+        for (name, content) in [("a/b", "of a/b"), ("c", "of c"), ("d.from-1", "f d")] {
+            assert_eq!(fs::read_to_string(root.path().join(name)).unwrap(), content);
+        }
+        assert!(kept.times().unwrap().is_empty());
+        let _held = DirLock::take(root.path()).unwrap();
+        assert!(matches!(kept.restore(time, None, true), Err(Error::InUse(_))));
+    }
+
+    #[test]
+    fn the_oldest_goes_first_and_nothing_leads_outside() {
+        let (root, dir) = opened();
+        let kept = root.path().join(".paceline/kept");
+        for time in ["2020-01-01T000000Z", "2021-01-01T000000Z"] {
+            fs::create_dir_all(kept.join(time)).unwrap();
+            fs::write(kept.join(time).join("x"), [0; 100]).unwrap();
+        }
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("victim"), "intact").unwrap();
+        std::os::unix::fs::symlink(outside.path(), kept.join("2020-01-01T000000Z/link")).unwrap();
+        let mut keeper = Keeper::new(&dir, Bounds { bytes: 110, ..ALL });
+        assert!(keeper.take(&path("c")));
+        let times = dir.kept_times().unwrap();
+        assert_eq!((times.len(), times.values().map(|time| time.bytes).sum::<u64>()), (2, 104));
+        assert!(!Keeper::new(&dir, Bounds { bytes: 3, ..ALL }).take(&path("d")));
+        dir.expire_kept(ALL).unwrap();
+        assert_eq!(dir.kept_times().unwrap().len(), 1);
+        assert_eq!(fs::read_to_string(outside.path().join("victim")).unwrap(), "intact");
+    }
+
+    #[test]
+    fn a_part_is_durable_before_the_file_changes() {
+        let (root, noted, dir) = opened_and_noted();
+        fs::write(root.path().join("d"), "0123").unwrap();
+        let mut keeper = Keeper::new(&dir, ALL);
+        keeper.range(&path("d"), 1, 3);
+        assert_eq!(noted.calls.lock().as_str(), "fdddd", "the part, and the folders that it is in");
+        assert_eq!(keeper.count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_under_its_name_is_counted_and_parts_are_in_no_files_way() {
+        let (root, dir) = opened();
+        let long = "x".repeat(250);
+        for name in [&long, "d.from-1", "c.from-0"] {
+            fs::write(root.path().join(name), "of a file").unwrap();
+        }
+        let mut keeper = Keeper::new(&dir, ALL);
+        assert!(keeper.take(&path("d.from-1")));
+        keeper.range(&path("d"), 1, 3);
+        let kept = || Kept::of(root.path()).unwrap().times().unwrap().into_values().next().unwrap();
+        let names: Vec<_> = kept().files.into_iter().collect();
+        assert_eq!(names, [("d.from-1".to_owned(), 9), ("d.from-1-2".to_owned(), 3)]);
+        assert_eq!((keeper.count(), keeper.failed), (2, 0));
+        // The other way round the file has lost its name.
+        keeper.range(&path("c"), 0, 2);
+        assert!(!keeper.take(&path("c.from-0")));
+        keeper.range(&path(&long), 0, 2);
+        assert_eq!((keeper.count(), keeper.failed), (3, 2));
+        keeper.bounds.bytes = 1;
+        assert!(!keeper.take(&path("a/b")));
+        assert_eq!(keeper.unfit, 1);
+        keeper.report();
+        assert_eq!(kept().why.as_deref(), Some("1 deleted, 2 cut or changed in part"));
+    }
+
+    #[test]
+    fn bounds_hold_and_nothing_is_left_of_what_was_dropped() {
+        let (root, dir) = opened();
+        for (name, bytes) in [("a/b", 4), ("c", 2), ("d", 0)] {
+            let mut keeper = Keeper::new(&dir, ALL);
+            assert!(keeper.take(&path(name)));
+            keeper.report();
+            assert_eq!(
+                dir.kept_times().unwrap().values().filter(|time| time.why.is_some()).count(),
+                dir.kept_times().unwrap().len()
+            );
+            expire(root.path(), Bounds { bytes, ..ALL }).unwrap();
+            let kept: u64 = dir.kept_times().unwrap().values().map(|time| time.bytes).sum();
+            assert!(kept <= bytes, "{kept} of {bytes}");
+        }
+        assert_eq!(fs::read_dir(root.path().join(".paceline/kept")).unwrap().count(), 0);
+    }
+}
