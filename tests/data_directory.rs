@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use rustix::process::Signal;
 use support::inject::Injection;
 use support::processes::{FollowerProcess, LeaderProcess, Process, Stage, find, wait_same};
 use support::volume::Volume;
@@ -307,6 +308,61 @@ fn a_follower_with_a_folder_that_it_may_not_list_comes_back() {
 }
 
 #[test]
+fn a_follower_that_may_not_write_a_file_says_which_at_both_ends_and_waits_until_it_may() {
+    let stage = Stage::new();
+    let data = stage.folder("data");
+    fill(&data.join("folder"), 3);
+    let mut leader = stage.leader(&data, &[]);
+    let mut follower = stage.follower("copy", leader.address);
+    wait_same(&data, &follower.dir);
+    follower.process.stop();
+    let closed = follower.dir.join("folder/1");
+    forbid(&closed);
+    File::options().append(true).open(data.join("folder/1")).unwrap().write_all(b"more").unwrap();
+    let (program, address) = (env!("CARGO_BIN_EXE_paceline"), leader.address.to_string());
+    let follow = [program, "follow", &address, "--data-dir", follower.dir.to_str().unwrap()].map(OsString::from);
+    let command = [without_privileges(), follow.to_vec()].concat();
+    let before = leader.process.log().len();
+    let mut again = stage.start("again", &command[0], &command[1..]);
+    let says = |log: &str| log.contains("folder/1") && log.contains("Permission denied");
+    wait_until("the follower says so", || says(&again.log()));
+    wait_until("the leader says so", || says(&leader.process.log()[before..]));
+    assert!(!leader.process.log()[before..].contains("follows the stream"));
+    std::os::unix::fs::chown(&closed, Some(rustix::process::geteuid().as_raw()), None).unwrap();
+    allow(&closed);
+    wait_same(&data, &follower.dir);
+    assert!(again.log().matches("disconnected from").count() < 20, "it spins: {}", again.log());
+    again.stop();
+    leader.process.stop();
+}
+
+#[test]
+fn a_file_that_may_not_be_read_any_more_when_a_follower_gets_there_is_said_to_keep_that_out_of_sync() {
+    let stage = Stage::new();
+    let data = stage.folder("data");
+    fill(&data.join("folder"), 3);
+    let mut leader = stage.leader_under(&without_privileges(), &data, &[]);
+    let (mut follower, mut second) = (stage.follower("copy", leader.address), stage.follower("second", leader.address));
+    wait_same(&data, &follower.dir);
+    leader.wait_joined(2);
+    follower.process.signal(Signal::STOP);
+    // More than sockets hold.
+    fs::write(data.join("large"), noise(24 << 20)).unwrap();
+    fs::write(data.join("secret"), noise(400_000)).unwrap();
+    fs::write(data.join("folder/after"), "x").unwrap();
+    // Whoever goes on gets all of it.
+    wait_same(&data, &second.dir);
+    forbid(&data.join("secret"));
+    follower.process.signal(Signal::CONT);
+    wait_until("it is said", || leader.process.log().contains("is not in sync until secret can be read"));
+    allow(&data.join("secret"));
+    wait_same(&data, &follower.dir);
+    leader.process.stop();
+    follower.process.stop();
+    second.process.stop();
+}
+
+#[test]
 fn what_cannot_be_kept_nor_dropped_stops_no_follower_and_is_said_once() {
     let stage = Stage::new();
     let (data, copy, outside) = (stage.folder("data"), stage.folder("copy"), stage.folder("outside"));
@@ -395,7 +451,7 @@ fn what_syncs_took_away_goes_in_time_also_where_the_directory_leads() {
     wait_until("the old ones go", || !data.join(".paceline/kept/2020-01-01T000000Z").exists());
     assert_eq!(fs::read_dir(data.join(".paceline/kept/2999-01-01T000000Z")).unwrap().count(), 3);
     leader.process.stop();
-    let mut leader = stage.leader(&data, &["--keep-bytes", "40B"]);
+    let mut leader = stage.leader(&data, &["--keep-bytes", "20B"]);
     wait_until("and what is too much", || !data.join(".paceline/kept/2999-01-01T000000Z").exists());
     leader.process.stop();
 }
@@ -569,6 +625,24 @@ fn a_folder_bound_from_the_same_file_system_that_is_unmounted_takes_no_file_alon
     let mount = "mkdir -p data/db/wal; mount --bind elsewhere data/db/wal";
     mount_point_goes_too(mount, "umount data/db/wal");
     mount_point_goes_too(mount, "umount data/db/wal; rmdir data/db/wal");
+}
+
+#[test]
+fn a_folder_with_two_names_is_replicated_under_both_and_keeps_the_watcher_from_nothing() {
+    let stage = Stage::new();
+    let volume = Volume::in_memory(&stage, 16);
+    let at = |script: &str| volume.run(&format!("cd {}; {script}", volume.mount().display()));
+    at("mkdir -p data/one/deep data/other; echo 1 > data/one/deep/1; mount --bind data/one data/other");
+    let data = volume.path("data");
+    let mut leader = volume.leader("data", &[]);
+    let mut follower = stage.follower("copy", leader.address);
+    wait_same(&data, &follower.dir);
+    at("echo 2 > data/one/2; echo 3 > data/other/deep/3; echo more >> data/one/deep/1; rm -f data/3; echo 4 > data/4");
+    wait_same(&data, &follower.dir);
+    at("rm data/other/2 data/one/deep/3");
+    wait_same(&data, &follower.dir);
+    leader.process.stop();
+    follower.process.stop();
 }
 
 #[test]

@@ -89,7 +89,8 @@ impl Core {
         let (mut file, mut buffer) = (Reader::uncached(file), vec![0; READ_AT_ONCE_BYTES]);
         while !self.ended.is_set() && file.read(&mut buffer)? > 0 {}
         let _one_at_a_time = self.file_locks.of(path).lock();
-        match self.announce_locked(path) {
+        // Who looks whether the directory is there must not wait for a follower.
+        match self.announce_locked(path, false) {
             Err(AppendError::Io { source, .. }) => Err(source),
             Err(AppendError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
             // Or never again.

@@ -79,7 +79,7 @@ impl Leader {
         let (file, length) = open().map_err(|source| AppendError::Io { doing: "open", path: path.clone(), source })?;
         let announced = core.stream.version(path);
         if !announced.exists() || announced.len != length {
-            core.announce_locked(path)?;
+            core.announce_locked(path, true)?;
         }
         let generation = core.stream.version(path).generation;
         Ok(ReplicatedFile { leader: self, path: path.clone(), file, generation, position: self.position() })

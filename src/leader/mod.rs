@@ -489,7 +489,7 @@ impl Leader {
             return Err(AppendError::NotReplicated(path.clone()));
         }
         let _one_at_a_time = self.core.file_locks.of(path).lock();
-        let announced = self.core.announce_locked(path);
+        let announced = self.core.announce_locked(path, true);
         if announced.is_ok() {
             self.core.can_read(path);
         }
@@ -527,7 +527,7 @@ impl Leader {
             Some(position) => Ok(position),
             None => {
                 self.core.stream.delete(from)?;
-                self.core.announce_locked(to)
+                self.core.announce_locked(to, true)
             }
         }
     }
@@ -722,19 +722,23 @@ impl Core {
 
     /// Announces the file's content as it is on disk.
     ///
-    /// Reading and announcing are one step under the file's lock, which the caller holds: whoever reads last announces last.
-    fn announce_locked(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
+    /// Held back, where that is called for, only if it `waits`. Reading and announcing are one step under the file's lock, which the caller holds: whoever reads last announces last.
+    fn announce_locked(&self, path: &RelPath, waits: bool) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
+        let announce = |content: Content<'_>, file| match waits {
+            true => self.stream.replace(path, content, file),
+            false => self.stream.replace_at_once(path, content, file),
+        };
         let opened = self.dir.root().file(path).map_err(failed)?;
         let file = opened.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let meta = file.metadata().map_err(failed)?;
         let length = meta.len();
         if length > INLINE_BYTES_MAX {
-            return self.stream.replace(path, Content::OnDisk(length), id_of(&meta));
+            return announce(Content::OnDisk(length), id_of(&meta));
         }
         let mut bytes = Vec::new();
         file.take(length).read_to_end(&mut bytes).map_err(failed)?;
-        self.stream.replace(path, Content::Bytes(&bytes), id_of(&meta))
+        announce(Content::Bytes(&bytes), id_of(&meta))
     }
 
     fn excludes(&self, path: &RelPath) -> bool {

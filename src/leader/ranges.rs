@@ -183,7 +183,15 @@ impl<'a> Ranges<'a> {
         let before = |done| at(done).map_or(StreamPosition(0), |(position, _)| position);
         self.before = before(0);
         let Some(mut file) = self.open(frame, &range.path, version)? else {
-            self.follower.spoiled.lock().insert(range.path.clone());
+            let is_new = self.follower.spoiled.lock().insert(range.path.clone());
+            if at(0).is_some() && is_new && self.core.unreadable.is_noted(&range.path) {
+                log::warn!(
+                    "follower {} at {} is not in sync until {} can be read: it was announced, and could not be sent",
+                    self.follower.id,
+                    self.follower.address,
+                    range.path
+                );
+            }
             if at(0).is_some() || !self.core.unreadable.is_forbidden(&range.path) {
                 self.follower.void(&range.path, self.before);
             }

@@ -10,7 +10,7 @@
 //! What a follower so keeps is unknown to the index. Should it come to be known again it is announced whole, not as an append to
 //! nothing; should it turn out to be gone, it is deleted then.
 //!
-//! Two locks, both leaves.
+//! Two locks: `kept`, which is taken first, and `entries`, a leaf.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -135,8 +135,10 @@ impl Unreadable {
         if !self.keeps.load(Ordering::Acquire) {
             return Vec::new();
         }
-        let kept = self.kept.lock().clone();
-        kept.into_iter().filter(|path| !self.covers(path)).collect()
+        let kept = self.kept.lock();
+        let entries = self.entries.lock();
+        let is_known = |path: &&RelPath| !entries.contains_key(*path) && !is_in_one_of(path, &entries);
+        kept.iter().filter(is_known).cloned().collect()
     }
 
     /// Not tried again before that, because trying takes long.

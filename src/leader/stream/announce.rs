@@ -98,6 +98,18 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
+    /// The same for a thread that must not be held back: [`AppendError::WouldBlock`] instead.
+    pub(in crate::leader) fn replace_at_once(
+        &self,
+        path: &RelPath,
+        content: Content<'_>,
+        file: FileId,
+    ) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.enter_at_once()?;
+        ordered.put(path, content, Some(file));
+        Ok(self.finish(ordered))
+    }
+
     /// Announces that `path` has gone. For an unknown file there is nothing to announce.
     pub(in crate::leader) fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.enter()?;
@@ -107,9 +119,9 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
-    /// Announces that a file has gone that some followers may have and nobody else knows.
+    /// Announces that a file has gone that some followers may have and nobody else knows. Never held back, but refused.
     pub(in crate::leader) fn delete_kept(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.enter()?;
+        let mut ordered = self.enter_at_once()?;
         if !ordered.index.get(path.as_str()).exists() {
             ordered.encode(path, ActionKind::Delete, &[]);
         }
@@ -219,6 +231,14 @@ impl Stream {
     /// Begins the critical section, unless nothing may be announced any more, or not now.
     fn enter(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
         self.admit()?;
+        self.entered()
+    }
+
+    fn enter_at_once(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
+        if self.pressure.is_on() { Err(AppendError::WouldBlock) } else { self.entered() }
+    }
+
+    fn entered(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
         let ordered = self.ordered.lock();
         if ordered.closed.is_some() { Err(AppendError::ShuttingDown) } else { Ok(ordered) }
     }
@@ -556,6 +576,18 @@ mod tests {
             assert_eq!(mended, framing_bytes(&path) + if durable { asks } else { 0 });
             assert!(stream.replace(&path, Content::OnDisk(5), FILE).is_err());
         }
+    }
+
+    #[test]
+    fn who_must_not_be_held_back_is_refused_for_now() {
+        let (stream, path) = with_file_under(BackPressure::Wait(Duration::from_secs(3600)));
+        stream.pressure.begin();
+        let refused = stream.replace_at_once(&path, Content::OnDisk(9), FILE);
+        assert!(matches!(refused, Err(AppendError::WouldBlock)) && len(&stream, &path) != Some(9));
+        assert!(matches!(stream.delete_kept(&path), Err(AppendError::WouldBlock)));
+        stream.pressure.end();
+        assert!(stream.replace_at_once(&path, Content::OnDisk(9), FILE).is_ok());
+        assert_eq!(len(&stream, &path), Some(9));
     }
 
     #[test]
