@@ -8,11 +8,19 @@ use crate::sys::time::Instant;
 
 /// How often at most, unless it is said otherwise.
 const EVERY: Duration = Duration::from_secs(10);
+const MINUTE: Duration = Duration::from_secs(60);
 
-/// Lets one thing be said at most every 10 s, and counts what was not.
-#[derive(Debug, Default)]
+/// Lets one thing be said at most every 10 s, or as often as is said, and counts what was not.
+#[derive(Debug)]
 pub(crate) struct Seldom {
+    every: Duration,
     state: Mutex<State>,
+}
+
+impl Default for Seldom {
+    fn default() -> Self {
+        Self { every: EVERY, state: Mutex::default() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +40,11 @@ impl fmt::Display for Unsaid {
 }
 
 impl Seldom {
+    /// Of what goes on until somebody does something about it.
+    pub(crate) fn each_minute() -> Self {
+        Self { every: MINUTE, ..Self::default() }
+    }
+
     /// Whether it is time to say it, and how often it was not since it last was. Never blocks.
     pub(crate) fn is_due(&self) -> Option<Unsaid> {
         self.is_due_at(Instant::now())
@@ -39,7 +52,7 @@ impl Seldom {
 
     fn is_due_at(&self, now: Instant) -> Option<Unsaid> {
         let mut state = self.state.lock();
-        if state.said.is_some_and(|at| now < at + EVERY) {
+        if state.said.is_some_and(|at| now < at + self.every) {
             state.unsaid += 1;
             return None;
         }
@@ -61,5 +74,8 @@ mod tests {
         let later = seldom.is_due_at(now + EVERY).unwrap();
         assert_eq!(later.to_string(), " (2 more since this was last logged)");
         assert_eq!(seldom.is_due_at(now + EVERY * 2).unwrap().to_string(), "");
+        let seldom = Seldom::each_minute();
+        assert!(seldom.is_due_at(now).is_some() && seldom.is_due_at(now + MINUTE / 2).is_none());
+        assert!(seldom.is_due_at(now + MINUTE).is_some());
     }
 }

@@ -84,6 +84,21 @@ fn storm(root: &Path, seed: u64) {
 }
 
 #[test]
+fn nothing_but_the_leaders_directory_is_watched_for_it() {
+    let leader = TestLeader::start();
+    let (links, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let link = links.path().join("data");
+    std::os::unix::fs::symlink(leader.dir.path(), &link).unwrap();
+    drop(Watcher::start(leader.leader.clone(), &link, None).unwrap());
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(other.path(), &link).unwrap();
+    fs::write(other.path().join("file"), "of another directory").unwrap();
+    assert!(Watcher::start(leader.leader.clone(), &link, None).is_err());
+    assert_eq!(leader.leader.files(), []);
+    leader.shut_down();
+}
+
+#[test]
 fn copies_of_a_directory_in_a_storm_are_exact_also_those_that_join_in_it() {
     let leader = TestLeader::start();
     let watcher = Watcher::start(leader.leader.clone(), leader.dir.path(), Some(Window::new(16 << 20))).unwrap();

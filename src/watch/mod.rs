@@ -100,9 +100,16 @@ impl Watcher {
     ///
     /// # Errors
     ///
-    /// The directory cannot be read or watched; [`Error::Setting`] names the limit when the system has no watch left.
+    /// The directory cannot be read or watched, or is another one than the leader's; [`Error::Setting`] names the limit when the system has no watch left.
     pub fn start(leader: Arc<Leader>, data_dir: impl AsRef<Path>, window: Option<Window>) -> Result<Self, Error> {
-        Self::start_with(Paced { leader, window }, data_dir.as_ref())
+        // A link may lead elsewhere by now, and what is there is not the leader's.
+        let (theirs, data_dir) = (leader.data_dir().to_owned(), data_dir.as_ref());
+        let id = |dir: &Path| rustix::fs::stat(dir).map(|stat| (stat.st_dev, stat.st_ino));
+        if id(data_dir).map_err(|errno| Error::io("watch", data_dir, errno))? != id(&theirs).unwrap_or_default() {
+            let how = "it is not the one that its leader has";
+            return Err(Error::DirectoryLost { dir: data_dir.to_owned(), how });
+        }
+        Self::start_with(Paced { leader, window }, &theirs)
     }
 
     fn start_with(announce: impl Announce, data_dir: &Path) -> Result<Self, Error> {

@@ -30,6 +30,7 @@ use super::file::{Identity, Seen};
 use super::notify::{Event, Inotify};
 use crate::beneath::Beneath;
 use crate::error::{AppendError, Error};
+use crate::seldom::Seldom;
 use crate::sys::hash::HashMap;
 use crate::sys::rustix::fd::{AsFd, BorrowedFd};
 use crate::sys::time::Instant;
@@ -100,6 +101,7 @@ pub(super) struct Tree<A> {
     /// When everything is to be looked at, because that could not be done when it had to be.
     rescan_at: Option<Instant>,
     root_lost: bool,
+    cannot_list: Seldom,
     /// Announced since the window was looked at.
     unpaced: u64,
     /// After so many the window is looked at.
@@ -131,6 +133,7 @@ impl<A: Announce> Tree<A> {
             overflowed: false,
             rescan_at: None,
             root_lost: false,
+            cannot_list: Seldom::each_minute(),
             unpaced: 0,
             pace_bytes,
         };
@@ -204,7 +207,9 @@ impl<A: Announce> Tree<A> {
         if self.rescan_at.is_some_and(|at| at <= Instant::now()) {
             self.rescan_at = None;
             if let Err(error) = self.rescan() {
-                log::warn!("cannot list {}, tried again later: {error}", self.dir.path().display());
+                if let Some(unsaid) = self.cannot_list.is_due() {
+                    log::warn!("cannot list {}, tried again each second: {error}{unsaid}", self.dir.path().display());
+                }
                 self.rescan_at = Some(Instant::now() + AFTER_IO_ERROR_MIN);
             }
         }

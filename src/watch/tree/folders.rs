@@ -58,6 +58,8 @@ impl<A: Announce> Tree<A> {
         }
         let full_path = path.below(self.dir.path());
         let watch = match self.inotify.add(&full_path) {
+            // Its events come under one name. The other is polled, lest each takes the watch from the other for ever.
+            Ok(watch) if self.has_another_name(watch, path, now) => None,
             Ok(watch) => Some(watch),
             Err(errno @ (Errno::NOSPC | Errno::NOMEM)) => {
                 if self.unwatched.is_empty() {
@@ -86,6 +88,19 @@ impl<A: Announce> Tree<A> {
         }
         self.folders.insert(path.clone(), Folder { watch, ..now });
         Ok(())
+    }
+
+    /// Whether a watch is that of the same folder under another name, which it has still (`mount --bind`).
+    fn has_another_name(&self, watch: i32, path: &RelPath, now: Folder) -> bool {
+        let other = match self.watches.get(&watch) {
+            Some(Some(other)) if other != path => Some(other),
+            // The directory itself, bound into itself.
+            Some(None) => return true,
+            _ => return false,
+        };
+        let opened = self.dir.folder(other).ok().flatten();
+        let stat = opened.and_then(|folder| rustix::fs::fstat(folder).ok());
+        stat.is_some_and(|stat| (stat.st_dev, stat.st_ino) == (now.dev, now.ino))
     }
 
     /// `Err` if a folder above `path` is on another file system than it was: then nothing is gone that is not there.
