@@ -183,9 +183,19 @@ impl DataDir {
         if let Some(id) = self.data_set {
             return Ok(id);
         }
-        let id = DataSetId::random().map_err(|error| Error::io("make a data set id for", self.path(), error))?;
+        let id = self.data_set_to_propose()?;
         self.keep_data_set(id)?;
         log::info!("{} leads for the first time: it is data set {id} from now on", self.path().display());
+        Ok(id)
+    }
+
+    /// Its data set, or the one that it is to be if a cluster takes it: the same each time. That is on disk when this returns.
+    pub(crate) fn data_set_to_propose(&self) -> Result<DataSetId, Error> {
+        if let Some(id) = self.data_set.or_else(|| self.own.proposed_data_set()) {
+            return Ok(id);
+        }
+        let id = DataSetId::random().map_err(|error| Error::io("make a data set id for", self.path(), error))?;
+        self.own.propose_data_set(id)?;
         Ok(id)
     }
 

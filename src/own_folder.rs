@@ -3,11 +3,12 @@
 //! | name | says |
 //! |---|---|
 //! | `data-set` | of which data set the directory is a copy, see [`DataSetId`] |
+//! | `data-set-proposed` | which data set it is to be once its cluster says so; forgotten when it is of any |
 //! | `last-led` | what there was when it last led, see `leader/last_led.rs`; gone once it follows |
 //! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
 //! | `suspect` (a mark) | a flush has failed: not all is on disk that can be read from here |
 //! | `incoming` | a file that a follower is receiving; what is left of it goes at the next start |
-//! | `kept` (a folder) | what syncs took away, see `follower/kept.rs`; only a follower drops anything of it |
+//! | `kept` (a folder) | what syncs took away, see `follower/kept/mod.rs`, which drops it in time |
 //! | `*.tmp` | a file below this folder that is being written; the same |
 //!
 //! All else is left alone: later versions keep more here, and what is kept must outlive an older version's start.
@@ -43,6 +44,7 @@ pub(crate) const SUSPECT_MARK: &str = "suspect";
 pub(crate) const INCOMING: &str = "incoming";
 
 const DATA_SET: &str = "data-set";
+const DATA_SET_PROPOSED: &str = "data-set-proposed";
 
 /// What there was when the directory last led.
 pub(crate) const LAST_LED: &str = "last-led";
@@ -82,7 +84,22 @@ impl OwnFolder {
 
     /// Keeps that the directory is a copy of this data set; it is on disk when this returns.
     pub(crate) fn keep_data_set(&self, id: DataSetId) -> Result<(), Error> {
-        self.write(DATA_SET, &format!("{id}\n"))
+        self.write(DATA_SET, &format!("{id}\n"))?;
+        if let Some(folder) = self.folder()? {
+            // Without meaning from here on.
+            let _ = rustix::fs::unlinkat(&folder, DATA_SET_PROPOSED, AtFlags::empty());
+        }
+        Ok(())
+    }
+
+    /// Which data set the directory is to be, if that was noted. One that is damaged was never told to anybody.
+    pub(crate) fn proposed_data_set(&self) -> Option<DataSetId> {
+        self.read(DATA_SET_PROPOSED, "").ok().flatten()?.trim_end().parse().ok()
+    }
+
+    /// Notes which it is to be; that is on disk when this returns.
+    pub(crate) fn propose_data_set(&self, id: DataSetId) -> Result<(), Error> {
+        self.write(DATA_SET_PROPOSED, &format!("{id}\n"))
     }
 
     /// Forgets that the directory led; durably.

@@ -243,6 +243,21 @@ fn who_lost_leadership_stops_leading_first_and_follows_only_when_nothing_is_acti
 }
 
 #[test]
+fn a_node_whose_coordinator_has_lost_a_thread_ends_be_it_leading_or_following() {
+    for leads in [true, false] {
+        let cluster = MemoryCoordinator::new();
+        let first = TestNode::start(cluster.clone(), 1);
+        first.wait_role(Role::Leading);
+        let second = TestNode::start(cluster.clone(), 2);
+        second.wait_in_sync(&cluster);
+        let (ends, stays) = if leads { (&first, &second) } else { (&second, &first) };
+        stays.node.stop().unwrap();
+        cluster.fail();
+        assert!(matches!(ends.node.wait(PATIENCE), Some(Err(NodeError::ObservationEnded))));
+    }
+}
+
+#[test]
 fn a_host_that_fails_hands_over_to_another_node() {
     let cluster = MemoryCoordinator::new();
     let first = TestNode::start(cluster.clone(), 1);
@@ -408,6 +423,17 @@ impl Coordinator for Stale {
 struct GivenUp {
     cluster: MemoryCoordinator,
     how: Sender<&'static str>,
+    records: Records,
+}
+
+/// What becomes of the cluster's data set.
+#[derive(Clone, Copy, PartialEq)]
+enum Records {
+    Always,
+    /// It is lost before it is recorded ...
+    Never,
+    /// ... or after that.
+    WithoutAnAnswer,
 }
 
 impl Coordinator for GivenUp {
@@ -425,7 +451,8 @@ impl Coordinator for GivenUp {
 
     fn campaign(&self, id: NodeId, uri: &str, stop: &Stop) -> Result<Option<Arc<dyn Leadership>>, CoordinatorError> {
         let elected = self.cluster.campaign(id, uri, stop)?;
-        let tells = |held| Arc::new(Tells { held, how: self.how.clone() }) as Arc<dyn Leadership>;
+        let tells =
+            |held| Arc::new(Tells { held, how: self.how.clone(), records: self.records }) as Arc<dyn Leadership>;
         Ok(elected.map(tells))
     }
 
@@ -449,9 +476,17 @@ impl Coordinator for GivenUp {
 struct Tells {
     held: Arc<dyn Leadership>,
     how: Sender<&'static str>,
+    records: Records,
 }
 
 impl Leadership for Tells {
+    fn record_data_set(&self, id: DataSetId, replace: bool) -> Result<DataSetId, CoordinatorError> {
+        if self.records != Records::Never {
+            self.held.record_data_set(id, replace)?;
+        }
+        if self.records == Records::Always { Ok(id) } else { Err(CoordinatorError::Lost) }
+    }
+
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
         self.held.record_in_sync(set)
     }
@@ -485,13 +520,41 @@ fn a_node_that_loses_its_directory_hands_over_so_that_its_successor_does_not_wai
     let cluster = MemoryCoordinator::new();
     let change = |config: &mut NodeConfig| config.drain_timeout = Duration::from_millis(100);
     let dir = tempfile::tempdir().unwrap();
-    let node = TestNode::with(GivenUp { cluster: cluster.clone(), how: sender }, 1, dir, change);
+    let node =
+        TestNode::with(GivenUp { cluster: cluster.clone(), how: sender, records: Records::Always }, 1, dir, change);
     node.wait_role(Role::Leading);
     fs::rename(node.dir.path(), node.dir.path().with_extension("away")).unwrap();
     let ended = node.node.wait(PATIENCE).expect("it goes on").unwrap_err().to_string();
     fs::remove_dir_all(node.dir.path().with_extension("away")).unwrap();
     assert!(ended.contains("is lost"), "{ended}");
     assert_eq!(how.try_iter().collect::<Vec<_>>(), ["resigned"]);
+}
+
+#[test]
+fn a_first_winner_that_is_lost_while_it_says_which_data_set_the_cluster_is_bars_neither_itself_nor_others() {
+    for records in [Records::Never, Records::WithoutAnAnswer] {
+        let (sender, how) = unbounded();
+        let cluster = MemoryCoordinator::new();
+        let dir = tempfile::tempdir().unwrap();
+        let first = TestNode::with(GivenUp { cluster: cluster.clone(), how: sender, records }, 1, dir, |_| ());
+        how.recv_timeout(PATIENCE).unwrap();
+        first.node.stop().unwrap();
+        let dir = first.dir;
+        if records == Records::Never {
+            let second = TestNode::start(cluster.clone(), 2);
+            second.wait_role(Role::Leading);
+            second.append(b"a line\n");
+            let first = TestNode::with(cluster.clone(), 1, dir, |_| ());
+            first.wait_in_sync(&cluster);
+            assert_eq!(first.log(), "a line\n");
+        } else {
+            let recorded = cluster.data_set().unwrap();
+            assert!(recorded.is_some());
+            let first = TestNode::with(cluster.clone(), 1, dir, |_| ());
+            first.wait_role(Role::Leading);
+            assert_eq!(cluster.data_set().unwrap(), recorded);
+        }
+    }
 }
 
 #[test]

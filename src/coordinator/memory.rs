@@ -42,6 +42,7 @@ struct State {
     writes_held: bool,
     writes_waiting: usize,
     fault: Option<WriteFault>,
+    failed: bool,
 }
 
 struct Candidate {
@@ -128,6 +129,11 @@ impl MemoryCoordinator {
         self.cluster.changed.notify_all();
     }
 
+    /// From now on it says that a thread of its own has failed.
+    pub fn fail(&self) {
+        self.cluster.state.lock().failed = true;
+    }
+
     fn observe<T: PartialEq + Clone + Send + 'static>(
         &self,
         name: &str,
@@ -204,6 +210,10 @@ impl State {
 }
 
 impl Coordinator for MemoryCoordinator {
+    fn has_failed(&self) -> bool {
+        self.cluster.state.lock().failed
+    }
+
     fn secret(&self) -> Result<Secret, CoordinatorError> {
         let made = Secret::new(random_bytes()?).map_err(|error| CoordinatorError::Unexpected(error.to_string()))?;
         Ok(self.cluster.reach()?.secret.get_or_insert(made).clone())

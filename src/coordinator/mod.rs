@@ -61,6 +61,11 @@ pub trait Coordinator: Send + Sync + 'static {
         Duration::MAX
     }
 
+    /// Whether a thread that it needs has failed, which was logged: who relies on it ends. Never blocks. Defaults to no.
+    fn has_failed(&self) -> bool {
+        false
+    }
+
     /// Watches who is leader, `None` for nobody. The watch survives failures of the coordinator: it reports the state
     /// there is once that can be reached again. Never blocks.
     fn observe_leader(&self) -> Result<Observation<Option<LeaderInfo>>, CoordinatorError>;

@@ -79,6 +79,7 @@ use crate::coordinator::{Coordinator, InSyncSet, LeaderInfo, Stop};
 use crate::datadir::{self, DataDir, DirLock};
 use crate::error::Error;
 use crate::follower;
+use crate::seldom::Seldom;
 use crate::sys::channel;
 use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::thread;
@@ -195,6 +196,7 @@ impl Node {
         let lock = DirLock::take(dir)?;
         let data = DataDir::open_unclaimed(dir, config.leader.id, Some(lock.clone()))?;
         let (id, was_a_nodes, ours) = (data.id(), data.is_claimed(), data.data_set());
+        let proposed = data.own().proposed_data_set();
         drop(data);
         let unusable = |source| Error::Listen { who: "followers", at: config.listen.clone(), source };
         let port = Port::hold(&config.listen).map_err(unusable)?;
@@ -225,6 +227,7 @@ impl Node {
             clusters: None,
             was_a_nodes,
             ours,
+            proposed,
             barred: None,
             leader: None,
             observes: true,
@@ -233,6 +236,7 @@ impl Node {
             stay_out: Duration::from_millis(500),
             stay_out_until: Instant::now(),
             open_again: Instant::now(),
+            not_opened: Seldom::each_minute(),
         };
         let finish = FinishAtEnd(shared.clone());
         let spawned = node.threads.spawn("node", move || {

@@ -18,6 +18,7 @@ use crate::datadir::{DataDir, DirLock};
 use crate::error::Error;
 use crate::leader::Leader;
 use crate::own_folder::is_incomplete;
+use crate::seldom::Seldom;
 use crate::sys::channel::{Receiver, Select, TryRecvError};
 use crate::sys::thread;
 use crate::sys::time::Instant;
@@ -74,7 +75,10 @@ pub(super) struct Runner {
     pub(super) shared: Arc<Shared>,
     pub(super) stay_out: Duration,
     pub(super) stay_out_until: Instant,
+    /// Which data set this node would make the cluster.
+    pub(super) proposed: Option<DataSetId>,
     pub(super) open_again: Instant,
+    pub(super) not_opened: Seldom,
 }
 
 impl Runner {
@@ -178,7 +182,8 @@ impl Runner {
     fn standing(&self) -> Option<Standing> {
         let in_sync = self.in_sync.as_ref()?;
         Some(Standing {
-            ours: self.ours,
+            // What it proposed, and the cluster took, is its own even if nobody came to write that down.
+            ours: self.ours.or(self.proposed.filter(|proposed| self.clusters == Some(Some(*proposed)))),
             clusters: self.clusters?,
             was_in_sync: self.was_a_nodes && in_sync.as_ref().is_some_and(|set| set.contains(self.own.id)),
             adopt: self.config.follower.adopt,
@@ -242,36 +247,40 @@ impl Runner {
         true
     }
 
-    /// From here on directory and cluster are of one data set; the directory first, so that it never leads as another one.
+    /// From here on directory and cluster are of one data set. The directory only notes what it proposes before the cluster has it:
+    /// should this end in between, it is either of none, or of the cluster's.
     fn record_data_set(&mut self, leadership: &dyn Leadership, standing: Standing) -> bool {
-        let lock = Some(self.lock.clone());
-        let kept = DataDir::open_unclaimed(self.data_dir(), Some(self.own.id), lock).and_then(|mut data| {
-            if let (None, Some(clusters)) = (standing.ours, standing.clusters) {
-                data.keep_data_set(clusters)?;
-            }
-            data.data_set_to_lead()
-        });
-        let ours = match kept {
-            Ok(ours) => ours,
-            Err(error) => {
-                log::error!("hands leadership over, cannot lead: {error}");
-                self.stand_back(Duration::ZERO);
-                return false;
-            }
-        };
-        self.ours = Some(ours);
-        let recorded = match self.retry(leadership, || leadership.record_data_set(ours, standing.founds())) {
+        let of_cluster = standing.clusters.filter(|_| standing.ours.is_none());
+        let proposed = self.in_directory(|data| of_cluster.map_or_else(|| data.data_set_to_propose(), Ok));
+        let Some(proposed) = proposed else { return false };
+        self.proposed = Some(proposed);
+        let recorded = match self.retry(leadership, || leadership.record_data_set(proposed, standing.founds())) {
             Ok(recorded) => recorded,
             Err(error) => return self.cannot_take(&error),
         };
         self.clusters = Some(Some(recorded));
+        if recorded != proposed || self.in_directory(|data| data.keep_data_set(recorded)).is_none() {
+            // Somebody was quicker, or it cannot lead.
+            return false;
+        }
+        self.ours = Some(recorded);
         if standing.founds() {
             log::warn!(
-                "the cluster is data set {ours} from now on (--found), and no more what it was: take --found away"
+                "the cluster is data set {recorded} from now on (--found), and no more what it was: take --found away"
             );
         }
-        // Somebody was quicker.
-        recorded == ours
+        true
+    }
+
+    /// `None`: that failed, and this node hands over.
+    fn in_directory<T>(&mut self, work: impl FnOnce(&mut DataDir) -> Result<T, Error>) -> Option<T> {
+        let data = DataDir::open_unclaimed(self.data_dir(), Some(self.own.id), Some(self.lock.clone()));
+        let done = data.and_then(|mut data| work(&mut data));
+        done.inspect_err(|error| {
+            log::error!("hands leadership over, cannot lead: {error}");
+            self.stand_back(Duration::ZERO);
+        })
+        .ok()
     }
 
     /// Until it succeeds, leadership is lost, or the node is to stop; or until it fails as it would again.
@@ -394,6 +403,9 @@ impl Runner {
         if let Some(failure) = self.proxies.iter().find_map(Proxy::failure) {
             return Err(failure.into());
         }
+        if self.coordinator.has_failed() {
+            return Err(NodeError::ObservationEnded);
+        }
         if self.observes { Ok(()) } else { Err(NodeError::ObservationEnded) }
     }
 
@@ -515,7 +527,9 @@ impl Runner {
         }
         for proxy in self.proxies.iter().filter(|proxy| following || !proxy.is_the_programs()) {
             if let Err(error) = proxy.open(host) {
-                log::error!("{error}; trying again");
+                if let Some(unsaid) = self.not_opened.is_due() {
+                    log::error!("{error}; tried again each second{unsaid}");
+                }
                 self.open_again = Instant::now() + OPEN_AGAIN;
             }
         }

@@ -35,6 +35,8 @@ pub(super) struct Client {
     warned_of_open_etcd: AtomicBool,
     prefix: String,
     call_timeout: Duration,
+    /// Set by a thread that fails, of those that calls need.
+    failed: Arc<AtomicBool>,
 }
 
 /// What is known of the right way to present ourselves.
@@ -83,8 +85,9 @@ pub(super) enum Kind {
 impl Client {
     pub(super) fn new(config: &EtcdConfig) -> Result<Self, CoordinatorError> {
         config.check()?;
+        let failed = Arc::<AtomicBool>::default();
         Ok(Self {
-            http: Http::new(config)?,
+            http: Http::new(config, failed.clone())?,
             endpoints: config.endpoints.clone(),
             current: AtomicUsize::new(0),
             user: config.user.clone(),
@@ -92,7 +95,17 @@ impl Client {
             warned_of_open_etcd: AtomicBool::new(false),
             prefix: config.prefix.clone(),
             call_timeout: config.call_timeout,
+            failed,
         })
+    }
+
+    /// Whether a thread has failed without which nothing is to be relied on.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
     }
 
     /// The usual time for a call.

@@ -114,6 +114,8 @@ impl Lookout {
         let lookout =
             Self { seen: Arc::default(), looks_at: None, targets, stop: Stop::new(), threads: Group::default() };
         let thread = Thread { client: client.clone(), key, seen: lookout.seen.clone(), stop: lookout.stop.clone() };
+        let of_failure = client.clone();
+        lookout.threads.on_failure(move |_| of_failure.fail());
         lookout.threads.spawn("etcd-lookout", move || thread.run(&receiver)).map_err(CoordinatorError::Thread)?;
         Ok(lookout)
     }

@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -44,7 +45,8 @@ pub(super) enum HttpError {
 }
 
 impl Http {
-    pub(super) fn new(config: &EtcdConfig) -> Result<Self, CoordinatorError> {
+    /// `failed` is set when a thread of ours fails.
+    pub(super) fn new(config: &EtcdConfig, failed: Arc<AtomicBool>) -> Result<Self, CoordinatorError> {
         let roots = match &config.ca_file {
             None => RootCerts::WebPki,
             Some(file) => {
@@ -73,7 +75,7 @@ impl Http {
             .timeout_send_body(Some(config.answer_timeout))
             .timeout_per_read(Some(stream_idle_max(config)))
             .build();
-        let names = Names::start()?;
+        let names = Names::start(failed)?;
         let calls = Agent::with_parts(calls, DefaultConnector::new(), names.clone());
         Ok(Self { names, calls, streams })
     }

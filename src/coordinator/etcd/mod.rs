@@ -260,6 +260,10 @@ impl Coordinator for EtcdCoordinator {
         self.span.margin()
     }
 
+    fn has_failed(&self) -> bool {
+        self.client.has_failed()
+    }
+
     fn observe_leader(&self) -> Result<Observation<Option<LeaderInfo>>, CoordinatorError> {
         self.observe("etcd-leader", self.names.leaders(), leader_in)
     }

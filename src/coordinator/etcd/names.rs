@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
@@ -51,11 +52,15 @@ struct Answer {
 }
 
 impl Names {
-    pub(super) fn start() -> Result<Self, CoordinatorError> {
-        Self::start_with(|name| name.to_socket_addrs().map(Iterator::collect).unwrap_or_default())
+    /// `failed` is set should the thread fail.
+    pub(super) fn start(failed: Arc<AtomicBool>) -> Result<Self, CoordinatorError> {
+        Self::start_with(failed, |name| name.to_socket_addrs().map(Iterator::collect).unwrap_or_default())
     }
 
-    fn start_with(look_up: impl Fn(&str) -> Vec<SocketAddr> + Send + 'static) -> Result<Self, CoordinatorError> {
+    fn start_with(
+        failed: Arc<AtomicBool>,
+        look_up: impl Fn(&str) -> Vec<SocketAddr> + Send + 'static,
+    ) -> Result<Self, CoordinatorError> {
         let (asked, names) = bounded::<String>(ASKED_MAX);
         let (found, thread) = (Arc::new(Found::default()), Arc::new(Group::default()));
         let of_thread = found.clone();
@@ -67,6 +72,7 @@ impl Names {
                 }
             }
         };
+        thread.on_failure(move |_| failed.store(true, Ordering::Relaxed));
         thread.spawn("etcd-names", life).map_err(CoordinatorError::Thread)?;
         Ok(Self { asked, found, _thread: thread })
     }
@@ -141,7 +147,7 @@ impl Resolver for Names {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -152,7 +158,7 @@ mod tests {
         let looks = Arc::new(AtomicUsize::new(0));
         let of_thread = looks.clone();
         let address: SocketAddr = "10.0.0.1:2379".parse().unwrap();
-        let names = Names::start_with(move |name| {
+        let names = Names::start_with(Arc::default(), move |name| {
             of_thread.fetch_add(1, Ordering::Relaxed);
             if name == "etcd1:2379" { vec![address] } else { Vec::new() }
         })
@@ -164,10 +170,20 @@ mod tests {
     }
 
     #[test]
+    fn a_resolver_that_panics_fails_whoever_relies_on_it() {
+        let failed = Arc::<AtomicBool>::default();
+        let names = Names::start_with(failed.clone(), |_| panic!("on purpose")).unwrap();
+        let _ = names.addresses("etcd1:2379", Duration::from_millis(20));
+        names._thread.join(Instant::now() + LONG);
+        assert!(failed.load(Ordering::Relaxed));
+        assert_eq!(names.addresses("etcd1:2379", LONG), None);
+    }
+
+    #[test]
     fn a_resolver_that_hangs_costs_the_time_there_is_and_what_was_known_is_taken() {
         let (go_on, wait) = bounded::<()>(0);
         let address: SocketAddr = "10.0.0.1:2379".parse().unwrap();
-        let names = Names::start_with(move |_| {
+        let names = Names::start_with(Arc::default(), move |_| {
             let _ = wait.recv();
             vec![address]
         })
