@@ -38,6 +38,8 @@ struct Member {
     post: Arc<Post>,
     /// The names in its copy when it was last looked at.
     seen: BTreeMap<String, u64>,
+    /// It has lost power, and has not followed since: what is in its files may be anything.
+    torn: bool,
     /// Until when nobody may start it.
     down_until: Duration,
 }
@@ -113,6 +115,7 @@ impl History {
                 process: None,
                 post: Arc::default(),
                 seen: BTreeMap::new(),
+                torn: false,
                 down_until: Duration::ZERO,
             })
             .collect();
@@ -203,7 +206,7 @@ impl History {
                 }
                 for member in &mut self.members {
                     member.machine.power_cut(&self.world);
-                    member.seen.clear();
+                    member.torn = true;
                 }
                 self.check_members();
             }
@@ -268,7 +271,7 @@ impl History {
         self.kill(node, until);
         let member = &mut self.members[node];
         member.machine.power_cut(&self.world);
-        member.seen.clear();
+        member.torn = true;
     }
 
     // ---- checks ----
@@ -281,7 +284,8 @@ impl History {
             let posted = member.post.read();
             // A copy in a sync is none; what leads is the host's own.
             let is_hosts = posted.leads || self.shared.plan.kind == Kind::Group && at == 0;
-            if is_hosts || member.machine.is_incomplete() {
+            member.torn &= !posted.streaming;
+            if is_hosts || member.torn || member.machine.is_incomplete() {
                 member.seen.clear();
                 continue;
             }
@@ -464,7 +468,11 @@ impl Shared {
             }
             let status = node.status();
             if !post.read().leads {
-                post.update(|posted| posted.says = format!("{}, {:?}", status.role, status.follower));
+                post.update(|posted| {
+                    let state = status.follower.as_ref().map(|follower| follower.state);
+                    posted.streaming = state == Some(paceline::follower::State::Streaming);
+                    posted.says = format!("{}, {:?}", status.role, status.follower);
+                });
             }
         }
         Ok(node.stop()?)
