@@ -33,7 +33,13 @@ pub(crate) struct Writer {
     records: AtomicU64,
     states: AtomicU64,
     rotations: AtomicU64,
+    /// How much it has done.
+    done: AtomicU64,
 }
+
+/// After so much, a writer pauses at least for so long: histories are to be short, not their files large.
+const QUICK_MAX: u64 = 400;
+const TIRED: Duration = Duration::from_millis(5);
 
 /// What a writer has done since its last confirmed commit.
 #[derive(Default)]
@@ -126,8 +132,10 @@ impl Writing {
                 62..78 => self.scratch(&folder, size, kind)?,
                 _ => self.commit(&mut pending, kind),
             }
-            if !host.pause.is_zero() {
-                thread::sleep(host.pause);
+            let done = writer.done.fetch_add(1, Ordering::Relaxed);
+            let pause = if done > QUICK_MAX { host.pause.max(TIRED) } else { host.pause };
+            if !pause.is_zero() {
+                thread::sleep(pause);
             }
         }
         Ok(())
@@ -218,7 +226,7 @@ fn write_new(to: &Path, bytes: &[u8]) -> std::io::Result<()> {
 fn length(size: u32, kind: u8) -> usize {
     let most = match kind {
         0..70 => 200,
-        70..95 => 8 << 10,
+        70..98 => 8 << 10,
         _ => 300 << 10,
     };
     1 + size as usize % most
