@@ -115,7 +115,7 @@ impl Writing {
                     files.replaced(self.term, name.as_str(), bytes);
                     fs::rename(&temporary, self.dir.join(name.as_str()))
                         .map_err(|source| failed("rename", &name, source))?;
-                    pending.position = leader.replace(&name)?;
+                    pending.position = announced(|| leader.replace(&name))?;
                     pending.what.push(Confirmed::State { name: name.as_str().to_owned(), number: state });
                 }
                 55..62 => {
@@ -127,7 +127,7 @@ impl Writing {
                     files.renamed(self.term, log.as_str(), to.as_str());
                     fs::rename(self.dir.join(log.as_str()), self.dir.join(to.as_str()))
                         .map_err(|source| failed("rename", &log, source))?;
-                    pending.position = leader.rename(&log, &to)?;
+                    pending.position = announced(|| leader.rename(&log, &to))?;
                 }
                 62..78 => self.scratch(&folder, size, kind)?,
                 _ => self.commit(&mut pending, kind),
@@ -152,7 +152,7 @@ impl Writing {
             (0, Some(_)) => {
                 files.deleted(self.term, name.as_str());
                 fs::remove_file(&local).map_err(|source| failed("delete", &name, source))?;
-                leader.delete(&name)?;
+                announced(|| leader.delete(&name))?;
             }
             (1, Some(len)) if len > 0 => {
                 let to = u64::from(size) % len;
@@ -162,7 +162,7 @@ impl Writing {
                 let to_index = usize::try_from(to).expect("small");
                 files.replaced(self.term, name.as_str(), kept[..to_index].to_vec());
                 file.set_len(to).map_err(|source| failed("truncate", &name, source))?;
-                leader.truncate(&name, to)?;
+                announced(|| leader.truncate(&name, to))?;
             }
             (_, len) => {
                 let at = len.unwrap_or_default();
@@ -213,6 +213,16 @@ impl Writing {
 
     fn folder(&self, folder: &str) -> Result<(), AppendError> {
         fs::create_dir_all(self.dir.join(folder)).map_err(|source| failed("make", &path(folder), source))
+    }
+}
+
+/// What was done to a file has to be announced; where that fails it is done again.
+fn announced(announce: impl Fn() -> Result<StreamPosition, AppendError>) -> Result<StreamPosition, AppendError> {
+    loop {
+        match announce() {
+            Err(AppendError::Io { .. } | AppendError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
+            done => return done,
+        }
     }
 }
 
