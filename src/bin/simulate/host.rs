@@ -172,10 +172,8 @@ impl Writing {
                 let file = file.map_err(|source| failed("open", &name, source))?;
                 files.appended(self.term, name.as_str(), &bytes);
                 if let Err(source) = file.write_all_at(&bytes, at) {
-                    if len.is_none() {
-                        // Else it would be there, and announced by nobody.
-                        let _ = fs::remove_file(&local);
-                    }
+                    // What was announced by nobody is taken off again.
+                    let _ = if len.is_some() { file.set_len(at) } else { fs::remove_file(&local) };
                     return Err(failed("write", &name, source));
                 }
                 world::watch_waits();
