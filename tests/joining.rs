@@ -245,3 +245,25 @@ fn a_file_that_is_gone_when_it_is_asked_for_is_sent_empty_and_then_deleted() {
     peer.frame.read_exact(&mut delete).unwrap();
     assert_eq!(delete, b"\x04\0\0\0gone\0\0\0\0\0\0\0\0");
 }
+
+#[test]
+fn no_thread_of_a_leader_gives_way_to_others_for_a_join() {
+    // It would, while it holds a lock that an append waits for.
+    let leader = TestLeader::start();
+    leader.append("log", b"of a leader");
+    let joining = leader.fake();
+    leader.wait_state(joining.id(), FollowerState::Syncing);
+    let niceness = |thread: &str| -> Option<i32> {
+        let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).ok()?;
+        // What is before the last parenthesis is the thread's name.
+        Some(stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().unwrap())
+    };
+    let ours = niceness(&rustix::thread::gettid().to_string()).unwrap();
+    for thread in fs::read_dir("/proc/self/task").unwrap() {
+        let thread = thread.unwrap().file_name().into_string().unwrap();
+        // Others' tests end meanwhile.
+        let its = niceness(&thread).unwrap_or(ours);
+        assert_eq!(its, ours, "{:?}", fs::read_to_string(format!("/proc/self/task/{thread}/comm")));
+    }
+    leader.shut_down();
+}

@@ -5,9 +5,9 @@
 //!   spare the leader's disk, and such a holder costs it nothing.
 //! - *Rate*: all of them together read so many bytes a second from the data directory, to hash them or to send them. What goes
 //!   to a follower that is attached to the stream already does not count: its queue fills meanwhile.
-//! - *Priority*: they run on threads of their own (`sync-ID`), with a niceness of 10. On Linux that is each thread's own, and the
-//!   kernel derives the I/O priority from it, with schedulers that have one (ioprio_set(2)). A thread cannot lower it again
-//!   without privileges, which is why it is not the connection's own thread.
+//! - *Priority*: as everybody's. A thread with a niceness of 10, which these had, is not scheduled for as long as a second where the
+//!   cores are busy, also while it holds a lock that an append waits for, and holds up a leader that is to end. What they cost is
+//!   bounded by the slots and the rate instead.
 //! - *Page cache*: see `crate::uncached`.
 //! - *Delays*: a follower that keeps being evicted for being slow waits before its next full sync, longer each time.
 //!
@@ -18,13 +18,11 @@ use std::time::Duration;
 
 use super::Core;
 use super::follower::FollowerHandle;
-use super::ranges::{broken, gone};
+use super::ranges::gone;
 use super::status::EvictionReason;
 use crate::config::LeaderConfig;
 use crate::error::Error;
-use crate::sys::channel;
 use crate::sys::random;
-use crate::sys::rustix;
 use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::time::Instant;
 use crate::types::NodeId;
@@ -163,34 +161,6 @@ impl Drop for InSlot<'_> {
             holders.swap_remove(at);
             self.slots.given_back.notify_one();
         }
-    }
-}
-
-/// Runs `body` on a thread of low priority, and waits for what it returns.
-pub(super) fn in_background<T: Send + 'static>(
-    core: &Arc<Core>,
-    follower: &Arc<FollowerHandle>,
-    body: impl FnOnce(&Arc<Core>, &Arc<FollowerHandle>) -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let (out, result) = channel::bounded(1);
-    let (its_core, its_follower) = (core.clone(), follower.clone());
-    let run = move || {
-        be_nice();
-        let _ = out.send(body(&its_core, &its_follower));
-    };
-    core.threads.spawn(format!("sync-{}", follower.id), run).map_err(broken)?;
-    // It ends without a result only if it panics.
-    result.recv().unwrap_or_else(|_| Err(gone()))
-}
-
-fn be_nice() {
-    const NICE: i32 = 10;
-    let thread = Some(rustix::thread::gettid());
-    let now = rustix::process::getpriority_process(thread);
-    if now.is_ok_and(|now| now < NICE)
-        && let Err(error) = rustix::process::setpriority_process(thread, NICE)
-    {
-        log::debug!("cannot lower a thread's priority: {error}");
     }
 }
 
@@ -369,18 +339,5 @@ mod tests {
         assert!(follower.throttled(Instant::now() + MS));
         assert!(!holder.stands(after(1)));
         assert!(holder.stands(after(2)));
-    }
-
-    #[test]
-    fn a_thread_that_is_nice_leaves_the_others_as_they_are() {
-        let priority = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
-        let before = priority();
-        std::thread::spawn(move || {
-            be_nice();
-            assert_eq!(priority(), before.max(10));
-        })
-        .join()
-        .unwrap();
-        assert_eq!(priority(), before);
     }
 }

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use super::Core;
 use super::acks::AckThread;
-use super::admission::in_background;
 use super::batch::Body;
 use super::catch_up::CatchUp;
 use super::clash::may_take_the_place;
@@ -116,31 +115,22 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     let mut frame = Frame::new(writer);
     let name = format!("ack-{}", follower.id);
     let mut reader_ended = None;
-    let (mut frame, mut caught_up) = if follower.extension {
+    let mut caught_up = if follower.extension {
         let (messages, inventory) = MessageThread::new(core, follower, reading);
         reader_ended = Some(inventory.clone());
         core.threads.spawn(name, move || messages.run()).map_err(broken)?;
-        in_background(core, follower, move |core, follower| {
-            let caught_up = Resumer::new(core, follower, &mut frame, inventory).join()?;
-            Ok((frame, caught_up))
-        })?
+        Resumer::new(core, follower, &mut frame, inventory).join()?
     } else {
         let (acks, requests) = AckThread::new(core, follower, reading);
         core.threads.spawn(name, move || acks.run()).map_err(broken)?;
-        in_background(core, follower, move |core, follower| {
-            let caught_up = Joiner::new(core, follower, &mut frame, requests).join()?;
-            Ok((frame, caught_up))
-        })?
+        Joiner::new(core, follower, &mut frame, requests).join()?
     };
     loop {
         let queue = caught_up.finish(core, follower, &mut frame)?;
         frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
         let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? else { break };
         drop(queue);
-        (frame, caught_up) = in_background(core, follower, move |core, follower| {
-            let caught_up = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
-            Ok((frame, caught_up))
-        })?;
+        caught_up = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
     }
     if let Some(reader_ended) = reader_ended.filter(|_| !follower.has_ended()) {
         // Detached without an end: we shut down, and it has everything.

@@ -18,8 +18,7 @@
 //! # Threads
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections
-//! (one a listener); `follower` and `ack-ID` are the two of each connection; `sync-ID` reads in bulk for one, at low
-//! priority (`admission.rs`); `directory` looks after the directory (`directory.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`); `last-led` notes what there is (`last_led.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! (one a listener); `follower` and `ack-ID` are the two of each connection; `directory` looks after the directory (`directory.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`); `last-led` notes what there is (`last_led.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
