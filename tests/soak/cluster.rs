@@ -229,9 +229,13 @@ impl<'a> Cluster<'a> {
         let nodes = (1..).zip(stages).map(|(number, stage)| Node::new(number, top, stage, &urls.join(","), seed));
         let mut nodes: Vec<_> = nodes.collect();
         nodes.iter_mut().for_each(Node::start);
-        let mut watched = etcd.config();
-        watched.prefix = WATCHED_PREFIX.to_owned();
-        let coordinators = [etcd.coordinator(), EtcdCoordinator::new(&watched).unwrap()];
+        let coordinators = ["lavinmq", WATCHED_PREFIX].map(|prefix| {
+            let mut config = etcd.config();
+            config.prefix = prefix.to_owned();
+            // It is asked between other things.
+            (config.answer_timeout, config.call_timeout) = (Duration::from_millis(300), Duration::from_secs(1));
+            EtcdCoordinator::new(&config).unwrap()
+        });
         Self { nodes, etcd, coordinators, members, cuts: Cuts::default(), active: Vec::new(), stops: Vec::new(), pause }
     }
 
@@ -433,8 +437,9 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    /// Keeps the directories as they are, beside the logs.
-    pub fn keep(&self) {
+    /// Ends all of it, and keeps the directories as they are then, beside the logs.
+    pub fn keep(&mut self) {
+        self.nodes.iter_mut().for_each(Node::kill);
         for node in &self.nodes {
             for folder in FOLDERS.into_iter().filter(|folder| node.dir(folder).exists()) {
                 run(Command::new("cp").arg("-a").arg(node.dir(folder)).arg(node.stage.path("")));

@@ -159,9 +159,10 @@ fn soak(options: &Options) -> ExitCode {
     let outcome = soak.run(options.lasts, &mut random);
     soak.say_table(options);
     let Err(failure) = outcome else { return ExitCode::SUCCESS };
+    println!("FAILED: {failure}");
     soak.cluster.keep();
     drop(soak);
-    println!("FAILED: {failure}\nseed {}, logs and directories are in {}", options.seed, top.keep().display());
+    println!("seed {}, logs and directories are in {}", options.seed, top.keep().display());
     ExitCode::FAILURE
 }
 
@@ -398,11 +399,12 @@ impl Soak<'_> {
             if self.is_asked() {
                 return Ok(false);
             }
+            // What has ended by itself is said first.
+            self.tick(true)?;
             if Instant::now() >= deadline {
                 let sets = self.cluster.in_sync();
                 return Err(format!("{what}: not within {CONVERGE_MAX:?}; the recorded in-sync sets are {sets}"));
             }
-            self.tick(true)?;
         }
         Ok(true)
     }
