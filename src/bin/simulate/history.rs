@@ -263,6 +263,8 @@ impl History {
         let member = &mut self.members[node];
         if let Some(process) = member.process.take() {
             self.world.kill(process);
+            // Nobody posts what it said last any more.
+            member.post = Arc::default();
         }
         member.down_until = until;
     }
