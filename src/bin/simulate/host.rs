@@ -102,7 +102,7 @@ impl Writing {
                     let mut file = leader.file(&log)?;
                     // It may be there in part, should this fail.
                     files.appended(self.term, log.as_str(), &record);
-                    pending.position = file.append(&record)?;
+                    pending.position = file.append(&record).inspect_err(|_| self.look_again(log.as_str()))?;
                     pending.what.push(Confirmed::Record(tag));
                 }
                 45..55 => {
@@ -174,6 +174,7 @@ impl Writing {
                 if let Err(source) = file.write_all_at(&bytes, at) {
                     // What was announced by nobody is taken off again.
                     let _ = if len.is_some() { file.set_len(at) } else { fs::remove_file(&local) };
+                    self.look_again(name.as_str());
                     return Err(failed("write", &name, source));
                 }
                 world::watch_waits();
@@ -206,6 +207,15 @@ impl Writing {
         world::current().trace(|| format!("confirmed up to {}, {durability}: {:?}", pending.position, pending.what));
         if durable {
             self.host.model.confirmed(std::mem::take(&mut pending.what));
+        }
+    }
+
+    /// Nobody knows how much of what was written is there.
+    fn look_again(&self, name: &str) {
+        let files = &self.host.model;
+        match tree_of(&self.dir).remove(name) {
+            Some(content) => files.replaced(self.term, name, content),
+            None => files.deleted(self.term, name),
         }
     }
 
