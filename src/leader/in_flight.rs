@@ -288,7 +288,8 @@ impl InFlight {
             let holds = self.holds.iter().filter(|hold| mark < hold.until).map(|hold| hold.from);
             holds.chain(self.void_from).fold(mark, u64::min)
         };
-        Some((self.ticket, Has { received: held(received), written: held(written), durable: held(durable) }))
+        let flushed = self.v1_acks.is_some() || self.durable.is_some();
+        Some((self.ticket, Has { received: held(received), written: held(written), durable: held(durable), flushed }))
     }
 
     /// Whether something is void of what it had to have when it attached.

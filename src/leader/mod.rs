@@ -487,8 +487,10 @@ impl Leader {
         if !self.replicates(path) {
             return Err(AppendError::NotReplicated(path.clone()));
         }
-        let _one_at_a_time = self.core.file_locks.of(path).lock();
-        let announced = self.core.announce_locked(path, true);
+        let announced = {
+            let _one_at_a_time = self.core.file_locks.of(path).lock();
+            self.core.announce_locked(path, true)
+        };
         if announced.is_ok() {
             self.core.can_read(path);
         }

@@ -192,8 +192,7 @@ impl Commits {
             // It was not asked with the others.
             state.requested = 0;
             state.counted_anew = true;
-            let waiting = state.waiting.keys().any(|level| level.durability == Durability::Durable);
-            state.sync_wanted |= waiting || state.rule.was_durable();
+            state.sync_wanted = true;
         }
         self.changed(state);
     }

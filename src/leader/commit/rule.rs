@@ -21,7 +21,8 @@
 //!   From here on nothing is, so it has everything once it has what was committed up to now. Without this step a follower that
 //!   is always a little behind the others would never get in, or one would be recorded that lacks what was committed
 //!   between where it attached and now.
-//! - `In`: it is wanted in the recorded set, and counts before the write that adds it is sent.
+//! - `In`: it is wanted in the recorded set, and counts before the write that adds it is sent. It gets here once it has also made durable
+//!   what it was synced with: leaders before this one may have called any of that durable on all.
 //! - Who leaves stops to count only when a set without it is confirmed. Who had all there was lingers in the set until
 //!   there is more: after a clean end of the leader it may take over.
 //! - Who joins gets out of every set that may be recorded before it is made to change anything:
@@ -41,6 +42,8 @@ pub(in crate::leader) struct Has {
     pub(in crate::leader) received: u64,
     pub(in crate::leader) written: u64,
     pub(in crate::leader) durable: u64,
+    /// Whether it has made durable all that it had when it attached: what it was synced with, too, which no position tells.
+    pub(in crate::leader) flushed: bool,
 }
 
 impl Has {
@@ -160,7 +163,9 @@ impl Rule {
         if begins {
             member.stage = Stage::Counted;
         }
-        if member.stage == Stage::Counted && has.reaches(committed) {
+        // What leaders before this one called durable on all is in what it was synced with.
+        let is_safe = has.flushed || !member.says_durable;
+        if member.stage == Stage::Counted && is_safe && has.reaches(committed) {
             member.stage = Stage::In;
         }
         begins
@@ -175,11 +180,6 @@ impl Rule {
     pub(super) fn is_full(&self) -> bool {
         // The leader is recorded, too.
         self.members.values().filter(|member| member.stage.counts()).count() + 1 >= IN_SYNC_IDS_MAX
-    }
-
-    /// Whether anything was called durable on all so far: who becomes in sync has to have made it so.
-    pub(super) fn was_durable(&self) -> bool {
-        self.committed.durable > 0
     }
 
     /// Its connection has ended, or the stream has. `end` is the stream's. To say it twice does no harm.

@@ -56,11 +56,16 @@ pub(in crate::leader) struct Syncer {
 impl Commits {
     /// The thread's life.
     pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, syncer: &Syncer) {
+        let mut failed = false;
         while self.wait_to_sync() {
             // Fails only when the stream is closed: nothing can be asked for then.
             let Ok((position, unsynced)) = stream.make_durable() else { return };
             self.asked(position);
             stream.push();
+            if failed {
+                // Followers make durable what they have all the same: they may be all that is left of it, and come to be in sync by it.
+                continue;
+            }
             let Some(synced) = self.sync(syncer, stream, &unsynced) else { return };
             let mut state = self.state.lock();
             match synced {
@@ -73,7 +78,8 @@ impl Commits {
                          then start the leader anew",
                         syncer.root.display()
                     );
-                    return;
+                    failed = true;
+                    continue;
                 }
             }
             self.changed(state);

@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::leader::status::EvictionReason;
+use crate::protocol::extension::Marks;
 use crate::types::{RelPath, Secret};
 
 fn commits() -> Arc<Commits> {
@@ -11,13 +12,15 @@ fn commits() -> Arc<Commits> {
     Arc::new(Commits::new(&config, NodeId::new(9).unwrap(), Arc::new(Alone), None, true))
 }
 
-/// One that knows the extension, and has all of the stream up to `position`, where it attached.
+/// One that knows the extension, and has all of the stream up to `position`, where it attached, durable.
 fn attached(position: StreamPosition) -> FollowerHandle {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let follower = FollowerHandle::new(NodeId::new(1).unwrap(), address, TcpStream::connect(address).unwrap(), None);
     follower.attached_at(position);
     follower.sending(0, Some(position), Instant::now());
+    follower.asking_for_durable(position);
+    follower.take_marks(Marks::default()).unwrap();
     follower
 }
 

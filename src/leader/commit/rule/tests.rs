@@ -235,7 +235,7 @@ fn in_every_history_of_a_small_cluster_whoever_may_be_elected_has_all_that_was_a
 }
 
 fn all(position: u64) -> Has {
-    Has { received: position, written: position, durable: position }
+    Has { received: position, written: position, durable: position, flushed: true }
 }
 
 fn rule(min_in_sync: usize, followers: &[(i32, u64)]) -> Rule {
@@ -341,13 +341,23 @@ fn a_newcomer_is_waited_for_as_soon_as_it_is_attached_and_in_sync_once_it_has_wh
     let mut rule = rule(0, &[(1, 30)]);
     assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 30), 30);
     rule.joins(id(2), 1, true);
-    assert!(rule.has(id(2), 1, Has { durable: 0, ..all(20) }) && rule.was_durable());
+    assert!(rule.has(id(2), 1, Has { durable: 0, ..all(20) }));
     assert_eq!(rule.in_sync().collect::<Vec<_>>(), [id(1)]);
     rule.has(id(1), 1, all(40));
     assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 40), 0, "what is committed already stays so");
     rule.has(id(2), 1, all(35));
     assert_eq!(rule.in_sync().count(), 2);
     assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 40), 35);
+}
+
+#[test]
+fn who_was_synced_under_a_new_leader_is_in_sync_only_once_that_is_durable_whatever_that_leader_committed() {
+    let mut rule = rule(0, &[]);
+    rule.joins(id(1), 1, true);
+    assert!(rule.has(id(1), 1, Has { durable: 0, flushed: false, ..all(0) }), "commits wait for it");
+    assert_eq!(rule.in_sync().count(), 0);
+    rule.has(id(1), 1, all(0));
+    assert_eq!(rule.in_sync().collect::<Vec<_>>(), [id(1)]);
 }
 
 #[test]
