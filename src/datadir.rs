@@ -1,6 +1,6 @@
 //! What leader and follower do alike with a data directory: take its lock, keep its id, list its files.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +18,9 @@ use crate::types::{DataSetId, NodeId, RelPath};
 
 /// Keeps the node's id, in base 36.
 const ID_FILE: &str = ".clustering_id";
+
+/// An id has 6 digits at most.
+const ID_FILE_BYTES_MAX: u64 = 64;
 
 /// A data directory that this process alone works on, for as long as this value lives.
 #[derive(Debug)]
@@ -108,7 +111,7 @@ impl DataDir {
             None => DirLock::take(path)?,
         };
         let id_path = path.join(ID_FILE);
-        let text = match fs::read_to_string(&id_path) {
+        let text = match read_id(&id_path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(Error::io("read", &id_path, error)),
@@ -238,6 +241,13 @@ pub(crate) fn make(path: &Path) -> Result<(), Error> {
 /// Options that make files with mode 0600.
 pub(crate) fn private(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
     OpenOptionsExt::mode(options, 0o600)
+}
+
+/// What `.clustering_id` says, whatever was put there: what is no text, or too long, is no id.
+fn read_id(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(ID_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn remove_if_there(path: &Path) -> Result<(), Error> {
@@ -387,6 +397,18 @@ mod tests {
         let wanted = "abc".parse().unwrap();
         assert_eq!(DataDir::open(dir.path(), Some(wanted)).unwrap().id(), wanted);
         assert_eq!(fs::read_to_string(dir.path().join(".clustering_id")).unwrap(), "abc");
+    }
+
+    #[test]
+    fn whatever_is_in_the_place_of_an_id_does_not_matter_when_one_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = NodeId::new(5).unwrap();
+        for kept in [&b"\xff:\x8a"[..], b"not an id", b"", &[b'1'; 1000]] {
+            fs::write(dir.path().join(".clustering_id"), kept).unwrap();
+            let refused = DataDir::open(dir.path(), None).unwrap_err();
+            assert!(matches!(refused, Error::InvalidValue(_)) && refused.to_string().len() < 300, "{refused}");
+            assert_eq!(DataDir::open(dir.path(), Some(wanted)).unwrap().id(), wanted);
+        }
     }
 
     #[test]
