@@ -75,6 +75,9 @@ mod descriptors;
 pub mod error;
 mod flusher;
 pub mod follower;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 pub mod leader;
 mod mounts;

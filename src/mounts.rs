@@ -241,7 +241,7 @@ fn open(place: &Path) -> io::Result<Option<OwnedFd>> {
 
 /// The mounts below `root` that are not for reserved names, by place. Of several in one place the last one counts: it hides the
 /// others.
-fn parse(table: &[u8], root: &Path) -> BTreeMap<PathBuf, Mount> {
+pub(crate) fn parse(table: &[u8], root: &Path) -> BTreeMap<PathBuf, Mount> {
     let mut mounted = BTreeMap::new();
     for line in table.split(|byte| *byte == b'\n') {
         let mut fields = line.split(|byte| *byte == b' ');

@@ -14,7 +14,10 @@ use crate::sys::{fs, net::TcpStream, rustix};
 pub(crate) fn send_queue_bytes(socket: &TcpStream) -> Option<u64> {
     let inode = rustix::fs::fstat(socket).ok()?.st_ino;
     let table = if socket.local_addr().ok()?.is_ipv4() { "tcp" } else { "tcp6" };
-    let table = fs::read_to_string(format!("/proc/self/net/{table}")).ok()?;
+    queued(&fs::read_to_string(format!("/proc/self/net/{table}")).ok()?, inode)
+}
+
+pub(crate) fn queued(table: &str, inode: u64) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         // sl local remote st tx:rx tr:when retrnsmt uid timeout inode …
         let mut fields = line.split_whitespace();

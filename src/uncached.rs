@@ -117,7 +117,7 @@ pub(crate) fn kernel_is_since(major: u32, minor: u32) -> bool {
     version(&release).is_some_and(|version| version >= (major, minor))
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
+pub(crate) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

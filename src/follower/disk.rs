@@ -115,6 +115,13 @@ impl Jobs {
         self.state.lock().told.take()
     }
 
+    /// Whether there is nothing to wait for: it was told, or nobody tells any more.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn is_told(&self) -> bool {
+        let state = self.state.lock();
+        state.told.is_some() || state.ended
+    }
+
     /// Whether a sync has ended, and is durable.
     pub(super) fn synced(&self) -> bool {
         self.state.lock().synced

@@ -32,6 +32,8 @@ mod dir;
 mod disk;
 mod extended;
 mod flush;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod kept;
 mod lag;
 mod mend;

@@ -64,7 +64,7 @@ impl LastLed {
     pub(super) fn kept(dir: &DataDir) -> Result<Option<Self>, Error> {
         let Some(text) = dir.own().read(LAST_LED, REMEDY)? else { return Ok(None) };
         let mut kept = Self::default();
-        for line in text.lines() {
+        for line in text.split_terminator('\n') {
             match line.split_once(' ') {
                 Some(("files", files)) => kept.files = files.parse().unwrap_or_default(),
                 Some(("bytes", bytes)) => kept.bytes = bytes.parse().unwrap_or_default(),
@@ -104,7 +104,7 @@ impl LastLed {
         self.files > 0 && less(self.files, files) && less(self.bytes, bytes)
     }
 
-    fn keep(&self, dir: &DataDir) -> Result<(), Error> {
+    pub(super) fn keep(&self, dir: &DataDir) -> Result<(), Error> {
         let mut text = format!("files {}\nbytes {}\n", self.files, self.bytes);
         text.extend(self.exclude.iter().map(|pattern| format!("exclude {pattern}\n")));
         text.extend(self.mounts.iter().map(|mount| format!("mount {mount}\n")));
@@ -175,7 +175,7 @@ fn mounts_below(dir: &Path, exclude: &Exclude) -> Result<BTreeSet<String>, Error
 }
 
 /// The kernel writes blanks, tabs, line breaks and backslashes as three octal digits.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {

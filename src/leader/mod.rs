@@ -42,6 +42,8 @@ mod failure;
 mod file;
 mod follower;
 mod full_sync;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod handshake;
 mod history;
 mod in_flight;

@@ -70,6 +70,8 @@ pub use self::error::NodeError;
 use self::following::Own;
 pub use self::host::{Host, HostError, Term};
 use self::port::Port;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::program::guard::parent_in;
 pub use self::program::{ProgramConfig, guard};
 use self::proxy::Proxy;
 pub use self::proxy::{ProxyConfig, ProxyStatus};

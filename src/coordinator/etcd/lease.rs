@@ -141,7 +141,7 @@ fn announced(client: &Client, key: &str, stop: &Stop) -> Option<String> {
 }
 
 /// Whatever etcd answers, no more than can be reckoned with; taking a lease to be shorter than it is does no harm.
-fn seconds(ttl: i64) -> Duration {
+pub(super) fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(u64::try_from(ttl.min(LEASE_TTL_SECONDS_MAX)).unwrap_or(0))
 }
 

@@ -15,6 +15,8 @@ mod campaign;
 mod client;
 mod config;
 mod former;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod http;
 mod lease;
 mod names;

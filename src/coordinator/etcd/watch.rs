@@ -85,7 +85,7 @@ fn until_change(stream: &mut Lines) -> io::Result<()> {
 }
 
 /// An error ends the watch.
-fn tells_a_change(line: &[u8]) -> io::Result<bool> {
+pub(super) fn tells_a_change(line: &[u8]) -> io::Result<bool> {
     if let Some(refusal) = Refusal::in_answer(line) {
         return Err(io::Error::other(refusal.message));
     }

@@ -27,6 +27,8 @@ use std::time::Duration;
 
 pub use self::restore::Kept;
 use self::times::{new_time, seconds_of};
+#[cfg(feature = "fuzzing")]
+pub(super) use self::times::{seconds_of as kept_at, shown as kept_name};
 use super::dir::Dir;
 use super::stage::above;
 use crate::error::Error;

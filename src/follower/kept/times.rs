@@ -17,7 +17,7 @@ pub(super) fn new_time(now: SystemTime, times: &BTreeSet<String>) -> Option<Stri
 }
 
 /// Seconds since 1970, UTC, as `2026-11-26T21:30:00Z` without colons.
-fn shown(seconds: u64) -> String {
+pub(in crate::follower) fn shown(seconds: u64) -> String {
     let (days, second) = (seconds / SECONDS_OF_A_DAY, seconds % SECONDS_OF_A_DAY);
     // The days of the civil calendar, in years that begin in March (H. Hinnant, "chrono-compatible low-level date algorithms").
     let (era, of_era) = ((days + 719_468) / 146_097, (days + 719_468) % 146_097);
@@ -30,7 +30,7 @@ fn shown(seconds: u64) -> String {
 }
 
 /// The other way; `None` if it is no such name.
-pub(super) fn seconds_of(name: &str) -> Option<u64> {
+pub(in crate::follower) fn seconds_of(name: &str) -> Option<u64> {
     let time = name.get(..18)?;
     if name.len() > 18 && !(name[18..].starts_with('-') && name[19..].bytes().all(|digit| digit.is_ascii_digit())) {
         return None;

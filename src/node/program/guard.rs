@@ -248,8 +248,11 @@ fn kill_descendants() {
 }
 
 fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Pid::from_raw(parent_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)
+}
+
+pub(crate) fn parent_in(stat: &str) -> Option<i32> {
     // The name before it may hold anything, parentheses too.
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
