@@ -27,6 +27,7 @@ use crate::flusher::Flusher;
 use crate::protocol::extension::chunks_max;
 use crate::sys::fd::BorrowedFd;
 use crate::sys::thread;
+use crate::thread::{Group, deadline};
 
 /// How a leader stands to the directory.
 #[derive(Clone, Copy, Debug)]
@@ -126,26 +127,28 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
     };
     let mut reader = Blocks { left: leader.said, block_bytes: leader.block_bytes, before_block: inventory_told };
     let mut durable_asked = false;
-    thread::scope(|scope| {
-        scope.spawn(|| worker.run());
-        let parts = Parts {
-            data: &mut data,
-            limit: leader.limit(),
-            theirs: None,
-            once: leader.other,
-            keep: KEEP,
-            shared: &shared,
-            report: &report,
-            jobs: &jobs,
-            durable_asked: &mut durable_asked,
-        };
-        let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
-        let result = session.run(&mut reader);
-        let _ = session.end();
-        report.close();
-        jobs.close();
-        result
-    })
+    let threads = Group::default();
+    let spawned = threads.spawn("paceline-disk", move || worker.run());
+    spawned.map_err(|error| Error::connection("could not start its thread", error))?;
+    let parts = Parts {
+        data: &mut data,
+        limit: leader.limit(),
+        theirs: None,
+        once: leader.other,
+        keep: KEEP,
+        shared: &shared,
+        report: &report,
+        jobs: &jobs,
+        durable_asked: &mut durable_asked,
+    };
+    let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
+    let result = session.run(&mut reader);
+    let _ = session.end();
+    report.close();
+    jobs.close();
+    let left = threads.join(deadline(Duration::from_secs(20)));
+    assert_eq!(left, 0, "the thread of the disk does not end");
+    result
 }
 
 /// Bytes in blocks; the one that asks for the inventory ends with the question.
