@@ -112,9 +112,9 @@ impl Writing {
                     let temporary = self.dir.join(format!("{folder}/state.new"));
                     self.folder(&folder)?;
                     write_new(&temporary, &bytes).map_err(|source| failed("write", &name, source))?;
-                    files.replaced(self.term, name.as_str(), bytes);
                     fs::rename(&temporary, self.dir.join(name.as_str()))
                         .map_err(|source| failed("rename", &name, source))?;
+                    files.replaced(self.term, name.as_str(), bytes);
                     pending.position = announced(|| leader.replace(&name))?;
                     pending.what.push(Confirmed::State { name: name.as_str().to_owned(), number: state });
                 }
@@ -124,9 +124,9 @@ impl Writing {
                     if leader.file_len(&log).is_none_or(|len| len == 0) {
                         continue;
                     }
-                    files.renamed(self.term, log.as_str(), to.as_str());
                     fs::rename(self.dir.join(log.as_str()), self.dir.join(to.as_str()))
                         .map_err(|source| failed("rename", &log, source))?;
+                    files.renamed(self.term, log.as_str(), to.as_str());
                     pending.position = announced(|| leader.rename(&log, &to))?;
                 }
                 62..78 => self.scratch(&folder, size, kind)?,
@@ -150,8 +150,8 @@ impl Writing {
         let len = leader.file_len(&name);
         match (kind % 10, len) {
             (0, Some(_)) => {
-                files.deleted(self.term, name.as_str());
                 fs::remove_file(&local).map_err(|source| failed("delete", &name, source))?;
+                files.deleted(self.term, name.as_str());
                 announced(|| leader.delete(&name))?;
             }
             (1, Some(len)) if len > 0 => {
@@ -160,8 +160,8 @@ impl Writing {
                 let file = file.map_err(|source| failed("open", &name, source))?;
                 let kept = fs::read(&local).map_err(|source| failed("read", &name, source))?;
                 let to_index = usize::try_from(to).expect("small");
-                files.replaced(self.term, name.as_str(), kept[..to_index].to_vec());
                 file.set_len(to).map_err(|source| failed("truncate", &name, source))?;
+                files.replaced(self.term, name.as_str(), kept[..to_index].to_vec());
                 announced(|| leader.truncate(&name, to))?;
             }
             (_, len) => {
