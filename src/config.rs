@@ -26,7 +26,7 @@ pub struct LeaderConfig {
     /// The leader's own id. Defaults to `None`: the one kept in `.clustering_id`, made at random if there is none.
     pub id: Option<NodeId>,
     /// Bytes held for one follower before it is evicted for a full queue; batches are shared, so this bounds the sum of
-    /// all followers too. Defaults to 64 MiB: at 500 MB/s an eighth of a second of a follower standing still.
+    /// all followers too. Defaults to 64 MiB: at 500 MB/s an eighth of a second of a follower standing still. At least 256 KiB.
     pub queue_bytes: u64,
     /// Bytes of the stream that one follower may have yet to acknowledge before it goes the way of a full queue. `queue_bytes` is
     /// memory; of content that is read from files when a follower gets there (what is announced at once with more than 256 KiB, and
@@ -105,6 +105,9 @@ pub struct LeaderConfig {
     /// What makes the leader's own files durable: the system, but for tests.
     pub(crate) flusher: Arc<dyn Flusher>,
 }
+
+/// Two full batches, raw and compressed: one is written while the next waits.
+const QUEUE_BYTES_LEAST: u64 = 256 << 10;
 
 /// What `lag_bytes` is, in times of `queue_bytes`, if it is not set.
 const LAG_OVER_QUEUE: u64 = 8;
@@ -222,7 +225,7 @@ impl LeaderConfig {
 
     /// Checks every setting.
     pub fn check(&self) -> Result<(), Error> {
-        at_least("queue_bytes", self.queue_bytes, 64 << 10)?;
+        at_least("queue_bytes", self.queue_bytes, QUEUE_BYTES_LEAST)?;
         at_least("lag_bytes", self.lag_bytes.unwrap_or(u64::MAX), 64 << 10)?;
         at_least("queue_batches", self.queue_batches as u64, 1)?;
         at_least("unauthenticated_max", self.unauthenticated_max as u64, 1)?;
