@@ -227,13 +227,19 @@ impl DataDir {
 }
 
 /// Makes a data directory (0700), and those above it, if absent; that they are there is on disk when this returns.
+///
+/// Also for those that were there: whoever made them may have been killed before that was on disk. A folder above them that cannot
+/// be opened was made by somebody else.
 pub(crate) fn make(path: &Path) -> Result<(), Error> {
     let failed = |error| Error::io("make the folder", path, error);
-    let absent: Vec<_> = path.ancestors().take_while(|above| matches!(fs::exists(above), Ok(false))).collect();
+    let absent = path.ancestors().take_while(|above| matches!(fs::exists(above), Ok(false))).count();
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-    for made in absent {
+    for (at, made) in path.ancestors().take_while(|made| !made.as_os_str().is_empty()).enumerate() {
         let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
+        let synced = File::open(above).and_then(|above| above.sync_all());
+        if at < absent {
+            synced.map_err(failed)?;
+        }
     }
     Ok(())
 }
