@@ -19,7 +19,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    pub fn new() -> Self {
+    pub fn make() -> Self {
         let top = folder();
         fs::create_dir(top.path().join("beside")).unwrap();
         fs::write(top.path().join("beside/victim"), "intact").unwrap();

@@ -212,8 +212,8 @@ pub fn lz4(input: &[u8]) {
     let rest = &mut &input[..];
     let mode = input::byte(rest);
     let wire = *rest;
-    if mode % 2 == 0 {
-        let header = if mode % 4 == 0 { &FRAME_HEADER[..] } else { &[] };
+    if mode.is_multiple_of(2) {
+        let header = if mode.is_multiple_of(4) { &FRAME_HEADER[..] } else { &[] };
         bounded(FRAME_BYTES_MAX, 16 << 10, || {
             let mut reader = frame_reader(header.chain(wire));
             let (mut buffer, mut bytes) = ([0; 4096], 0_usize);

@@ -17,7 +17,7 @@ thread_local! {
 }
 
 fn with_scene(body: impl FnOnce(&Scene)) {
-    SCENE.with_borrow_mut(|scene| body(scene.get_or_insert_with(Scene::new)));
+    SCENE.with_borrow_mut(|scene| body(scene.get_or_insert_with(Scene::make)));
 }
 
 /// Beyond the input: buffers for hashing and for appends, a list's tables.

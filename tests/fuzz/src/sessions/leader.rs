@@ -254,7 +254,7 @@ impl<'a> Peer<'a> {
         socket.write_all(&Start::Extension(VERSION).header())?;
         socket.write_all(&[&[SECRET.len() as u8], SECRET.as_bytes()].concat())?;
         let mut fields = Fields::default().with(field::ID, &id(rest).get().to_le_bytes());
-        if input::byte(rest) % 2 == 0 {
+        if input::byte(rest).is_multiple_of(2) {
             fields = fields.with(field::DATA_SET, &led.leader.data_set().to_bytes());
         }
         fields.write(&mut socket)?;
