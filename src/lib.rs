@@ -58,7 +58,7 @@
 //! - **I8** A follower acknowledges what it has applied (or, as its owner chose, received or made durable), once, in order.
 //!   After a failed write or flush it acknowledges nothing until it has synced anew.
 //! - **I9** A follower's directory is marked incomplete, durably, before the first step of a full sync that makes it so,
-//!   until that sync is complete and durable.
+//!   until that sync is complete and durable; with the extension, also what changed during it. (1.0.0 has no word for that.)
 //! - **I10** Whoever is in an in-sync set that may be recorded has everything that was confirmed as committed on all, at the
 //!   durability it was confirmed with; and is out of all of them before it is made to change a file other than by the stream.
 //!

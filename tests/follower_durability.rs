@@ -216,13 +216,19 @@ fn a_leader_of_the_extension_is_told_all_three_whatever_is_set() {
         let follower =
             TestFollower::with(leader.address, TempDir::new().unwrap(), |config| config.durability = durability);
         leader.wait_in_sync(1);
+        let status = || leader.status(follower.id()).unwrap();
+        // It is asked once as it attaches.
+        wait_until("durable", || status().durable.is_some());
         leader.append("a", b"one");
         leader.replace("b", b"two");
         leader.wait_in_sync(1);
-        let status = || leader.status(follower.id()).unwrap();
         let marks = status().marks.unwrap();
         assert_eq!(marks.received, marks.written, "{durability:?}");
-        assert!(status().durable.is_none() && marks.durable < marks.written, "{durability:?}: nobody asked");
+        let durable = status().durable.unwrap();
+        assert!(
+            durable < leader.leader.position() && marks.durable < marks.written,
+            "{durability:?}: nobody asked since it attached"
+        );
         let asked = leader.leader.request_durable().unwrap();
         wait_until("durable", || status().durable == Some(asked));
         wait_until("told", || follower.follower.status().durable_bytes > marks.durable);
@@ -334,7 +340,10 @@ fn apply(step: &Step, at: usize, model: &mut Model) -> Option<Vec<u8>> {
                 Control::SyncBegins { files: 1, bytes: 0 },
                 Control::PatchAt { path: path(NAMES[name]), offset: offset as u64 },
             ];
-            Some([encoded(&begins), append(NAMES[name], &patch), encoded(&[Control::SyncEnds])].concat())
+            Some(
+                [encoded(&begins), append(NAMES[name], &patch), encoded(&[Control::SyncEnds, Control::Position(0)])]
+                    .concat(),
+            )
         }
         Step::Durable => Some(encoded(&[Control::MakeDurable])),
     }
@@ -406,8 +415,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step(), 1..40)
 }
 
-/// The length of its action: a mark is what came before it.
-const SYNC_ENDS: u64 = 4 + "$paceline/sync-ends".len() as u64 + 8 + 1;
+/// The length of the last action of a sync: a mark is what came before it.
+const POSITION: u64 = 4 + "$paceline/position".len() as u64 + 8 + 8;
 
 /// The steps that do something, and what they send.
 fn applicable<'a>(steps: impl IntoIterator<Item = &'a Step>) -> Vec<Sent<'a>> {
@@ -432,7 +441,7 @@ fn power_loss_in_the_extension(steps: &[Step], wanted: usize) -> Result<(), Test
         let before = connection.send(wire);
         match step {
             Step::Durable => mark = before,
-            Step::Patch(_) => mark = connection.sent - SYNC_ENDS,
+            Step::Patch(_) => mark = connection.sent - POSITION,
             _ => {}
         }
     }

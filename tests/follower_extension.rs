@@ -395,7 +395,7 @@ fn a_seed_copy_becomes_the_followers() {
     let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
     fs::write(dir.path().join("a"), "seed").unwrap();
     fs::write(dir.path().join("checksums.sha1"), "stale").unwrap();
-    let _follower = Follower::start(config(&leader, dir.path())).unwrap();
+    let follower = Follower::start(config(&leader, dir.path())).unwrap();
     let mut connection = leader.accept_extension(&about(LONG));
     connection.inventory();
     let begin = connection.control(Control::SyncBegins { files: 2, bytes: 2 });
@@ -407,8 +407,13 @@ fn a_seed_copy_becomes_the_followers() {
     assert!(incomplete(&dir));
     let end = connection.control(Control::SyncEnds);
     connection.wait_durable(end);
+    assert!(incomplete(&dir), "the mark has gone before what changed during the sync has come");
+    connection.stream(&append("b", b"new"));
+    assert!(incomplete(&dir) && follower.status().state == State::Syncing);
+    let end = connection.control(Control::Position(7));
+    connection.wait_durable(end);
     assert!(!incomplete(&dir) && dir.path().join(".clustering_id").exists());
-    assert_eq!(files_in(dir.path()), files(&[("a", b"seed!")]));
+    assert_eq!(files_in(dir.path()), files(&[("a", b"seed!"), ("b", b"new")]));
 }
 
 // --- The stream -------------------------------------------------------------------------------------------------------
@@ -527,10 +532,12 @@ fn a_failed_write_ends_the_connection_and_nothing_after_it_is_called_written() {
 #[test]
 fn lag_is_known_in_bytes_and_time() {
     let (leader, _dir, follower) = started();
-    let (mut connection, _) = leader.accept_in_sync();
+    let mut connection = leader.accept_extension(&about(LONG));
+    connection.inventory();
     connection.stream(&encoded(&[Control::Heartbeat { position: 1000, clock_us: 5 }]));
     assert_eq!((follower.status().lag_bytes, follower.status().lag), (None, None), "where it is was not told");
     assert_eq!(follower.status().leader_clock_us, Some(5));
+    connection.sync(&[]);
     connection.stream(&encoded(&[Control::Position(700)]));
     assert_eq!(follower.status().lag_bytes, Some(300));
     let first = follower.status().lag.unwrap();

@@ -31,7 +31,7 @@ pub(super) enum Job {
     Flush(Unflushed, u64),
     /// A sync begins: set its mark, and answer.
     Mark(Sender<()>),
-    /// A sync has ended: make it durable, clear its mark, and answer.
+    /// What a sync began is whole: make it durable, clear the mark, and answer.
     Synced(Unflushed, u64, Sender<()>),
 }
 
@@ -122,7 +122,7 @@ impl Jobs {
         state.told.is_some() || state.ended
     }
 
-    /// Whether a sync has ended, and is durable.
+    /// Whether a sync has ended, with what it left out, and is durable.
     pub(super) fn synced(&self) -> bool {
         self.state.lock().synced
     }
@@ -303,6 +303,7 @@ mod tests {
         Control::SyncBegins { files: 0, bytes: 0 }.encode(&mut wire);
         controls.iter().for_each(|control| control.encode(&mut wire));
         Control::SyncEnds.encode(&mut wire);
+        Control::Position(0).encode(&mut wire);
         let mut blocks = FrameWriter::new(crate::protocol::FRAME_HEADER.to_vec());
         blocks.write_all(&wire).and_then(|()| blocks.flush()).unwrap();
         let (dir, digests) = (worker.dir.clone(), worker.digests.clone());

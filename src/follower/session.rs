@@ -4,10 +4,14 @@
 //! thread of `disk`, so that the stream goes on; only the beginning of a sync waits, for its mark to be on disk.
 //!
 //! ```text
-//!   want ─▶ inventory told ─▶ sync begins ─▶ actions ─▶ sync ends ─▶ actions …
-//!                                  ▲                        │
-//!                                  └── the leader resumes ◀─┘
+//!   want ─▶ inventory told ─▶ sync begins ─▶ actions ─▶ sync ends ─▶ actions ─▶ position ─▶ actions …
+//!                                  ▲                                                │
+//!                                  └────────────── the leader resumes ◀─────────────┘
 //! ```
+//!
+//! A sync moves files while they change: some of them it leaves empty, missing, or half of one content and half of another, and
+//! what is sent after its end brings them. So the copy is whole, and its mark goes, not when the sync ends but when the leader
+//! first says at which position of the stream it is.
 //!
 //! Whatever comes in another order, or does not fit the files here, ends the connection: the next one compares anew.
 //!
@@ -95,6 +99,8 @@ enum Phase {
     /// No sync has begun.
     Before,
     Syncing,
+    /// What a sync left out, because it changed meanwhile, is still to come: the directory stays marked.
+    CatchingUp,
     Streaming,
 }
 
@@ -172,6 +178,7 @@ impl<'a> Session<'a> {
     fn settle(&mut self) -> Result<(), Error> {
         self.actions.settle()?;
         let (total, deleted, syncing) = (self.total, self.actions.deleted, self.phase == Phase::Syncing);
+        let is_marked = self.phase != Phase::Streaming;
         let (bytes, files) = (self.sync.bytes, self.sync.files);
         // In this order: what is acknowledged was counted as applied.
         self.parts.shared.update_with_lag(self.lag.now(), |status| {
@@ -187,7 +194,7 @@ impl<'a> Session<'a> {
         } else {
             self.parts.report.written(total);
         }
-        if syncing && self.sync.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
+        if is_marked && self.sync.unflushed_bytes >= UNFLUSHED_BYTES_MAX {
             self.sync.unflushed_bytes = 0;
             // It covers no mark: a replacement may be under way.
             let unflushed = self.actions.unflushed();
@@ -249,8 +256,8 @@ impl<'a> Session<'a> {
             self.lag.advance(length);
             if self.phase == Phase::Syncing {
                 self.sync.bytes += length;
-                self.sync.unflushed_bytes += length;
             }
+            self.sync.unflushed_bytes += length;
             return self.actions.payload(bytes, remaining);
         };
         control.content.extend_from_slice(bytes);
@@ -347,7 +354,7 @@ impl<'a> Session<'a> {
             Control::SyncEnds => self.sync_ends(whole.before),
             Control::Position(position) => {
                 self.lag.set_own(position);
-                Ok(())
+                if self.phase == Phase::CatchingUp { self.caught_up(whole.before) } else { Ok(()) }
             }
             Control::Heartbeat { position, clock_us } => {
                 self.lag.heard(position, Instant::now());
@@ -390,6 +397,7 @@ impl<'a> Session<'a> {
     fn sync_begins(&mut self, files: u64, bytes: u64) -> Result<(), Error> {
         match self.phase {
             Phase::Syncing => return Err(out_of_place("a sync began within another")),
+            Phase::CatchingUp => {}
             Phase::Streaming => self.mark()?,
             Phase::Before => {
                 let told = self.parts.jobs.told();
@@ -440,7 +448,6 @@ impl<'a> Session<'a> {
             self.unready = Default::default();
             self.belong()?;
         }
-        let (answer, synced) = channel::bounded(1);
         let mut unflushed = self.actions.unflushed();
         if let Some(keeper) = self.actions.keeper.take() {
             if keeper.count() > 0 {
@@ -449,8 +456,8 @@ impl<'a> Session<'a> {
             }
             keeper.report();
         }
-        self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
-        self.phase = Phase::Streaming;
+        self.parts.jobs.put(Job::Flush(unflushed, mark));
+        self.phase = Phase::CatchingUp;
         self.tell_phase();
         let sync = self.parts.shared.status().sync;
         log::info!(
@@ -459,6 +466,17 @@ impl<'a> Session<'a> {
             sync.bytes_received,
             sync.files_deleted
         );
+        Ok(())
+    }
+
+    /// Nothing that the last sync left out is missing any more.
+    fn caught_up(&mut self, mark: u64) -> Result<(), Error> {
+        self.settle()?;
+        let (answer, synced) = channel::bounded(1);
+        let unflushed = self.actions.unflushed();
+        self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
+        self.phase = Phase::Streaming;
+        self.tell_phase();
         if self.parts.once {
             wait(&synced)?;
             self.done = true;

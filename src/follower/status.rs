@@ -52,7 +52,8 @@ pub enum State {
     /// Accepted; waiting for the leader's list or, with the extension, until it wants the inventory (not all followers are
     /// synced at a time).
     Waiting,
-    /// In round 1 or 2 of a full sync; with the extension, between the inventory and the end of the sync.
+    /// In round 1 or 2 of a full sync; with the extension, from the inventory until the copy is whole: what changed during the sync
+    /// comes after it.
     Syncing,
     /// Applying the stream.
     Streaming,

@@ -6,6 +6,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Core;
@@ -19,7 +20,6 @@ use super::stream::{AttachedQueue, Tracker};
 use super::view::View;
 use crate::error::Error;
 use crate::index::Version;
-use crate::protocol::extension::Control;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
@@ -154,10 +154,9 @@ impl CaughtUp {
             // What mends a void file is in the queue already.
             let _ = ranges.send_step(frame, step)?;
         }
-        if follower.extension {
-            // What follows are the batches from here on.
-            let _ = ranges.send_step(frame, &Step::Control(Control::Position(self.position.0)))?;
-        }
+        // What follows are the batches from here on.
+        follower.owed_position.store(follower.extension, Ordering::Relaxed);
+        ranges.tell_whole(frame, self.position)?;
         frame.flush().map_err(broken)?;
         follower.written();
         // Before it may be in sync: it is never seen as both.

@@ -181,6 +181,7 @@ fn write_batches(
             Body::File(range) => ranges.send_queued(frame, range, &batch)?,
             Body::Control(action) => ranges.send_control(frame, action, &batch)?,
         }
+        ranges.tell_whole(frame, StreamPosition(batch.end))?;
         follower.queue.remove(batch.cost());
     }
     Ok(queue.demotions.recv().ok())

@@ -35,6 +35,8 @@ pub(super) struct FollowerHandle {
     pub(super) extension: bool,
     /// Files of which it lacks something that was void when it was to be sent, and was perhaps sent since. Its writer's.
     pub(super) spoiled: Mutex<HashSet<RelPath>>,
+    /// Whether it is still to be told that it is whole, and at which position. Its writer's.
+    pub(super) owed_position: AtomicBool,
     connected_at: Instant,
     /// For shutting it down; its own threads have clones to read and write.
     socket: TcpStream,
@@ -127,6 +129,7 @@ impl FollowerHandle {
             address,
             extension: v1_acks.is_none(),
             spoiled: Mutex::default(),
+            owed_position: AtomicBool::new(false),
             connected_at: now,
             socket,
             state: AtomicU8::new(FollowerState::Waiting as u8),
@@ -308,6 +311,11 @@ impl FollowerHandle {
     /// Notes that it is about to be asked to make durable what was sent so far, which is all that counts up to `position`.
     pub(super) fn asking_for_durable(&self, position: StreamPosition) {
         self.in_flight.lock().asking_for_durable(position.0);
+    }
+
+    /// Whether nothing is void of what it had to have when it attached, once it has the stream up to this position.
+    pub(super) fn is_whole_at(&self, position: StreamPosition) -> bool {
+        self.in_flight.lock().is_whole_at(position.0)
     }
 
     /// Notes that all that was being sent is written.

@@ -298,6 +298,12 @@ impl InFlight {
         self.void_from == Some(0) || self.holds.iter().any(|hold| hold.from == 0 && written < hold.until)
     }
 
+    /// Whether what it was sent, up to this position of the stream, makes up for all that was void of what it had to have when it
+    /// attached.
+    pub(super) fn is_whole_at(&self, sent: u64) -> bool {
+        self.void_from != Some(0) && self.holds.iter().all(|hold| hold.from > 0 || hold.until <= sent)
+    }
+
     /// Its way to the stream.
     pub(super) fn ticket(&self) -> Ticket {
         self.ticket
@@ -427,6 +433,18 @@ mod tests {
         in_flight.acknowledge(15, Instant::now()).unwrap();
         in_flight.durable(15);
         assert!(in_flight.has().is_none() && in_flight.durable_position().is_none());
+    }
+
+    #[test]
+    fn it_is_whole_where_what_was_void_before_it_attached_is_made_up_for() {
+        let mut in_flight = attached();
+        assert!(in_flight.is_whole_at(100));
+        in_flight.void(&path("a"), 0);
+        assert!(!in_flight.is_whole_at(1000));
+        in_flight.mended(&path("a"), 150);
+        assert!(!in_flight.is_whole_at(149) && in_flight.is_whole_at(150));
+        in_flight.void(&path("a"), 160);
+        assert!(in_flight.is_whole_at(170), "that is of the stream");
     }
 
     #[test]

@@ -149,9 +149,24 @@ impl<'a> Ranges<'a> {
 
     /// Tells a follower that counts positions the one after `batch`, which was not sent as it counts.
     fn tell_position(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
-        if self.follower.extension {
+        // Not the first one, which says more.
+        if self.follower.extension && !self.follower.owed_position.load(Ordering::Relaxed) {
             let _ = self.send_step(frame, &Step::Control(Control::Position(batch.end)))?;
         }
+        Ok(())
+    }
+
+    /// Tells a follower that it is whole, and at this position, as soon as that is so: what was void when it attached is made up for by
+    /// what is in its queue.
+    pub(super) fn tell_whole(&mut self, frame: &mut Frame, position: StreamPosition) -> Result<(), Error> {
+        let owed = &self.follower.owed_position;
+        if !owed.load(Ordering::Relaxed) || !self.follower.is_whole_at(position) {
+            return Ok(());
+        }
+        owed.store(false, Ordering::Relaxed);
+        let _ = self.send_step(frame, &Step::Control(Control::Position(position.0)))?;
+        frame.flush().map_err(broken)?;
+        self.follower.written();
         Ok(())
     }
 

@@ -441,6 +441,8 @@ pub enum Control {
     SyncEnds,
     /// The position in the stream of what follows: what counts in positions adds up from here. It may be before what has added up:
     /// a leader that cannot send an action any more may send something longer in its place.
+    ///
+    /// The first one after a sync has ended also says that the copy is whole: nothing is void any more that changed during it.
     Position(u64),
     /// The leader is alive.
     Heartbeat {

@@ -121,12 +121,13 @@ impl Extension {
         }
     }
 
-    /// A sync of these actions; returns when they are written and it is durable.
+    /// A sync of these actions, of which nothing is left out; returns when they are written and it is durable.
     #[track_caller]
     pub(crate) fn sync(&mut self, actions: &[u8]) {
         self.control(Control::SyncBegins { files: 1, bytes: actions.len() as u64 });
         self.send(actions);
-        let end = self.control(Control::SyncEnds);
+        self.control(Control::SyncEnds);
+        let end = self.control(Control::Position(0));
         self.wait_durable(end);
     }
 

@@ -56,6 +56,7 @@ fn opening(kind: u8) -> Vec<u8> {
         Control::SyncEnds.encode(&mut said);
     }
     if kind > 3 {
+        Control::Position(10).encode(&mut said);
         Control::MakeDurable.encode(&mut said);
     }
     said
