@@ -319,7 +319,6 @@ mod tests {
                 shared: &shared,
                 report: &report,
                 jobs: &jobs,
-                durable_asked: &mut false,
             };
             let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
             let done = session.run(&mut crate::protocol::frame_reader(&blocks.get_mut()[..]));

@@ -57,7 +57,6 @@ impl Runner {
             shared: &self.shared,
             report: &threads.report,
             jobs: &threads.jobs,
-            durable_asked: &mut self.durable_asked,
         };
         let mut session = Session::new(parts, &self.dir, Track::new(self.digests.clone(), unflushed));
         let result = session.run(&mut frame_reader(Watched(&*threads.socket, &threads.report)));

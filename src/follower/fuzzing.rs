@@ -126,7 +126,6 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
         }
     };
     let mut reader = Blocks { left: leader.said, block_bytes: leader.block_bytes, before_block: inventory_told };
-    let mut durable_asked = false;
     let threads = Group::default();
     let spawned = threads.spawn("paceline-disk", move || worker.run());
     spawned.map_err(|error| Error::connection("could not start its thread", error))?;
@@ -139,7 +138,6 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
         shared: &shared,
         report: &report,
         jobs: &jobs,
-        durable_asked: &mut durable_asked,
     };
     let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
     let result = session.run(&mut reader);

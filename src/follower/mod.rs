@@ -132,7 +132,6 @@ impl Follower {
             dialects: Dialects::default(),
             digests: Arc::default(),
             unflushed: Unflushed::all(),
-            durable_asked: false,
             away: None,
             refused: None,
         };

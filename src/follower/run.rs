@@ -55,8 +55,6 @@ pub(super) struct Runner {
     pub(super) digests: Arc<Digests>,
     /// What the connections before did not make durable.
     pub(super) unflushed: Unflushed,
-    /// Whether a leader of the extension has asked for anything to be made durable.
-    pub(super) durable_asked: bool,
     /// The leader let us go, and wants us to stay away for so long.
     pub(super) away: Option<Duration>,
     /// Why a leader was refused, and when that was last said.
@@ -266,9 +264,10 @@ impl Runner {
         log::info!("in sync, following the stream");
         *in_sync = true;
         let mut actions = Actions::new(&self.dir);
+        // Whatever this leader is told: what is here may have been made durable for another one.
+        actions.guard = true;
         if durable {
             actions.track = Some(Track::new(self.digests.clone(), Unflushed::default()));
-            actions.guard = true;
         }
         let tell = (&*writer.outbox, &*self.shared);
         let Err(ended) = apply_stream(&mut reader, &mut actions, self.config.durability, tell);

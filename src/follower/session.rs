@@ -57,8 +57,6 @@ pub(super) struct Parts<'a> {
     pub(super) shared: &'a Shared,
     pub(super) report: &'a Report,
     pub(super) jobs: &'a Jobs,
-    /// Whether a leader has asked for anything to be made durable: then it counts on what is.
-    pub(super) durable_asked: &'a mut bool,
 }
 
 /// See the module's documentation.
@@ -203,11 +201,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Tells the actions what the phase means to them. While a sync is under way the directory is marked, and nobody counts on
-    /// what is in it.
+    /// Tells the actions what the phase means to them. While the directory is marked nobody counts on what is in it. After that
+    /// somebody may, whoever made it durable and when.
     fn tell_phase(&mut self) {
         self.actions.in_bulk = self.phase == Phase::Syncing;
-        self.actions.guard = *self.parts.durable_asked && self.phase == Phase::Streaming;
+        self.actions.guard = self.phase == Phase::Streaming;
     }
 
     fn begin(&mut self, path: RelPath, kind: ActionKind) -> Result<(), Error> {
@@ -363,8 +361,6 @@ impl<'a> Session<'a> {
             }
             Control::MakeDurable => {
                 self.written_before(whole)?;
-                *self.parts.durable_asked = true;
-                self.tell_phase();
                 let unflushed = self.actions.unflushed();
                 self.parts.jobs.put(Job::Flush(unflushed, whole.before));
                 Ok(())
