@@ -92,7 +92,9 @@ impl Writing {
         let writer = &host.writers[number];
         let folder = format!("w{number}");
         let log = path(&format!("{folder}/log"));
-        let mut pending = Pending::default();
+        // What is there when the leader starts is announced by that: the first commit of something confirms it, too.
+        let what = model::records_in(&tree_of(&self.dir), &folder);
+        let mut pending = Pending { position: StreamPosition::default(), what };
         while !self.stop.load(Ordering::Relaxed) && !host.stop.load(Ordering::Relaxed) {
             let (choice, size, kind) = world.chance_of_process(|rng| (rng.u8(..100), rng.u32(..), rng.u8(..100)));
             match choice {
@@ -190,7 +192,7 @@ impl Writing {
     }
 
     fn commit(&self, pending: &mut Pending, kind: u8) {
-        if pending.what.is_empty() {
+        if pending.what.is_empty() || pending.position == StreamPosition::default() {
             return;
         }
         let durable = kind < 85;

@@ -231,6 +231,12 @@ fn records(log: &[u8]) -> Vec<&[u8]> {
     tags
 }
 
+/// The records in all logs of a folder.
+pub(crate) fn records_in(tree: &Tree, folder: &str) -> Vec<Confirmed> {
+    let logs = tree.iter().filter(|(name, _)| name.starts_with(&format!("{folder}/log")));
+    logs.flat_map(|(_, content)| records(content)).map(|tag| Confirmed::Record(tag.to_vec())).collect()
+}
+
 /// A content of a file that is replaced: its number, and as many bytes as follow from that.
 pub(crate) fn state(number: u64, len: usize) -> Vec<u8> {
     let mut bytes = number.to_le_bytes().to_vec();
