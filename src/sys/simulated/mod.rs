@@ -6,6 +6,7 @@ pub mod fd;
 pub mod fs;
 pub mod net;
 pub mod process;
+mod put_back;
 pub mod random;
 pub mod rustix;
 pub mod socket2;
@@ -13,6 +14,8 @@ pub mod sync;
 pub mod thread;
 pub mod time;
 pub mod world;
+
+pub use put_back::{is_put_back, put_back};
 
 #[cfg(test)]
 mod tests;

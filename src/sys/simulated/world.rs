@@ -12,7 +12,7 @@
 //! operating system's process that runs the simulation ends, which therefore runs a bounded number of histories.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -92,6 +92,8 @@ pub struct Outcome {
 /// A world: held by each of its threads.
 pub struct World {
     state: Mutex<State>,
+    /// Virtual time in ns, also in `state`: it is asked for often.
+    clock: AtomicU64,
     keys: AtomicU64,
     ended: AtomicBool,
     main: std::thread::Thread,
@@ -103,6 +105,11 @@ pub struct World {
 struct State {
     tasks: Vec<Task>,
     processes: Vec<Process>,
+    /// Who can run, in no order that means anything; each task knows its place.
+    runnable: Vec<TaskId>,
+    /// Who waits for what, and until when.
+    waiting: BTreeSet<(Key, TaskId)>,
+    deadlines: BTreeSet<(Duration, TaskId)>,
     running: TaskId,
     now: Duration,
     steps: u64,
@@ -120,6 +127,7 @@ struct State {
 
 struct Process {
     name: String,
+    tasks: Vec<TaskId>,
     alive: bool,
     frozen: bool,
     /// Its own randomness, so that what one process draws does not change what another draws.
@@ -144,9 +152,9 @@ struct Task {
     process: ProcessId,
     baton: Arc<Baton>,
     state: TaskState,
+    /// Where in `runnable` it is.
+    place: Option<usize>,
     priority: i64,
-    /// Locks it holds: their keys and where they were taken.
-    held: Vec<(Key, &'static Location<'static>)>,
     /// What [`watch_waits`] was called with, and the waits since.
     watched: Option<Vec<Waited>>,
     /// Set by [`unpark`].
@@ -193,6 +201,8 @@ impl Baton {
 
 thread_local! {
     static CURRENT: RefCell<Option<(Arc<World>, TaskId)>> = const { RefCell::new(None) };
+    /// Locks this thread holds: their keys and where they were taken.
+    static HELD: RefCell<Vec<(Key, &'static Location<'static>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs `root` as the only thread of the process `driver` of a new world, and returns when it has ended or something was found wrong.
@@ -209,6 +219,9 @@ pub fn run(settings: Settings, root: impl FnOnce() + Send + 'static) -> Outcome 
         state: Mutex::new(State {
             tasks: Vec::new(),
             processes: Vec::new(),
+            runnable: Vec::new(),
+            waiting: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
             running: 0,
             now: Duration::ZERO,
             steps: 0,
@@ -222,6 +235,7 @@ pub fn run(settings: Settings, root: impl FnOnce() + Send + 'static) -> Outcome 
             panicked: None,
             trace: Vec::new(),
         }),
+        clock: AtomicU64::new(0),
         keys: AtomicU64::new(1),
         ended: AtomicBool::new(false),
         main: std::thread::current(),
@@ -306,7 +320,7 @@ pub fn wait<T>(
     let (world, me) = with_current(|world, me| (world.clone(), me));
     world.reschedule(me);
     if what != What::Lock {
-        world.check_held(me, what, at);
+        world.check_held(what, at);
     }
     loop {
         if let Some(result) = ready() {
@@ -347,22 +361,20 @@ pub fn watched_waits() -> Vec<Waited> {
 
 /// Where each lock was taken that this thread holds.
 pub fn held_locks() -> Vec<&'static Location<'static>> {
-    with_current(|world, me| world.lock().tasks[me].held.iter().map(|(_, at)| *at).collect())
+    HELD.with_borrow(|held| held.iter().map(|(_, at)| *at).collect())
 }
 
 pub(super) fn lock_taken(key: Key, at: &'static Location<'static>) {
-    with_current(|world, me| world.lock().tasks[me].held.push((key, at)));
+    HELD.with_borrow_mut(|held| held.push((key, at)));
 }
 
 pub(super) fn lock_released(key: Key) {
-    with_current(|world, me| {
-        let mut state = world.lock();
-        let held = &mut state.tasks[me].held;
+    HELD.with_borrow_mut(|held| {
         if let Some(found) = held.iter().rposition(|(held, _)| *held == key) {
             held.remove(found);
         }
-        state.wake(key);
     });
+    wake(key);
 }
 
 /// A thread of the world, as [`thread::JoinHandle`](super::thread::JoinHandle) knows it.
@@ -415,7 +427,7 @@ impl World {
 
     /// Virtual time since the world began.
     pub fn now(&self) -> Duration {
-        self.lock().now
+        Duration::from_nanos(self.clock.load(Ordering::Relaxed))
     }
 
     /// The process that this thread is of.
@@ -503,7 +515,14 @@ impl World {
     pub fn new_process(&self, name: &str) -> ProcessId {
         let mut state = self.lock();
         let chance = state.chance.fork();
-        state.processes.push(Process { name: name.to_owned(), alive: true, frozen: false, chance, faults: Vec::new() });
+        state.processes.push(Process {
+            name: name.to_owned(),
+            tasks: Vec::new(),
+            alive: true,
+            frozen: false,
+            chance,
+            faults: Vec::new(),
+        });
         ProcessId(state.processes.len() - 1)
     }
 
@@ -527,6 +546,9 @@ impl World {
         {
             let mut state = self.lock();
             state.processes[process.0].alive = false;
+            for task in std::mem::take(&mut state.processes[process.0].tasks) {
+                state.ends(task);
+            }
         }
         self.network.process_ended(self, process);
         self.disks.process_ended(process);
@@ -542,7 +564,12 @@ impl World {
     /// Stops a process (`SIGSTOP`), or lets it go on.
     pub fn freeze(&self, process: ProcessId, frozen: bool) {
         self.trace(|| format!("{} {}", if frozen { "freezes" } else { "thaws" }, self.lock_name(process)));
-        self.lock().processes[process.0].frozen = frozen;
+        let mut state = self.lock();
+        state.processes[process.0].frozen = frozen;
+        for at in 0..state.processes[process.0].tasks.len() {
+            let task = state.processes[process.0].tasks[at];
+            if frozen { state.unlist(task) } else { state.list(task) }
+        }
     }
 
     pub(super) fn start(
@@ -561,14 +588,17 @@ impl World {
                 process,
                 baton: baton.clone(),
                 state: TaskState::Runnable,
+                place: None,
                 priority,
-                held: Vec::new(),
                 watched: None,
                 token: false,
                 park,
                 end,
             });
-            state.tasks.len() - 1
+            let id = state.tasks.len() - 1;
+            state.processes[process.0].tasks.push(id);
+            state.list(id);
+            id
         };
         let (world, own) = (self.clone(), baton.clone());
         let spawned = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
@@ -586,7 +616,7 @@ impl World {
                 Ok((id, end))
             }
             Err(error) => {
-                self.lock().tasks[id].state = TaskState::Ended;
+                self.lock().ends(id);
                 Err(error)
             }
         }
@@ -595,7 +625,9 @@ impl World {
     /// The running thread ends.
     fn leave(&self, me: TaskId) {
         let mut state = self.lock();
-        state.tasks[me].state = TaskState::Ended;
+        state.ends(me);
+        let process = state.tasks[me].process;
+        state.processes[process.0].tasks.retain(|task| *task != me);
         let end = state.tasks[me].end;
         state.wake(end);
         self.pass(state, me);
@@ -620,7 +652,7 @@ impl World {
         if let Some(watched) = &mut state.tasks[me].watched {
             watched.push(Waited { what, at });
         }
-        state.tasks[me].state = TaskState::Waiting { what, keys: keys.to_vec(), deadline, at };
+        state.waits(me, TaskState::Waiting { what, keys: keys.to_vec(), deadline, at });
         if self.pass(state, me) {
             self.take_baton(me);
         }
@@ -647,6 +679,7 @@ impl World {
             }
         };
         state.running = next;
+        self.clock.store(u64::try_from(state.now.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if next == me {
             return false;
         }
@@ -656,9 +689,9 @@ impl World {
         true
     }
 
-    fn check_held(&self, me: TaskId, what: What, at: &'static Location<'static>) {
+    fn check_held(&self, what: What, at: &'static Location<'static>) {
         let Some(judge) = MAY_BLOCK.get() else { return };
-        let held: Vec<_> = self.lock().tasks[me].held.iter().map(|(_, at)| *at).collect();
+        let held = held_locks();
         if !held.is_empty() && !judge(what, at, &held) {
             let held: Vec<String> = held.iter().map(ToString::to_string).collect();
             self.fail(format!("{what:?} at {at} with locks held that were taken at {}", held.join(", ")));
@@ -668,9 +701,60 @@ impl World {
 
 impl State {
     fn wake(&mut self, key: Key) {
-        for task in &mut self.tasks {
-            if matches!(&task.state, TaskState::Waiting { keys, .. } if keys.contains(&key)) {
-                task.state = TaskState::Runnable;
+        while let Some((_, task)) = self.waiting.range((key, 0)..=(key, TaskId::MAX)).next().copied() {
+            self.may_run(task);
+        }
+    }
+
+    /// It can run, if it has not ended, as soon as its process can.
+    fn may_run(&mut self, id: TaskId) {
+        if !matches!(self.tasks[id].state, TaskState::Ended) {
+            self.set_state(id, TaskState::Runnable);
+            self.list(id);
+        }
+    }
+
+    fn waits(&mut self, id: TaskId, state: TaskState) {
+        self.unlist(id);
+        if let TaskState::Waiting { keys, deadline, .. } = &state {
+            self.waiting.extend(keys.iter().map(|key| (*key, id)));
+            self.deadlines.extend(deadline.map(|deadline| (deadline, id)));
+        }
+        self.tasks[id].state = state;
+    }
+
+    fn ends(&mut self, id: TaskId) {
+        self.unlist(id);
+        self.set_state(id, TaskState::Ended);
+    }
+
+    /// It does not wait any more.
+    fn set_state(&mut self, id: TaskId, state: TaskState) {
+        if let TaskState::Waiting { keys, deadline, .. } = std::mem::replace(&mut self.tasks[id].state, state) {
+            for key in keys {
+                self.waiting.remove(&(key, id));
+            }
+            if let Some(deadline) = deadline {
+                self.deadlines.remove(&(deadline, id));
+            }
+        }
+    }
+
+    fn list(&mut self, id: TaskId) {
+        let task = &mut self.tasks[id];
+        let process = &self.processes[task.process.0];
+        let runs = process.alive && !process.frozen && matches!(task.state, TaskState::Runnable);
+        if runs && task.place.is_none() {
+            task.place = Some(self.runnable.len());
+            self.runnable.push(id);
+        }
+    }
+
+    fn unlist(&mut self, id: TaskId) {
+        if let Some(place) = self.tasks[id].place.take() {
+            self.runnable.swap_remove(place);
+            if let Some(moved) = self.runnable.get(place) {
+                self.tasks[*moved].place = Some(place);
             }
         }
     }
@@ -682,58 +766,43 @@ impl State {
             return Err(format!("no end after {STEPS_MAX} steps"));
         }
         self.now += Duration::from_nanos(self.schedule.u64(50..1500));
-        let mut runnable = Vec::with_capacity(self.tasks.len());
         loop {
             if let Some(due) = network.due(self.now) {
                 due.wake.into_iter().for_each(|key| self.wake(key));
                 let now = self.now.as_secs_f64();
                 self.trace.extend(due.lines.into_iter().map(|line| format!("{now:>13.6} {:<28} {line}", "network")));
             }
-            let mut earliest = network.next_event();
-            for (id, task) in self.tasks.iter_mut().enumerate() {
-                let process = &self.processes[task.process.0];
-                if !process.alive || process.frozen {
-                    continue;
-                }
-                match &task.state {
-                    TaskState::Runnable => runnable.push(id),
-                    TaskState::Waiting { deadline: Some(deadline), .. } if *deadline <= self.now => {
-                        task.state = TaskState::Runnable;
-                        runnable.push(id);
-                    }
-                    TaskState::Waiting { deadline: Some(deadline), .. } => {
-                        earliest = Some(earliest.map_or(*deadline, |earliest| earliest.min(*deadline)));
-                    }
-                    _ => {}
-                }
+            while let Some((_, task)) = self.deadlines.first().copied().filter(|(deadline, _)| *deadline <= self.now) {
+                self.may_run(task);
             }
-            if !runnable.is_empty() {
+            if !self.runnable.is_empty() {
                 break;
             }
-            match earliest {
+            let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
+            match deadline.into_iter().chain(network.next_event()).min() {
                 Some(earliest) => self.now = earliest,
                 None => return Err(self.deadlock()),
             }
         }
-        let next = self.choose(me, &runnable);
+        let next = self.choose(me);
         self.digest = (self.digest ^ (next as u64)).wrapping_mul(0x0100_0000_01b3);
         Ok(next)
     }
 
-    fn choose(&mut self, me: TaskId, runnable: &[TaskId]) -> TaskId {
+    fn choose(&mut self, me: TaskId) -> TaskId {
         match self.policy {
             Policy::Random { change } => {
-                if runnable.contains(&me) && self.schedule.f64() >= change {
+                if self.tasks[me].place.is_some() && self.schedule.f64() >= change {
                     return me;
                 }
-                runnable[self.schedule.usize(..runnable.len())]
+                self.runnable[self.schedule.usize(..self.runnable.len())]
             }
             Policy::Priorities { .. } => {
                 if self.change_at.contains(&self.steps) {
                     self.lowest -= 1;
                     self.tasks[me].priority = self.lowest;
                 }
-                runnable.iter().copied().max_by_key(|id| self.tasks[*id].priority).expect("somebody can run")
+                self.runnable.iter().copied().max_by_key(|id| self.tasks[*id].priority).expect("somebody can run")
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The bytes of a file, what was done to them and is not on the medium, and what a power cut leaves of that.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::volume::BLOCK_BYTES;
@@ -9,15 +11,40 @@ use super::volume::BLOCK_BYTES;
 const SECTOR_BYTES: u64 = 512;
 
 /// The bytes of a file: those, and zeros up to its length.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Content {
     bytes: Vec<u8>,
     len: u64,
     /// Room that was asked for (`fallocate`).
     reserved: u64,
+    /// Where it is the same, so is the content.
+    version: u64,
 }
 
+impl PartialEq for Content {
+    fn eq(&self, other: &Self) -> bool {
+        (self.len, self.reserved, &self.bytes) == (other.len, other.reserved, &other.bytes)
+    }
+}
+
+impl Eq for Content {}
+
+/// The last version of any content. Nothing depends on more of it than whether two are the same.
+static VERSIONS: AtomicU64 = AtomicU64::new(0);
+
 impl Content {
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn bytes(&self) -> Cow<'_, [u8]> {
+        if self.bytes.len() as u64 == self.len { Cow::Borrowed(&self.bytes) } else { Cow::Owned(self.to_vec()) }
+    }
+
+    fn changes(&mut self) {
+        self.version = VERSIONS.fetch_add(1, Ordering::Relaxed) + 1;
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -51,6 +78,7 @@ impl Content {
         if bytes.is_empty() {
             return;
         }
+        self.changes();
         let from = usize::try_from(at).expect("an offset that fits into memory");
         let to = from + bytes.len();
         if self.bytes.len() < to {
@@ -61,6 +89,7 @@ impl Content {
     }
 
     pub(super) fn set_len(&mut self, len: u64) {
+        self.changes();
         if len < self.len {
             self.bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
             self.reserved = self.reserved.min(len);

@@ -1,5 +1,6 @@
 //! What the driver of a history does to disks, and sees of them. None of it is a scheduling point.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -212,7 +213,7 @@ pub fn tree(folder: impl AsRef<Path>) -> BTreeMap<PathBuf, Entry> {
         let top = state.top();
         let path = folder.as_ref().as_os_str().as_bytes();
         if let Ok(place) = unstalled(state, |state| state.find(ProcessId(usize::MAX), top, path, How::FOLLOW)) {
-            collect(state, place, Path::new(""), &mut found);
+            walk(state, place, Path::new(""), &mut |path, node| drop(found.insert(path.to_owned(), entry(node))));
         }
         found
     })
@@ -231,32 +232,74 @@ pub fn content(file: impl AsRef<Path>) -> Option<Vec<u8>> {
 
 /// All that is on a disk for certain: what a power cut leaves that loses the most.
 pub fn durable_tree(disk: Disk) -> BTreeMap<PathBuf, Entry> {
+    let mut found = BTreeMap::new();
     with(|state| {
-        let (mut found, volume) = (BTreeMap::new(), &state.volumes[disk.0]);
-        let mut folders = vec![(volume.root, PathBuf::new())];
-        while let Some((folder, path)) = folders.pop() {
-            for (name, id) in volume.durable.get(&folder).and_then(Node::entries).into_iter().flatten() {
-                let Some(node) = volume.durable.get(id) else { continue };
-                let path = path.join(std::ffi::OsStr::from_bytes(name));
-                if node.is_folder() {
-                    folders.push((*id, path.clone()));
-                }
-                found.insert(path, entry(node));
-            }
-        }
-        found
-    })
+        walk_durable(&state.volumes[disk.0], &mut |path, node| drop(found.insert(path.to_owned(), entry(node))))
+    });
+    found
 }
 
-fn collect(state: &State, folder: Place, path: &Path, found: &mut BTreeMap<PathBuf, Entry>) {
+/// A regular file as it is looked at.
+#[derive(Debug)]
+pub struct Seen<'a>(&'a Content);
+
+impl Seen<'_> {
+    /// If it is the same as another, so are the bytes.
+    pub fn version(&self) -> u64 {
+        self.0.version()
+    }
+
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        self.0.bytes()
+    }
+}
+
+/// Shows the regular files below a folder as programs see them; as [`tree`], without a copy of each. Nothing of the disks may be called
+/// meanwhile.
+pub fn visit(folder: impl AsRef<Path>, mut see: impl FnMut(&Path, &Seen<'_>)) {
+    with(|state| {
+        let top = state.top();
+        let path = folder.as_ref().as_os_str().as_bytes();
+        if let Ok(place) = unstalled(state, |state| state.find(ProcessId(usize::MAX), top, path, How::FOLLOW)) {
+            walk(state, place, Path::new(""), &mut |path, node| show(path, node, &mut see));
+        }
+    });
+}
+
+/// The same of what is on a disk for certain; as [`durable_tree`].
+pub fn visit_durable(disk: Disk, mut see: impl FnMut(&Path, &Seen<'_>)) {
+    with(|state| walk_durable(&state.volumes[disk.0], &mut |path, node| show(path, node, &mut see)));
+}
+
+fn show(path: &Path, node: &Node, see: &mut impl FnMut(&Path, &Seen<'_>)) {
+    if let Some(content) = node.content() {
+        see(path, &Seen(content));
+    }
+}
+
+fn walk_durable(volume: &Volume, see: &mut dyn FnMut(&Path, &Node)) {
+    let mut folders = vec![(volume.root, PathBuf::new())];
+    while let Some((folder, path)) = folders.pop() {
+        for (name, id) in volume.durable.get(&folder).and_then(Node::entries).into_iter().flatten() {
+            let Some(node) = volume.durable.get(id) else { continue };
+            let path = path.join(std::ffi::OsStr::from_bytes(name));
+            see(&path, node);
+            if node.is_folder() {
+                folders.push((*id, path));
+            }
+        }
+    }
+}
+
+fn walk(state: &State, folder: Place, path: &Path, see: &mut dyn FnMut(&Path, &Node)) {
     let live = &state.volumes[folder.volume].live;
     for (name, id) in live.get(&folder.id).and_then(|live| live.node.entries()).into_iter().flatten() {
         let path = path.join(std::ffi::OsStr::from_bytes(name));
         let place = state.cross(Place { id: *id, ..folder });
         let Some(live) = state.volumes[place.volume].live.get(&place.id) else { continue };
-        found.insert(path.clone(), entry(&live.node));
+        see(&path, &live.node);
         if live.node.is_folder() {
-            collect(state, place, &path, found);
+            walk(state, place, &path, see);
         }
     }
 }
