@@ -3,23 +3,23 @@
 //! The driver is a process of its own. It calls nothing of the others' objects: they post what it wants to know, and it tells them
 //! to stop, through plain values that no process can leave locked.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use paceline::coordinator::Coordinator;
+use paceline::coordinator::{Coordinator, InSyncSet};
 use paceline::node::{Host as NodeHost, HostError, NodeConfig, Term};
 use paceline::sys::thread;
 use paceline::sys::world::{self, Fault as CallFault, ProcessId, World};
-use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, Node, NodeId, OnFull};
+use paceline::watch::Watcher;
+use paceline::{BackPressure, Follower, FollowerConfig, Leader, LeaderConfig, Node, NodeId, OnFull};
 
 use crate::coordinator::{Cluster, secret};
 use crate::host::{Host, Writer};
 use crate::machine::Machine;
-use crate::model::{Model, Tree, differs};
+use crate::model::{Kept, Looked, Model, See, Tree, differs};
 use crate::plan::{Event, Fault, Kind, Plan};
 
 const PORT: u16 = 5679;
@@ -36,8 +36,9 @@ struct Member {
     process: Option<ProcessId>,
     /// What its process posts and is told.
     post: Arc<Post>,
-    /// The names in its copy when it was last looked at.
-    seen: BTreeMap<String, u64>,
+    /// Its copy when it was last looked at, and what of it was durable.
+    looked: Looked,
+    kept: Kept,
     /// It has lost power, and has not followed since: what is in its files may be anything.
     torn: bool,
     /// Until when nobody may start it.
@@ -61,6 +62,8 @@ struct Posted {
     drained: Option<usize>,
     leads: bool,
     streaming: bool,
+    /// It led and has stopped as it should, when this was recorded as in sync.
+    left: Option<InSyncSet>,
 }
 
 impl Post {
@@ -114,7 +117,8 @@ impl History {
                 machine: Machine::new(number, plan.followers + 1, &world, plan.file_clock),
                 process: None,
                 post: Arc::default(),
-                seen: BTreeMap::new(),
+                looked: Looked::new(),
+                kept: Kept::default(),
                 torn: false,
                 down_until: Duration::ZERO,
             })
@@ -163,8 +167,8 @@ impl History {
         self.world.start_process(process, move || {
             let result = match shared.plan.kind {
                 Kind::Cluster => shared.run_node(id, &dir, address, &post),
-                Kind::Group if number == 0 => shared.run_leader(id, &dir, address, &post),
-                Kind::Group => shared.run_follower(id, &dir, &post),
+                _ if number == 0 => shared.run_leader(id, &dir, address, &post),
+                _ => shared.run_follower(id, &dir, &post),
             };
             world::current().trace(|| format!("ends: {result:?}"));
             post.update(|posted| {
@@ -182,6 +186,11 @@ impl History {
         for number in 0..self.members.len() {
             let member = &mut self.members[number];
             if member.process.is_some() && member.post.read().ended {
+                let left = member.post.read().left;
+                if let Some(wrong) = left.and_then(|set| self.lacks(number, &set)) {
+                    self.world.fail(format!("P5: after a clean stop of the leader {wrong}"));
+                }
+                let member = &mut self.members[number];
                 // As a service manager does.
                 let process = member.process.take().expect("it has one");
                 self.world.kill(process);
@@ -285,14 +294,16 @@ impl History {
             let member = &mut self.members[at];
             let posted = member.post.read();
             // A copy in a sync is none; what leads is the host's own.
-            let is_hosts = posted.leads || self.shared.plan.kind == Kind::Group && at == 0;
+            let is_hosts = posted.leads || self.shared.plan.kind != Kind::Cluster && at == 0;
             member.torn &= !posted.streaming;
             if is_hosts || member.torn || member.machine.is_incomplete() {
-                member.seen.clear();
+                member.looked.clear();
                 continue;
             }
-            let copy = member.machine.tree();
-            let wrong = self.shared.host.model.check_states(&copy, &mut member.seen);
+            let look = |see: &mut See<'_>| member.machine.look(see);
+            // What is watched is announced as it was found, which may be a mixture of two states until the next look.
+            let exact = self.shared.plan.kind != Kind::Watched;
+            let wrong = self.shared.host.model.check_states(look, exact, &mut member.looked);
             if let Some(wrong) = wrong {
                 let id = member.id;
                 self.world.fail(format!("P4: the copy of node {id}: {wrong}"));
@@ -301,11 +312,11 @@ impl History {
     }
 
     /// P5: whoever may be elected has what was confirmed, also should all machines lose power now.
-    fn check_members(&self) {
+    fn check_members(&mut self) {
         let Some(set) = self.shared.cluster.in_sync() else { return };
-        for member in self.members.iter().filter(|member| set.contains(member.id)) {
-            let copy = member.machine.durable_tree();
-            if let Some(wrong) = self.shared.host.model.check_confirmed(&copy) {
+        for member in self.members.iter_mut().filter(|member| set.contains(member.id)) {
+            let look = |see: &mut See<'_>| member.machine.look_at_durable(see);
+            if let Some(wrong) = self.shared.host.model.check_confirmed(look, &mut member.kept) {
                 self.world.fail(format!("P5: node {}, in sync as recorded ({set}): {wrong}", member.id));
             }
         }
@@ -324,8 +335,15 @@ impl History {
                 self.check();
             }
             let everybody = self.members.len() - 1;
-            if self.members.iter().any(|member| member.post.read().drained == Some(everybody)) {
+            let leader = self.members.iter().find(|member| member.post.read().drained == Some(everybody));
+            // What is watched may not be announced yet.
+            let wrong =
+                leader.filter(|_| self.shared.plan.kind == Kind::Watched).and_then(|leader| self.unequal(leader));
+            if leader.is_some() && wrong.is_none() {
                 break;
+            }
+            if let (Some(wrong), true) = (wrong, self.world.now() > began + REST_MAX) {
+                self.world.fail(format!("P4: {wrong}, {REST_MAX:?} after the last change"));
             }
             if self.world.now() > began + REST_MAX {
                 let says = |member: &Member| format!("node {}: {:?}", member.id, member.post.read());
@@ -335,13 +353,11 @@ impl History {
             thread::sleep(Duration::from_millis(50));
         }
         let leader = self.members.iter().find(|member| member.post.read().leads).expect("somebody leads");
-        let original = leader.machine.tree();
-        for member in &self.members {
-            if let Some(wrong) = compare(&original, &member.machine.tree()) {
-                self.world.fail(format!("P4: at rest the copy of node {} is not equal: {wrong}", member.id));
-            }
+        if let Some(wrong) = self.unequal(leader) {
+            self.world.fail(format!("P4: at rest {wrong}"));
         }
-        if let Some(wrong) = self.shared.host.model.check_confirmed(&original) {
+        let look = |see: &mut See<'_>| leader.machine.look(see);
+        if let Some(wrong) = self.shared.host.model.check_confirmed(look, &mut Kept::default()) {
             self.world.fail(format!("P5: at rest, with node {} as leader: {wrong}", leader.id));
         }
         let longest = Duration::from_nanos(self.shared.host.longest_commit.load(Ordering::Relaxed));
@@ -352,6 +368,27 @@ impl History {
         }
         let (appends, commits) = self.shared.host.model.counts();
         self.world.trace(|| format!("at rest: {appends} appends, {commits} commits, the longest took {longest:?}"));
+    }
+}
+
+impl History {
+    /// Who of a set lacks something of a leader that has stopped, and what.
+    fn lacks(&self, leader: usize, set: &InSyncSet) -> Option<String> {
+        let original = self.members[leader].machine.tree();
+        let members = self.members.iter().filter(|member| set.contains(member.id));
+        members.into_iter().find_map(|member| {
+            let wrong = compare(&original, &member.machine.tree())?;
+            Some(format!("node {}, in sync as recorded ({set}), has less: {wrong}", member.id))
+        })
+    }
+
+    /// Whose copy is not equal to the leader's, and where.
+    fn unequal(&self, leader: &Member) -> Option<String> {
+        let original = leader.machine.tree();
+        self.members.iter().find_map(|member| {
+            let wrong = compare(&original, &member.machine.tree())?;
+            Some(format!("the copy of node {} is not equal: {wrong}", member.id))
+        })
     }
 }
 
@@ -375,6 +412,10 @@ impl Shared {
         config.on_full = if self.plan.catch_up { OnFull::CatchUp } else { OnFull::Evict };
         if self.plan.small_queue {
             config.queue_bytes = 256 << 10;
+        }
+        if self.plan.back_pressure {
+            config.min_in_sync = 1;
+            config.back_pressure = BackPressure::WouldBlock(Duration::from_secs(3));
         }
         config
     }
@@ -406,17 +447,33 @@ impl Shared {
         let recorded = handle.in_sync_set()?;
         let leader =
             Arc::new(Leader::open_elected(self.leader_config(id, dir), leadership.clone(), recorded.as_ref())?);
-        leader.listen((address, PORT))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let writers = self.host.start(&leader, dir, &stop);
+        let watcher = match self.plan.kind {
+            Kind::Watched => Some(Watcher::start(leader.clone(), dir, None)?),
+            _ => None,
+        };
+        leader.listen((address, PORT))?;
+        let writers = match watcher {
+            Some(_) => self.host.start_unheard(dir, &stop),
+            None => self.host.start(&leader, dir, &stop),
+        };
         post.update(|posted| posted.leads = true);
+        let failed = || watcher.as_ref().and_then(Watcher::take_failure);
         while !post.is_told_to_stop() && leadership.is_held() {
+            if let Some(failure) = failed() {
+                return Err(failure.into());
+            }
             self.post_leader(&leader, post, writers.iter().all(thread::JoinHandle::is_finished));
             thread::sleep(Duration::from_millis(5));
         }
         stop.store(true, Ordering::Relaxed);
         writers.into_iter().for_each(|writer| drop(writer.join()));
+        drop(watcher);
         leader.shutdown(Duration::from_secs(2));
+        if leadership.is_held() && self.plan.stops_are_clean() {
+            let set = self.cluster.in_sync();
+            post.update(|posted| posted.left = set);
+        }
         leadership.resign();
         Ok(())
     }

@@ -75,6 +75,81 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Starts threads that write to a watched directory and tell nobody.
+    pub(crate) fn start_unheard(self: &Arc<Self>, dir: &Path, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<()>> {
+        let term = self.model.begin(&tree_of(dir));
+        let threads = (0..self.writers.len()).map(|number| {
+            let (host, dir, stop) = (self.clone(), dir.to_owned(), stop.clone());
+            let body = move || {
+                let unheard = Unheard { host: &host, dir: &dir, stop: &stop, term };
+                while let Err(error) = unheard.write(number) {
+                    world::current().trace(|| format!("program {number}: {error}"));
+                    thread::sleep(Duration::from_millis(20));
+                }
+            };
+            thread::Builder::new().name(format!("program-{number}")).spawn(body)
+        });
+        threads.filter_map(Result::ok).collect()
+    }
+}
+
+/// A program that writes to a watched directory.
+struct Unheard<'a> {
+    host: &'a Host,
+    dir: &'a Path,
+    stop: &'a AtomicBool,
+    term: model::Term,
+}
+
+impl Unheard<'_> {
+    fn write(&self, number: usize) -> std::io::Result<()> {
+        let (host, files, world) = (self.host, &self.host.model, world::current());
+        let writer = &host.writers[number];
+        let folder = format!("w{number}");
+        let log = format!("{folder}/log");
+        while !self.stop.load(Ordering::Relaxed) && !host.stop.load(Ordering::Relaxed) {
+            let (choice, size, kind) = world.chance_of_process(|rng| (rng.u8(..100), rng.u32(..), rng.u8(..100)));
+            fs::create_dir_all(self.dir.join(&folder))?;
+            match choice {
+                0..60 => {
+                    let tag = model::tag(number, writer.records.fetch_add(1, Ordering::Relaxed));
+                    let record = model::record(&tag, length(size, kind));
+                    let file =
+                        fs::File::options().write(true).create(true).truncate(false).open(self.dir.join(&log))?;
+                    let at = file.metadata()?.len();
+                    files.appended(self.term, &log, &record);
+                    file.write_all_at(&record, at)?;
+                }
+                60..75 => {
+                    let state = writer.states.fetch_add(1, Ordering::Relaxed) + 1;
+                    let (name, bytes) = (format!("{folder}/state"), model::state(state, length(size, kind)));
+                    let temporary = self.dir.join(format!("{name}.new"));
+                    write_new(&temporary, &bytes)?;
+                    files.replaced(self.term, &name, bytes);
+                    fs::rename(&temporary, self.dir.join(&name))?;
+                }
+                75..85 => {
+                    let to = format!("{log}.{}", writer.rotations.fetch_add(1, Ordering::Relaxed));
+                    files.renamed(self.term, &log, &to);
+                    ignore_missing(fs::rename(self.dir.join(&log), self.dir.join(&to)))?;
+                }
+                _ => {
+                    let name = format!("{folder}/state");
+                    files.deleted(self.term, &name);
+                    ignore_missing(fs::remove_file(self.dir.join(&name)))?;
+                }
+            }
+            thread::sleep(host.pause.max(Duration::from_micros(200)));
+        }
+        Ok(())
+    }
+}
+
+fn ignore_missing(done: std::io::Result<()>) -> std::io::Result<()> {
+    done.or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+}
+
 /// The host while one leader is open.
 struct Writing {
     host: Arc<Host>,
@@ -104,7 +179,8 @@ impl Writing {
                     let mut file = leader.file(&log)?;
                     // It may be there in part, should this fail.
                     files.appended(self.term, log.as_str(), &record);
-                    pending.position = file.append(&record).inspect_err(|_| self.look_again(log.as_str()))?;
+                    let appended = admitted(|| file.append(&record));
+                    pending.position = appended.inspect_err(|_| self.look_again(log.as_str()))?;
                     pending.what.push(Confirmed::Record(tag));
                 }
                 45..55 => {
@@ -180,10 +256,13 @@ impl Writing {
                     return Err(failed("write", &name, source));
                 }
                 world::watch_waits();
-                let appended = leader.append(&name, at, &bytes);
+                let mut appended = leader.append(&name, at, &bytes);
                 let waits = world::watched_waits();
                 if let Some(wait) = waits.iter().find(|wait| wait.what != What::Lock) {
                     world::current().fail(format!("P1: an append waited for {:?} at {}", wait.what, wait.at));
+                }
+                if matches!(appended, Err(AppendError::WouldBlock)) {
+                    appended = admitted(|| leader.append(&name, at, &bytes));
                 }
                 appended?;
             }
@@ -232,6 +311,16 @@ fn announced(announce: impl Fn() -> Result<StreamPosition, AppendError>) -> Resu
         match announce() {
             Err(AppendError::Io { .. } | AppendError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
             done => return done,
+        }
+    }
+}
+
+/// Tried again for as long as there is no room.
+fn admitted<T>(mut announce: impl FnMut() -> Result<T, AppendError>) -> Result<T, AppendError> {
+    loop {
+        match announce() {
+            Err(AppendError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            result => return result,
         }
     }
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use paceline::RelPath;
-use paceline::sys::disk::{self, Disk, DiskSettings, Entry, NamesAtPowerCut};
+use paceline::sys::disk::{self, Disk, DiskSettings, NamesAtPowerCut, Seen};
 use paceline::sys::world::{ProcessId, World};
 
-use crate::model::Tree;
+use crate::model::{See, Tree};
 
 /// More than any history writes.
 const DISK_BYTES: u64 = 1 << 30;
@@ -118,12 +118,18 @@ impl Machine {
         tree_of(&self.dir())
     }
 
+    /// The same, shown file by file.
+    pub(crate) fn look(&self, see: &mut See<'_>) {
+        disk::visit(self.dir(), |path, file| show(path, file, see));
+    }
+
     /// The same as it is for certain after a loss of power.
-    pub(crate) fn durable_tree(&self) -> Tree {
-        let all = disk::durable_tree(self.disk);
-        replicated(
-            all.into_iter().filter_map(|(path, entry)| Some((path.strip_prefix("data").ok()?.to_owned(), entry))),
-        )
+    pub(crate) fn look_at_durable(&self, see: &mut See<'_>) {
+        disk::visit_durable(self.disk, |path, file| {
+            if let Ok(path) = path.strip_prefix("data") {
+                show(path, file, see);
+            }
+        });
     }
 }
 
@@ -133,17 +139,18 @@ fn address(number: u8) -> IpAddr {
 
 /// What is replicated of a directory, as programs see it.
 pub(crate) fn tree_of(dir: &Path) -> Tree {
-    replicated(disk::tree(dir))
+    let mut tree = Tree::new();
+    disk::visit(dir, |path, file| {
+        show(path, file, &mut |name, _, content| drop(tree.insert(name.to_owned(), content.to_vec())));
+    });
+    tree
 }
 
-fn replicated(entries: impl IntoIterator<Item = (PathBuf, Entry)>) -> Tree {
-    let files = entries.into_iter().filter_map(|(path, entry)| {
-        let Entry::File(content) = entry else { return None };
-        let name = path.to_str()?.to_owned();
-        // The host's own, announced by nobody.
-        let is_unannounced = name.ends_with(".new");
-        let is_replicated = RelPath::new(&name).is_ok_and(|path| !path.is_reserved()) && !is_unannounced;
-        is_replicated.then_some((name, content))
-    });
-    files.collect()
+fn show(path: &Path, file: &Seen<'_>, see: &mut See<'_>) {
+    let Some(name) = path.to_str() else { return };
+    // The host's own, announced by nobody.
+    let is_unannounced = name.ends_with(".new");
+    if !is_unannounced && RelPath::new(name).is_ok_and(|path| !path.is_reserved()) {
+        see(name, file.version(), &file.bytes());
+    }
 }

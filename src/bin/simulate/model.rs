@@ -1,5 +1,7 @@
 //! What the host did to its files, and what was confirmed: outside of all processes, so that it outlives them.
 //!
+//! The same is looked at over and over: what a file held that has not changed since is kept ([`Looked`], [`Kept`]).
+//!
 //! Its locks are taken between two scheduling points only, so none of its users is ever killed with one held.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,6 +9,25 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Contents by name.
 pub(crate) type Tree = BTreeMap<String, Vec<u8>>;
+
+/// Shows each file: its name, what tells one content from another, and the content.
+pub(crate) type See<'a> = dyn FnMut(&str, u64, &[u8]) + 'a;
+
+/// The names in a copy when it was last looked at: which content, and in which incarnation it was for certain.
+pub(crate) type Looked = BTreeMap<String, (u64, u64)>;
+
+/// What was confirmed and is in a durable copy, by which content it is in.
+#[derive(Default)]
+pub(crate) struct Kept {
+    files: BTreeMap<(String, u64), Held>,
+    /// How much of what was confirmed was there then.
+    confirmed: usize,
+}
+
+enum Held {
+    Records(BTreeSet<Vec<u8>>),
+    State(u64),
+}
 
 #[derive(Default)]
 pub(crate) struct Model(Mutex<State>);
@@ -131,52 +152,91 @@ impl Model {
         (state.appends, state.commits)
     }
 
-    /// What is wrong with a copy that may be behind, but never holds what never was.
-    ///
-    /// `seen` are the names that the copy had when it was last looked at, in the incarnation that it was for certain.
-    pub(crate) fn check_states(&self, copy: &Tree, seen: &mut BTreeMap<String, u64>) -> Option<String> {
+    /// What is wrong with a copy that may be behind, but never holds what never was (if it is to be `exact`), and lacks nothing that it
+    /// had and that is there at the leader.
+    pub(crate) fn check_states(
+        &self,
+        look: impl FnOnce(&mut See<'_>),
+        exact: bool,
+        looked: &mut Looked,
+    ) -> Option<String> {
         let state = self.lock();
-        let mut now = BTreeMap::new();
-        for (name, content) in copy {
-            let Some(file) = state.files.get(name) else { return Some(format!("{name} never was at the leader")) };
-            let mut was =
-                file.versions.iter().filter(|version| version.was(content)).map(|version| version.incarnation);
-            let Some(first) = was.next() else {
-                let len = content.len();
-                let near: Vec<_> =
-                    file.versions.iter().rev().take(3).map(|near| differs(&near.bytes, content)).collect();
-                return Some(format!("{name} has {len} bytes that it never had at the leader ({})", near.join("; ")));
-            };
-            now.insert(name.clone(), first);
+        let (mut now, mut wrong) = (Looked::new(), None);
+        look(&mut |name, version, content| {
+            let known = looked.get(name).filter(|(known, _)| *known == version).map(|(_, incarnation)| *incarnation);
+            match known.map_or_else(|| state.incarnation(name, content), Ok) {
+                Ok(incarnation) => drop(now.insert(name.to_owned(), (version, incarnation))),
+                // Not known to be of any incarnation.
+                Err(_) if !exact => drop(now.insert(name.to_owned(), (version, u64::MAX))),
+                Err(error) => drop(wrong.get_or_insert(error)),
+            }
+        });
+        let lost = looked.iter().find(|(name, (_, incarnation))| {
+            !now.contains_key(*name) && state.files.get(*name).is_some_and(|file| file.incarnation == *incarnation)
+        });
+        if let (None, Some((name, _))) = (&wrong, lost) {
+            wrong = Some(format!("{name} was in the copy, and exists at the leader, and is missing"));
         }
-        let lost = seen
-            .iter()
-            .find(|(name, incarnation)| !copy.contains_key(*name) && state.files[*name].incarnation == **incarnation);
-        if let Some((name, _)) = lost {
-            return Some(format!("{name} was in the copy, and exists at the leader, and is missing"));
-        }
-        *seen = now;
-        None
+        *looked = now;
+        wrong
     }
 
     /// What was confirmed and is not here.
-    pub(crate) fn check_confirmed(&self, copy: &Tree) -> Option<String> {
+    pub(crate) fn check_confirmed(&self, look: impl FnOnce(&mut See<'_>), kept: &mut Kept) -> Option<String> {
         let state = self.lock();
-        let mut there: BTreeSet<&[u8]> = BTreeSet::new();
-        for (name, content) in copy {
-            if name.contains("/log") {
-                there.extend(records(content));
+        let (mut files, mut is_new) = (BTreeMap::new(), kept.confirmed != state.confirmed.len());
+        look(&mut |name, version, content| {
+            let held = kept.files.remove(&(name.to_owned(), version)).or_else(|| {
+                is_new = true;
+                Held::of(name, content)
+            });
+            files.extend(held.map(|held| ((name.to_owned(), version), held)));
+        });
+        is_new |= !kept.files.is_empty();
+        (kept.files, kept.confirmed) = (files, state.confirmed.len());
+        if is_new { state.confirmed.iter().find_map(|confirmed| kept.lacks(confirmed)) } else { None }
+    }
+}
+
+impl State {
+    /// The first incarnation in which the name stood for this.
+    fn incarnation(&self, name: &str, content: &[u8]) -> Result<u64, String> {
+        let Some(file) = self.files.get(name) else { return Err(format!("{name} never was at the leader")) };
+        let was = file.versions.iter().find(|version| version.was(content));
+        was.map(|version| version.incarnation).ok_or_else(|| {
+            let len = content.len();
+            let near: Vec<_> = file.versions.iter().rev().take(3).map(|near| differs(&near.bytes, content)).collect();
+            format!("{name} has {len} bytes that it never had at the leader ({})", near.join("; "))
+        })
+    }
+}
+
+impl Held {
+    fn of(name: &str, content: &[u8]) -> Option<Self> {
+        if name.contains("/log") {
+            return Some(Self::Records(records(content).into_iter().map(<[u8]>::to_vec).collect()));
+        }
+        name.ends_with("/state").then(|| Self::State(state_number(content)))
+    }
+}
+
+impl Kept {
+    fn lacks(&self, confirmed: &Confirmed) -> Option<String> {
+        match confirmed {
+            Confirmed::Record(tag) => {
+                let is_in = |held: &Held| matches!(held, Held::Records(tags) if tags.contains(tag));
+                let found = self.files.values().any(is_in);
+                (!found).then(|| format!("record {} is missing", String::from_utf8_lossy(tag)))
+            }
+            Confirmed::State { name, number } => {
+                let is = self.files.iter().find_map(|((of, _), held)| match held {
+                    Held::State(is) if of == name => Some(*is),
+                    _ => None,
+                });
+                let found = is.is_some_and(|is| is >= *number);
+                (!found).then(|| format!("{name} is at {is:?}, and {number} was confirmed"))
             }
         }
-        state.confirmed.iter().find_map(|confirmed| match confirmed {
-            Confirmed::Record(tag) if there.contains(tag.as_slice()) => None,
-            Confirmed::State { name, number } if copy.get(name).is_some_and(|is| state_number(is) >= *number) => None,
-            Confirmed::Record(tag) => Some(format!("record {} is missing", String::from_utf8_lossy(tag))),
-            Confirmed::State { name, number } => {
-                let is = copy.get(name).map(|is| state_number(is));
-                Some(format!("{name} is at {is:?}, and {number} was confirmed"))
-            }
-        })
     }
 }
 

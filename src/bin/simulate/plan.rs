@@ -1,7 +1,6 @@
 //! What happens in a history: drawn from its seed, and what a shrunk one leaves out.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::time::Duration;
 
 use paceline::sys::world::Policy;
@@ -20,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) length: Duration,
     pub(crate) catch_up: bool,
     pub(crate) small_queue: bool,
+    /// Appends are refused rather than a follower lost.
+    pub(crate) back_pressure: bool,
     /// The clock of files moves so often.
     pub(crate) file_clock: Duration,
     pub(crate) events: Vec<Event>,
@@ -31,6 +32,20 @@ pub(crate) enum Kind {
     Group,
     /// Nodes that are elected.
     Cluster,
+    /// A leader whose directory is watched: the host announces nothing, and commits nothing.
+    Watched,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Group, Self::Cluster, Self::Watched];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Cluster => "cluster",
+            Self::Watched => "watched",
+        }
+    }
 }
 
 /// Something that happens to one node, and is over after a while.
@@ -70,7 +85,7 @@ pub(crate) enum Fault {
     CutFromCoordinator,
 }
 
-const CALLS: [(&str, i32); 16] = [
+pub(crate) const CALLS: [(&str, i32); 16] = [
     ("openat", 24),
     ("openat", 5),
     ("openat2", 24),
@@ -92,7 +107,11 @@ const CALLS: [(&str, i32); 16] = [
 impl Plan {
     pub(crate) fn new(seed: u64) -> Self {
         let rng = &mut fastrand::Rng::with_seed(seed ^ 0x5eed);
-        let kind = if rng.u8(..100) < 65 { Kind::Group } else { Kind::Cluster };
+        let kind = match rng.u8(..100) {
+            0..50 => Kind::Group,
+            50..85 => Kind::Cluster,
+            _ => Kind::Watched,
+        };
         let policy = match rng.u8(..3) {
             0 => Policy::Random { change: 0.5 },
             1 => Policy::Random { change: 0.05 },
@@ -100,7 +119,7 @@ impl Plan {
         };
         let followers = if kind == Kind::Cluster { 2 } else { rng.usize(1..=2) };
         let pause = [0, 100, 1_000, 5_000, 30_000][rng.usize(..5)];
-        let length = Duration::from_millis(rng.u64(200..2_000));
+        let length = Duration::from_millis(rng.u64(50..1_200));
         let quiet = rng.u8(..100) < 15;
         let count = if quiet { 0 } else { rng.usize(1..6) };
         let mut events: Vec<Event> = (0..count).map(|_| event(rng, kind, followers + 1, length)).collect();
@@ -115,9 +134,61 @@ impl Plan {
             length,
             catch_up: rng.bool(),
             small_queue: rng.u8(..100) < 25,
+            back_pressure: kind != Kind::Watched && rng.u8(..100) < 10,
             file_clock: Duration::from_micros([1, 4_000, 1_000_000][rng.usize(..3)]),
             events,
         }
+    }
+
+    /// What a line of text begins with.
+    pub(crate) fn empty() -> Self {
+        Self {
+            seed: 0,
+            kind: Kind::Group,
+            policy: Policy::Random { change: 0.05 },
+            followers: 1,
+            writers: 1,
+            pause: Duration::ZERO,
+            length: Duration::from_millis(200),
+            catch_up: false,
+            small_queue: false,
+            back_pressure: false,
+            file_clock: Duration::from_millis(4),
+            events: Vec::new(),
+        }
+    }
+
+    /// What is so or not, by the word for it.
+    pub(crate) fn switches(&self) -> [(&'static str, bool); 3] {
+        [("catch_up", self.catch_up), ("small_queue", self.small_queue), ("back_pressure", self.back_pressure)]
+    }
+
+    pub(crate) fn switch(&mut self, word: &str) -> Option<&mut bool> {
+        match word {
+            "catch_up" => Some(&mut self.catch_up),
+            "small_queue" => Some(&mut self.small_queue),
+            "back_pressure" => Some(&mut self.back_pressure),
+            _ => None,
+        }
+    }
+
+    /// Smaller ones that may fail in the same way, the smallest first.
+    pub(crate) fn smaller(&self) -> Vec<Self> {
+        let mut all: Vec<Self> = (0..self.events.len()).map(|at| self.without(&BTreeSet::from([at]))).collect();
+        if self.writers > 1 {
+            all.push(Self { writers: 1, ..self.clone() });
+        }
+        let halved = self.length / 2;
+        if self.events.iter().all(|event| event.at < halved) {
+            all.push(Self { length: halved, ..self.clone() });
+        }
+        all
+    }
+
+    /// Whether a leader that stops has announced all that is on its disk, and can record who has it.
+    pub(crate) fn stops_are_clean(&self) -> bool {
+        self.kind == Kind::Group
+            && self.events.iter().all(|event| matches!(event.fault, Fault::Stop | Fault::Cut { .. } | Fault::Reset))
     }
 
     /// The same without some of its events.
@@ -148,7 +219,7 @@ fn event(rng: &mut fastrand::Rng, kind: Kind, nodes: usize, length: Duration) ->
             Fault::Errors { call, errno, probability, left: rng.u32(1..4) }
         }
         94..97 => Fault::DiskFull,
-        _ if kind == Kind::Group => Fault::DiskFull,
+        _ if kind != Kind::Cluster => Fault::DiskFull,
         _ => Fault::CutFromCoordinator,
     };
     let length = u64::try_from(length.as_micros()).expect("short");
@@ -157,25 +228,5 @@ fn event(rng: &mut fastrand::Rng, kind: Kind, nodes: usize, length: Duration) ->
         node: rng.usize(..nodes),
         fault,
         lasts: Duration::from_micros(if rng.bool() { rng.u64(1..50_000) } else { rng.u64(50_000..4_000_000) }),
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, node, fault, lasts } = self;
-        write!(f, "at {:.6} s node {node}: {fault:?} for {:.6} s", at.as_secs_f64(), lasts.as_secs_f64())
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, kind, policy, followers, writers, pause, length, catch_up, small_queue, file_clock, .. } =
-            self;
-        write!(
-            f,
-            "seed {seed}: {kind:?}, {followers} followers, {writers} writers that pause {pause:?}, {length:?}, {policy:?}, catch-up \
-             {catch_up}, small queue {small_queue}, file clock {file_clock:?}, {} events",
-            self.events.len()
-        )
     }
 }
