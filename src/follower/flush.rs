@@ -37,7 +37,7 @@
 //! have, or this one before it was started anew, and whoever is in the recorded set was elected by that.
 //!
 //! It costs the reader one `fdatasync` for each replacement of a file that is here, and each truncation; none for a new name, for
-//! an append or a delete, and none in a sync or what follows it up to the stream, when the directory is marked.
+//! an append or a delete, and none in a sync.
 
 use std::io;
 use std::sync::Arc;

@@ -201,11 +201,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Tells the actions what the phase means to them. While the directory is marked nobody counts on what is in it. After that
-    /// somebody may, whoever made it durable and when.
+    /// Tells the actions what the phase means to them. In a sync nobody counts on what is here. Once it has ended somebody may, whoever
+    /// made it durable and when; also while the mark is still there, since whoever gets the last thing that it lacked is in sync by
+    /// what it has made durable until then.
     fn tell_phase(&mut self) {
         self.actions.in_bulk = self.phase == Phase::Syncing;
-        self.actions.guard = self.phase == Phase::Streaming;
+        self.actions.guard = matches!(self.phase, Phase::CatchingUp | Phase::Streaming);
     }
 
     fn begin(&mut self, path: RelPath, kind: ActionKind) -> Result<(), Error> {
