@@ -201,4 +201,71 @@ mod tests {
         assert_eq!(read(3 * CHUNK_BYTES), Some((3, 0)));
         assert_eq!(read(4 * CHUNK_BYTES), None, "it is shorter");
     }
+
+    #[test]
+    fn what_is_known_takes_no_file_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, vec![1; 3 * CHUNK]).unwrap();
+        let cache = ChunkCache::default();
+        let digests = |len: u64, there: bool| {
+            let open = || if there { open(&file) } else { Ok(None) };
+            cache.digests(open, 1, len, &mut |_| Ok(())).unwrap().map(|digests| digests.len())
+        };
+        assert_eq!(digests(3 * CHUNK_BYTES, true), Some(3));
+        // Of what ends within a chunk the whole chunks are known, and that is no reason to forget what is beyond.
+        assert_eq!(digests(CHUNK_BYTES + 1, true), Some(2));
+        assert_eq!(digests(CHUNK_BYTES + 1, false), None);
+        cache.retain(|generation| generation == 1);
+        assert_eq!([0, 1, 3].map(|chunks| digests(chunks * CHUNK_BYTES, false)), [Some(0), Some(1), Some(3)]);
+        cache.retain(|generation| generation != 1);
+        assert_eq!(digests(CHUNK_BYTES, false), None);
+    }
+
+    #[test]
+    fn a_long_file_is_read_in_portions_and_each_chunk_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        let content: Vec<u8> =
+            (0..2 * READ_AT_ONCE_BYTES + 3).map(|at| u8::try_from(at / CHUNK % 251).unwrap()).collect();
+        std::fs::write(&file, &content).unwrap();
+        let mut told = Vec::new();
+        let mut tell = |bytes| {
+            told.push(bytes);
+            Ok(())
+        };
+        let digests = ChunkCache::default().digests(|| open(&file), 1, content.len() as u64, &mut tell).unwrap();
+        assert_eq!(digests, Some(held_of(&content).digests));
+        assert_eq!(told.pop(), Some(3));
+        assert_eq!(told, vec![CHUNK_BYTES; 2 * READ_AT_ONCE_BYTES / CHUNK]);
+    }
+
+    #[test]
+    fn a_copy_is_patched_up_to_half_of_it_and_beyond_that_cut_off_where_it_differs() {
+        let file = vec![7; 4 * CHUNK];
+        let ours = held_of(&file).digests;
+        let damaged = |chunks: &[usize]| {
+            let mut copy = file.clone();
+            chunks.iter().for_each(|chunk| copy[chunk * CHUNK] = 0);
+            compare(&held_of(&copy), file.len() as u64, &ours)
+        };
+        let patches = vec![(CHUNK_BYTES, CHUNK_BYTES), (3 * CHUNK_BYTES, CHUNK_BYTES)];
+        assert_eq!(damaged(&[1, 3]), Repair { patches, truncate: None, append_from: 4 * CHUNK_BYTES });
+        let cut = Repair { patches: Vec::new(), truncate: Some(CHUNK_BYTES), append_from: CHUNK_BYTES };
+        assert_eq!(damaged(&[1, 2, 3]), cut);
+        let short = vec![7; 3 * CHUNK + 9];
+        let mut copy = short.clone();
+        copy[3 * CHUNK] = 0;
+        let repair = compare(&held_of(&copy), short.len() as u64, &held_of(&short).digests);
+        assert_eq!(repair.patches, [(3 * CHUNK_BYTES, 9)], "no further than the copy goes");
+    }
+
+    #[test]
+    fn a_copy_is_compared_as_far_as_its_digests_tell_of_the_file() {
+        let held =
+            |len: u64, chunks: usize| Held { path: RelPath::new("f").unwrap(), len, digests: vec![[0; 20]; chunks] };
+        assert_eq!(comparable_bytes(&held(CHUNK_BYTES + 5, 2), CHUNK_BYTES + 5), CHUNK_BYTES + 5);
+        assert_eq!(comparable_bytes(&held(CHUNK_BYTES + 5, 1), CHUNK_BYTES + 5), CHUNK_BYTES);
+        assert_eq!(comparable_bytes(&held(3 * CHUNK_BYTES, 3), 2 * CHUNK_BYTES + 5), 2 * CHUNK_BYTES);
+    }
 }

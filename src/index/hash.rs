@@ -109,4 +109,36 @@ mod tests {
         std::fs::create_dir(dir.path().join("f")).unwrap();
         assert_eq!(sum(4, 1), None, "a folder is no file");
     }
+
+    #[test]
+    fn no_more_is_read_than_was_announced_nothing_twice_and_nothing_that_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = RelPath::new("f").unwrap();
+        let cache = HashCache::default();
+        let content = vec![5; 2 * READ_AT_ONCE_BYTES + 7];
+        std::fs::write(dir.path().join("f"), &content).unwrap();
+        let sum = |len: usize| {
+            let mut read = Vec::new();
+            let mut count = |bytes| {
+                read.push(bytes);
+                Ok(())
+            };
+            let open = || match File::open(dir.path().join("f")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                file => file.map(Some),
+            };
+            let version = Version { generation: 1, len: len as u64 };
+            let sum = cache.sum(open, &path, version, &mut count).unwrap();
+            (sum.map(|sum| sum == *Sha1::digest(&content[..len])), read.iter().sum::<u64>(), read.len())
+        };
+        assert_eq!(sum(10), (Some(true), 10, 1));
+        assert_eq!(sum(13), (Some(true), 3, 1));
+        assert_eq!(sum(2 * READ_AT_ONCE_BYTES), (Some(true), 2 * READ_AT_ONCE_BYTES as u64 - 13, 2));
+        std::fs::remove_file(dir.path().join("f")).unwrap();
+        assert_eq!(sum(2 * READ_AT_ONCE_BYTES), (Some(true), 0, 0), "the file is gone");
+        cache.retain(|kept| *kept == path);
+        assert_eq!(sum(2 * READ_AT_ONCE_BYTES).0, Some(true));
+        cache.retain(|kept| *kept != path);
+        assert_eq!(sum(2 * READ_AT_ONCE_BYTES).0, None, "it is forgotten");
+    }
 }

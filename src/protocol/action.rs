@@ -227,6 +227,7 @@ mod tests {
                 match event {
                     Event::Heartbeat => actions.push(Action::Heartbeat),
                     Event::Action { path, kind } => {
+                        assert_eq!(kind == ActionKind::Delete, kind.payload_bytes() == 0);
                         let append = !matches!(kind, ActionKind::Replace(_));
                         actions.push(Action::Data(path.to_string(), append, Vec::new()));
                     }
@@ -279,6 +280,38 @@ mod tests {
                 }
                 prop_assert!(decoder.partial.len() <= HEADER_BYTES_MAX);
             }
+        }
+    }
+
+    #[test]
+    fn within_an_action_it_says_what_is_still_to_come() {
+        let mut wire = Vec::new();
+        encode_action_header(&mut wire, &RelPath::new("a").unwrap(), ActionKind::Append(5));
+        let mut decoder = ActionDecoder::new();
+        assert_eq!(decoder.next(&mut &wire[..7]).unwrap(), None);
+        assert!(!decoder.is_between_actions(), "half a header");
+        assert!(matches!(decoder.next(&mut &wire[7..]).unwrap(), Some(Event::Action { .. })));
+        assert!(!decoder.is_between_actions(), "no payload");
+        for (bytes, remaining) in [(&b"he"[..], 3), (b"llo", 0)] {
+            assert_eq!(decoder.next(&mut &*bytes).unwrap(), Some(Event::Payload { bytes, remaining }));
+        }
+        assert!(decoder.is_between_actions());
+    }
+
+    #[test]
+    fn the_longest_header_may_be_cut_anywhere_and_no_more_than_a_header_is_remembered() {
+        let longest = RelPath::new(&["abc"; NAME_BYTES_MAX / 4].join("/")).unwrap();
+        let mut wire = Vec::new();
+        encode_action_header(&mut wire, &longest, ActionKind::Replace(1 << 20));
+        let header = wire.len();
+        wire.resize(header + (1 << 20), 7);
+        for cut in (1..header).step_by(61).chain([header - 1]) {
+            let mut decoder = ActionDecoder::new();
+            assert_eq!(decoder.next(&mut &wire[..cut]).unwrap(), None);
+            let mut rest = &wire[cut..];
+            assert!(matches!(decoder.next(&mut rest).unwrap(), Some(Event::Action { .. })));
+            assert_eq!(rest.len(), 1 << 20);
+            assert!(decoder.partial.capacity() < 10_000);
         }
     }
 

@@ -364,10 +364,8 @@ fn take_held(rest: &mut &[u8]) -> Result<Held, ProtocolError> {
     let length = usize::from(u16::from_le_bytes(*take(rest, "inventory")?));
     let path = RelPath::from_bytes(take_slice(rest, length, "inventory")?)?;
     let len = u64::from_le_bytes(*take(rest, "inventory")?);
-    if len > PAYLOAD_BYTES_MAX {
-        return Err(ProtocolError::Malformed("inventory"));
-    }
-    // What is not there cannot be allocated for: the digests are taken off the message.
+    // What is not there cannot be allocated for: the digests are taken off the message. So no length is believed that is not
+    // borne out by digests, of which there are at most as many as fit a message.
     let mut digests = Vec::new();
     for _ in 0..len.div_ceil(CHUNK_BYTES) {
         digests.push(*take(rest, "inventory")?);
@@ -375,14 +373,16 @@ fn take_held(rest: &mut &[u8]) -> Result<Held, ProtocolError> {
     Ok(Held { path, len, digests })
 }
 
+/// The most that a message of several files holds, in bytes.
+const INVENTORY_BYTES_MAX: usize = 512 << 10;
+
 /// Splits an inventory into messages that fit.
 pub fn split_inventory(files: impl IntoIterator<Item = Held>) -> impl Iterator<Item = Message> {
-    const MOST: usize = 512 << 10;
     let mut files = files.into_iter().peekable();
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let mut some = Vec::new();
-        while let Some(file) = files.next_if(|file| some_fits(bytes, file, MOST)) {
+        while let Some(file) = files.next_if(|file| some_fits(bytes, file)) {
             bytes += file.encoded_bytes();
             some.push(file);
         }
@@ -390,8 +390,8 @@ pub fn split_inventory(files: impl IntoIterator<Item = Held>) -> impl Iterator<I
     })
 }
 
-fn some_fits(bytes: usize, file: &Held, most: usize) -> bool {
-    bytes == 0 || bytes + file.encoded_bytes() <= most
+fn some_fits(bytes: usize, file: &Held) -> bool {
+    bytes == 0 || bytes + file.encoded_bytes() <= INVENTORY_BYTES_MAX
 }
 
 /// What 1.0.0 has no words for.
@@ -686,6 +686,87 @@ mod tests {
         assert_eq!(read.id().unwrap(), id);
         assert_eq!(read.u64(field::EPOCH), None);
         assert!(Fields::default().id().is_err());
+    }
+
+    #[test]
+    fn each_kind_of_field_is_read_as_what_it_is_or_not_at_all() {
+        let fields = Fields::default()
+            .with(field::HEARTBEAT_MS, &700_u32.to_le_bytes())
+            .with(field::EPOCH, &(1_u64 << 40).to_le_bytes())
+            .with(field::LAST_EVICTION, "too\tslow \u{e4}".as_bytes())
+            .with(field::DATA_SET, &[3; 16]);
+        assert_eq!((fields.u32(field::HEARTBEAT_MS), fields.u32(field::EPOCH)), (Some(700), None));
+        assert_eq!((fields.u64(field::EPOCH), fields.u64(field::HEARTBEAT_MS)), (Some(1 << 40), None));
+        assert_eq!(fields.text(field::LAST_EVICTION).as_deref(), Some("too\u{fffd}slow \u{e4}"));
+        assert_eq!(fields.data_set(), Some(DataSetId::from_bytes([3; 16])));
+        let none = Fields::default().with(field::DATA_SET, &[3; 15]);
+        assert_eq!((none.text(field::LAST_EVICTION), none.data_set()), (None, None));
+    }
+
+    #[test]
+    fn messages_of_later_versions_are_passed_over_and_what_does_not_fit_its_kind_is_refused() {
+        let mut wire = Vec::new();
+        Message::Farewell("the disk is full".to_owned()).encode(&mut wire);
+        wire.extend_from_slice(&[99, 2, 0, 0, 0, 7, 7]);
+        wire.extend_from_slice(&[Message::HEARTBEAT, 1, 0, 0, 0, 7]);
+        let mut wire = &wire[..];
+        assert_eq!(Message::read(&mut wire).unwrap(), Some(Message::Farewell("the disk is full".to_owned())));
+        assert_eq!(Message::read(&mut wire).unwrap(), None);
+        assert!(matches!(Message::read(&mut wire), Err(ProtocolError::Malformed(_))));
+        assert!(Message::read(&mut &[Message::HEARTBEAT, 1, 0, 0, 0][..]).unwrap_err().is_disconnect(), "cut off");
+    }
+
+    #[test]
+    fn an_inventory_goes_in_messages_that_are_as_full_as_they_may_be() {
+        let held = |chunks: u64| Held {
+            path: RelPath::new("file").unwrap(),
+            len: chunks * CHUNK_BYTES,
+            digests: vec![[1; 20]; usize::try_from(chunks).unwrap()],
+        };
+        let mut wire = Vec::new();
+        Message::Inventory(vec![held(3)]).encode(&mut wire);
+        assert_eq!(wire.len(), 5 + held(3).encoded_bytes());
+        // Of the first three exactly as many bytes as go in one.
+        let rest = INVENTORY_BYTES_MAX - held(1).encoded_bytes() - held(0).encoded_bytes() * 2;
+        let most = u64::try_from(rest / 20).unwrap();
+        let split = |chunks: [u64; 5]| {
+            let files = |message| match message {
+                Message::Inventory(files) => files.len(),
+                _ => 0,
+            };
+            split_inventory(chunks.map(held)).map(files).collect::<Vec<_>>()
+        };
+        assert_eq!(split([1, most, 0, 1, 100_000]), [3, 1, 1]);
+        assert_eq!(split([1, most + 1, 0, 1, 1]), [2, 3]);
+        assert_eq!(split([100_000, 1, 1, 1, 1]), [1, 4]);
+    }
+
+    #[test]
+    fn the_most_chunks_of_a_file_fit_a_message_and_not_one_more() {
+        let bytes = |chunks: usize| (2 + NAME_BYTES_MAX + 8 + chunks * 20) as u64;
+        assert!(bytes(chunks_max()) <= MESSAGE_BYTES_MAX && bytes(chunks_max() + 1) > MESSAGE_BYTES_MAX);
+    }
+
+    #[test]
+    fn controls_on_files_count_in_positions_and_their_numbers_have_a_bound() {
+        let path = RelPath::new("a").unwrap();
+        assert!(!Control::is_control(&path));
+        let counting = [
+            Control::Rename { from: path.clone(), to: path.clone() },
+            Control::Truncate { path: path.clone(), len: 0 },
+            Control::Empty(path.clone()),
+            Control::MakeDurable,
+        ];
+        assert!(counting.iter().all(Control::counts_in_positions));
+        let others = [Control::PatchAt { path: path.clone(), offset: 0 }, Control::Want, Control::SyncEnds];
+        assert!(!others.iter().any(Control::counts_in_positions));
+        for name in ["truncate", "patch"] {
+            let control = RelPath::new(&format!("$paceline/{name}")).unwrap();
+            let decode = |number: u64| Control::decode(&control, &[&[1, 0, b'a'][..], &number.to_le_bytes()].concat());
+            assert!(decode(PAYLOAD_BYTES_MAX).is_ok());
+            assert!(matches!(decode(PAYLOAD_BYTES_MAX + 1), Err(ProtocolError::Malformed(_))));
+        }
+        assert_eq!(Control::decode(&RelPath::new("$paceline/later").unwrap(), b"x").unwrap(), None);
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub const BLOCK_BYTES_MAX: usize = 64 << 10;
 /// The most uncompressed bytes in a block of what is written in one go, in line with [`FRAME_HEADER`].
 const LARGE_BLOCK_BYTES_MAX: usize = 256 << 10;
 
+/// Read off a connection at once, at most.
+const READ_AHEAD_BYTES: usize = 2 * BLOCK_BYTES_MAX;
+
 /// Set in a block's length when its bytes are not compressed.
 const RAW_BIT: u32 = 1 << 31;
 
@@ -185,7 +188,7 @@ impl<W: Write> Write for FrameWriter<W> {
 /// It cannot go on after a read timeout within a block, and a connection cut within a block header looks like the
 /// frame's end: take both for a disconnect, and unblock it by shutting the socket down.
 pub fn frame_reader<R: Read>(peer: R) -> FrameDecoder<BufReader<R>> {
-    FrameDecoder::new(BufReader::with_capacity(2 * BLOCK_BYTES_MAX, peer))
+    FrameDecoder::new(BufReader::with_capacity(READ_AHEAD_BYTES, peer))
 }
 
 #[cfg(test)]
@@ -226,5 +229,82 @@ mod tests {
         let bytes = noise(10 * BLOCK_BYTES_MAX + 1);
         let wire = BlockEncoder::new().encode(&bytes);
         assert_eq!(wire.len(), bytes.len() + 11 * 4);
+    }
+
+    #[test]
+    fn after_a_block_that_did_not_shrink_some_go_raw_and_then_it_is_tried_again() {
+        let text = [b'x'; BLOCK_BYTES_MAX];
+        let mut encoder = BlockEncoder::new();
+        assert!(encoder.encode(&text).len() < 1000);
+        for _twice in 0..2 {
+            assert_eq!(encoder.encode(&noise(TELLING_BYTES_MIN)).len(), TELLING_BYTES_MIN + 4);
+            for _ in 0..RAW_RUN_BLOCKS {
+                assert_eq!(encoder.encode(&text).len(), text.len() + 4);
+            }
+            assert!(encoder.encode(&text).len() < 1000);
+        }
+        assert_eq!(encoder.encode(&noise(TELLING_BYTES_MIN - 1)).len(), TELLING_BYTES_MIN + 3);
+        assert!(encoder.encode(&text).len() < 1000, "a short one does not tell");
+    }
+
+    #[test]
+    fn small_writes_are_gathered_into_full_blocks_and_large_ones_go_after_them() {
+        let bytes = noise(BLOCK_BYTES_MAX * 4);
+        let mut writer = FrameWriter::new(FRAME_HEADER.to_vec());
+        writer.flush().unwrap();
+        assert_eq!(writer.get_mut().len(), FRAME_HEADER.len(), "an empty block would end the frame");
+        let small = BLOCK_BYTES_MAX - 10;
+        writer.write_all(&bytes[..small]).unwrap();
+        assert_eq!(writer.get_mut().len(), FRAME_HEADER.len());
+        writer.write_all(&bytes[small..small + 30]).unwrap();
+        assert_eq!(writer.get_mut().len(), FRAME_HEADER.len() + 4 + BLOCK_BYTES_MAX);
+        assert_eq!(writer.encoder().raw_run, RAW_RUN_BLOCKS);
+        writer.write_all(&bytes[small + 30..]).unwrap();
+        assert_eq!(writer.get_mut().len(), FRAME_HEADER.len() + 3 * 4 + bytes.len());
+        let mut read = vec![0; bytes.len()];
+        frame_reader(&writer.get_mut()[..]).read_exact(&mut read).unwrap();
+        assert!(read == bytes);
+    }
+
+    /// Is interrupted, takes so many bytes at first, all of any later write, and then fails if it `fails`.
+    struct Reluctant {
+        at_first: Option<usize>,
+        interrupted: bool,
+        fails: bool,
+        taken: Vec<u8>,
+    }
+
+    impl Write for Reluctant {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.write_vectored(&[IoSlice::new(bytes)])
+        }
+
+        fn write_vectored(&mut self, bytes: &[IoSlice<'_>]) -> io::Result<usize> {
+            if !std::mem::replace(&mut self.interrupted, true) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            if self.fails {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let bytes: Vec<u8> = bytes.iter().flat_map(|slice| slice.iter().copied()).collect();
+            let most = self.at_first.take().unwrap_or(bytes.len());
+            self.taken.extend_from_slice(&bytes[..most]);
+            Ok(most)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn two_pieces_are_written_whole_however_much_is_taken_at_first() {
+        for at_first in 1..=5 {
+            let mut to = Reluctant { at_first: Some(at_first), interrupted: false, fails: false, taken: Vec::new() };
+            write_both(&mut to, b"abc", b"de").unwrap();
+            assert_eq!(to.taken, b"abcde", "{at_first} at first");
+        }
+        let mut broken = Reluctant { at_first: None, interrupted: false, fails: true, taken: Vec::new() };
+        assert_eq!(write_both(&mut broken, b"abc", b"de").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

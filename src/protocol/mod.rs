@@ -139,3 +139,17 @@ fn checked_length(what: &'static str, value: i64, max: u64) -> Result<u64, Proto
         _ => Err(ProtocolError::Length { what, value, max }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::extension::{CHUNK_BYTES, CONTROL_BYTES_MAX, FIELDS_BYTES_MAX, MESSAGE_BYTES_MAX};
+    use super::*;
+
+    #[test]
+    fn limits_are_what_nodes_of_other_versions_go_by() {
+        assert_eq!((LIST_FILES_MAX, LIST_NAME_BYTES_MAX), (16_777_216, 268_435_456));
+        assert_eq!((APPEND_BYTES_MAX, PAYLOAD_BYTES_MAX), (1_048_576, 72_057_594_037_927_936));
+        assert_eq!((CHUNK_BYTES, MESSAGE_BYTES_MAX), (262_144, 67_108_864));
+        assert_eq!((FIELDS_BYTES_MAX, CONTROL_BYTES_MAX), (16_384, 16_384));
+    }
+}

@@ -262,6 +262,7 @@ fn a_quorum_is_of_in_sync_followers_and_a_majority_counts_the_leader() {
     assert_eq!(committed(Quorum::Majority), 20, "two followers and the leader of five");
     let refusal = rule.refusal(level(Durability::Written, Quorum::Count(4)));
     assert_eq!(refusal, Some(Refusal::TooFewInSync { in_sync: 3, wanted: 4 }));
+    assert_eq!(rule.who_has(20, Durability::Written), [id(2), id(3)]);
 }
 
 #[test]
@@ -311,6 +312,7 @@ fn what_is_heard_late_of_a_way_to_the_stream_that_has_ended_has_no_effect() {
 #[test]
 fn who_left_with_everything_stays_until_there_is_more() {
     let mut rule = rule(0, &[(1, 10)]);
+    assert!(!rule.lingers());
     rule.left(id(1), 1, 10);
     assert_eq!(rule.in_sync().collect::<Vec<_>>(), [id(1)]);
     rule.appended(10);
@@ -318,7 +320,31 @@ fn who_left_with_everything_stays_until_there_is_more() {
     rule.left(id(1), 1, 10);
     assert!(rule.lingers());
     rule.appended(11);
-    assert_eq!(rule.in_sync().count(), 0);
+    assert!(rule.in_sync().count() == 0 && !rule.lingers());
+}
+
+#[test]
+fn who_leaves_before_it_was_in_sync_is_in_no_set() {
+    let mut rule = rule(0, &[]);
+    rule.joins(id(1), 1, true);
+    rule.left(id(1), 1, 0);
+    assert!(rule.in_sync().count() == 0 && rule.counted().is_empty());
+}
+
+#[test]
+fn what_it_had_is_forgotten_once_it_is_out_of_all_sets() {
+    let mut rule = rule(0, &[(1, 10)]);
+    rule.next_set();
+    rule.recorded_now();
+    rule.left(id(1), 1, 11);
+    rule.joins(id(1), 2, true);
+    assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 11), 10, "it may be elected, with what it had");
+    rule.left(id(1), 2, 11);
+    rule.next_set();
+    rule.recorded_now();
+    rule.joins(id(1), 3, true);
+    assert!(rule.finds_recorded([id(LEADER), id(1)].into()));
+    assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 11), 0, "what it has now nobody knows");
 }
 
 #[test]
@@ -345,7 +371,7 @@ fn a_newcomer_is_waited_for_as_soon_as_it_is_attached_and_in_sync_once_it_has_wh
     assert_eq!(rule.in_sync().collect::<Vec<_>>(), [id(1)]);
     rule.has(id(1), 1, all(40));
     assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 40), 0, "what is committed already stays so");
-    rule.has(id(2), 1, all(35));
+    assert!(!rule.has(id(2), 1, all(35)), "it began to be before");
     assert_eq!(rule.in_sync().count(), 2);
     assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 40), 35);
 }
