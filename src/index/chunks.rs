@@ -220,6 +220,10 @@ mod tests {
         assert_eq!([0, 1, 3].map(|chunks| digests(chunks * CHUNK_BYTES, false)), [Some(0), Some(1), Some(3)]);
         cache.retain(|generation| generation != 1);
         assert_eq!(digests(CHUNK_BYTES, false), None);
+        assert!(
+            cache.digests(|| open(dir.path()), 2, 5, &mut |_| Ok(())).is_err(),
+            "a folder, not a file that is shorter"
+        );
     }
 
     #[test]
