@@ -74,6 +74,8 @@ struct State {
     requested: u64,
     /// ... and are to be asked again.
     sync_wanted: bool,
+    /// One began to be counted, and is to be asked at least.
+    ask_wanted: bool,
     /// One began to count since the syncer last began a turn: whether it is asked in that turn is not known.
     counted_anew: bool,
     local_sync_failed: bool,
@@ -142,6 +144,7 @@ impl Commits {
                 calls: Vec::new(),
                 requested: 0,
                 sync_wanted: false,
+                ask_wanted: false,
                 counted_anew: false,
                 local_sync_failed: false,
                 is_lost: false,
@@ -192,7 +195,9 @@ impl Commits {
             // It was not asked with the others.
             state.requested = 0;
             state.counted_anew = true;
-            state.sync_wanted = true;
+            let waiting = state.waiting.keys().any(|level| level.durability == Durability::Durable);
+            state.sync_wanted |= waiting;
+            state.ask_wanted = true;
         }
         self.changed(state);
     }
@@ -335,7 +340,7 @@ impl Commits {
     fn changed(&self, mut state: MutexGuard<'_, State>) {
         let settled = self.settle_waiters(&mut state);
         self.to_record.notify_one();
-        if state.sync_wanted {
+        if state.sync_wanted || state.ask_wanted {
             self.to_sync.notify_one();
         }
         if !state.calls.is_empty() {

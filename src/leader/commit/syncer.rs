@@ -57,15 +57,20 @@ impl Commits {
     /// The thread's life.
     pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, syncer: &Syncer) {
         let mut failed = false;
-        while self.wait_to_sync() {
-            // Fails only when the stream is closed: nothing can be asked for then.
+        while let Some(turn) = self.wait_to_sync() {
+            // Both fail only when the stream is closed: nothing can be asked for then.
+            if turn == Turn::Ask || failed {
+                // Also where this disk has failed: followers may have all that is left, and come to be in sync by making it durable.
+                // A commit asks again: it takes what is here, too.
+                if stream.request_durable().is_err() {
+                    return;
+                }
+                stream.push();
+                continue;
+            }
             let Ok((position, unsynced)) = stream.make_durable() else { return };
             self.asked(position);
             stream.push();
-            if failed {
-                // Followers make durable what they have all the same: they may be all that is left of it, and come to be in sync by it.
-                continue;
-            }
             let Some(synced) = self.sync(syncer, stream, &unsynced) else { return };
             let mut state = self.state.lock();
             match synced {
@@ -114,16 +119,26 @@ impl Commits {
         }
     }
 
-    /// `false`: it is over.
-    pub(super) fn wait_to_sync(&self) -> bool {
+    /// `None`: it is over.
+    pub(super) fn wait_to_sync(&self) -> Option<Turn> {
         let mut state = self.state.lock();
-        while !state.sync_wanted && !state.ended {
+        while !state.sync_wanted && !state.ask_wanted && !state.ended {
             self.to_sync.wait(&mut state);
         }
-        state.sync_wanted = false;
-        state.counted_anew = false;
-        !state.ended
+        let turn = if state.sync_wanted { Turn::Sync } else { Turn::Ask };
+        (state.sync_wanted, state.ask_wanted, state.counted_anew) = (false, false, false);
+        (!state.ended).then_some(turn)
     }
+}
+
+/// What is to be made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// What followers have, so that one of them comes to be in sync. This host's files are nobody's concern, and other file systems
+    /// below them are not held open for it.
+    Ask,
+    /// That, and what is here.
+    Sync,
 }
 
 /// What is about to be synced.

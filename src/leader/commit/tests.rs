@@ -2,6 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 
+use super::syncer::Turn;
 use super::*;
 use crate::leader::status::EvictionReason;
 use crate::protocol::extension::Marks;
@@ -72,7 +73,7 @@ fn who_joins_without_a_file_that_cannot_be_read_holds_up_no_commit_and_is_in_syn
 fn who_begins_to_count_while_others_are_asked_for_durability_is_asked_after_them() {
     let commits = commits();
     commits.state.lock().sync_wanted = true;
-    assert!(commits.wait_to_sync());
+    assert_eq!(commits.wait_to_sync(), Some(Turn::Sync));
     // The request is in the stream; this one attaches behind it.
     let follower = follower(&commits, StreamPosition(100));
     commits.passed(&follower);
@@ -80,6 +81,15 @@ fn who_begins_to_count_while_others_are_asked_for_durability_is_asked_after_them
     let wanted = Wanted { position: StreamPosition(80), level: CommitLevel::ALL_DURABLE, end: StreamPosition(100) };
     assert_eq!(commits.wait(wanted, Duration::ZERO), CommitOutcome::Unknown(Unknown::Deadline));
     assert!(commits.state.lock().sync_wanted, "nobody would ask it");
+}
+
+#[test]
+fn who_joins_is_asked_for_durability_and_nothing_is_synced_here_for_that() {
+    let commits = commits();
+    commits.passed(&follower(&commits, StreamPosition(100)));
+    assert_eq!(commits.wait_to_sync(), Some(Turn::Ask));
+    assert_eq!(commits.wait(wanted(100), Duration::ZERO), CommitOutcome::Unknown(Unknown::Deadline));
+    assert_eq!(commits.wait_to_sync(), Some(Turn::Sync), "what is here was not synced with it");
 }
 
 #[test]
