@@ -89,6 +89,16 @@ impl Peer {
     /// The next that the leader says, heartbeats left out; `None` at the end.
     fn next(&mut self) -> Option<Said> {
         loop {
+            match self.hear()? {
+                // Each that joins, this or another, is asked to make durable what it has.
+                Said::Control(Control::MakeDurable) => {}
+                said => return Some(said),
+            }
+        }
+    }
+
+    fn hear(&mut self) -> Option<Said> {
+        loop {
             let (name, kind) = match self.event()? {
                 (Some(action), _) => action,
                 (None, _) => continue,
@@ -160,6 +170,8 @@ impl Peer {
         assert!(matches!(self.next(), Some(Said::Control(Control::Position(_)))));
         self.acknowledge();
         leader.wait_state(self.id, FollowerState::InSync);
+        assert_eq!(self.hear(), Some(Said::Control(Control::MakeDurable)));
+        self.acknowledge();
         self
     }
 }

@@ -257,6 +257,9 @@ impl TestLeader {
             let lost =
                 differing.iter().map(|(name, how)| format!("{how}; announced: {:?}", announced.get(&path(name))));
             assert!(differing.is_empty(), "the copy differs:\n{}", lost.collect::<Vec<_>>().join("\n"));
+            // It is equal, and becomes durable before it may be served from.
+            let mark = follower.dir.path().join(".paceline/incomplete");
+            wait_until("the copy may be served from", || !mark.exists());
         }
     }
 }
