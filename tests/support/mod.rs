@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use paceline::leader::{Eviction, EvictionReason, FollowerState, FollowerStatus};
-use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId, Protocol, RelPath, Secret};
+use paceline::{AppendError, Follower, FollowerConfig, Leader, LeaderConfig, NodeId, Protocol, RelPath, Secret};
 use tempfile::TempDir;
 
 use self::fake_follower::FakeFollower;
@@ -125,9 +125,14 @@ impl TestLeader {
         Self { leader: leader.into(), dir, address }
     }
 
-    /// Writes to the local file and announces it, as a host does.
+    /// Writes to the local file and announces it, as a host does: one that was announced anew since it was opened is opened again.
     pub fn append(&self, name: &str, bytes: &[u8]) {
-        self.leader.file(&path(name)).unwrap().append(bytes).unwrap();
+        let append = || self.leader.file(&path(name)).unwrap().append(bytes);
+        let appended = match append() {
+            Err(AppendError::Offset { .. }) => append(),
+            appended => appended,
+        };
+        appended.unwrap();
     }
 
     /// Replaces the local file and announces it, as a host does.
