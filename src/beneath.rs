@@ -14,8 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
-use crate::sys::fs::MetadataExt;
-use crate::sys::fs::{self, File, Metadata};
+use crate::sys::fs::{self, File, Metadata, MetadataExt};
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use crate::sys::rustix::io::Errno;

@@ -19,8 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
-use crate::sys::fs::FileExt;
-use crate::sys::fs::{self, File};
+use crate::sys::fs::{self, File, FileExt};
 use crate::sys::hash::HashSet;
 use crate::sys::rustix;
 use crate::sys::rustix::event::{PollFd, PollFlags, Timespec, poll};

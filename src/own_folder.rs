@@ -27,8 +27,7 @@ use sha1::{Digest, Sha1};
 
 use crate::error::Error;
 use crate::sys::fd::{AsFd, OwnedFd};
-use crate::sys::fs;
-use crate::sys::fs::File;
+use crate::sys::fs::{self, File};
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, Dir as Entries, Mode, OFlags};
 use crate::sys::rustix::io::Errno;

@@ -8,8 +8,7 @@ use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::sys::fs::File;
-use crate::sys::fs::FileExt;
+use crate::sys::fs::{File, FileExt};
 use crate::sys::random;
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, mkdirat, openat, unlinkat};

@@ -12,9 +12,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 
-use crate::sys::fs;
-use crate::sys::fs::File;
-use crate::sys::fs::FileExt;
+use crate::sys::fs::{self, File, FileExt};
 use crate::sys::rustix;
 use crate::sys::rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 use crate::sys::sync::OnceLock;

@@ -13,8 +13,7 @@ use std::io;
 use sha1::{Digest, Sha1};
 
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest};
-use crate::sys::fs::File;
-use crate::sys::fs::MetadataExt;
+use crate::sys::fs::{File, MetadataExt};
 use crate::sys::hash::HashMap;
 use crate::sys::sync::Mutex;
 use crate::types::RelPath;

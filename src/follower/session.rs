@@ -37,8 +37,7 @@ use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
-use crate::sys::channel;
-use crate::sys::channel::Receiver;
+use crate::sys::channel::{self, Receiver};
 use crate::sys::time::Instant;
 use crate::types::{DataSetId, RelPath};
 

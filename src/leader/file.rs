@@ -5,8 +5,7 @@ use std::io::{self, Write};
 use super::{Leader, content_of};
 use crate::error::AppendError;
 use crate::index::Version;
-use crate::sys::fs::File;
-use crate::sys::fs::FileExt;
+use crate::sys::fs::{File, FileExt};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::types::{RelPath, StreamPosition};
 

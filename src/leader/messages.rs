@@ -16,8 +16,7 @@ use super::stalls::Grace;
 use super::status::EvictionReason;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::{Held, Message};
-use crate::sys::channel;
-use crate::sys::channel::{Receiver, Sender};
+use crate::sys::channel::{self, Receiver, Sender};
 use crate::sys::net::TcpStream;
 
 /// The most an inventory may hold in memory, in bytes: 4 TiB in chunks, or a million files with long names.

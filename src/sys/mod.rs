@@ -3,8 +3,8 @@
 //! Here it is nothing but other names for `std`, `rustix`, `socket2`, `parking_lot`, `crossbeam-channel` and `fastrand`. With the
 //! feature `simulate` a deterministic world stands behind the same names. A test keeps the rest of the crate from going past it.
 //!
-//! Not behind it, and so out of the simulation's reach: atomics (weak memory ordering), inotify and what it is polled with, signals,
-//! child processes and hooks, the client proxies, and etcd.
+//! Not behind it, and so out of the simulation's reach: atomics (weak memory ordering), `mmap`, signals, child processes and hooks, the
+//! client proxies, and etcd. inotify and `poll` are simulated.
 
 #[cfg(feature = "simulate")]
 pub use self::simulated::*;
@@ -43,7 +43,7 @@ mod real {
     }
 }
 
-/// Maps and sets whose order of iteration is not the same in each run (there are no promises about it in a simulation either).
+/// Maps and sets whose order of iteration is another one in each run, but the same for each run of a simulated history.
 pub(crate) mod hash {
     #[cfg(feature = "simulate")]
     use foldhash::fast::FixedState as State;

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
-use crate::sys::fs::{File, Metadata};
-use crate::sys::fs::{FileExt, MetadataExt};
+use crate::sys::fs::{File, FileExt, Metadata, MetadataExt};
 use crate::sys::rustix;
 use crate::sys::time::{Instant, SystemTime};
 

@@ -10,8 +10,7 @@ use crate::leader::demotion::Demotion;
 use crate::leader::follower::FollowerHandle;
 use crate::leader::stalls::Grace;
 use crate::leader::status::{EvictionReason, FollowerStatus};
-use crate::sys::channel;
-use crate::sys::channel::{Receiver, Sender};
+use crate::sys::channel::{self, Receiver, Sender};
 use crate::types::{RelPath, StreamPosition};
 
 /// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
