@@ -16,8 +16,7 @@ pub mod param {
 }
 
 pub mod process {
-    use ::rustix::io::Result;
-    pub use ::rustix::process::{Pid, Resource, Rlimit};
+    pub use ::rustix::process::{Resource, Rlimit};
 
     use super::super::world;
 
@@ -28,20 +27,6 @@ pub mod process {
         let most = world.with_disks(|state| state.limit_of(world.process()));
         let limit = matches!(resource, Resource::Nofile).then_some(most);
         Rlimit { current: limit, maximum: limit }
-    }
-
-    /// # Errors
-    ///
-    /// None: there are no priorities in a simulated world.
-    pub fn getpriority_process(_: Option<Pid>) -> Result<i32> {
-        Ok(0)
-    }
-
-    /// # Errors
-    ///
-    /// None: there are no priorities in a simulated world.
-    pub fn setpriority_process(_: Option<Pid>, _: i32) -> Result<()> {
-        Ok(())
     }
 }
 
@@ -57,15 +42,5 @@ pub mod rand {
         world::current().may_fail("getrandom").map_err(|error| super::io::errno(&error))?;
         random::fill(bytes);
         Ok(bytes.len())
-    }
-}
-
-pub mod thread {
-    pub use ::rustix::thread::Pid;
-
-    /// The same for all threads: it is only used to set priorities.
-    #[must_use]
-    pub fn gettid() -> Pid {
-        Pid::INIT
     }
 }
