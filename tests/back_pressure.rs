@@ -138,7 +138,9 @@ fn a_replica_that_is_not_needed_is_evicted_at_once() {
     wait_until("it is evicted", || {
         leader.append("log", &bytes);
         let end = Some(leader.leader.position());
-        wait_until("the healthy one follows", || leader.status(healthy.id()).is_some_and(|it| it.acknowledged == end));
+        let follows = || leader.status(healthy.id()).is_some_and(|it| it.acknowledged >= end);
+        // That it makes something durable is asked for now and then, and counts as well.
+        wait_until("the healthy one follows", follows);
         leader.status(stopped.id()).is_none()
     });
     leader.wait_evicted_for(stopped.id(), &EvictionReason::QueueFull);
