@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use fastrand::Rng;
+use paceline::follower::State;
 use paceline::leader::{EvictionReason, FollowerState, FollowerStatus, Window};
 use paceline::protocol::extension::CHUNK_BYTES;
 use paceline::{LeaderConfig, NodeId, OnFull};
@@ -211,6 +212,8 @@ fn a_leader_that_was_ahead_returns_as_the_follower_of_another() {
     let successor = TestFollower::on(relay.address, tempfile::tempdir().unwrap());
     old.append("journal", &noise_of(&mut Rng::with_seed(4), 3_000_000));
     old.wait_in_sync(1);
+    // Its copy is whole, and it knows.
+    wait_until("it follows the stream", || successor.follower.status().state == State::Streaming);
     relay.hold();
     relay.cut();
     // Nobody will ever have this.
