@@ -21,9 +21,10 @@ use paceline::protocol::{
 use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId};
 use tempfile::TempDir;
 
+use super::appender::{self, APPENDS, LEADS};
 use super::{PlainFile, secret};
 
-const HIDDEN: &str = "--as-child";
+pub const HIDDEN: &str = "--as-child";
 /// The role of who tells its parent something.
 const LEADER: &str = "leader";
 
@@ -35,6 +36,10 @@ pub fn run_if_child() {
     }
     let mut next = || args.next().expect("an argument more");
     let (role, address, id, dir) = (next(), next(), next(), next());
+    if [APPENDS, LEADS].contains(&&*role) {
+        appender::run(&role, &address, id.parse().expect("a number"), Path::new(&dir));
+        std::process::exit(0);
+    }
     let address: SocketAddr = address.parse().expect("an address");
     let id = NodeId::new(id.parse().expect("a number")).expect("positive");
     std::thread::spawn(|| {

@@ -7,9 +7,11 @@
     reason = "figures for people to read"
 )]
 
+pub mod appender;
 pub mod children;
 pub mod data;
 pub mod files;
+pub mod processes;
 pub mod relay;
 pub mod rsync;
 pub mod table;
@@ -47,6 +49,14 @@ pub struct Options {
     pub rate: usize,
     /// MiB of files, where a bench makes some.
     pub mib: Option<usize>,
+    /// How many files, where a bench makes many.
+    pub files: Option<usize>,
+    /// GiB of one sparse file beside them.
+    pub sparse_gib: Option<usize>,
+    /// How many followers, where it is a matter of how many.
+    pub followers_many: Option<usize>,
+    /// Seconds that one step may take.
+    pub limit: Option<usize>,
     sizes: Option<Vec<usize>>,
     followers: Option<Vec<usize>>,
     threads: Option<Vec<usize>>,
@@ -54,6 +64,7 @@ pub struct Options {
 
 const USAGE: &str = "options: [--quick] [--sinks] [--no-baseline] [--rounds N] [--rate MIB_PER_S] [--mib N]
          [--sizes BYTES,..] [--followers N,..] [--threads N,..]
+         [--files N] [--sparse-gib N] [--followers-many N] [--limit SECONDS]
 Without `--bench`, which `cargo bench` passes, it is quick: so it is when run as a test.";
 
 impl Options {
@@ -75,6 +86,10 @@ impl Options {
             rounds: if quick { 1 } else { rounds },
             rate,
             mib: None,
+            files: None,
+            sparse_gib: None,
+            followers_many: None,
+            limit: None,
             sizes: None,
             followers: None,
             threads: None,
@@ -87,6 +102,14 @@ impl Options {
                 ("--rounds", Some(numbers)) if numbers.len() == 1 && numbers[0] > 0 => options.rounds = numbers[0],
                 ("--rate", Some(numbers)) if numbers.len() == 1 => options.rate = numbers[0],
                 ("--mib", Some(numbers)) if numbers.len() == 1 && numbers[0] > 0 => options.mib = Some(numbers[0]),
+                ("--files", Some(numbers)) if numbers.len() == 1 && numbers[0] > 0 => {
+                    options.files = numbers.first().copied()
+                }
+                ("--sparse-gib", Some(numbers)) if numbers.len() == 1 => options.sparse_gib = numbers.first().copied(),
+                ("--followers-many", Some(numbers)) if numbers.len() == 1 => {
+                    options.followers_many = numbers.first().copied()
+                }
+                ("--limit", Some(numbers)) if numbers.len() == 1 => options.limit = numbers.first().copied(),
                 ("--sizes", numbers @ Some(_)) => options.sizes = numbers,
                 ("--followers", numbers @ Some(_)) => options.followers = numbers,
                 ("--threads", numbers @ Some(_)) => options.threads = numbers,

@@ -84,7 +84,8 @@ impl Shared {
         if !state.open {
             return;
         }
-        let far = TcpStream::connect(self.to).expect("a leader");
+        // There may be none just now: then the connection ends, as it would there.
+        let Ok(far) = TcpStream::connect(self.to) else { return };
         state.accepted = Some(Instant::now());
         for (from, to) in [(&near, &far), (&far, &near)] {
             from.set_nodelay(true).expect("a TCP socket");
