@@ -238,13 +238,17 @@ impl FromStr for RelPath {
     }
 }
 
-/// A moment in the stream of actions: the number of action bytes (framing included) before it since the leader started.
+/// A moment in the stream of actions: the number of action bytes (framing included) before it since the leader started, and one more.
 ///
-/// It means the same moment to every follower.
+/// It means the same moment to every follower. 0 is before all: also before what the leader found in its directory when it started,
+/// which nobody may have durably, or at all, until that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamPosition(pub u64);
 
 impl StreamPosition {
+    /// Where a stream begins: after what the leader found when it started.
+    pub(crate) const START: Self = Self(1);
+
     /// Bytes from `earlier` to here; 0 if `earlier` is not earlier.
     #[must_use]
     pub fn since(self, earlier: StreamPosition) -> u64 {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use paceline::follower::Flusher;
+use paceline::leader::CommitLevel;
 use paceline::{Leader, LeaderConfig, StreamPosition};
 use support::fake_disk::{FakeDisk, Left};
 use support::{PATIENCE, StopOnDrop, path, secret};
@@ -111,6 +112,22 @@ fn what_came_and_went_in_a_folder_that_was_moved_is_durable_when_that_is_said() 
     on.commit();
     let gone = on.left(&["folder/gone", "moved/gone"]);
     assert!(gone.is_empty(), "{gone:?}");
+}
+
+#[test]
+fn what_a_leader_finds_is_durable_only_once_it_was_synced() {
+    support::begin();
+    for asked in [None, Some(StreamPosition::default())] {
+        let (dir, disk) = (tempfile::tempdir().unwrap(), FakeDisk::new());
+        fs::write(dir.path().join("found"), "0").unwrap();
+        let leader = Leader::open_flushed_by(LeaderConfig::new(dir.path(), secret()), disk.clone()).unwrap();
+        let position = asked.unwrap_or_else(|| leader.position());
+        assert!(leader.committed(CommitLevel::ALL_DURABLE) < leader.position());
+        let outcome = leader.commit(position, PATIENCE);
+        assert!(outcome.is_committed(), "{outcome}");
+        assert_eq!(disk.after_power_loss(dir.path(), NOTHING).get("found"), Some(&b"0".to_vec()));
+        assert!(leader.committed(CommitLevel::ALL_DURABLE) == leader.position());
+    }
 }
 
 /// A host that replaces a file as one does (written beside it, flushed, renamed over it), one that rotates logs, and others that

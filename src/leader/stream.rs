@@ -222,7 +222,7 @@ impl Stream {
             attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
             ordered: Mutex::new(Ordered {
                 index,
-                position: 0,
+                position: StreamPosition::START.0,
                 open: Vec::new(),
                 spares: Vec::with_capacity(SPARES),
                 sealed: Vec::new(),
@@ -253,7 +253,7 @@ impl Stream {
             stalls: Stalls::default(),
             demotion_thread: Parked::default(),
             to_demote: AtomicBool::new(false),
-            pushed: AtomicU64::new(0),
+            pushed: AtomicU64::new(StreamPosition::START.0),
         }
     }
 

@@ -285,6 +285,8 @@ impl Commits {
     /// Registers who waits, unless the outcome is clear at once.
     fn begin(&self, wanted: Wanted, waiter: Waiter) -> Result<(u64, u64), (Waiter, CommitOutcome)> {
         let Wanted { position, level, end } = wanted;
+        // What was found at the start is the least that can be meant.
+        let position = position.max(StreamPosition::START);
         let mut state = self.state.lock();
         state.end = state.end.max(end.0);
         if position > end {

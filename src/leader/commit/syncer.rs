@@ -5,7 +5,7 @@
 //!
 //! What has to be synced is what the index noted as changed in the turn: contents with `fdatasync`, folders in which
 //! names came or went with `fsync`; the file system of the directory, and those mounted below it, with `syncfs` where that is less work (`follower/flush.rs` has the
-//! measurements), and in the first turn, which also covers what was found at the start. A failed sync latches: the system may
+//! measurements), and in the first turn, which also covers what was found at the start: before it nothing is durable, not even that. A failed sync latches: the system may
 //! have dropped what it could not write, and would not say so again, so nothing is called durable any more. A failure is told
 //! to whoever syncs first: if that was the host, it knows.
 //!
