@@ -179,6 +179,13 @@ impl BackPressure {
 }
 
 impl LeaderConfig {
+    /// With calls of one's own that make durable. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn flushed_by(self, flusher: Arc<dyn Flusher>) -> Self {
+        Self { flusher, ..self }
+    }
+
     /// The defaults, for this directory and secret.
     pub fn new(data_dir: impl Into<PathBuf>, secret: Secret) -> Self {
         Self {

@@ -6,7 +6,7 @@
 //! | `data-set-proposed` | which data set it is to be once its cluster says so; forgotten when it is of any |
 //! | `last-led` | what there was when it last led, see `leader/last_led.rs`; gone once it follows |
 //! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
-//! | `suspect` (a mark) | a flush has failed: not all is on disk that can be read from here |
+//! | `suspect` (a mark) | a sync has failed, of a follower or a leader: not all is on disk that can be read from here |
 //! | `incoming` | a file that a follower is receiving; what is left of it goes at the next start |
 //! | `kept` (a folder) | what syncs took away, see `follower/kept/mod.rs`, which drops it in time |
 //! | `*.tmp` | a file below this folder that is being written; the same |
@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use sha1::{Digest, Sha1};
 
 use crate::error::Error;
+use crate::flusher::Flusher;
 use crate::sys::fd::{AsFd, OwnedFd};
 use crate::sys::fs::{self, File};
 use crate::sys::rustix;
@@ -153,6 +154,25 @@ impl OwnFolder {
         write().map_err(|error| Error::io("write", self.path.with_file_name(name), error))
     }
 
+    /// A sync of the directory has failed: marks it, so that nobody serves from it before it has followed a leader, and who follows with
+    /// it copies what is here first. The marks are there when this returns, and on disk if that can be done.
+    pub(crate) fn mark_suspect(&self, flusher: &dyn Flusher) -> Result<(), Error> {
+        let folder = self.folder_made()?;
+        // This one first: should this end in between, it says all.
+        let marks = [SUSPECT_MARK, INCOMPLETE_MARK].map(|mark| {
+            let made =
+                rustix::fs::openat(&folder, mark, OFlags::WRONLY | OFlags::CREATE | FILE, Mode::RUSR | Mode::WUSR);
+            made.map_err(|error| Error::io("make", self.path.join(mark), error))
+        });
+        for mark in marks {
+            // A disk that has just failed may do so again; the mark is there, and tells whom the cache would deceive.
+            let _ = flusher.file(mark?.as_fd());
+        }
+        let _ = flusher.folder(folder.as_fd());
+        let _ = flusher.folder(self.root.as_fd());
+        Ok(())
+    }
+
     /// Removes what an earlier run was writing when it ended.
     pub(crate) fn tidy(&self) -> Result<(), Error> {
         let Some(folder) = self.folder()? else { return Ok(()) };
@@ -236,11 +256,16 @@ fn unsealed(bytes: Vec<u8>) -> Option<String> {
 
 /// Whether the directory is no copy until the next full sync has ended: the last one did not, or a flush has failed.
 pub(crate) fn is_incomplete(root: &Path) -> bool {
-    is_marked(root, INCOMPLETE_MARK) || is_marked(root, SUSPECT_MARK)
+    is_marked(root, INCOMPLETE_MARK) || is_suspect(root)
+}
+
+/// Whether a sync of it has failed, and what may be on no disk was not copied since.
+pub(crate) fn is_suspect(root: &Path) -> bool {
+    is_marked(root, SUSPECT_MARK)
 }
 
 /// Where it cannot be told, it is.
-pub(crate) fn is_marked(root: &Path, mark: &str) -> bool {
+fn is_marked(root: &Path, mark: &str) -> bool {
     let found = fs::symlink_metadata(root.join(OWN_FOLDER).join(mark));
     !found.is_err_and(|error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
 }
@@ -290,6 +315,28 @@ mod tests {
         fs::remove_dir_all(dir.path().join(OWN_FOLDER)).unwrap();
         std::os::unix::fs::symlink(dir.path(), dir.path().join(OWN_FOLDER)).unwrap();
         assert!(own.data_set().is_err() && own.keep_data_set(DataSetId::random().unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_directory_whose_sync_failed_is_marked_though_its_disk_still_fails_and_never_by_halves() {
+        #[derive(Debug)]
+        struct Failing;
+        impl Flusher for Failing {
+            fn file(&self, _: crate::sys::fd::BorrowedFd<'_>) -> io::Result<()> {
+                Err(Errno::IO.into())
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let own = OwnFolder::of(dir.path()).unwrap();
+        let marks = || [is_marked(dir.path(), SUSPECT_MARK), is_marked(dir.path(), INCOMPLETE_MARK)];
+        assert_eq!(marks(), [false, false]);
+        own.mark_suspect(&Failing).unwrap();
+        own.mark_suspect(&Failing).unwrap();
+        assert_eq!(marks(), [true, true]);
+        let suspect = dir.path().join(OWN_FOLDER).join(SUSPECT_MARK);
+        fs::remove_file(&suspect).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &suspect).unwrap();
+        assert!(own.mark_suspect(&Failing).is_err());
     }
 
     #[test]

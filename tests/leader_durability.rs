@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use paceline::follower::Flusher;
-use paceline::leader::CommitLevel;
-use paceline::{Leader, LeaderConfig, StreamPosition};
+use paceline::leader::{CommitLevel, CommitOutcome, Refusal, Unknown};
+use paceline::{Error, Leader, LeaderConfig, StreamPosition};
 use support::fake_disk::{FakeDisk, Left};
-use support::{PATIENCE, StopOnDrop, path, secret};
+use support::{PATIENCE, StopOnDrop, logs, path, secret, wait_until};
 use tempfile::TempDir;
 
 /// Nothing but what was flushed.
@@ -128,6 +128,42 @@ fn what_a_leader_finds_is_durable_only_once_it_was_synced() {
         assert_eq!(disk.after_power_loss(dir.path(), NOTHING).get("found"), Some(&b"0".to_vec()));
         assert!(leader.committed(CommitLevel::ALL_DURABLE) == leader.position());
     }
+}
+
+fn is_marked(root: &Path) -> bool {
+    ["suspect", "incomplete"].iter().all(|mark| root.join(".paceline").join(mark).is_file())
+}
+
+#[test]
+fn nobody_leads_where_a_leader_failed_to_sync_though_the_disk_works_again() {
+    let on = OnDisk::with(&["log"]);
+    let failed = |outcome| matches!(outcome, CommitOutcome::Unknown(Unknown::LocalSyncFailed));
+    on.disk.fail(5);
+    assert!(!is_marked(on.root()) && failed(on.leader.commit(on.append("log", b"1"), PATIENCE)));
+    assert!(is_marked(on.root()), "it was told before the directory was marked");
+    on.disk.heal();
+    let outcome = on.leader.commit(on.append("log", b"2"), PATIENCE);
+    assert_eq!(outcome, CommitOutcome::Refused(Refusal::LocalSyncFailed));
+    let OnDisk { dir, disk, leader } = on;
+    drop(leader);
+    let refused = Leader::open_flushed_by(LeaderConfig::new(dir.path(), secret()), disk).err().unwrap();
+    assert!(matches!(refused, Error::Suspect(_)), "{refused}");
+    let (said, remedies) =
+        (refused.to_string(), ["follow another leader", ".paceline/suspect", ".paceline/incomplete"]);
+    assert!(!said.contains('\n') && remedies.iter().all(|remedy| said.contains(remedy)), "{said}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_marked_is_as_soon_as_it_can() {
+    let on = OnDisk::with(&["log"]);
+    let mark = on.root().join(".paceline/suspect");
+    std::os::unix::fs::symlink("nowhere", &mark).unwrap();
+    on.disk.fail(5);
+    let outcome = on.leader.commit(on.append("log", b"1"), PATIENCE);
+    assert_eq!(outcome, CommitOutcome::Unknown(Unknown::LocalSyncFailed));
+    wait_until("it is said", || !logs::lines(&["ERROR", "the failed sync leaves no mark"]).is_empty());
+    fs::remove_file(mark).unwrap();
+    wait_until("it is marked", || is_marked(on.root()));
 }
 
 /// A host that replaces a file as one does (written beside it, flushed, renamed over it), one that rotates logs, and others that

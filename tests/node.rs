@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,8 +17,10 @@ use paceline::coordinator::{
     Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, MemoryCoordinator, Observation, Stop,
 };
 use paceline::follower::State;
+use paceline::leader::{CommitOutcome, Unknown};
 use paceline::node::{Host, HostError, Node, NodeConfig, NodeError, ProxyConfig, Role, Term};
 use paceline::{DataSetId, Error, Leader, NodeId, Protocol, Secret};
+use support::fake_disk::FakeDisk;
 use support::{PATIENCE, TestLeader, assert_same, begin, logs, path, wait_until};
 use tempfile::TempDir;
 
@@ -272,6 +275,39 @@ fn a_host_that_fails_hands_over_to_another_node() {
     first.wait_follows();
     second.append(b"another line\n");
     wait_until("the first has it", || first.log().ends_with("another line\n"));
+}
+
+#[test]
+fn a_leader_whose_disk_failed_a_sync_hands_over_once_another_is_in_sync_and_is_mended_before_it_leads_again() {
+    let (cluster, disk) = (MemoryCoordinator::new(), FakeDisk::new());
+    let first = TestNode::with(cluster.clone(), 1, tempfile::tempdir().unwrap(), |config| {
+        config.leader = config.leader.clone().flushed_by(disk.clone());
+    });
+    first.wait_role(Role::Leading);
+    let marks = ["suspect", "incomplete"].map(|mark| first.dir.path().join(".paceline").join(mark));
+    let inode = || fs::metadata(first.dir.path().join("log")).unwrap().ino();
+    let leader = first.leader.recv_timeout(PATIENCE).unwrap().upgrade().unwrap();
+    let mut log = leader.file(&path("log")).unwrap();
+    assert!(leader.commit(log.append(b"durable\n").unwrap(), PATIENCE).is_committed());
+    disk.fail(5);
+    let outcome = leader.commit(log.append(b"lost\n").unwrap(), PATIENCE);
+    assert_eq!(outcome, CommitOutcome::Unknown(Unknown::LocalSyncFailed));
+    assert!(marks.iter().all(|mark| mark.exists()));
+    let before = inode();
+    drop(log);
+    drop(leader);
+    // Nobody else has it: it leads on, and only then hands over.
+    let second = TestNode::start(cluster.clone(), 2);
+    second.wait_role(Role::Leading);
+    assert_eq!([first.told(), first.told(), first.told()], [Told::Prepare, Told::Start, Told::Stop { leads: true }]);
+    assert_eq!(second.log(), "durable\nlost\nthe end\n");
+    first.wait_in_sync(&cluster);
+    first.wait_follows();
+    assert!(!marks.iter().any(|mark| mark.exists()) && inode() != before, "it was not mended");
+    assert_eq!(first.log(), second.log());
+    disk.heal();
+    second.node.stop().unwrap();
+    first.wait_role(Role::Leading);
 }
 
 #[test]

@@ -8,11 +8,11 @@ mod support;
 use std::fs;
 
 use fastrand::Rng;
-use paceline::StreamPosition;
-use paceline::leader::FollowerStatus;
+use paceline::leader::{CommitOutcome, FollowerStatus, Unknown};
+use paceline::{Error, Leader, LeaderConfig, StreamPosition};
 use support::processes::Stage;
 use support::volume::Volume;
-use support::{TestLeader, assert_exact, assert_same, noise_of, wait_until};
+use support::{TestFollower, TestLeader, assert_exact, assert_same, noise_of, wait_until};
 
 const LOGS: [&str; 3] = ["log/0", "log/1", "deep/er/log"];
 
@@ -177,6 +177,48 @@ fn fails_in_the_background(options: &[&str], restarted: bool) {
     volume.lose_power(&mut follower);
     assert_exact(leader.dir.path(), &volume.path("data"));
     assert!(!volume.path("data/.paceline/incomplete").exists());
+    leader.shut_down();
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn what_the_disk_of_a_leader_lost_is_served_by_no_leader_after_it_and_mended_by_following() {
+    support::begin();
+    let stage = Stage::new();
+    let volume = Volume::ext4(&stage, 80);
+    // As above.
+    fs::create_dir_all(volume.path(".paceline/kept")).unwrap();
+    let lead = || Leader::open(LeaderConfig::new(volume.path(""), support::secret()));
+    let leader = lead().unwrap();
+    let address = leader.listen("127.0.0.1:0").unwrap();
+    let spare = TestFollower::on(address, tempfile::tempdir().unwrap());
+    wait_until("in sync", || leader.in_sync().followers == [spare.id()]);
+    let append = |bytes: &[u8]| leader.file(&support::path("a")).unwrap().append(bytes).unwrap();
+    assert!(leader.commit(append(b"old"), support::PATIENCE).is_committed());
+    volume.run("sync");
+    let filler = volume.beside("filler");
+    volume.fill(&filler);
+    let end = append(&support::noise(2_000_000));
+    let outcome = leader.commit(end, support::PATIENCE);
+    assert_eq!(outcome, CommitOutcome::Unknown(Unknown::LocalSyncFailed));
+    wait_until("the follower has it", || leader.followers()[0].acknowledged >= Some(end));
+    leader.shutdown(support::PATIENCE);
+    drop(leader);
+    fs::remove_file(filler).unwrap();
+    // All of it can be read, and each sync would succeed.
+    assert_eq!(fs::metadata(volume.path("a")).unwrap().len(), 2_000_003);
+    volume.run("sync");
+    let refused = lead().err().unwrap();
+    assert!(matches!(refused, Error::Suspect(_)), "{refused}");
+    let leader = TestLeader::on(spare.stop(), |_| ());
+    let mut follower = volume.follower("", leader.address, &[]);
+    leader.wait_in_sync(1);
+    leader.append("b", b"new");
+    let end = leader.leader.request_durable().unwrap();
+    wait_until("durable", || leader.leader.followers()[0].durable >= Some(end));
+    volume.lose_power(&mut follower);
+    assert_exact(leader.dir.path(), &volume.path(""));
+    assert!(!volume.path(".paceline/suspect").exists() && !volume.path(".paceline/incomplete").exists());
     leader.shut_down();
 }
 

@@ -22,7 +22,7 @@ use crate::datadir::{self, FoundFile, Visitor};
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::mounts::Mounts;
-use crate::own_folder::{SUSPECT_MARK, is_marked};
+use crate::own_folder::is_suspect;
 use crate::protocol::Sha1Sum;
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::File;
@@ -106,7 +106,7 @@ impl Dir {
         // The directory itself may be reached through a link: its owner chose that, no leader did.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
-        let suspect = AtomicBool::new(is_marked(path, SUSPECT_MARK));
+        let suspect = AtomicBool::new(is_suspect(path));
         let mounts = Mounts::below(path);
         let (own, mounts_seen) = (Own::new()?, AtomicU64::default());
         Ok(Self { root, path: path.to_owned(), own, flusher, mounts, mounts_seen, suspect })

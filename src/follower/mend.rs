@@ -17,7 +17,8 @@
 //! Which those are is known as long as their handles are kept (see [`flush`](super::flush)); otherwise, all. A failure also
 //! leaves two marks: `.paceline/incomplete`, because bytes that were durable share pages with those that failed, so nobody is
 //! to serve from the directory before its next sync has ended; and `.paceline/suspect`, so that a follower that is started anew
-//! mends as well. The second need not be durable: when the system itself starts anew, its cache is empty.
+//! mends as well. The second need not be durable: when the system itself starts anew, its cache is empty. A leader whose sync fails leaves
+//! both, too (see `leader/commit/syncer.rs`), and whoever follows with its directory then copies all of it.
 //!
 //! Entries of folders cannot be mended. It is taken for granted that the file system is journaled or copies on write, and so stops
 //! (becomes read-only) when it cannot write them, as ext4, XFS and btrfs do.
@@ -58,7 +59,8 @@ impl Dir {
     /// To be called when any call that makes durable has failed.
     pub(super) fn flush_failed(&self, path: &str, error: io::Error) -> Error {
         if !self.suspect.swap(true, Ordering::AcqRel) {
-            let marked = self.leave_mark(&self.own.incomplete).and_then(|()| self.leave_mark(&self.own.suspect));
+            // The one first that says all, should this end in between.
+            let marked = self.leave_mark(&self.own.suspect).and_then(|()| self.leave_mark(&self.own.incomplete));
             if let Err(error) = marked {
                 log::warn!("the failed flush leaves no mark: {error}; have this process go on until it has mended it");
             }

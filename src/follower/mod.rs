@@ -109,7 +109,7 @@ impl Follower {
         let path = data.path();
         let dir = Dir::open_flushed_by(path, flusher)?;
         if is_incomplete(path) {
-            log::warn!("the last full sync of {} did not end: it is no copy until the next one does", path.display());
+            log::warn!("{} is no complete copy: it is one once the next full sync has ended", path.display());
         }
         if !uncached::kernel_is_since(5, 8) {
             log::warn!(

@@ -88,7 +88,7 @@ use crate::flusher::Flusher;
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
 use crate::index::{FileId, Index};
-use crate::own_folder::is_incomplete;
+use crate::own_folder::{is_incomplete, is_suspect};
 use crate::stop::Stop;
 use crate::sys::fs::{File, Metadata, MetadataExt};
 use crate::sys::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -215,7 +215,7 @@ impl Leader {
     /// # Errors
     ///
     /// If a setting is out of range; if the directory is missing, in use or cannot be read; [`Error::Incomplete`] if it is a copy that is
-    /// not complete, and [`Error::Missing`] if much of what was last announced from it is gone. The directory is as it was then.
+    /// not complete, [`Error::Suspect`] if a sync of it has failed, and [`Error::Missing`] if much of what was last announced from it is gone. The directory is as it was then.
     pub fn open(config: LeaderConfig) -> Result<Self, Error> {
         Self::open_with(config, Arc::new(Alone), None, true)
     }
@@ -227,7 +227,7 @@ impl Leader {
     /// As of [`open`](Self::open).
     #[doc(hidden)]
     pub fn open_flushed_by(config: LeaderConfig, flusher: Arc<dyn Flusher>) -> Result<Self, Error> {
-        Self::open(LeaderConfig { flusher, ..config })
+        Self::open(config.flushed_by(flusher))
     }
 
     /// Like [`open`](Self::open), for a node of a cluster that has won an election: what follows in sync is recorded with the
@@ -266,6 +266,17 @@ impl Leader {
         self.core.commits.is_recording()
     }
 
+    /// Whether a sync of its own files has failed: it calls nothing durable any more, and its directory is marked so that nobody leads
+    /// from it before it has followed.
+    pub(crate) fn has_sync_failed(&self) -> bool {
+        self.core.commits.has_sync_failed()
+    }
+
+    /// Is true while that is so and the mark could not be made. Outlives the leader.
+    pub(crate) fn unmarked(&self) -> Arc<AtomicBool> {
+        self.core.commits.unmarked()
+    }
+
     fn open_with(
         config: LeaderConfig,
         leadership: Arc<dyn Leadership>,
@@ -275,6 +286,9 @@ impl Leader {
         config.check()?;
         let (exclude, unreadable) = (Exclude::new(&config.exclude)?, Unreadable::default());
         let mut dir = DataDir::open_unclaimed(&config.data_dir, config.id, config.lock.clone())?;
+        if is_suspect(dir.path()) {
+            return Err(Error::Suspect(dir.path().to_owned()));
+        }
         if is_incomplete(dir.path()) {
             return Err(Error::Incomplete(dir.path().to_owned()));
         }
@@ -332,9 +346,9 @@ impl Leader {
             .threads
             .spawn_until("in-sync", self.core.is_told_to_end(), move || core.commits.run_recorder(&core.stream))?;
         let (core, syncer) = (self.core.clone(), Syncer::new(self.core.dir.path(), self.core.config.flusher.clone())?);
-        self.core
-            .threads
-            .spawn_until("sync", self.core.is_told_to_end(), move || core.commits.run_syncer(&core.stream, &syncer))?;
+        self.core.threads.spawn_until("sync", self.core.is_told_to_end(), move || {
+            core.commits.run_syncer(&core.stream, &syncer, core.dir.own());
+        })?;
         let core = self.core.clone();
         self.core.threads.spawn_until("commits", self.core.is_told_to_end(), move || core.commits.run_callbacks())?;
         let core = self.core.clone();

@@ -32,6 +32,8 @@ pub(super) enum Obstacle<'a> {
     Barred(Bar),
     /// Its directory is half of a full sync.
     Incomplete(&'a Path),
+    /// A sync of its directory has failed.
+    Suspect(&'a Path),
     /// It failed when it led, or was about to.
     StandsBack(Duration),
 }
@@ -58,6 +60,13 @@ impl fmt::Display for Obstacle<'_> {
             Self::Incomplete(dir) => write!(
                 f,
                 "the last full sync of {} did not end, so it is no copy: start another node, one that has everything",
+                dir.display()
+            ),
+            Self::Suspect(dir) => write!(
+                f,
+                "a sync of {} has failed, so what can be read there may be on no disk: start another node, one that has everything, and \
+                 this one follows it and is mended. If there is none: restart this machine, so that all is read from the disk, check the \
+                 files, and remove .paceline/suspect and .paceline/incomplete in it",
                 dir.display()
             ),
             Self::StandsBack(left) => {
@@ -115,6 +124,10 @@ mod tests {
         for part in
             ["set (1,10)", "missing is one of the nodes 1, 10", "paceline forget ID", "delete redis/isr", "such as 7"]
         {
+            assert!(text.contains(part), "{text}");
+        }
+        let text = Obstacle::Suspect(Path::new("/data")).to_string();
+        for part in ["/data has failed", "start another node", "remove .paceline/suspect and .paceline/incomplete"] {
             assert!(text.contains(part), "{text}");
         }
         let text = Obstacle::Incomplete(Path::new("/data")).to_string();

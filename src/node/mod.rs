@@ -32,6 +32,8 @@
 //!   found it until the directory is open, followers are accepted, and the host is active ([`Host::is_up`]). A node that fails before
 //!   that leaves the others their right to lead, and stands back from elections, each time for longer.
 //! - Leadership is renewed only while the disk takes writes and the leader dispatches.
+//! - A node that leads and whose disk fails a sync hands over once another one is in sync, and follows, which mends its directory;
+//!   until that is done it does not campaign. Alone in the set it goes on leading, and confirms nothing as durable.
 //!
 //! # Threads
 //!

@@ -1,6 +1,7 @@
 //! The node's own thread: which role it has, and the way from one to the next. See [`super`] for the drawing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::candidacy::{Candidacy, observed};
@@ -17,7 +18,7 @@ use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, L
 use crate::datadir::{DataDir, DirLock};
 use crate::error::Error;
 use crate::leader::Leader;
-use crate::own_folder::is_incomplete;
+use crate::own_folder::{OwnFolder, is_incomplete, is_suspect};
 use crate::seldom::Seldom;
 use crate::sys::channel::{Receiver, Select, TryRecvError};
 use crate::sys::thread;
@@ -158,6 +159,7 @@ impl Runner {
             Some(Some(set)) if !standing.founds() && !set.contains(own) => {
                 Some(Obstacle::NotInSet { own, set, recorded_at: self.coordinator.in_sync_set_name() })
             }
+            _ if is_suspect(self.data_dir()) => Some(Obstacle::Suspect(self.data_dir())),
             _ if is_incomplete(self.data_dir()) => Some(Obstacle::Incomplete(self.data_dir())),
             _ => (!stands_back.is_zero()).then_some(Obstacle::StandsBack(stands_back)),
         }
@@ -226,7 +228,7 @@ impl Runner {
             return false;
         }
         if is_incomplete(self.data_dir()) {
-            log::warn!("elected, but the last full sync of {} did not end: steps down", self.data_dir().display());
+            log::warn!("elected, but {} is no complete copy: steps down", self.data_dir().display());
             return false;
         }
         // Should this end in between: whoever founds a cluster anew is in its set before the others are out of it, and the first
@@ -321,7 +323,8 @@ impl Runner {
     fn lead(&mut self, leadership: &Arc<dyn Leadership>) -> Result<(), NodeError> {
         self.shared.set_role(Role::Starting);
         log::info!("elected: {} leads", self.own.id);
-        let led = self.lead_while_held(leadership);
+        let mut unmarked = Arc::default();
+        let led = self.lead_while_held(leadership, &mut unmarked);
         // The next one is elected at once, and waits if something here may still be active: also a node that ends because it lost
         // its directory, or a thread, has stopped its host by now.
         match &led {
@@ -329,10 +332,30 @@ impl Runner {
             _ => leadership.resign(),
         }
         led?;
-        self.wait_for_directory("the leader")
+        self.wait_for_directory("the leader")?;
+        self.wait_for_mark(&unmarked);
+        Ok(())
     }
 
-    fn lead_while_held(&mut self, leadership: &Arc<dyn Leadership>) -> Result<(), NodeError> {
+    /// A sync may have failed that the directory does not tell of: it must before anybody follows, who would take what is there for
+    /// durable, or campaigns.
+    fn wait_for_mark(&self, unmarked: &AtomicBool) {
+        while unmarked.load(Ordering::Acquire) {
+            let marked = OwnFolder::of(self.data_dir()).and_then(|own| own.mark_suspect(&*self.config.leader.flusher));
+            let Err(error) = marked else { return };
+            log::error!("does not follow before the directory can be marked, of which a sync has failed: {error}");
+            if self.shared.stop.wait(STOP_AGAIN) {
+                return;
+            }
+        }
+    }
+
+    /// `unmarked`: as of [`Leader::unmarked`].
+    fn lead_while_held(
+        &mut self,
+        leadership: &Arc<dyn Leadership>,
+        unmarked: &mut Arc<AtomicBool>,
+    ) -> Result<(), NodeError> {
         // Before anything that a disk could hold up.
         let health = Health::start(self.lock.disk_probe(self.data_dir()), self.config.stall_timeout)?;
         leadership.set_health(health.check());
@@ -350,6 +373,7 @@ impl Runner {
             }
         };
         health.watch(&leader);
+        *unmarked = leader.unmarked();
         let term = Term::new(leader, leadership.clone(), self.lock.clone(), self.shared.stop.clone());
         let began = Instant::now();
         let end = self.serve(&term, &health).unwrap_or_else(|error| match () {
@@ -392,7 +416,17 @@ impl Runner {
             }
             self.open_proxies(Some(&own_host), false);
             self.observe();
+            if term.leader.has_sync_failed() && self.has_successor(&term.leader) {
+                return Err("a sync of its own disk has failed, and another node is in sync".into());
+            }
         }
+    }
+
+    /// Whether somebody is here who may lead next.
+    fn has_successor(&self, leader: &Leader) -> bool {
+        let Some(set) = self.in_sync.as_ref().and_then(Option::as_ref) else { return false };
+        let in_sync = leader.in_sync().followers;
+        leader.followers().iter().any(|follower| in_sync.contains(&follower.id) && set.contains(follower.id))
     }
 
     /// A node that lacks a thread does not go on without it: what it would miss, nobody knows.

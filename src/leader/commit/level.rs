@@ -119,8 +119,8 @@ pub enum Refusal {
     NotAppended,
     /// The election is lost: another node may lead by now.
     NotElected,
-    /// The leader's own files could not be made durable. Nothing can be called durable by this leader any more: find out
-    /// why, then start it anew.
+    /// The leader's own files could not be made durable. Nothing can be called durable by this leader any more, and nobody can lead
+    /// from its directory before it has followed another one.
     LocalSyncFailed,
 }
 

@@ -28,6 +28,7 @@ mod syncer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use self::level::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
@@ -57,6 +58,8 @@ pub(super) struct Commits {
     to_call: Condvar,
     /// Another set is recorded, or is surely not.
     recorded: Condvar,
+    /// A sync has failed, and the directory does not say so. Outlives the leader for who is to do something about it.
+    unmarked: Arc<AtomicBool>,
 }
 
 struct State {
@@ -155,6 +158,7 @@ impl Commits {
             to_sync: Condvar::new(),
             to_call: Condvar::new(),
             recorded: Condvar::new(),
+            unmarked: Arc::default(),
         }
     }
 
@@ -422,6 +426,15 @@ impl Commits {
     pub(super) fn may_threads_end(&self) -> bool {
         let state = self.state.lock();
         state.ended || state.local_sync_failed || state.is_lost || !self.leadership.is_held()
+    }
+
+    /// Whether nothing is called durable any more because a sync of the leader's own files has failed.
+    pub(super) fn has_sync_failed(&self) -> bool {
+        self.state.lock().local_sync_failed
+    }
+
+    pub(super) fn unmarked(&self) -> Arc<AtomicBool> {
+        self.unmarked.clone()
     }
 
     /// Ends the threads.

@@ -5,9 +5,31 @@
 //!
 //! What has to be synced is what the index noted as changed in the turn: contents with `fdatasync`, folders in which
 //! names came or went with `fsync`; the file system of the directory, and those mounted below it, with `syncfs` where that is less work (`follower/flush.rs` has the
-//! measurements), and in the first turn, which also covers what was found at the start: before it nothing is durable, not even that. A failed sync latches: the system may
-//! have dropped what it could not write, and would not say so again, so nothing is called durable any more. A failure is told
-//! to whoever syncs first: if that was the host, it knows.
+//! measurements), and in the first turn, which also covers what was found at the start: before it nothing is durable, not even that.
+//!
+//! # After a failure
+//!
+//! A failed sync latches: the system may have dropped what it could not write, and would not say so again, so nothing is called durable
+//! any more. A failure is told to whoever syncs first: if that was the host, it knows.
+//!
+//! The latch ends with the leader, and the page cache does not: to whoever starts in the directory next it shows what never reached the
+//! disk, and syncs succeed. So the directory is marked ([`OwnFolder::mark_suspect`]) before anybody is told of the failure. Then
+//! nobody leads from it, whoever follows with it copies all files before it compares them (`follower/mend.rs`; all, because files that
+//! change after the failure are synced by nobody and may fail as well, while only this leader knows which these are), and a
+//! node hands over to another one that is in sync.
+//!
+//! The mark is made when the sync has failed, and not ahead of it: one from before would be found, too, after a leader without fault was
+//! killed. It needs no disk: it has to outlive this process, and no loss of power, after which the cache is empty and what is read
+//! is what is on the disk. So the disk that has just failed takes no part in it. Where not even the page cache takes it (no descriptor
+//! is left, or no inode), that is said and tried again each second. A file system that has become read-only takes none, and lets
+//! nobody write either until it was unmounted, and its cache is gone.
+//!
+//! What is not covered: a leader that is killed after the system has told it of a failure and before the mark, some microseconds
+//! later, is there. That matters where the failed call was a `syncfs`: of a failed `fdatasync` the next leader's first turn is told, because
+//! it is a `syncfs`. A process that is killed *within* a `syncfs` ends when that does, and nobody hears what came of it.
+//! And so is whoever asks second where another process's `syncfs` was told first.
+//!
+//! # Names
 //!
 //! What is to be durable is content, and a name is no more than where to look for it: it may come to mean another file at any
 //! time, and on disk it does before anybody announces it. So what is found under a name is taken for the content only if it is the
@@ -21,6 +43,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Commits;
@@ -28,6 +51,7 @@ use crate::flusher::Flusher;
 use crate::index::Unsynced;
 use crate::leader::stream::Stream;
 use crate::mounts::Mounts;
+use crate::own_folder::OwnFolder;
 use crate::seldom::Seldom;
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::File;
@@ -39,8 +63,8 @@ use crate::types::{RelPath, StreamPosition};
 /// At most so many files are synced one by one, those that came or went included; for more, the whole file system is.
 const SYNCED_SINGLY_MAX: usize = 8;
 
-/// After a sync could not be begun.
-const BEGIN_AGAIN: Duration = Duration::from_secs(1);
+/// After a sync could not be begun, or a mark not be made.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// The directory, as far as it is to be made durable.
 pub(in crate::leader) struct Syncer {
@@ -51,11 +75,12 @@ pub(in crate::leader) struct Syncer {
     mounts: Mounts,
     flusher: Arc<dyn Flusher>,
     cannot_begin: Seldom,
+    cannot_mark: Seldom,
 }
 
 impl Commits {
     /// The thread's life.
-    pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, syncer: &Syncer) {
+    pub(in crate::leader) fn run_syncer(&self, stream: &Arc<Stream>, syncer: &Syncer, own: &OwnFolder) {
         let mut failed = false;
         while let Some(turn) = self.wait_to_sync() {
             // Both fail only when the stream is closed: nothing can be asked for then.
@@ -72,23 +97,57 @@ impl Commits {
             self.asked(position);
             stream.push();
             let Some(synced) = self.sync(syncer, stream, &unsynced) else { return };
-            let mut state = self.state.lock();
             match synced {
-                Ok(()) => state.rule.local_durable(position.0),
-                Err(error) => {
-                    state.local_sync_failed = true;
+                Ok(()) => {
+                    let mut state = self.state.lock();
+                    state.rule.local_durable(position.0);
                     self.changed(state);
-                    log::error!(
-                        "cannot make the files of {} durable: {error}; nothing is confirmed as durable any more: find out why, \
-                         then start the leader anew",
-                        syncer.root.display()
-                    );
+                }
+                Err(error) => {
                     failed = true;
-                    continue;
+                    self.sync_failed(&error, syncer, own);
                 }
             }
-            self.changed(state);
         }
+    }
+
+    /// A sync has failed: marks the directory, and tells who waits. Where it cannot be marked, who waits is told all the same, and it is
+    /// tried until it can be, or all is over.
+    fn sync_failed(&self, error: &io::Error, syncer: &Syncer, own: &OwnFolder) {
+        self.unmarked.store(true, Ordering::Release);
+        let mut said = false;
+        loop {
+            let marked = own.mark_suspect(&*syncer.flusher);
+            self.unmarked.store(marked.is_err(), Ordering::Release);
+            let mut state = self.state.lock();
+            state.local_sync_failed = true;
+            self.changed(state);
+            if !std::mem::replace(&mut said, true) {
+                log::error!(
+                    "cannot make the files of {} durable: {error}; nothing is confirmed as durable any more, and nobody leads from them \
+                     again before they were mended by following: see what is wrong with the disk",
+                    syncer.root.display()
+                );
+            }
+            let Err(error) = marked else { return };
+            if let Some(unsaid) = syncer.cannot_mark.is_due() {
+                log::error!(
+                    "the failed sync leaves no mark, tried again each second: {error}{unsaid}; have this process go on until it does: \
+                     started anew in this directory it would call durable what is on no disk"
+                );
+            }
+            if !self.wait_to_try_again() {
+                return;
+            }
+        }
+    }
+
+    /// `false`: it is over.
+    fn wait_to_try_again(&self) -> bool {
+        let again = Instant::now() + TRY_AGAIN;
+        let mut state = self.state.lock();
+        while !state.ended && !self.to_sync.wait_until(&mut state, again).timed_out() {}
+        !state.ended
     }
 
     /// Syncs once it can be begun. `None`: it is over. Not to be able to begin says nothing of the disk.
@@ -102,10 +161,7 @@ impl Commits {
                 let root = syncer.root.display();
                 log::warn!("cannot make the files of {root} durable, tried again each second: {error}{unsaid}");
             }
-            let again = Instant::now() + BEGIN_AGAIN;
-            let mut state = self.state.lock();
-            while !state.ended && !self.to_sync.wait_until(&mut state, again).timed_out() {}
-            if state.ended {
+            if !self.wait_to_try_again() {
                 return None;
             }
         }
@@ -159,8 +215,8 @@ struct Singly {
 impl Syncer {
     pub(in crate::leader) fn new(root: &Path, flusher: Arc<dyn Flusher>) -> io::Result<Self> {
         let folder = File::open(root)?.into();
-        let (mounts, cannot_begin) = (Mounts::below(root), Seldom::default());
-        Ok(Self { root: root.to_owned(), folder, mounts, flusher, cannot_begin })
+        let (cannot_begin, cannot_mark) = (Seldom::default(), Seldom::default());
+        Ok(Self { root: root.to_owned(), folder, mounts: Mounts::below(root), flusher, cannot_begin, cannot_mark })
     }
 
     /// Opens what is to be synced. `Err`: that cannot be done now (no descriptor is left, say), and nothing was synced.
