@@ -18,7 +18,7 @@ use paceline::{BackPressure, Follower, FollowerConfig, Leader, LeaderConfig, Nod
 
 use crate::coordinator::{Cluster, secret};
 use crate::host::{Host, Writer};
-use crate::machine::Machine;
+use crate::machine::{INCOMPLETE, Machine, SUSPECT};
 use crate::model::{Kept, Looked, Model, See, Tree, differs};
 use crate::plan::{Event, Fault, Kind, Plan};
 
@@ -43,6 +43,8 @@ struct Member {
     torn: bool,
     /// Until when nobody may start it.
     down_until: Duration,
+    /// A person has looked at the files of its suspect directory, and takes the marks away before it starts.
+    cleared: bool,
 }
 
 #[derive(Default)]
@@ -121,6 +123,7 @@ impl History {
                 kept: Kept::default(),
                 torn: false,
                 down_until: Duration::ZERO,
+                cleared: false,
             })
             .collect();
         world.trace(|| plan.to_string());
@@ -164,7 +167,11 @@ impl History {
         member.machine.hosts(&self.world, process);
         member.process = Some(process);
         let (post, id, dir, address) = (member.post.clone(), member.id, member.machine.dir(), member.machine.address());
+        let cleared = member.cleared;
         self.world.start_process(process, move || {
+            if cleared {
+                clear_marks(&dir);
+            }
             let result = match shared.plan.kind {
                 Kind::Cluster => shared.run_node(id, &dir, address, &post),
                 _ if number == 0 => shared.run_leader(id, &dir, address, &post),
@@ -196,9 +203,33 @@ impl History {
                 self.world.kill(process);
                 member.down_until = member.down_until.max(now + Duration::from_millis(300));
             }
+            self.act_as_a_person(number);
             if self.members[number].process.is_none() && self.members[number].down_until <= now {
                 self.start(number);
             }
+        }
+    }
+
+    /// Where nobody can lead because syncs have failed: restarts a machine, so that all is read from the disk, and has the marks taken away.
+    fn act_as_a_person(&mut self, number: usize) {
+        let suspect = |member: &Member| member.machine.is_suspect();
+        let stuck = if self.shared.plan.kind == Kind::Cluster {
+            let set = self.shared.cluster.in_sync();
+            let in_set = |member: &&Member| set.as_ref().is_some_and(|set| set.contains(member.id));
+            let mut in_set = self.members.iter().filter(in_set).peekable();
+            in_set.peek().is_some()
+                && in_set.all(|member| member.machine.is_incomplete() || suspect(member))
+                && !self.members.iter().any(|member| member.post.read().leads)
+        } else {
+            number == 0 && self.members[0].process.is_none()
+        };
+        let member = &mut self.members[number];
+        if member.cleared {
+            member.cleared = member.machine.is_incomplete() || suspect(member);
+        } else if stuck && suspect(member) {
+            member.cleared = true;
+            let until = member.down_until;
+            self.power_cut(number, until);
         }
     }
 
@@ -390,6 +421,14 @@ impl History {
             Some(format!("the copy of node {} is not equal: {wrong}", member.id))
         })
     }
+}
+
+fn clear_marks(dir: &Path) {
+    use paceline::sys::fs::{File, remove_file};
+    for mark in [SUSPECT, INCOMPLETE] {
+        let _ = remove_file(dir.join(mark));
+    }
+    let _ = File::open(dir.join(".paceline")).and_then(|folder| folder.sync_all());
 }
 
 fn compare(original: &Tree, copy: &Tree) -> Option<String> {

@@ -13,7 +13,9 @@ use crate::model::{See, Tree};
 /// More than any history writes.
 const DISK_BYTES: u64 = 1 << 30;
 /// Below the data directory, while a sync is under way.
-const INCOMPLETE: &str = ".paceline/incomplete";
+pub(crate) const INCOMPLETE: &str = ".paceline/incomplete";
+/// From when a sync has failed until that is mended.
+pub(crate) const SUSPECT: &str = ".paceline/suspect";
 
 pub(crate) struct Machine {
     number: u8,
@@ -111,6 +113,10 @@ impl Machine {
 
     pub(crate) fn is_incomplete(&self) -> bool {
         disk::content(self.dir().join(INCOMPLETE)).is_some()
+    }
+
+    pub(crate) fn is_suspect(&self) -> bool {
+        disk::content(self.dir().join(SUSPECT)).is_some()
     }
 
     /// What is replicated of its directory, as programs see it.

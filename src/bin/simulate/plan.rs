@@ -123,6 +123,9 @@ impl Plan {
         let quiet = rng.u8(..100) < 15;
         let count = if quiet { 0 } else { rng.usize(1..6) };
         let mut events: Vec<Event> = (0..count).map(|_| event(rng, kind, followers + 1, length)).collect();
+        if !quiet && rng.u8(..100) < 15 {
+            events.extend(failing_sync(rng, followers + 1, length));
+        }
         events.sort_by_key(|event| event.at);
         Self {
             seed,
@@ -197,6 +200,18 @@ impl Plan {
             self.events.iter().enumerate().filter(|(at, _)| !left_out.contains(at)).map(|(_, event)| event.clone());
         Self { events: kept.collect(), ..self.clone() }
     }
+}
+
+/// The disk of one fails a sync, and what syncs is started anew.
+fn failing_sync(rng: &mut fastrand::Rng, nodes: usize, length: Duration) -> [Event; 2] {
+    let node = if rng.bool() { 0 } else { rng.usize(..nodes) };
+    let call = ["fdatasync", "syncfs"][rng.usize(..2)];
+    let fault = Fault::Errors { call, errno: 5, probability: 1.0, left: rng.u32(1..3) };
+    let at = length.mul_f64(rng.f64() / 2.0);
+    let later = at + (length - at).mul_f64(rng.f64());
+    let ends = [Fault::Kill, Fault::Stop, Fault::PowerCut][rng.usize(..3)].clone();
+    let event = |at, fault, lasts| Event { at, node, fault, lasts };
+    [event(at, fault, length), event(later, ends, Duration::from_millis(rng.u64(1..200)))]
 }
 
 fn event(rng: &mut fastrand::Rng, kind: Kind, nodes: usize, length: Duration) -> Event {

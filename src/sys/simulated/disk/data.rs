@@ -372,11 +372,14 @@ impl State {
         Ok(Sync { place, kind, upto: volume.seq, time })
     }
 
-    pub(in super::super) fn end_sync(&mut self, sync: Sync) -> Result<(), Stop> {
+    pub(in super::super) fn end_sync(&mut self, who: ProcessId, number: i32, sync: Sync) -> Result<(), Stop> {
         let volume = self.volume(sync.place)?;
         let is_folder = volume.get(sync.place.id)?.node.is_folder();
         match sync.kind {
-            SyncKind::Disk => volume.sync_all(sync.upto),
+            SyncKind::Disk => {
+                volume.sync_all(sync.upto);
+                return self.tell_of_failures(who, number, sync.place.volume);
+            }
             _ if is_folder => volume.sync_names(Some(sync.place.id), sync.upto),
             kind => volume.sync_file(sync.place.id, sync.upto, kind == SyncKind::All),
         }
@@ -384,9 +387,27 @@ impl State {
     }
 
     /// A sync failed: what is dirty counts as clean from then on.
-    pub(in super::super) fn fail_sync(&mut self, sync: Sync) {
+    pub(in super::super) fn fail_sync(&mut self, who: ProcessId, number: i32, sync: Sync) {
         let only = (sync.kind != SyncKind::Disk).then_some(sync.place.id);
-        self.volumes[sync.place.volume].lose_dirty(only);
+        let volume = &mut self.volumes[sync.place.volume];
+        volume.lose_dirty(only);
+        volume.failures.count += 1;
+        volume.failures.is_told = false;
+        if sync.kind == SyncKind::Disk {
+            // Told by this call.
+            let _ = self.tell_of_failures(who, number, sync.place.volume);
+        }
+    }
+
+    /// `syncfs` fails once for each open file when something of the file system has failed since that was opened, or before and nobody was
+    /// told.
+    fn tell_of_failures(&mut self, who: ProcessId, number: i32, volume: usize) -> Result<(), Stop> {
+        let count = self.volumes[volume].failures.count;
+        if std::mem::replace(&mut self.file(who, number)?.failures_told, count) == count {
+            return Ok(());
+        }
+        self.volumes[volume].failures.is_told = true;
+        Err(Errno::IO.into())
     }
 
     pub(in super::super) fn readlink(&mut self, who: ProcessId, at: i32, path: &[u8]) -> Result<Vec<u8>, Stop> {

@@ -240,6 +240,27 @@ fn a_sync_that_failed_loses_what_was_dirty_though_the_next_succeeds() {
 }
 
 #[test]
+fn a_failed_sync_is_told_once_to_each_that_was_open_and_to_one_that_is_opened_later_if_nobody_was() {
+    fine(1, || {
+        let _disk = disk_at("/data");
+        let log = File::create("/data/log").unwrap();
+        let sync_all = |top: &File| crate::sys::rustix::fs::syncfs(top).is_ok();
+        let top = || File::open("/data").unwrap();
+        let (first, second) = (top(), top());
+        log.write_all_at(b"x", 0).unwrap();
+        let world = world::current();
+        let fail = |call| world.set_faults(world.process(), vec![Fault { call, errno: 5, probability: 1.0, left: 1 }]);
+        fail("fdatasync");
+        log.sync_data().unwrap_err();
+        let later = top();
+        assert_eq!([&later, &later, &first, &first].map(sync_all), [false, true, false, true]);
+        assert_eq!([&top(), &second, &second].map(sync_all), [true, false, true]);
+        fail("syncfs");
+        assert_eq!([&first, &first, &top(), &second, &second].map(sync_all), [false, true, true, false, true]);
+    });
+}
+
+#[test]
 fn a_page_that_is_written_again_after_a_failed_sync_is_synced_whole() {
     for seed in 0..100 {
         fine(seed, || {

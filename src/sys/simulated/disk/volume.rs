@@ -136,6 +136,21 @@ pub(super) struct NameChange {
     pub(super) moves_folder: bool,
 }
 
+/// What a file system knows of syncs that failed.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    pub(super) count: u64,
+    /// Some `syncfs` has told of the last one.
+    pub(super) is_told: bool,
+}
+
+impl Failures {
+    /// Whoever opens a file now is told of none that others were told of.
+    pub(super) fn told_to_new(&self) -> u64 {
+        if self.is_told { self.count } else { 0 }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Volume {
     pub(super) settings: DiskSettings,
@@ -145,6 +160,7 @@ pub(super) struct Volume {
     pub(super) durable: BTreeMap<Id, Node>,
     pub(super) names: Vec<NameChange>,
     pub(super) seq: u64,
+    pub(super) failures: Failures,
     /// Until when each call waits; the inner `None`: until told otherwise.
     pub(super) stalled: Option<Option<Duration>>,
     pub(super) key: Key,
@@ -180,6 +196,7 @@ impl Volume {
             durable: BTreeMap::from([(ROOT, node)]),
             names: Vec::new(),
             seq: 0,
+            failures: Failures::default(),
             stalled: None,
             key,
             next_id: ROOT + 1,
@@ -394,6 +411,7 @@ impl Volume {
         let mut numbers = BTreeSet::new();
         (self.live, self.durable) = (BTreeMap::new(), BTreeMap::new());
         self.names.clear();
+        self.failures = Failures::default();
         self.next_id = self.next_id.max(durable.keys().max().map_or(0, |last| last + 1));
         for (id, mut node) in durable {
             let Some((links, parent)) = reached.get(&id).copied() else { continue };
