@@ -49,6 +49,9 @@ pub struct LeaderConfig {
     pub write_timeout: Duration,
     /// How long a follower that is or was in sync may leave what it was sent without any acknowledgement. Defaults to 10 s.
     pub ack_timeout: Duration,
+    /// How long a follower may hold up commits on all, before it leaves the in-sync set: those commits wait for the others then. It keeps its connection, and is in sync again
+    /// as soon as it keeps up; if it leaves again and again, later each time. Where all followers are late together, they stay. Defaults to 500 ms.
+    pub in_sync_timeout: Duration,
     /// How long a joining follower may make no progress between two steps of a full sync or of catching up. Defaults to
     /// 10 min: a follower may hash its files for minutes between the list and its first request.
     pub sync_timeout: Duration,
@@ -201,6 +204,7 @@ impl LeaderConfig {
             queue_batches: 65_536,
             write_timeout: Duration::from_secs(5),
             ack_timeout: Duration::from_secs(10),
+            in_sync_timeout: Duration::from_millis(500),
             sync_timeout: Duration::from_secs(600),
             syncs_max: 1,
             catch_ups_max: 4,
@@ -255,6 +259,7 @@ impl LeaderConfig {
         }
         positive("write_timeout", self.write_timeout)?;
         positive("ack_timeout", self.ack_timeout)?;
+        positive("in_sync_timeout", self.in_sync_timeout)?;
         positive("sync_timeout", self.sync_timeout)?;
         positive("heartbeat_interval", self.heartbeat_interval)?;
         positive("handshake_timeout", self.handshake_timeout)?;
@@ -410,9 +415,10 @@ mod tests {
     fn times_that_no_clock_can_count_are_refused() {
         let secret = || Secret::new("secret").unwrap();
         type Set = fn(&mut LeaderConfig);
-        let leader: [(&str, Set); 10] = [
+        let leader: [(&str, Set); 11] = [
             ("write_timeout", |config| config.write_timeout = Duration::MAX),
             ("ack_timeout", |config| config.ack_timeout = Duration::MAX),
+            ("in_sync_timeout", |config| config.in_sync_timeout = Duration::MAX),
             ("sync_timeout", |config| config.sync_timeout = Duration::MAX),
             ("heartbeat_interval", |config| config.heartbeat_interval = Duration::MAX),
             ("handshake_timeout", |config| config.handshake_timeout = Duration::MAX),

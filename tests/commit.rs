@@ -124,7 +124,7 @@ fn a_commit_that_is_not_confirmed_in_time_may_still_come_true() {
 
 #[test]
 fn a_follower_that_goes_while_it_is_behind_holds_up_nobody_after_that() {
-    let leader = TestLeader::start();
+    let leader = TestLeader::with(|config| config.in_sync_timeout = PATIENCE);
     let healthy = leader.follower();
     let fake = leader.fake().join();
     wait_in_sync(&leader.leader, vec![healthy.id(), fake.id()]);
@@ -140,6 +140,30 @@ fn a_follower_that_goes_while_it_is_behind_holds_up_nobody_after_that() {
         commit.join().unwrap()
     });
     assert_eq!(followers_of(&outcome), [healthy.id()]);
+    leader.shut_down();
+}
+
+#[test]
+fn who_holds_commits_up_leaves_the_set_keeps_its_connection_and_comes_back() {
+    // Nobody is let go for being late.
+    let leader = TestLeader::with(|config| (config.ack_timeout, config.write_timeout) = (PATIENCE, PATIENCE));
+    let healthy = leader.follower();
+    let mut fake = leader.fake().join();
+    wait_in_sync(&leader.leader, vec![healthy.id(), fake.id()]);
+    leader.append("log", b"content");
+    let outcome = leader.leader.commit_at(leader.leader.position(), CommitLevel::ALL_WRITTEN, PATIENCE);
+    assert_eq!(followers_of(&outcome), [healthy.id()]);
+    wait_in_sync(&leader.leader, vec![healthy.id()]);
+    // Those after it do not wait for it at all, and it is here all the time.
+    leader.append("log", b" and more");
+    assert!(leader.leader.commit_at(leader.leader.position(), CommitLevel::ALL_WRITTEN, PATIENCE).is_committed());
+    assert!(leader.status(fake.id()).is_some() && leader.leader.evictions().is_empty());
+    for bytes in [7, 9] {
+        let action = 4 + 3 + 8 + bytes;
+        std::io::copy(&mut std::io::Read::take(&mut fake.frame, action), &mut std::io::sink()).unwrap();
+        fake.ack(action);
+    }
+    wait_in_sync(&leader.leader, vec![healthy.id(), fake.id()]);
     leader.shut_down();
 }
 

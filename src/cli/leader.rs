@@ -90,6 +90,9 @@ pub(crate) struct Limits {
     /// How long a follower may acknowledge nothing of what it was sent [default: 10s]
     #[arg(long, value_name = "DUR", env = "PACELINE_ACK_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
     ack_timeout: Option<Duration>,
+    /// How long a follower may hold up commits on all, before they do not wait for it any more [default: 500ms]
+    #[arg(long, value_name = "DUR", env = "PACELINE_IN_SYNC_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
+    in_sync_timeout: Option<Duration>,
     /// How long a joining follower may make no progress, such as while it hashes its files [default: 10m]
     #[arg(long, value_name = "DUR", env = "PACELINE_SYNC_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
     sync_timeout: Option<Duration>,
@@ -110,6 +113,7 @@ impl Limits {
         config.sync_rate = self.sync_rate;
         config.write_timeout = self.write_timeout.unwrap_or(config.write_timeout);
         config.ack_timeout = self.ack_timeout.unwrap_or(config.ack_timeout);
+        config.in_sync_timeout = self.in_sync_timeout.unwrap_or(config.in_sync_timeout);
         config.sync_timeout = self.sync_timeout.unwrap_or(config.sync_timeout);
     }
 }

@@ -518,6 +518,11 @@ impl FollowerHandle {
         self.sync.bytes_hashed.load(Ordering::Relaxed) + self.sent_bytes.load(Ordering::Relaxed)
     }
 
+    /// How long ago the oldest of what it has not acknowledged was sealed; zero if there is nothing.
+    pub(super) fn owes_for(&self) -> Duration {
+        self.in_flight.lock().oldest().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// For how long it has acknowledged nothing of what it was sent; zero if there is nothing.
     pub(super) fn silent_for(&self) -> Duration {
         self.in_flight.lock().silent_for()

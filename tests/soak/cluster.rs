@@ -361,6 +361,10 @@ impl<'a> Cluster<'a> {
                     let late = active.began.elapsed() > STOP_MAX;
                     return if late { Err(format!("node {} does not stop", node.number)) } else { Ok(false) };
                 }
+                if kind == Kind::PutBack && node.volume.path("filler").exists() {
+                    // A copy does not fit a disk that is full.
+                    return Ok(false);
+                }
                 if kind != Kind::Restart {
                     self.replace(of, kind == Kind::Wipe);
                 }

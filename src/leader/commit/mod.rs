@@ -21,6 +21,7 @@
 
 mod api;
 mod callbacks;
+mod holdups;
 mod level;
 mod recorder;
 mod rule;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use self::holdups::HoldUps;
 pub use self::level::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
 pub(super) use self::recorder::Alone;
 pub(super) use self::rule::{Has, Ticket};
@@ -49,6 +51,7 @@ use crate::types::{NodeId, StreamPosition};
 pub(super) struct Commits {
     leadership: Arc<dyn Leadership>,
     min_in_sync: usize,
+    in_sync_timeout: Duration,
     below_min: BelowMin,
     v1_acks: Durability,
     state: Mutex<State>,
@@ -64,6 +67,7 @@ pub(super) struct Commits {
 
 struct State {
     rule: Rule,
+    hold_ups: HoldUps,
     /// The stream's end, as far as anybody here has heard of it.
     end: u64,
     last_ticket: Ticket,
@@ -134,10 +138,12 @@ impl Commits {
         Self {
             leadership,
             min_in_sync: config.min_in_sync,
+            in_sync_timeout: config.in_sync_timeout,
             below_min: config.below_min,
             v1_acks: config.v1_acks,
             state: Mutex::new(State {
                 rule: Rule::new(leader, config.min_in_sync, config.cluster_size, recorded),
+                hold_ups: HoldUps::new(config.in_sync_timeout),
                 end: 0,
                 last_ticket: 0,
                 waiting: BTreeMap::new(),
@@ -194,7 +200,14 @@ impl Commits {
             return;
         }
         state.end = state.end.max(has.received);
-        if state.rule.has(follower.id, ticket, has) {
+        let mut begins = state.rule.has(follower.id, ticket, has);
+        let oldest = follower.owes_for();
+        if state.rule.behind().any(|id| id == follower.id)
+            && state.hold_ups.is_back(&state.rule, follower.id, oldest, Instant::now())
+        {
+            begins = state.rule.keeps_up(follower.id);
+        }
+        if begins {
             // It was not asked with the others.
             state.requested = 0;
             state.counted_anew = true;
@@ -308,6 +321,10 @@ impl Commits {
             state.deadlines.insert((*deadline, number), (level, position.0));
             self.to_call.notify_one();
         }
+        if state.waiting.is_empty() {
+            // It begins to look who holds commits up.
+            self.to_record.notify_one();
+        }
         state.waiting.entry(level).or_default().insert(at, waiter);
         state.sync_wanted |= level.durability == Durability::Durable && position.0 > state.requested;
         // A member that is not here holds it up until a set without it is recorded.
@@ -344,7 +361,9 @@ impl Commits {
     /// To be called last with whatever may have changed what is committed or who is in sync.
     fn changed(&self, mut state: MutexGuard<'_, State>) {
         let settled = self.settle_waiters(&mut state);
-        self.to_record.notify_one();
+        if state.rule.lingers() || state.recording && !state.rule.is_settled() {
+            self.to_record.notify_one();
+        }
         if state.sync_wanted || state.ask_wanted {
             self.to_sync.notify_one();
         }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Commits, Set};
+use super::{Commits, Quorum, Set, State};
 use crate::coordinator::{CoordinatorError, IN_SYNC_IDS_MAX, InSyncSet, Leadership};
 use crate::leader::stream::Stream;
 use crate::sys::sync::MutexGuard;
@@ -59,6 +59,14 @@ impl Commits {
                 Step::Write(set) => set,
                 Step::Check => {
                     self.check_recorded(&mut check);
+                    continue;
+                }
+                Step::Fallen(ids) => {
+                    let ids = ids.iter().map(NodeId::to_string).collect::<Vec<_>>().join(",");
+                    log::warn!(
+                        "{ids} held commits up for {:?} and is not waited for; it is in sync again once it keeps up",
+                        self.in_sync_timeout
+                    );
                     continue;
                 }
             };
@@ -128,17 +136,48 @@ impl Commits {
             if state.recording && Instant::now() >= check_at {
                 return Some(Step::Check);
             }
+            let wake_at = match self.look_for_hold_ups(&mut state) {
+                HoldUp::Fallen(ids) => return Some(Step::Fallen(ids)),
+                HoldUp::Back => continue,
+                HoldUp::LookAt(at) => at.map_or(check_at, |at| at.min(check_at)),
+            };
             if state.rule.lingers() {
                 // Somebody is gone who has all there was: is there more?
                 self.to_record.wait_for(&mut state, LOOK_EVERY);
                 let end = MutexGuard::unlocked(&mut state, || stream.end());
                 state.rule.appended(end.0);
             } else if state.recording {
-                self.to_record.wait_until(&mut state, check_at);
+                self.to_record.wait_until(&mut state, wake_at);
             } else {
                 self.to_record.wait(&mut state);
             }
         }
+    }
+
+    /// Looks who holds commits up, and who does so no more.
+    fn look_for_hold_ups(&self, state: &mut State) -> HoldUp {
+        let State { rule, hold_ups, waiting, end, .. } = state;
+        let oldest: Vec<_> = waiting
+            .iter()
+            .filter_map(|(level, waiting)| Some((*level, waiting.keys().next()?.0)))
+            .filter(|(level, _)| level.quorum == Quorum::All)
+            .collect();
+        let now = Instant::now();
+        let fallen = hold_ups.look(rule, &oldest, now);
+        if !fallen.is_empty() {
+            return HoldUp::Fallen(fallen);
+        }
+        // Who has all there is says nothing more.
+        let back = rule.behind().find(|id| rule.has_all(*id, *end) && hold_ups.is_back(rule, *id, Duration::ZERO, now));
+        if let Some(id) = back {
+            rule.keeps_up(id);
+            // It was not asked with the others.
+            (state.requested, state.counted_anew, state.ask_wanted) = (0, true, true);
+            self.to_sync.notify_one();
+            return HoldUp::Back;
+        }
+        let is_worth_it = !oldest.is_empty() || rule.behind().next().is_some();
+        HoldUp::LookAt(is_worth_it.then(|| hold_ups.next_look()))
     }
 
     /// Notes what came of a write. Returns whether the election is lost.
@@ -173,6 +212,16 @@ impl Commits {
 enum Step {
     Write(Set),
     Check,
+    /// Say who fell behind.
+    Fallen(Vec<NodeId>),
+}
+
+enum HoldUp {
+    Fallen(Vec<NodeId>),
+    /// Somebody is back.
+    Back,
+    /// Look again at this time, if there is something to look for.
+    LookAt(Option<Instant>),
 }
 
 /// When it looks at what is recorded.

@@ -17,6 +17,9 @@
 //!                                                             there is more by now
 //! ```
 //!
+//! Who is `Counted` or `In` and holds commits up for too long falls `Behind`: it is not wanted in the set, and stops to count once a set without it is
+//! confirmed, as one that has gone does. Once it keeps up it is `Counted` again. Its connection has nothing to do with that.
+//!
 //! - `Counted`: commits on all wait for it, but it is not recorded yet: what was committed without it may be more than it has.
 //!   From here on nothing is, so it has everything once it has what was committed up to now. Without this step a follower that
 //!   is always a little behind the others would never get in, or one would be recorded that lacks what was committed
@@ -79,6 +82,7 @@ enum Stage {
     Joining,
     Counted,
     In,
+    Behind,
     Lingering,
     /// Remembered for as long as it counts.
     Gone,
@@ -103,6 +107,17 @@ struct Member {
     has: Has,
     /// Whether it ever says that something is durable.
     says_durable: bool,
+}
+
+impl Member {
+    /// If it counts, it is in once it has what was committed without it; and what leaders before this one called durable on all, which is in what it
+    /// was synced with.
+    fn may_be_in(&mut self, committed: Has) {
+        let is_safe = self.has.flushed || !self.says_durable;
+        if self.stage == Stage::Counted && is_safe && self.has.reaches(committed) {
+            self.stage = Stage::In;
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -163,12 +178,51 @@ impl Rule {
         if begins {
             member.stage = Stage::Counted;
         }
-        // What leaders before this one called durable on all is in what it was synced with.
-        let is_safe = has.flushed || !member.says_durable;
-        if member.stage == Stage::Counted && is_safe && has.reaches(committed) {
-            member.stage = Stage::In;
-        }
+        member.may_be_in(committed);
         begins
+    }
+
+    /// Commits on all have waited for it too long: it is not waited for any more.
+    pub(super) fn falls_behind(&mut self, id: NodeId) {
+        if let Some(member) = self.members.get_mut(&id).filter(|it| matches!(it.stage, Stage::Counted | Stage::In)) {
+            member.stage = Stage::Behind;
+        }
+    }
+
+    /// Those that fell behind and are here.
+    pub(super) fn behind(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.members.iter().filter(|(_, member)| member.stage == Stage::Behind).map(|(id, _)| *id)
+    }
+
+    /// It keeps up again. Returns whether it begins to be counted.
+    pub(super) fn keeps_up(&mut self, id: NodeId) -> bool {
+        let (committed, is_full) = (self.committed, self.is_full());
+        let Some(member) = self.members.get_mut(&id).filter(|it| it.stage == Stage::Behind && !is_full) else {
+            return false;
+        };
+        member.stage = Stage::Counted;
+        member.may_be_in(committed);
+        true
+    }
+
+    /// Whether it has written all up to `end`.
+    pub(super) fn has_all(&self, id: NodeId, end: u64) -> bool {
+        self.members.get(&id).is_some_and(|member| member.has.written >= end)
+    }
+
+    /// Whether it has all that was committed on all.
+    pub(super) fn has_committed(&self, id: NodeId) -> bool {
+        self.members.get(&id).is_some_and(|member| member.has.reaches(self.committed))
+    }
+
+    /// Those, of all that count and are here, that lack something before a position that the leader's own files are ready for; and how many count.
+    pub(super) fn holding_up(&self, position: u64, durability: Durability) -> (Set, usize) {
+        let counted = || self.members.iter().filter(|(_, it)| matches!(it.stage, Stage::Counted | Stage::In));
+        if durability == Durability::Durable && self.local < position {
+            return (Set::new(), counted().count());
+        }
+        let lacking = counted().filter(|(_, member)| member.has.at(durability) < position);
+        (lacking.map(|(id, _)| *id).collect(), counted().count())
     }
 
     /// Whether it is on this way to the stream, and not counted yet.

@@ -132,6 +132,11 @@ impl World {
             Connection::Joining => {}
             Connection::Attached => {
                 add(format!("{node} makes durable"), &|world| world.followers[at].disk = Some(world.end));
+                // One of them is enough, and takes a third of the time.
+                if at == 0 {
+                    add(format!("{node} falls behind"), &|world| world.rule.falls_behind(node));
+                    add(format!("{node} keeps up"), &|world| _ = world.rule.keeps_up(node));
+                }
                 add(format!("{node} tells"), &|world| {
                     let has = all(world.followers[at].disk.unwrap_or(0));
                     world.rule.has(node, TICKET, has);
@@ -192,6 +197,7 @@ impl World {
                 }
                 if follower.connection == Connection::Attached {
                     self.rule.has(node, TICKET, all(self.end));
+                    self.rule.keeps_up(node);
                 }
             }
             self.commit();
