@@ -10,7 +10,7 @@ use super::world::{Outcome, Policy, Settings, run};
 fn simulate(seed: u64, root: impl FnOnce() + Send + 'static) -> Outcome {
     let policy =
         if seed % 2 == 0 { Policy::Random { change: 0.2 } } else { Policy::Priorities { changes: 3, within: 200 } };
-    run(Settings { seed, policy, trace: false }, root)
+    run(Settings { seed, policy, stalls: 0.0, trace: false }, root)
 }
 
 #[test]

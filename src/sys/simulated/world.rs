@@ -26,6 +26,10 @@ const STACK_BYTES: usize = 512 << 10;
 /// A history that takes more steps is given up as one that never comes to rest.
 const STEPS_MAX: u64 = 5_000_000;
 
+/// A stall is shorter than this, doubled once or more often.
+const STALL_MIN: Duration = Duration::from_micros(10);
+const STALL_DOUBLES_MAX: u32 = 12;
+
 /// What can be waited for: given once, never used again in a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(u64);
@@ -72,6 +76,9 @@ pub enum Policy {
 pub struct Settings {
     pub seed: u64,
     pub policy: Policy,
+    /// How likely a thread is held up at a scheduling point, for up to some 40 ms, as one is that the system runs others instead of.
+    /// Without it, whoever can run does so before time jumps: no thread is ever slower than an answer over the network.
+    pub stalls: f64,
     /// Keeps a readable trace.
     pub trace: bool,
 }
@@ -115,6 +122,7 @@ struct State {
     steps: u64,
     digest: u64,
     policy: Policy,
+    stalls: f64,
     /// For [`Policy::Priorities`]: the steps at which the one that runs becomes the last.
     change_at: Vec<u64>,
     lowest: i64,
@@ -227,6 +235,7 @@ pub fn run(settings: Settings, root: impl FnOnce() + Send + 'static) -> Outcome 
             steps: 0,
             digest: 0xcbf2_9ce4_8422_2325,
             policy: settings.policy,
+            stalls: settings.stalls,
             change_at,
             lowest: 0,
             schedule,
@@ -635,7 +644,9 @@ impl World {
 
     /// A scheduling point: somebody goes on, perhaps this thread.
     fn reschedule(&self, me: TaskId) {
-        if self.pass(self.lock(), me) {
+        let mut state = self.lock();
+        state.may_stall(me);
+        if self.pass(state, me) {
             self.take_baton(me);
         }
     }
@@ -721,6 +732,19 @@ impl State {
             self.deadlines.extend(deadline.map(|deadline| (deadline, id)));
         }
         self.tasks[id].state = state;
+    }
+
+    /// Perhaps the running thread is held up for a while: of any process but the driver's.
+    fn may_stall(&mut self, me: TaskId) {
+        let of_driver = self.tasks[me].process == ProcessId(0);
+        let ended = matches!(self.tasks[me].state, TaskState::Ended);
+        if self.stalls == 0.0 || of_driver || ended || self.schedule.f64() >= self.stalls {
+            return;
+        }
+        let longest = STALL_MIN * (1 << self.schedule.u32(1..=STALL_DOUBLES_MAX));
+        let until = self.now + longest.mul_f64(self.schedule.f64());
+        let at = Location::caller();
+        self.waits(me, TaskState::Waiting { what: What::Sleep, keys: Vec::new(), deadline: Some(until), at });
     }
 
     fn ends(&mut self, id: TaskId) {

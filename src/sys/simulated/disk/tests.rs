@@ -16,7 +16,7 @@ use super::super::{rustix, thread};
 use super::{Disk, DiskSettings, Entry, NamesAtPowerCut, WatchLimits};
 
 fn run(seed: u64, body: impl FnOnce() + Send + 'static) -> Outcome {
-    let settings = Settings { seed, policy: Policy::Random { change: 0.3 }, trace: false };
+    let settings = Settings { seed, policy: Policy::Random { change: 0.3 }, stalls: 0.0, trace: false };
     world::run(settings, body)
 }
 

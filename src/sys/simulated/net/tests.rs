@@ -19,7 +19,7 @@ fn simulate(seed: u64, root: impl FnOnce() + Send + 'static) -> Outcome {
     } else {
         Policy::Priorities { changes: 3, within: 500 }
     };
-    run(Settings { seed, policy, trace: false }, root)
+    run(Settings { seed, policy, stalls: 0.0, trace: false }, root)
 }
 
 /// For many seeds; the driver is on host A.
