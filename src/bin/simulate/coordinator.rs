@@ -40,6 +40,32 @@ struct State {
     /// Sets that were recorded, for the trace and the checks.
     recorded: u64,
     changes: u64,
+    /// Writes of sets that nobody waits for any more: they get there when their node is not cut off any more.
+    late: Vec<(NodeId, Write)>,
+}
+
+/// A write of the set: done only for who is elected, and if nobody has written since it was sent, as with etcd.
+#[derive(Clone)]
+struct Write {
+    term: u64,
+    after: u64,
+    set: InSyncSet,
+}
+
+impl State {
+    /// Whether it is done; `None`: its election is over.
+    fn record(&mut self, write: &Write) -> Option<bool> {
+        if self.candidates.front().is_none_or(|front| front.term != write.term) {
+            return None;
+        }
+        let is_next = self.recorded == write.after;
+        if is_next {
+            self.in_sync = Some(write.set.clone());
+            self.recorded += 1;
+            world::current().trace(|| format!("recorded as in sync: {}", write.set));
+        }
+        Some(is_next)
+    }
 }
 
 struct Candidate {
@@ -82,8 +108,13 @@ impl Cluster {
         let mut state = self.lock();
         if cut {
             state.cut.insert(id);
-        } else {
-            state.cut.remove(&id);
+        } else if state.cut.remove(&id) {
+            let (arrived, late) = std::mem::take(&mut state.late).into_iter().partition(|(of, _)| *of == id);
+            state.late = late;
+            let arrived: Vec<_> = arrived;
+            for (_, write) in arrived {
+                state.record(&write);
+            }
         }
         self.changed(state);
     }
@@ -322,20 +353,19 @@ impl Election {
 
 impl Leadership for Election {
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
-        let term = self.term;
-        let recorded = self.handle.ask(|state| {
-            let is_ours = state.candidates.front().is_some_and(|front| front.term == term);
-            if is_ours {
-                state.in_sync = Some(set.clone());
-                state.recorded += 1;
-                world::current().trace(|| format!("recorded as in sync: {set}"));
+        let write = Write { term: self.term, after: self.handle.cluster.lock().recorded, set: set.clone() };
+        match self.handle.ask(|state| state.record(&write)) {
+            Ok(Some(true)) => Ok(()),
+            Ok(Some(false)) => Err(CoordinatorError::NotRecorded("somebody else has written it".into())),
+            Ok(None) => Err(CoordinatorError::Lost),
+            Err(Lost::Request(_)) if world::current().chance(fastrand::Rng::bool) => {
+                Err(CoordinatorError::NotRecorded("no answer".into()))
             }
-            is_ours
-        });
-        match recorded {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(CoordinatorError::Lost),
-            Err(Lost::Request(_)) => Err(CoordinatorError::NotRecorded("no answer".into())),
+            // What is on its way may get there long after.
+            Err(Lost::Request(_)) => {
+                self.handle.cluster.lock().late.push((self.handle.id, write));
+                Err(CoordinatorError::Unknown("no answer".into()))
+            }
             Err(Lost::Answer(_)) => Err(CoordinatorError::Unknown("no answer".into())),
         }
     }

@@ -17,7 +17,7 @@ use paceline::watch::Watcher;
 use paceline::{BackPressure, Follower, FollowerConfig, Leader, LeaderConfig, Node, NodeId, OnFull};
 
 use crate::coordinator::{Cluster, secret};
-use crate::host::{Host, Writer};
+use crate::host::{Calm, CalmOutcome, Host, Writer, Writers};
 use crate::machine::{INCOMPLETE, Machine, SUSPECT};
 use crate::model::{Kept, Looked, Model, See, Tree, differs};
 use crate::plan::{Event, Fault, Kind, Plan};
@@ -41,6 +41,8 @@ struct Member {
     kept: Kept,
     /// It has lost power, and has not followed since: what is in its files may be anything.
     torn: bool,
+    /// A system call has failed: a sync, perhaps, which marks its copy as one that is not complete.
+    failed: bool,
     /// Until when nobody may start it.
     down_until: Duration,
     /// A person has looked at the files of its suspect directory, and takes the marks away before it starts.
@@ -109,9 +111,14 @@ impl History {
         let host = Arc::new(Host {
             model: Model::default(),
             pause: plan.pause,
+            commits: plan.commits,
+            large: plan.large,
+            commits_call: plan.commits_call,
+            appends_wait: plan.appends_wait,
             stop: AtomicBool::new(false),
             writers: (0..plan.writers).map(|_| Writer::default()).collect(),
             longest_commit: AtomicU64::new(0),
+            calm: Calm::default(),
         });
         let members = (0..=plan.followers)
             .map(|number| Member {
@@ -122,6 +129,7 @@ impl History {
                 looked: Looked::new(),
                 kept: Kept::default(),
                 torn: false,
+                failed: false,
                 down_until: Duration::ZERO,
                 cleared: false,
             })
@@ -149,7 +157,7 @@ impl History {
             self.check();
             let next = events.last().map(|event| event.at).into_iter().chain(self.over.iter().map(|(at, ..)| *at));
             let next = next.min().unwrap_or(end).saturating_sub(self.world.now());
-            thread::sleep(next.clamp(Duration::from_micros(100), Duration::from_millis(25)));
+            thread::sleep(next.clamp(Duration::from_micros(100), self.shared.plan.look_every));
         }
         self.shared.host.stop.store(true, Ordering::Relaxed);
         self.rest();
@@ -235,6 +243,7 @@ impl History {
 
     fn begin(&mut self, event: &Event) {
         let Event { node, fault, lasts, .. } = event;
+        self.members[*node].failed |= matches!(fault, Fault::Errors { .. });
         let (node, until) = (*node, self.world.now() + *lasts);
         self.world.trace(|| format!("EVENT {event}"));
         match fault {
@@ -346,6 +355,10 @@ impl History {
     fn check_members(&mut self) {
         let Some(set) = self.shared.cluster.in_sync() else { return };
         for member in self.members.iter_mut().filter(|member| set.contains(member.id)) {
+            if member.machine.is_incomplete() && !member.failed {
+                self.world
+                    .fail(format!("P5: node {}, in sync as recorded ({set}), is in the midst of a sync", member.id));
+            }
             let look = |see: &mut See<'_>| member.machine.look_at_durable(see);
             if let Some(wrong) = self.shared.host.model.check_confirmed(look, &mut member.kept) {
                 self.world.fail(format!("P5: node {}, in sync as recorded ({set}): {wrong}", member.id));
@@ -391,10 +404,14 @@ impl History {
         if let Some(wrong) = self.shared.host.model.check_confirmed(look, &mut Kept::default()) {
             self.world.fail(format!("P5: at rest, with node {} as leader: {wrong}", leader.id));
         }
+        let outcome = self.calm();
         let longest = Duration::from_nanos(self.shared.host.longest_commit.load(Ordering::Relaxed));
         let slowest = self.members.iter().map(|member| member.machine.longest_sync()).max().unwrap_or_default();
         let bound = QUIET_COMMIT_MAX + QUIET_COMMIT_SYNCS * slowest;
-        if self.shared.plan.events.is_empty() && self.shared.plan.kind == Kind::Group && longest > bound {
+        let is_quiet = self.shared.plan.events.is_empty() && self.shared.plan.kind == Kind::Group;
+        let in_calm = if let CalmOutcome::Committed(longest) = outcome { longest } else { Duration::ZERO };
+        let longest = if is_quiet { longest.max(in_calm) } else { in_calm };
+        if longest > bound {
             self.world.fail(format!("a commit took {longest:?} where nothing happened and a sync takes {slowest:?}"));
         }
         let (appends, commits) = self.shared.host.model.counts();
@@ -403,10 +420,47 @@ impl History {
 }
 
 impl History {
+    /// Some commits while nothing happens, each of all there is: then whoever is recorded has all of it, also should all machines lose
+    /// power now.
+    fn calm(&mut self) -> CalmOutcome {
+        let calm = &self.shared.host.calm;
+        calm.wanted.store(true, Ordering::Relaxed);
+        let began = self.world.now();
+        let outcome = loop {
+            if let Some(outcome) = self.shared.host.calm.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                break outcome;
+            }
+            if self.world.now() > began + REST_MAX {
+                self.world.fail(format!("liveness: no commit {REST_MAX:?} after all was in sync"));
+            }
+            self.look_after_processes();
+            thread::sleep(Duration::from_millis(20));
+        };
+        match &outcome {
+            CalmOutcome::Committed(_) => {}
+            CalmOutcome::LocalSyncFailed => return outcome,
+            CalmOutcome::Other(wrong) => {
+                self.world.fail(format!("liveness: a commit where nothing happens and all are in sync: {wrong}"));
+            }
+        }
+        self.check_members();
+        let set = self.shared.cluster.in_sync();
+        let leader = self.members.iter().find(|member| member.post.read().leads).expect("somebody leads");
+        let original = leader.machine.tree();
+        for member in self.members.iter().filter(|member| set.as_ref().is_some_and(|set| set.contains(member.id))) {
+            if let Some(wrong) = compare(&original, &member.machine.durable_tree()) {
+                self.world
+                    .fail(format!("P5: all is confirmed as durable, and at node {} it is not: {wrong}", member.id));
+            }
+        }
+        outcome
+    }
+
     /// Who of a set lacks something of a leader that has stopped, and what.
     fn lacks(&self, leader: usize, set: &InSyncSet) -> Option<String> {
         let original = self.members[leader].machine.tree();
-        let members = self.members.iter().filter(|member| set.contains(member.id));
+        // What lost power may have lost what was not durable yet.
+        let members = self.members.iter().filter(|member| set.contains(member.id) && !member.torn);
         members.into_iter().find_map(|member| {
             let wrong = compare(&original, &member.machine.tree())?;
             Some(format!("node {}, in sync as recorded ({set}), has less: {wrong}", member.id))
@@ -454,7 +508,11 @@ impl Shared {
         }
         if self.plan.back_pressure {
             config.min_in_sync = 1;
-            config.back_pressure = BackPressure::WouldBlock(Duration::from_secs(3));
+            let longest = Duration::from_secs(3);
+            config.back_pressure = match self.plan.appends_wait {
+                true => BackPressure::Wait(longest),
+                false => BackPressure::WouldBlock(longest),
+            };
         }
         config
     }
@@ -486,15 +544,14 @@ impl Shared {
         let recorded = handle.in_sync_set()?;
         let leader =
             Arc::new(Leader::open_elected(self.leader_config(id, dir), leadership.clone(), recorded.as_ref())?);
-        let stop = Arc::new(AtomicBool::new(false));
         let watcher = match self.plan.kind {
             Kind::Watched => Some(Watcher::start(leader.clone(), dir, None)?),
             _ => None,
         };
         leader.listen((address, PORT))?;
         let writers = match watcher {
-            Some(_) => self.host.start_unheard(dir, &stop),
-            None => self.host.start(&leader, dir, &stop),
+            Some(_) => self.host.start_unheard(&leader, dir),
+            None => self.host.start(&leader, dir),
         };
         post.update(|posted| posted.leads = true);
         let failed = || watcher.as_ref().and_then(Watcher::take_failure);
@@ -502,11 +559,10 @@ impl Shared {
             if let Some(failure) = failed() {
                 return Err(failure.into());
             }
-            self.post_leader(&leader, post, writers.iter().all(thread::JoinHandle::is_finished));
+            self.post_leader(&leader, post, writers.are_idle());
             thread::sleep(Duration::from_millis(5));
         }
-        stop.store(true, Ordering::Relaxed);
-        writers.into_iter().for_each(|writer| drop(writer.join()));
+        writers.stop();
         drop(watcher);
         leader.shutdown(Duration::from_secs(2));
         if leadership.is_held() && self.plan.stops_are_clean() {
@@ -519,6 +575,9 @@ impl Shared {
 
     /// `idle`: the host writes no more.
     fn post_leader(&self, leader: &Leader, post: &Post, idle: bool) {
+        if !idle {
+            return;
+        }
         let position = leader.position();
         let in_sync = leader.in_sync().followers;
         let followers = leader.followers();
@@ -527,7 +586,7 @@ impl Shared {
             .filter(|follower| follower.acknowledged == Some(position) && in_sync.contains(&follower.id))
             .count();
         post.update(|posted| {
-            posted.drained = idle.then_some(drained);
+            posted.drained = Some(drained);
             posted.says = format!("at {position}: {followers:?}");
         });
     }
@@ -585,29 +644,23 @@ struct Active {
     shared: Arc<Shared>,
     post: Arc<Post>,
     dir: PathBuf,
-    running: Option<(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>)>,
+    running: Option<Writers>,
 }
 
 impl NodeHost for Active {
     fn start(&mut self, term: &Term) -> Result<(), HostError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let writers = self.shared.host.start(term.leader(), &self.dir, &stop);
-        self.running = Some((stop, writers));
+        self.running = Some(self.shared.host.start(term.leader(), &self.dir));
         self.post.update(|posted| posted.leads = true);
         Ok(())
     }
 
     fn check(&mut self, term: &Term) -> Result<(), HostError> {
-        let idle = self.running.iter().all(|(_, writers)| writers.iter().all(thread::JoinHandle::is_finished));
-        self.shared.post_leader(term.leader(), &self.post, idle);
+        self.shared.post_leader(term.leader(), &self.post, self.running.as_ref().is_none_or(Writers::are_idle));
         Ok(())
     }
 
     fn stop(&mut self, _: &Term) -> Result<(), HostError> {
-        if let Some((stop, writers)) = self.running.take() {
-            stop.store(true, Ordering::Relaxed);
-            writers.into_iter().for_each(|writer| drop(writer.join()));
-        }
+        self.running.take().into_iter().for_each(Writers::stop);
         self.post.update(|posted| {
             posted.leads = false;
             posted.drained = None;

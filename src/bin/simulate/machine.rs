@@ -124,12 +124,19 @@ impl Machine {
         tree_of(&self.dir())
     }
 
+    /// The same as it is for certain after a loss of power.
+    pub(crate) fn durable_tree(&self) -> Tree {
+        let mut tree = Tree::new();
+        self.look_at_durable(&mut |name, _, content| drop(tree.insert(name.to_owned(), content.to_vec())));
+        tree
+    }
+
     /// The same, shown file by file.
     pub(crate) fn look(&self, see: &mut See<'_>) {
         disk::visit(self.dir(), |path, file| show(path, file, see));
     }
 
-    /// The same as it is for certain after a loss of power.
+    /// The same as it is for certain after that.
     pub(crate) fn look_at_durable(&self, see: &mut See<'_>) {
         disk::visit_durable(self.disk, |path, file| {
             if let Ok(path) = path.strip_prefix("data") {

@@ -134,7 +134,7 @@ fn options() -> Result<Options, String> {
 }
 
 pub(crate) fn run_one(plan: &Plan, trace: bool) -> Outcome {
-    let settings = Settings { seed: plan.seed, policy: plan.policy.clone(), stalls: 0.0, trace };
+    let settings = Settings { seed: plan.seed, policy: plan.policy.clone(), stalls: plan.stalls, trace };
     let plan = plan.clone();
     world::run(settings, move || history::run(plan))
 }
