@@ -17,23 +17,40 @@
 //! A history takes some 35,000 steps, and a tenth of a second of one core in a build with assertions (`opt-level = 1`; measured over
 //! 238 of them on a busy machine, system time included). In release two cores ran 1,027 a minute beside tests that used them, too.
 //!
+//! Each ends with some commits while nothing happens and all are in sync: they take no longer than disks do, and what is durable at each
+//! member is equal to the leader's files after them.
+//!
 //! # Faults of the past that it finds
 //!
-//! `tests/known_faults/run` puts each back and looks how soon it is found, with the same histories passing without it. So far each had
-//! 40 s on a busy machine, in a build with assertions:
+//! `tests/known_faults/run` puts each back and looks how soon it is found, with the same histories passing without it. With two
+//! processes on a machine that some ten other builds and tests had, too, and in a build with assertions:
 //!
 //! | fault (`tests/known_faults`) | histories | seconds | how it showed |
 //! |---|---|---|---|
-//! | `acknowledged-before-the-flush` | 1 | 1 | P5: a confirmed record is missing at a member |
-//! | `folder-not-synced` | 3 | 1 | P5: the same |
-//! | `in-the-set-before-it-is-durable` | 128 | 11 | P5: the same |
-//! | `in-the-set-too-early` | 126 | 11 | P5: the same |
-//! | `lock-held-across-join` | 2 | 1 | a join with a lock held |
+//! | `acknowledged-before-the-flush` | 1 | 1 | P5: all is confirmed as durable, and at a member it is not |
+//! | `error-taken-for-a-delete` | 120 | 63 | P4: a file is missing in a copy that had it, and exists |
+//! | `failed-flush-forgotten` | 454 | 242 | P5: all is confirmed as durable, and at a member it is not |
+//! | `folder-not-synced` | 2 | 1 | P5: a confirmed record is missing at a member |
+//! | `in-the-set-before-it-is-durable` | 1 | 1 | P5: who is recorded as in sync is in the midst of a sync |
+//! | `in-the-set-too-early` | 247 | 40 | P5: a confirmed record is missing at a member |
+//! | `in-the-set-while-it-syncs` | 34 | 10 | P5: who is recorded as in sync is in the midst of a sync |
+//! | `lock-held-across-join` | 3 | 1 | a join with a lock held |
+//! | `rename-not-synced` | 7 | 2 | P5: all is confirmed as durable, and at the leader it is not |
 //!
-//! Not found in that time, some 100 to 440 histories each: `error-taken-for-a-delete`, `failed-flush-forgotten`,
-//! `in-the-set-while-it-syncs`, `mark-not-noted`, `mending-under-back-pressure`, `rename-not-synced`. Not run for long enough to say
-//! anything: `set-written-unfenced`, `stale-set-at-clean-stop`, `ticket-of-a-predecessor`. Out of reach as it is:
-//! `growth-hides-a-change`, because no program here changes a file in place.
+//! Within reach, but seldom drawn: histories that are made for them find each of these in 2 to 100, fresh ones have not yet in one to
+//! three minutes.
+//! `stale-set-at-clean-stop` takes a follower that goes with all there is and a leader that stops within 100 ms after it, with something
+//! appended and no commit between. `set-written-unfenced` takes a leader that is cut off from the coordinator, for longer than its lease
+//! and while its set changes. `mark-not-noted` takes a thread that is held up between two certain steps of a commit.
+//! `failed-sync-leaves-no-mark` had 100 s with one process, and was not found.
+//!
+//! Not found: `ticket-of-a-predecessor` (a follower that comes back just while its queue is full and the demotion thread is held up
+//! between two steps) and `mending-under-back-pressure` (bytes of a large file that are gone when they are to be sent, while appends are
+//! held back, and then a commit). Out of reach: `growth-hides-a-change`, because no program here changes a file in place: what is promised
+//! then depends on whether the watcher has looked in between, which the program cannot know.
+//!
+//! One failure of a watched directory without any fault put back is not yet explained away: an inode that is used again at once is taken
+//! for a renamed file, so that a file which exists is missing in copies for a moment.
 
 mod coordinator;
 mod history;

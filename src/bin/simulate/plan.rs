@@ -171,7 +171,7 @@ impl Plan {
             appends_wait: back_pressure && rng.bool(),
             commits_call: rng.u8(..100) < 25,
             file_clock: Duration::from_micros([1, 4_000, 1_000_000][rng.usize(..3)]),
-            look_every: Duration::from_micros([25_000, 25_000, 5_000, 1_000][rng.usize(..4)]),
+            look_every: Duration::from_micros([25_000, 25_000, 10_000, 4_000][rng.usize(..4)]),
             events,
         }
     }
