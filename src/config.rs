@@ -280,6 +280,8 @@ pub enum Protocol {
     Auto,
     /// 1.0.0 only, without asking for more.
     V1,
+    /// Paceline's extension only: a leader that does not know it is not followed.
+    Extension,
 }
 
 /// What of a directory may be given up for a leader that has it not.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::beneath::{self, Beneath};
+use crate::digests::Stamps;
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::probe::Probe;
@@ -88,6 +89,7 @@ pub(crate) struct FoundFile {
     pub(crate) len: u64,
     /// Its device and inode.
     pub(crate) id: (u64, u64),
+    pub(crate) stamps: Stamps,
 }
 
 impl DataDir {
@@ -353,7 +355,8 @@ fn list(
         {
             Ok((FileType::RegularFile, stat)) => {
                 let len = u64::try_from(stat.st_size).unwrap_or_default();
-                visitor.file(FoundFile { path, len, id: (stat.st_dev, stat.st_ino) });
+                let id = (stat.st_dev, stat.st_ino);
+                visitor.file(FoundFile { path, len, id, stamps: Stamps::of(&stat) });
             }
             Ok((FileType::Directory, _)) => {
                 if !root.is_lost_and_found(&path).map_err(failed)? && visitor.folder(&path) {

@@ -72,6 +72,7 @@ pub mod config;
 pub mod coordinator;
 mod datadir;
 mod descriptors;
+mod digests;
 pub mod error;
 mod flusher;
 pub mod follower;
@@ -89,6 +90,7 @@ pub mod protocol;
 mod seldom;
 mod sendqueue;
 mod stop;
+mod sums;
 #[cfg(not(feature = "simulate"))]
 mod sys;
 #[cfg(feature = "simulate")]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `data-set` | of which data set the directory is a copy, see [`DataSetId`] |
 //! | `data-set-proposed` | which data set it is to be once its cluster says so; forgotten when it is of any |
+//! | `digests` | the digests of its files, see `digests/file.rs`; large, so it is streamed; absent where it is torn |
 //! | `last-led` | what there was when it last led, see `leader/last_led.rs`; gone once it follows |
 //! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
 //! | `suspect` (a mark) | a sync has failed, of a follower or a leader: not all is on disk that can be read from here |
@@ -25,10 +26,12 @@ use std::path::{Path, PathBuf};
 
 use sha1::{Digest, Sha1};
 
+use crate::digests::Stamps;
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::sys::fd::{AsFd, OwnedFd};
 use crate::sys::fs::{self, File};
+use crate::sys::process;
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, Dir as Entries, Mode, OFlags};
 use crate::sys::rustix::io::Errno;
@@ -48,6 +51,9 @@ const DATA_SET_PROPOSED: &str = "data-set-proposed";
 
 /// What there was when the directory last led.
 pub(crate) const LAST_LED: &str = "last-led";
+
+/// The digests of its files.
+pub(crate) const DIGESTS: &str = "digests";
 
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -143,6 +149,54 @@ impl OwnFolder {
         write().map_err(|error| failed(error.into()))
     }
 
+    /// A file of any length, to be read; whoever wrote it sees to it that torn ones are told. `None` only if it is not there.
+    pub(crate) fn open(&self, name: &str) -> Result<Option<File>, Error> {
+        let Some(folder) = self.folder()? else { return Ok(None) };
+        match rustix::fs::openat(&folder, name, OFlags::RDONLY | FILE, Mode::empty()) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(Error::io("open", self.path.join(name), error)),
+        }
+    }
+
+    /// Begins a file of any length that takes the place of `name` once it is written, see [`Replacement`].
+    pub(crate) fn replace(&self, name: &'static str) -> Result<Replacement, Error> {
+        let path = self.path.join(name);
+        let folder = self.folder_made()?;
+        match new_file(&folder, &format!("{name}{TEMPORARY_SUFFIX}")) {
+            Ok(file) => Ok(Replacement { folder, file, name, path, is_placed: false }),
+            Err(error) => Err(Error::io("write", path, error)),
+        }
+    }
+
+    /// Changes a file in its place, if it is there; durably. Where that fails the file goes instead. One that is being written to take its
+    /// place, by a thread that has not ended yet, does not any more.
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(&File) -> io::Result<()>) -> Result<(), Error> {
+        let Some(folder) = self.folder()? else { return Ok(()) };
+        match rustix::fs::unlinkat(&folder, format!("{name}{TEMPORARY_SUFFIX}"), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(Error::io("remove", self.path.join(name), error)),
+        }
+        let changed = match rustix::fs::openat(&folder, name, OFlags::WRONLY | FILE, Mode::empty()) {
+            Ok(fd) => {
+                let file = File::from(fd);
+                change(&file).and_then(|()| file.sync_data())
+            }
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if changed.is_ok() {
+            return Ok(());
+        }
+        let removed = rustix::fs::unlinkat(&folder, name, AtFlags::empty()).and_then(|()| rustix::fs::fsync(&folder));
+        removed.map_err(|error| Error::io("remove", self.path.join(name), error))
+    }
+
+    /// Another one whenever the machine that this runs on has started anew; `None`: that cannot be told.
+    pub(crate) fn boot_id(&self) -> Option<u128> {
+        process::boot_id(&self.root)
+    }
+
     /// Writes a file of the data directory itself in the same way, but without a checksum, and with its temporary file in here.
     pub(crate) fn write_beside(&self, name: &str, content: &str) -> Result<(), Error> {
         let folder = self.folder_made()?;
@@ -224,15 +278,67 @@ impl OwnFolder {
     }
 }
 
-/// Writes `bytes` to a new file, makes them durable, and only then gives it its name. What a failed attempt left is never written
-/// to again: its pages may count as clean though they are on no disk.
-fn place(folder: &OwnedFd, temporary: &str, bytes: &[u8], to: &OwnedFd, name: &str) -> Result<(), Errno> {
+/// A file that is being written to a temporary name, of which it takes no memory how long it is. Dropped, it was never there.
+#[derive(Debug)]
+pub(crate) struct Replacement {
+    folder: OwnedFd,
+    file: File,
+    name: &'static str,
+    path: PathBuf,
+    is_placed: bool,
+}
+
+impl Replacement {
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all(bytes).map_err(|error| Error::io("write", &self.path, error))
+    }
+
+    /// When it was last written to, in nanoseconds since 1970 by the clock of its file system.
+    pub(crate) fn written_at(&self) -> Result<i64, Error> {
+        let stamps = Stamps::of_file(&self.file).map_err(|error| Error::io("stat", &self.path, error))?;
+        Ok(stamps.mtime)
+    }
+
+    /// Makes what was written durable, and gives it its name; that is on disk when this returns.
+    pub(crate) fn place(mut self) -> Result<(), Error> {
+        let temporary = self.temporary();
+        let mut place = || {
+            rustix::fs::fsync(self.file.as_fd())?;
+            rustix::fs::renameat(&self.folder, &temporary, &self.folder, self.name)?;
+            self.is_placed = true;
+            rustix::fs::fsync(&self.folder)
+        };
+        place().map_err(|error| Error::io("write", &self.path, error))
+    }
+
+    fn temporary(&self) -> String {
+        format!("{}{TEMPORARY_SUFFIX}", self.name)
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.is_placed {
+            // Or the next start sees to it.
+            let _ = rustix::fs::unlinkat(&self.folder, self.temporary(), AtFlags::empty());
+        }
+    }
+}
+
+/// A new file under a temporary name. What a failed attempt left is never written to again: its pages may count as clean though
+/// they are on no disk.
+fn new_file(folder: &OwnedFd, temporary: &str) -> Result<File, Errno> {
     match rustix::fs::unlinkat(folder, temporary, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error),
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | FILE;
-    let mut file = File::from(rustix::fs::openat(folder, temporary, flags, Mode::RUSR | Mode::WUSR)?);
+    rustix::fs::openat(folder, temporary, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+}
+
+/// Writes `bytes` to a new file, makes them durable, and only then gives it its name.
+fn place(folder: &OwnedFd, temporary: &str, bytes: &[u8], to: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let mut file = new_file(folder, temporary)?;
     file.write_all(bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     rustix::fs::fsync(file.as_fd())?;
     rustix::fs::renameat(folder, temporary, to, name)

@@ -466,7 +466,8 @@ fn lost_and_found_at_the_top_of_a_file_system_is_nobodys_content() {
     let volume = Volume::in_memory(&stage, 16);
     volume.run(&format!("mkdir {0}/lost+found; echo found > {0}/lost+found/1", volume.mount().display()));
     let mut follower = volume.follower("", leader.address, &[]);
-    wait_until("the file comes", || volume.path("file").exists());
+    let is_whole = || volume.path("file").exists() && !volume.path(".paceline/incomplete").exists();
+    wait_until("the file comes, and that was all", is_whole);
     assert_eq!(fs::read_to_string(volume.path("lost+found/1")).unwrap(), "found\n");
     follower.stop();
     leader.process.stop();

@@ -124,6 +124,45 @@ fn what_a_leader_speaks_is_remembered_until_a_connection_in_sync_ends() {
 }
 
 #[test]
+fn a_leader_of_an_earlier_version_is_spoken_to_in_1_0_0() {
+    let (leader, _dir, follower) = started();
+    let mut socket = leader.accept_extension_start();
+    socket.write_all(&Start::Extension(VERSION - 1).header()).unwrap();
+    let mut connection = leader.accept();
+    connection.sync(&Files::new());
+    eventually("streaming", || follower.status().state == State::Streaming);
+}
+
+#[test]
+fn who_has_spoken_the_extension_is_talked_down_for_one_connection_only_and_not_at_all_if_it_is_not_to_be() {
+    let (leader, dir, follower) = started();
+    let mut connection = leader.accept_extension(&about(LONG).with(field::DATA_SET, &[7; 16]));
+    connection.inventory();
+    connection.sync(b"");
+    drop(connection);
+    let answers_1_0_0 = || leader.accept_extension_start().write_all(&Start::V1.header()).unwrap();
+    let speaks_1_0_0 = || assert_eq!(Start::read(&mut leader.accept_raw()).unwrap(), Start::V1);
+    for _ in 0..2 {
+        answers_1_0_0();
+        speaks_1_0_0();
+    }
+    stops_promptly(&follower);
+    let follower = Follower::start(config(&leader, dir.path())).unwrap();
+    for _ in 0..2 {
+        answers_1_0_0();
+        speaks_1_0_0();
+    }
+    stops_promptly(&follower);
+    let mut config = config(&leader, dir.path());
+    config.protocol = Protocol::Extension;
+    let follower = Follower::start(config).unwrap();
+    for _ in 0..3 {
+        answers_1_0_0();
+    }
+    says(&follower, "only that is to be spoken");
+}
+
+#[test]
 fn the_extension_can_be_switched_off() {
     let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
     let mut config = config(&leader, dir.path());
@@ -137,7 +176,7 @@ fn a_later_version_that_was_not_offered_and_the_own_id_are_refused() {
     let (leader, _dir, follower) = started();
     let mut socket = leader.accept_extension_start();
     socket.write_all(&Start::Extension(VERSION + 1).header()).unwrap();
-    says(&follower, "version 2");
+    says(&follower, &format!("version {}", VERSION + 1));
     let mut socket = leader.accept_extension_start();
     socket.write_all(b"HTTP/1.1").unwrap();
     says(&follower, "does not speak");
@@ -252,7 +291,7 @@ fn damage_by_hand_is_told_and_mended_by_a_patch() {
 }
 
 #[test]
-fn a_follower_that_was_started_anew_believes_nothing_unread() {
+fn a_change_that_shows_in_no_length_and_no_time_of_change_is_found_by_a_follower_that_was_started_anew() {
     let (leader, dir, follower) = started();
     let content = noise(2 * CHUNK + 1);
     let mut connection = leader.accept_extension(&about(LONG));
@@ -261,7 +300,7 @@ fn a_follower_that_was_started_anew_believes_nothing_unread() {
     drop(connection);
     leader.accept_in_sync();
     stops_promptly(&follower);
-    // A crash has lost the middle of it, and nothing shows that.
+    // All that anybody can set is as it was.
     let modified = fs::metadata(dir.path().join("a")).unwrap().modified().unwrap();
     damage(&dir.path().join("a"), CHUNK);
     fs::File::options().write(true).open(dir.path().join("a")).unwrap().set_modified(modified).unwrap();
@@ -341,7 +380,9 @@ fn a_large_inventory_goes_out_while_heartbeats_come_in() {
     fs::write(dir.path().join(".clustering_id"), "abc").unwrap();
     let _follower = Follower::start(config(&leader, dir.path())).unwrap();
     let mut connection = leader.accept_extension(&about(LONG));
-    connection.control(Control::Want);
+    connection.control(Control::Want(0));
+    connection.control(Control::Tell(vec![0]));
+    connection.control(Control::TellEnds);
     // More than the sockets hold, and none of it read: only a follower that reads on takes all of them.
     let heartbeats: Vec<_> = (0..200).map(|at| Control::Heartbeat { position: at, clock_us: at }).collect();
     for _ in 0..200 {
@@ -425,9 +466,6 @@ fn every_action_of_the_extension_is_applied() {
     let rename = |from: &str, to: &str| encoded(&[Control::Rename { from: path(from), to: path(to) }]);
     let truncate = |name: &str, len| encoded(&[Control::Truncate { path: path(name), len }]);
     let empty = |name: &str| encoded(&[Control::Empty(path(name))]);
-    let patch = |name: &str, offset, bytes: &[u8]| {
-        [encoded(&[Control::PatchAt { path: path(name), offset }]), append(name, bytes)].concat()
-    };
     let actions = [
         append("log", b"first file"),
         // Handles of both names are forgotten.
@@ -437,8 +475,6 @@ fn every_action_of_the_extension_is_applied() {
         append("old/deep/1", b", renamed"),
         truncate("log", 6),
         append("log", b"!"),
-        patch("log", 0, b"S"),
-        patch("log", 5, b"--"),
         append("log", b"."),
         empty("new/empty"),
         append("filled", b"x"),
@@ -450,7 +486,7 @@ fn every_action_of_the_extension_is_applied() {
     .concat();
     let content = files(&[
         ("old/deep/1", b"first file, renamed"),
-        ("log", b"Secon--."),
+        ("log", b"second!."),
         ("new/empty", b""),
         ("filled", b"anew"),
         ("again", b"replaced"),
@@ -465,7 +501,7 @@ fn every_action_of_the_extension_is_applied() {
         connection.stream(&gone);
         assert_eq!(files_in(dir.path()), Files::new());
     }
-    connection.stream(&[append("$paceline/of-a-later-version", b"?"), delete("$probe")].concat());
+    connection.stream(&[append("$paceline/of-a-later-version?", b"?"), delete("$probe")].concat());
     eventually("counted", || follower.status().applied_bytes == connection.sent);
 }
 
@@ -614,7 +650,7 @@ fn stopping_is_prompt_at_every_stage() {
     sparse.set_len(64 << 30).unwrap();
     let follower = Follower::start(config(&leader, dir.path())).unwrap();
     let mut connection = leader.accept_extension(&about(LONG));
-    connection.control(Control::Want);
+    connection.control(Control::Want(0));
     eventually("hashing", || follower.status().sync.bytes_hashed > 0);
     stops_promptly(&follower);
 

@@ -303,6 +303,14 @@ impl Scene {
         connection
     }
 
+    /// The same, and another sync has begun: what is patched is patched there.
+    #[track_caller]
+    fn in_extended_sync(&self, actions: &[u8]) -> Extension {
+        let mut connection = self.in_extended_stream(actions);
+        connection.control(Control::SyncBegins { files: 1, bytes: 1 });
+        connection
+    }
+
     fn data(&self, name: &str) -> std::path::PathBuf {
         self.outside.path().join("data").join(name)
     }
@@ -328,7 +336,7 @@ fn controls_on_reserved_names_are_refused() {
     let scene = Scene::new();
     for name in [".lock", ".clustering_id", ".paceline/incomplete", "checksums.sha1", "backups/a", "$x"] {
         for actions in all_with(name) {
-            let mut connection = scene.in_extended_stream(&[delete("good"), append("good", b"good")].concat());
+            let mut connection = scene.in_extended_sync(&[delete("good"), append("good", b"good")].concat());
             connection.send(&actions);
             scene.ends(connection, "reserved name");
         }
@@ -346,7 +354,7 @@ fn no_symbolic_link_is_followed_by_a_control() {
     });
     for name in ["folder/victim", "file", "root/etc/passwd", "folder/new"] {
         for actions in all_with(name) {
-            let mut connection = scene.in_extended_stream(&[delete("good"), append("good", b"good")].concat());
+            let mut connection = scene.in_extended_sync(&[delete("good"), append("good", b"good")].concat());
             connection.send(&actions);
             scene.ends(connection, "symbolic link");
         }
@@ -384,7 +392,7 @@ fn controls_that_do_not_fit_the_files_here_end_the_connection_and_change_nothing
         (rename("none", "good"), "rename of none, which is not here"),
         (rename("good", "good/below"), "no folder"),
     ] {
-        let mut connection = scene.in_extended_stream(&[delete("good"), append("good", b"good")].concat());
+        let mut connection = scene.in_extended_sync(&[delete("good"), append("good", b"good")].concat());
         if why.is_empty() {
             // Until its bytes come it is only a word.
             connection.stream(&actions);
@@ -394,7 +402,8 @@ fn controls_that_do_not_fit_the_files_here_end_the_connection_and_change_nothing
         }
         connection.send(&actions);
         scene.ends(connection, why);
-        assert_eq!(files_in(&scene.data("")), files(&[("good", b"good")]), "{why}");
+        let marked = files(&[("good", b"good"), (".paceline/incomplete", b"")]);
+        assert_eq!(files_in(&scene.data("")), marked, "{why}");
     }
     scene.leader.accept_in_sync();
 }
@@ -403,13 +412,26 @@ fn controls_that_do_not_fit_the_files_here_end_the_connection_and_change_nothing
 fn controls_out_of_order_end_the_connection() {
     let scene = Scene::new();
     let begins = || Control::SyncBegins { files: 1, bytes: 1 };
+    let tell = |buckets: &[u32]| Control::Tell(buckets.to_vec());
     let (synced, fresh) = (true, false);
     for (in_sync, actions, why) in [
-        (synced, encoded(&[Control::Want]), "asked for twice"),
-        (fresh, encoded(&[begins()]), "before the inventory was told"),
+        (synced, encoded(&[Control::Want(0)]), "asked for twice"),
+        (fresh, encoded(&[Control::Want(0), Control::Want(0)]), "asked for twice"),
+        (synced, encoded(&[tell(&[0])]), "out of turn"),
+        (synced, encoded(&[Control::TellEnds]), "out of turn"),
+        (fresh, encoded(&[tell(&[0])]), "out of turn"),
+        (fresh, encoded(&[Control::TellEnds]), "out of turn"),
+        (fresh, encoded(&[Control::Want(3), tell(&[8])]), "bucket 8, which is none"),
+        (fresh, encoded(&[Control::Want(3), tell(&[1, 1])]), "not the next"),
+        (fresh, encoded(&[Control::Want(3), tell(&[1, 5]), tell(&[2])]), "not the next"),
+        (fresh, encoded(&[Control::Want(3), tell(&[1]), Control::TellEnds, tell(&[2])]), "out of turn"),
+        (fresh, encoded(&[begins()]), "before all was told"),
+        (fresh, encoded(&[Control::Want(3), tell(&[1]), begins()]), "before all was told"),
+        (fresh, append("$paceline/of-a-later-version", b"x"), "which this version does not know"),
         (fresh, append("a", b"x"), "before a sync began"),
         (fresh, encoded(&[Control::Empty(path("a"))]), "before a sync began"),
         (synced, encoded(&[Control::SyncEnds]), "that had not begun"),
+        (synced, encoded(&[Control::PatchAt { path: path("a"), offset: 0 }]), "patch of a outside a sync"),
         (synced, encoded(&[begins(), begins()]), "within another"),
     ] {
         let mut connection = match in_sync {
@@ -473,7 +495,7 @@ fn controls_with_bad_content_are_refused() {
 fn any_damage_to_the_extensions_stream_is_survived() {
     let scene = Scene::new();
     let good = [
-        encoded(&[Control::Want]),
+        encoded(&[Control::Want(1), Control::Tell(vec![0, 1]), Control::TellEnds]),
         encoded(&[Control::SyncBegins { files: 1, bytes: 1 }]),
         append("a", &[b'a'; 300]),
         rename("a", "b/c"),

@@ -161,9 +161,19 @@ impl Peer {
         }
     }
 
+    /// Says that it has something else than the leader, and is asked for it.
+    fn asked(mut self) -> Self {
+        self.expect(&Control::Want(0));
+        self.say(&Message::Sums(vec![[7; 20]]));
+        self.say(&Message::SumsEnd);
+        self.expect(&Control::Tell(vec![0]));
+        self.expect(&Control::TellEnds);
+        self
+    }
+
     /// With an inventory of nothing: in sync, with an empty directory.
     fn join(mut self, leader: &TestLeader) -> Self {
-        self.expect(&Control::Want);
+        self = self.asked();
         self.say(&Message::InventoryEnd);
         self.sync();
         self.acknowledge();
@@ -261,11 +271,23 @@ fn bad_messages_end_the_connection_and_say_why() {
     };
     let twice = || Message::Inventory(vec![held("log", b"content")]);
     let marks = |received, written, durable| encoded(&[Message::Marks(Marks { received, written, durable })]);
+    let sums = |count: usize| Message::Sums(vec![[7; 20]; count]);
+    // In place of the sums.
+    let beginning = [
+        (encoded(&[sums(2)]), "sums"),
+        (encoded(&[sums(1), sums(1)]), "sums"),
+        (encoded(&[Message::SumsEnd]), "sums"),
+        (message(6, &[0; 21]), "message"),
+        (encoded(&[twice()]), "inventory"),
+        (encoded(&[Message::InventoryEnd]), "inventory"),
+    ];
     // Before, and in place of, the inventory's end.
     let joining = [
         (encoded(&[twice(), twice(), Message::InventoryEnd]), "request for \"log\""),
         (encoded(&[Message::InventoryEnd, Message::InventoryEnd]), "inventory"),
         (encoded(&[Message::InventoryEnd, twice()]), "inventory"),
+        (encoded(&[sums(1)]), "inventory"),
+        (encoded(&[Message::SumsEnd]), "inventory"),
         (name(b"../log"), "`..`"),
         (name(b"a/../log"), "`..`"),
         (name(b"/etc/passwd"), "absolute"),
@@ -290,10 +312,16 @@ fn bad_messages_end_the_connection_and_say_why() {
         (marks(51, 50, 51), "marks"),
         (message(3, &[0; 23]), "marks"),
         (message(3, &[255; 25]), "message"),
-        (message(4, b"x"), "message"),
+        (message(4, b"x"), "heartbeat"),
+        (message(4, &[1; 9]), "message"),
     ];
-    for (wire, why) in &joining {
+    for (wire, why) in &beginning {
         let mut peer = Peer::connect(&leader);
+        peer.raw(wire);
+        assert_violation(&leader, &mut peer, why);
+    }
+    for (wire, why) in &joining {
+        let mut peer = Peer::connect(&leader).asked();
         peer.raw(wire);
         assert_violation(&leader, &mut peer, why);
     }
@@ -302,7 +330,7 @@ fn bad_messages_end_the_connection_and_say_why() {
         peer.raw(wire);
         assert_violation(&leader, &mut peer, why);
     }
-    assert_eq!(leader.leader.evictions().len(), joining.len() + streaming.len());
+    assert_eq!(leader.leader.evictions().len(), beginning.len() + joining.len() + streaming.len());
     assert_unharmed(&leader, &healthy);
 }
 
@@ -344,9 +372,9 @@ fn messages_of_a_later_version_are_passed_over() {
     let (leader, healthy) = scene();
     let mut peer = Peer::connect(&leader);
     peer.raw(&message(77, &[1; 1000]));
-    peer.expect(&Control::Want);
+    peer = peer.asked();
     peer.raw(&message(255, b""));
-    peer.say(&Message::Heartbeat);
+    peer.say(&Message::Heartbeat(9));
     peer.say(&Message::Inventory(vec![held("log", b"content"), held("gone", b"x"), held("$reserved", b"y")]));
     peer.raw(&message(0, b"0"));
     peer.say(&Message::InventoryEnd);

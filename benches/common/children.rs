@@ -293,7 +293,13 @@ fn sync_and_drop(address: SocketAddr) -> io::Result<()> {
                 continue;
             }
             match Control::decode(path, content).map_err(other)? {
-                Some(Control::Want) => {
+                Some(Control::Want(bits)) => {
+                    let mut wire = Vec::new();
+                    Message::Sums(vec![Default::default(); 1 << bits]).encode(&mut wire);
+                    Message::SumsEnd.encode(&mut wire);
+                    socket.write_all(&wire)?;
+                }
+                Some(Control::TellEnds) => {
                     let mut wire = Vec::new();
                     Message::InventoryEnd.encode(&mut wire);
                     socket.write_all(&wire)?;

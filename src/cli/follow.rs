@@ -41,7 +41,7 @@ pub(crate) struct Options {
     once: bool,
     #[command(flatten)]
     giving_up: GivingUp,
-    /// What to speak: Paceline's extension if the leader knows it and 1.0.0 if not, or only 1.0.0
+    /// What to speak: Paceline's extension if the leader knows it and 1.0.0 if not, or only one of them
     #[arg(long, value_name = "PROTOCOL", default_value = "auto", env = "PACELINE_PROTOCOL")]
     protocol: Speaks,
     /// When to acknowledge to a leader of 1.0.0: what has come, is written, or is on disk (Paceline's extension tells all three)
@@ -92,6 +92,7 @@ enum Speaks {
     Auto,
     #[value(name = "1.0.0")]
     V1,
+    Extension,
 }
 
 /// The values of `--durability`.
@@ -112,6 +113,7 @@ impl Options {
         config.protocol = match self.protocol {
             Speaks::Auto => Protocol::Auto,
             Speaks::V1 => Protocol::V1,
+            Speaks::Extension => Protocol::Extension,
         };
         config.durability = match self.durability {
             Level::Received => Durability::Received,

@@ -19,6 +19,7 @@ use sha1::{Digest, Sha1};
 use super::own::Own;
 use crate::beneath::Beneath;
 use crate::datadir::{self, FoundFile, Visitor};
+use crate::digests::Stamps;
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::mounts::Mounts;
@@ -56,8 +57,8 @@ pub(super) struct Dir {
 /// What is in a data directory.
 #[derive(Default)]
 pub(super) struct Inventory {
-    /// With their lengths.
-    pub(super) files: Vec<(RelPath, u64)>,
+    /// With how they looked.
+    pub(super) files: Vec<(RelPath, Stamps)>,
     pub(super) folders: Vec<RelPath>,
 }
 
@@ -68,7 +69,7 @@ impl Visitor for Inventory {
     }
 
     fn file(&mut self, file: FoundFile) {
-        self.files.push((file.path, file.len));
+        self.files.push((file.path, file.stamps));
     }
 
     fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {

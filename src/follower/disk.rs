@@ -1,4 +1,4 @@
-//! The thread that works on the disk while the reader goes on: tells the inventory, makes durable, sets and clears the mark of
+//! The thread that works on the disk while the reader goes on: tells sums and inventory, makes durable, sets and clears the mark of
 //! a sync.
 //!
 //! One thread a connection of the extension. Jobs are done in the order they came; of those that make durable, which wait
@@ -18,15 +18,19 @@ use super::shared::Shared;
 use super::status::State;
 use crate::error::Error;
 use crate::protocol::extension::{Held, Message, split_inventory};
+use crate::sums::{Sums, bucket_of};
 use crate::sys::channel::Sender;
+use crate::sys::hash::HashSet;
 use crate::sys::rustix::fs::OFlags;
 use crate::sys::sync::{Condvar, Mutex};
 use crate::types::RelPath;
 
 /// What the reader has for the thread.
 pub(super) enum Job {
-    /// Tell the inventory; with its names if not all of it may be deleted.
-    Inventory { names: bool },
+    /// Tell the sums of 2^`bits` buckets; note what is here with its names if not all of it may be deleted.
+    Sums { bits: u8, names: bool },
+    /// Tell the files of these buckets, which are sorted.
+    Inventory { bits: u8, buckets: Vec<u32> },
     /// Make these changes durable, and say that all up to this mark are.
     Flush(Unflushed, u64),
     /// A sync begins: set its mark, and answer.
@@ -35,7 +39,7 @@ pub(super) enum Job {
     Synced(Unflushed, u64, Sender<()>),
 }
 
-/// What was found here.
+/// What was found here: before any change.
 #[derive(Default)]
 pub(super) struct Told {
     /// All files and their lengths, if they were asked for.
@@ -59,7 +63,11 @@ pub(super) struct Jobs {
 struct Waiting {
     jobs: VecDeque<Job>,
     told: Option<Told>,
+    /// The inventory was told, too.
+    told_files: bool,
     synced: bool,
+    /// A job is being done.
+    busy: bool,
     closed: bool,
     /// The thread has ended.
     ended: bool,
@@ -110,16 +118,17 @@ impl Jobs {
         std::mem::take(&mut self.state.lock().left)
     }
 
-    /// What the inventory was, once it was told in full.
-    pub(super) fn told(&self) -> Option<Told> {
-        self.state.lock().told.take()
+    /// What was found, once all sums were told; and, if `with_files`, once the inventory was.
+    pub(super) fn told(&self, with_files: bool) -> Option<Told> {
+        let mut state = self.state.lock();
+        if with_files && !state.told_files { None } else { state.told.take() }
     }
 
-    /// Whether there is nothing to wait for: it was told, or nobody tells any more.
+    /// Whether there is nothing to wait for: all is done, or nobody does anything any more.
     #[cfg(feature = "fuzzing")]
-    pub(super) fn is_told(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         let state = self.state.lock();
-        state.told.is_some() || state.ended
+        state.ended || (!state.busy && state.jobs.is_empty())
     }
 
     /// Whether a sync has ended, with what it left out, and is durable.
@@ -138,8 +147,10 @@ impl Jobs {
             if state.closed {
                 return None;
             }
-            if let Some(job) = state.jobs.pop_front() {
-                return Some(job);
+            let job = state.jobs.pop_front();
+            state.busy = job.is_some();
+            if job.is_some() {
+                return job;
             }
             self.changed.wait(&mut state);
         }
@@ -161,17 +172,26 @@ impl Worker {
     /// The thread's life.
     pub(super) fn run(&self) {
         let _at_end = AtEnd(&self.jobs);
+        let mut found = Vec::new();
         while let Some(job) = self.jobs.take() {
-            if let Err(error) = self.work(job) {
+            if let Err(error) = self.work(job, &mut found) {
                 self.report.fail(error);
                 return;
             }
         }
     }
 
-    fn work(&self, job: Job) -> Result<(), Error> {
+    /// `found`: the files that are here, from when their sums are told until it is known which of them are to be.
+    fn work(&self, job: Job, found: &mut Vec<RelPath>) -> Result<(), Error> {
         match job {
-            Job::Inventory { names } => self.tell(names),
+            Job::Sums { bits, names } => {
+                *found = self.sums(bits, names)?;
+                Ok(())
+            }
+            Job::Inventory { bits, buckets } => {
+                let of_these = |path: &RelPath| buckets.binary_search(&bucket_of(path, bits)).is_ok();
+                self.inventory(std::mem::take(found).into_iter().filter(of_these))
+            }
             Job::Flush(unflushed, mark) => {
                 self.flush(unflushed)?;
                 self.report.durable(mark);
@@ -204,62 +224,96 @@ impl Worker {
         flushed
     }
 
-    fn tell(&self, names: bool) -> Result<(), Error> {
-        let Inventory { files, folders } = self.dir.inventory()?;
-        let mut told = Told { folders, ..Told::default() };
+    /// Tells the sums of all that is here, and returns the files.
+    fn sums(&self, bits: u8, names: bool) -> Result<Vec<RelPath>, Error> {
+        let Inventory { mut files, folders } = self.dir.inventory()?;
+        files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut told = Told { folders, files: files.len(), ..Told::default() };
         if names {
-            told.names.clone_from(&files);
+            told.names = files.iter().map(|(path, stamps)| (path.clone(), stamps.size)).collect();
         }
-        let mut files: Vec<_> = files.into_iter().map(|(path, _)| path).collect();
-        files.sort_unstable();
-        told.files = files.len();
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
         self.digests.keep(&files);
-        let (mut failed, mut buffer) = (None, ChunkBuffer::new());
-        let held = files.iter().map_while(|path| {
-            let held = self.held(path, &mut buffer, &mut told.cut);
-            held.map_err(|error| failed = Some(error)).ok()
-        });
-        for message in split_inventory(held.flatten()) {
-            if !self.report.put(message) {
-                return Err(Error::ShuttingDown);
+        let (mut sums, mut buffer) = (Sums::new(bits), ChunkBuffer::new());
+        for (at, (path, stamps)) in files.iter().enumerate() {
+            let known = self.digests.known(path, stamps, self.chunks_max, |len, digests| sums.add(path, len, digests));
+            match known {
+                Some(len) if len < stamps.size => told.cut.push((path.clone(), len)),
+                Some(_) => {}
+                None => {
+                    if let Some(held) = self.held(path, &mut buffer, &mut told.cut)? {
+                        sums.add(path, held.len, &held.digests);
+                    }
+                    self.shared.update(|status| status.sync.files_hashed = at as u64 + 1);
+                }
             }
         }
-        if let Some(error) = failed {
-            return Err(error);
+        self.shared.update(|status| status.sync.files_hashed = files.len() as u64);
+        for some in sums.finish().chunks(SUMS_IN_A_MESSAGE) {
+            self.put(Message::Sums(some.to_vec()))?;
         }
         // In this order: whoever was told the end may begin at once.
         self.jobs.state.lock().told = Some(told);
-        self.report.put(Message::InventoryEnd);
-        Ok(())
+        self.put(Message::SumsEnd)?;
+        Ok(files.into_iter().map(|(path, _)| path).collect())
     }
 
-    /// A file for the inventory; `None` if it has gone.
+    /// Tells these files as they are now. What is known of them is not read, unless they have changed since.
+    fn inventory(&self, files: impl Iterator<Item = RelPath>) -> Result<(), Error> {
+        let (mut failed, mut buffer, mut cut) = (None, ChunkBuffer::new(), Vec::new());
+        let mut told = HashSet::default();
+        let held = files.map_while(|path| {
+            let held = self.held(&path, &mut buffer, &mut cut);
+            told.insert(path);
+            held.map_err(|error| failed = Some(error)).ok()
+        });
+        split_inventory(held.flatten()).try_for_each(|message| self.put(message))?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        {
+            let mut state = self.jobs.state.lock();
+            state.told_files = true;
+            if let Some(all) = &mut state.told {
+                all.cut.retain(|(path, _)| !told.contains(path));
+                all.cut.append(&mut cut);
+            }
+        }
+        self.put(Message::InventoryEnd)
+    }
+
+    fn put(&self, message: Message) -> Result<(), Error> {
+        if self.report.put(message) { Ok(()) } else { Err(Error::ShuttingDown) }
+    }
+
+    /// A file as it is now; `None` if it has gone.
     fn held(
         &self,
         path: &RelPath,
         buffer: &mut ChunkBuffer,
         cut: &mut Vec<(RelPath, u64)>,
     ) -> Result<Option<Held>, Error> {
-        let Some(file) = self.dir.open_file(path, OFlags::RDONLY)? else { return Ok(None) };
+        let go_on = || if self.report.is_closed() || self.shared.stopping() { Err(Stopped::ByUs) } else { Ok(()) };
+        let told = go_on().map(|()| self.dir.open_file(path, OFlags::RDONLY));
+        let Some(file) = told.unwrap_or(Err(Error::ShuttingDown))? else { return Ok(None) };
         let told = self.digests.of(path, &file, self.chunks_max, buffer, &mut |bytes| {
-            if self.report.is_closed() || self.shared.stopping() {
-                return Err(Stopped::ByUs);
-            }
+            self.report.digested(bytes);
             self.shared.update(|status| status.sync.bytes_hashed += bytes);
-            Ok(())
+            go_on()
         });
         let (len, digests) = told.map_err(|error| match error {
             Stopped::ByUs => Error::ShuttingDown,
             Stopped::By(error) => self.dir.failed("read", path.as_str(), error),
         })?;
-        self.shared.update(|status| status.sync.files_hashed += 1);
         if file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len() > len {
             cut.push((path.clone(), len));
         }
         Ok(Some(Held { path: path.clone(), len, digests }))
     }
 }
+
+/// Some 64 KB.
+const SUMS_IN_A_MESSAGE: usize = 3200;
 
 /// What ended reading a file.
 enum Stopped {
@@ -297,15 +351,26 @@ mod tests {
         }
     }
 
-    /// Has a session apply `controls` in a sync, where the leader has this standing.
-    fn sync(worker: &Worker, data: &mut DataDir, standing: Standing, controls: &[Control]) -> Result<(), Error> {
+    fn framed(controls: &[Control]) -> Vec<u8> {
         let mut wire = Vec::new();
-        Control::SyncBegins { files: 0, bytes: 0 }.encode(&mut wire);
         controls.iter().for_each(|control| control.encode(&mut wire));
-        Control::SyncEnds.encode(&mut wire);
-        Control::Position(0).encode(&mut wire);
         let mut blocks = FrameWriter::new(crate::protocol::FRAME_HEADER.to_vec());
         blocks.write_all(&wire).and_then(|()| blocks.flush()).unwrap();
+        blocks.get_mut().clone()
+    }
+
+    /// Has a session tell everything, show what it found, and apply `controls` in a sync, where the leader has this standing.
+    fn sync(
+        worker: &Worker,
+        data: &mut DataDir,
+        standing: Standing,
+        controls: &[Control],
+        show: impl FnOnce(&Told),
+    ) -> Result<(), Error> {
+        let asks = framed(&[Control::Want(1), Control::Tell(vec![0]), Control::Tell(vec![1]), Control::TellEnds]);
+        let mut all = vec![Control::SyncBegins { files: 0, bytes: 0 }];
+        all.extend_from_slice(controls);
+        all.extend([Control::SyncEnds, Control::Position(0)]);
         let (dir, digests) = (worker.dir.clone(), worker.digests.clone());
         let (shared, report, jobs) = (worker.shared.clone(), worker.report.clone(), worker.jobs.clone());
         std::thread::scope(|scope| {
@@ -321,7 +386,11 @@ mod tests {
                 jobs: &jobs,
             };
             let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
-            let done = session.run(&mut crate::protocol::frame_reader(&blocks.get_mut()[..]));
+            let closed = session.run(&mut crate::protocol::frame_reader(&asks[..]));
+            assert!(matches!(closed, Err(Error::Connection { .. })), "{closed:?}");
+            while report.message().expect("it ended") != Message::InventoryEnd {}
+            show(jobs.state.lock().told.as_ref().unwrap());
+            let done = session.run(&mut crate::protocol::frame_reader(&framed(&all)[..]));
             jobs.close();
             done
         })
@@ -333,10 +402,9 @@ mod tests {
         let mut data = DataDir::open_unclaimed(root.path(), None, None).unwrap();
         fs::write(root.path().join("mine"), "mine").unwrap();
         let worker = worker(root.path());
-        worker.tell(true).unwrap();
         let path = |name| RelPath::new(name).unwrap();
         let rename = Control::Rename { from: path("mine"), to: path("theirs") };
-        let refused = sync(&worker, &mut data, Standing::Guest, &[rename]);
+        let refused = sync(&worker, &mut data, Standing::Guest, &[rename], |_| {});
         assert!(matches!(refused, Err(Error::ForeignDirectory { .. })), "{refused:?}");
         assert!(!data.is_claimed() && !crate::own_folder::is_incomplete(root.path()), "it is claimed, or marked");
         assert_eq!(fs::read(root.path().join("mine")).unwrap(), b"mine");
@@ -349,13 +417,11 @@ mod tests {
         fs::write(root.path().join("long"), vec![7; 3 << 18]).unwrap();
         fs::write(root.path().join("short"), "x").unwrap();
         let worker = worker(root.path());
-        worker.tell(true).unwrap();
-        let told = worker.jobs.told().unwrap();
-        assert_eq!((told.names.len(), told.files), (2, 2));
-        assert_eq!(told.cut, [(RelPath::new("long").unwrap(), 2 * CHUNK_BYTES)]);
-
-        worker.jobs.state.lock().told = Some(told);
-        sync(&worker, &mut data, Standing::Guest, &[]).unwrap();
+        sync(&worker, &mut data, Standing::Guest, &[], |told| {
+            assert_eq!((told.names.len(), told.files), (2, 2));
+            assert_eq!(told.cut, [(RelPath::new("long").unwrap(), 2 * CHUNK_BYTES)]);
+        })
+        .unwrap();
         assert_eq!(fs::metadata(root.path().join("long")).unwrap().len(), 2 * CHUNK_BYTES);
         assert_eq!(fs::read(root.path().join("short")).unwrap(), b"x");
     }

@@ -115,17 +115,17 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
         chunks_max: chunks_max(),
     };
     let digests = worker.digests.clone();
-    // A leader begins when it was told the inventory.
-    let inventory_told = || {
+    // A leader goes on when it was told what it asked for.
+    let all_told = || {
         let wanted = || {
             let status = shared.status();
             status.state == State::Syncing && status.sync.files_total.is_none()
         };
-        while wanted() && !jobs.is_told() {
+        while wanted() && !jobs.is_idle() {
             thread::yield_now();
         }
     };
-    let mut reader = Blocks { left: leader.said, block_bytes: leader.block_bytes, before_block: inventory_told };
+    let mut reader = Blocks { left: leader.said, block_bytes: leader.block_bytes, before_block: all_told };
     let threads = Group::default();
     let spawned = threads.spawn("paceline-disk", move || worker.run());
     spawned.map_err(|error| Error::connection("could not start its thread", error))?;
@@ -149,7 +149,7 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
     result
 }
 
-/// Bytes in blocks; the one that asks for the inventory ends with the question.
+/// Bytes in blocks; one that asks for something to be told ends with the question.
 struct Blocks<'a, F> {
     left: &'a [u8],
     block_bytes: usize,
@@ -158,12 +158,13 @@ struct Blocks<'a, F> {
 
 impl<F: Fn()> BufRead for Blocks<'_, F> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        const WANT: &[u8] = b"$paceline/want";
+        const ASKS: [&[u8]; 2] = [b"$paceline/want", b"$paceline/tell-ends"];
         (self.before_block)();
         let block = &self.left[..self.block_bytes.max(1).min(self.left.len())];
-        let asked = block.windows(WANT.len()).position(|bytes| bytes == WANT);
-        // Behind the name come its length, and its content of one byte.
-        Ok(asked.and_then(|at| block.get(..at + WANT.len() + 9)).unwrap_or(block))
+        let end_of = |name: &[u8]| block.windows(name.len()).position(|bytes| bytes == name).map(|at| at + name.len());
+        // Behind the name come the content's length, and its one byte.
+        let end = ASKS.into_iter().filter_map(end_of).min();
+        Ok(end.and_then(|at| block.get(..at + 9)).unwrap_or(block))
     }
 
     fn consume(&mut self, bytes: usize) {

@@ -3,13 +3,14 @@
 //! ```text
 //!                   1.0.0 ┌─▶ handshake ─▶ sync, round 1 ─▶ sync, round 2 ─┐
 //!   connect ─▶ ask ───────┤                                                ├─▶ stream
-//!      ▲        extension └─▶ introduction ─▶ inventory ─▶ sync ───────────┘     │
+//!      ▲        extension └─▶ introduction ─▶ sums ─▶ sync ───────────┘     │
 //!      └───────── delay, growing, half of it chance, or what the leader wants ◀──┘  whatever ended the connection
 //! ```
 //!
 //! `paceline-follow` connects, reads and changes the directory, all of it in order. `paceline-ack` lives for one connection
 //! and writes: requests and acknowledgements (`ack`), with a clock beside it (`own_time`), or in the extension inventory, marks and heartbeats (`report`). There
-//! `paceline-disk` works beside them for one connection: it reads for the inventory and makes durable (`disk`). The locks are
+//! `paceline-disk` works beside them for one connection: it reads for sums and inventory and makes durable (`disk`). `paceline-digest` lives as long as the
+//! follower, digests what was written and keeps the digests on disk (`digester`). The locks are
 //! leaves, described where they are (`shared`, `ack`, `report`, `disk`, `digests`), and nothing is waited for under one.
 //!
 //! Stopping sets a flag, shuts the socket down, which ends every read, write and connecting, and wakes the delay; being told of
@@ -27,6 +28,7 @@ mod ack;
 mod apply;
 mod connection;
 mod contact;
+mod digester;
 mod digests;
 mod dir;
 mod disk;
@@ -122,6 +124,7 @@ impl Follower {
         let of_failure = shared.clone();
         threads.on_failure(move |what| of_failure.fail(what));
         shared.follow(Some(&config.leader));
+        let dialects = Dialects::new(data.data_set().is_some());
         let follower = Self { id, shared: shared.clone(), threads: threads.clone() };
         let runner = Runner {
             config,
@@ -129,13 +132,14 @@ impl Follower {
             dir: Arc::new(dir),
             shared: shared.clone(),
             threads: threads.clone(),
-            dialects: Dialects::default(),
+            dialects,
             digests: Arc::default(),
             unflushed: Unflushed::all(),
             away: None,
             refused: None,
         };
         let (root, looking) = (runner.data.root().clone(), shared.clone());
+        shared.claimed(runner.data.is_claimed());
         let (dir, keep) = (runner.dir.clone(), runner.keep());
         let looks = threads.spawn("paceline-dir", move || Runner::looks_after(&root, &dir, keep, &looking));
         looks.map_err(|error| Error::connection("could not start its thread", error))?;
@@ -182,10 +186,20 @@ impl Follower {
 
     /// Stops, and joins all threads. Harmless when it has ended already.
     ///
-    /// Blocks for milliseconds as a rule and for at most 5 s: a thread that the system does not let go (resolving a
+    /// Blocks for less than a second as a rule (what is known of the files is kept on disk) and for at most 5 s: a thread that the system does not let go (resolving a
     /// name, flushing a disk) is left to end by itself, and holds the directory's lock until then.
     pub fn stop(&self) {
         self.shared.stop();
+        self.join();
+    }
+
+    /// The same for who is to lead at once: what is known of the files is not kept once more.
+    pub(crate) fn stop_in_a_hurry(&self) {
+        self.shared.hurry();
+        self.stop();
+    }
+
+    fn join(&self) {
         let running = self.threads.join(Instant::now() + DROP_JOIN_MAX);
         if running > 0 {
             log::warn!("{running} threads of the follower are held up by the system; they end by themselves");

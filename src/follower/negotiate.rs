@@ -4,6 +4,12 @@
 //! remembered of its address for the next [`V1_CONNECTIONS`] connections, or until one of them ends that was in sync: a leader that
 //! went may come back as another version.
 //!
+//! A follower that has spoken the extension, now or in an earlier run (it has a data set id: 1.0.0 has no word for one), remembers no such answer: it asks each time. So nobody
+//! who answers once in the place of its leader, be it an old program on the wrong port, has it follow that leader in 1.0.0 later, where nothing says
+//! whose data it is. [`Protocol::Extension`] does not follow in 1.0.0 at all.
+//!
+//! A lower version of the extension than ours is one that we do not speak any more: whoever answers it is spoken to in 1.0.0.
+//!
 //! One that closes without an answer has said nothing: it is starting, stopping, killed, or busy. Were that taken for 1.0.0, a
 //! leader that dies in a handshake and comes back would be followed in 1.0.0 for as long as the connection lasts, and nothing would
 //! ever be durable at this follower.
@@ -29,9 +35,14 @@ const INTERVAL_MAX: Duration = Duration::from_secs(600);
 /// Between our own, to a leader that does not say how often.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 
-/// Which address spoke 1.0.0, and for how many connections more that is believed.
+/// What leaders have spoken.
 #[derive(Debug, Default)]
-pub(super) struct Dialects(Option<(SocketAddr, u32)>);
+pub(super) struct Dialects {
+    /// Which address spoke 1.0.0, and for how many connections more that is believed.
+    v1: Option<(SocketAddr, u32)>,
+    /// The extension was spoken, with whomever.
+    extension: bool,
+}
 
 /// What a leader answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,26 +52,32 @@ pub(super) enum Answer {
 }
 
 impl Dialects {
+    /// `extension`: it was spoken in an earlier run.
+    pub(super) fn new(extension: bool) -> Self {
+        Self { v1: None, extension }
+    }
+
     /// Whether to ask this leader for the extension.
     pub(super) fn ask(&mut self, protocol: Protocol, address: SocketAddr) -> bool {
-        match (protocol, &mut self.0) {
+        match (protocol, &mut self.v1) {
             (Protocol::V1, _) => false,
             (Protocol::Auto, Some((v1, left))) if *v1 == address && *left > 0 => {
                 *left -= 1;
                 false
             }
-            (Protocol::Auto, _) => true,
+            (Protocol::Auto | Protocol::Extension, _) => true,
         }
     }
 
     /// Remembers an answer.
     pub(super) fn note(&mut self, address: SocketAddr, answer: Answer) {
-        self.0 = (answer == Answer::V1).then_some((address, V1_CONNECTIONS));
+        self.extension |= answer == Answer::Extension;
+        self.v1 = (answer == Answer::V1 && !self.extension).then_some((address, V1_CONNECTIONS));
     }
 
     /// A connection in 1.0.0 has ended that was in sync.
     pub(super) fn ended(&mut self) {
-        self.0 = None;
+        self.v1 = None;
     }
 }
 
@@ -71,8 +88,8 @@ pub(super) fn negotiate(mut socket: &TcpStream, config: &FollowerConfig) -> Resu
     let asked = set.and_then(|()| socket.write_all(&Start::Extension(VERSION).header()));
     let answer = asked.map_err(ProtocolError::from).and_then(|()| Start::read(&mut socket));
     match answer {
-        Ok(Start::V1) => Ok(Answer::V1),
-        Ok(Start::Extension(version)) if version <= VERSION => Ok(Answer::Extension),
+        Ok(Start::V1) | Ok(Start::Extension(..VERSION)) => Ok(Answer::V1),
+        Ok(Start::Extension(VERSION)) => Ok(Answer::Extension),
         Ok(Start::Extension(version)) => {
             let said = format!("the leader chose version {version} of the extension, and {VERSION} was offered");
             Err(ProtocolError::OutOfPlace(said).into())
@@ -162,5 +179,16 @@ mod tests {
         dialects.note(one, Answer::V1);
         dialects.note(one, Answer::Extension);
         assert!(dialects.ask(Protocol::Auto, one));
+    }
+
+    #[test]
+    fn who_has_spoken_the_extension_asks_each_time() {
+        let (one, other) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
+        let mut now = Dialects::default();
+        now.note(other, Answer::Extension);
+        for mut dialects in [now, Dialects::new(true)] {
+            dialects.note(one, Answer::V1);
+            assert!(dialects.ask(Protocol::Auto, one) && !dialects.ask(Protocol::V1, one));
+        }
     }
 }

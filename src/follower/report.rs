@@ -1,9 +1,10 @@
-//! The thread that writes to a leader of the extension: the inventory, marks, and heartbeats. It also watches for silence.
+//! The thread that writes to a leader of the extension: sums and inventory, marks, and heartbeats. It also watches for silence.
 //!
 //! Marks are totals, so what was done while the last ones were written goes into one message, and nothing is held back but
 //! for a few milliseconds in the midst of a sync, where a mark for each block would cost both sides a wake-up.
 //! When nothing else was said for a heartbeat's interval, a heartbeat is (or marks, if only what was received has changed:
-//! that alone is not worth a message).
+//! that alone is not worth a message). A heartbeat also says how many bytes were digested on this connection: who sees that grow
+//! waits on.
 //!
 //! *Silence* is a read that gets no byte for [`Silence::limit`]. Time in which nobody reads, because the disk is slow, does not
 //! count; and it is counted in quarters, so that a process that was itself stopped blames nobody. Then the send queue
@@ -27,7 +28,7 @@ use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::thread;
 use crate::sys::time::Instant;
 
-/// Messages of an inventory that wait to be written; who makes them waits when there are more.
+/// Messages of sums or an inventory that wait to be written; who makes them waits when there are more.
 const MESSAGES_MAX: usize = 2;
 
 /// Between two marks of a sync's bulk.
@@ -45,6 +46,8 @@ pub(super) struct Report {
     changed: Condvar,
     /// Action bytes read off the connection.
     received: AtomicU64,
+    /// Bytes of files digested.
+    digested: AtomicU64,
     /// When the read under way began, in microseconds after `began` and above 0; 0: none is.
     reading_since: AtomicU64,
     began: Instant,
@@ -57,6 +60,7 @@ struct State {
     durable: u64,
     /// What was said last ...
     said: Marks,
+    said_digested: u64,
     /// ... and when.
     said_at: Option<Instant>,
     /// What was written last was a sync's bulk.
@@ -81,6 +85,7 @@ impl Default for Report {
             state: Mutex::default(),
             changed: Condvar::new(),
             received: AtomicU64::new(0),
+            digested: AtomicU64::new(0),
             reading_since: AtomicU64::new(0),
             began: Instant::now(),
         }
@@ -88,10 +93,11 @@ impl Default for Report {
 }
 
 impl Report {
-    /// Puts a message of the inventory; blocks while there are enough, except with its end. False: the report is closed.
+    /// Puts a message of the sums or the inventory; blocks while there are enough, except with their end. False: the report is closed.
     pub(super) fn put(&self, message: Message) -> bool {
+        let is_end = matches!(message, Message::SumsEnd | Message::InventoryEnd);
         let mut state = self.state.lock();
-        while message != Message::InventoryEnd && state.messages.len() >= MESSAGES_MAX && !state.closed {
+        while !is_end && state.messages.len() >= MESSAGES_MAX && !state.closed {
             self.changed.wait(&mut state);
         }
         state.messages.push_back(message);
@@ -102,6 +108,11 @@ impl Report {
     /// The total of action bytes read.
     pub(super) fn received(&self, total: u64) {
         self.received.store(total, Ordering::Release);
+    }
+
+    /// So many bytes more were digested.
+    pub(super) fn digested(&self, bytes: u64) {
+        self.digested.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// The total of action bytes written to files.
@@ -177,6 +188,18 @@ impl Report {
         Marks { received: self.received.load(Ordering::Acquire), written: state.written, durable: state.durable }
     }
 
+    /// The next message but for marks; `None`: nothing more is said.
+    #[cfg(test)]
+    pub(super) fn message(&self) -> Option<Message> {
+        loop {
+            match self.next(Instant::now() + Duration::from_secs(60)) {
+                Next::End => return None,
+                Next::Say(Message::Marks(_)) | Next::Look => {}
+                Next::Say(message) => return Some(message),
+            }
+        }
+    }
+
     fn next(&self, until: Instant) -> Next {
         let mut state = self.state.lock();
         loop {
@@ -211,15 +234,19 @@ impl Report {
         }
     }
 
-    /// What is said when there was nothing to say.
-    fn heartbeat(&self) -> Message {
+    /// What is said when there was nothing to say. Not marks alone for as long as something is digested: the leader's heartbeats change those.
+    fn heartbeat(&self) -> Vec<Message> {
         let mut state = self.state.lock();
-        let marks = self.marks(&state);
-        if marks == state.said {
-            return Message::Heartbeat;
+        let (marks, digested) = (self.marks(&state), self.digested.load(Ordering::Relaxed));
+        let mut messages = Vec::new();
+        if digested != state.said_digested || marks == state.said {
+            messages.push(Message::Heartbeat(digested));
         }
-        state.said = marks;
-        Message::Marks(marks)
+        if marks != state.said {
+            messages.push(Message::Marks(marks));
+        }
+        (state.said, state.said_digested) = (marks, digested);
+        messages
     }
 }
 
@@ -332,21 +359,21 @@ impl Speaker<'_> {
                 self.report.fail(error);
                 return;
             }
-            let message = match next {
+            let messages = match next {
                 Next::End => return,
-                Next::Say(message) => message,
+                Next::Say(message) => vec![message],
                 Next::Look if Instant::now() < speak_at => continue,
                 Next::Look => self.report.heartbeat(),
             };
             wire.clear();
-            message.encode(&mut wire);
+            messages.iter().for_each(|message| message.encode(&mut wire));
             if let Err(error) = self.write(&wire, &mut silence) {
                 self.report.state.lock().torn = true;
                 self.report.fail(error);
                 return;
             }
             speak_at = Instant::now() + self.interval;
-            if let Message::Marks(marks) = message {
+            if let Some(Message::Marks(marks)) = messages.last() {
                 self.shared.update(|status| {
                     status.acknowledged_bytes = marks.written;
                     status.durable_bytes = marks.durable;
@@ -388,8 +415,13 @@ mod tests {
         let now = Instant::now();
         report.received(10);
         assert!(matches!(report.next(now), Next::Look));
-        assert_eq!(report.heartbeat(), Message::Marks(Marks { received: 10, written: 0, durable: 0 }));
-        assert_eq!(report.heartbeat(), Message::Heartbeat);
+        let marks = |received| Message::Marks(Marks { received, written: 0, durable: 0 });
+        assert_eq!(report.heartbeat(), [marks(10)]);
+        assert_eq!(report.heartbeat(), [Message::Heartbeat(0)]);
+        report.digested(7);
+        report.received(11);
+        assert_eq!(report.heartbeat(), [Message::Heartbeat(7), marks(11)]);
+        assert_eq!(report.heartbeat(), [Message::Heartbeat(7)]);
         report.received(30);
         report.written(20);
         report.written(25);

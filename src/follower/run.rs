@@ -13,6 +13,7 @@ use super::ack::{self, Outbox};
 use super::apply::{Actions, apply_stream};
 use super::connection::{bound_unanswered, connect, handshake};
 use super::contact::{Limit, standing};
+use super::digester::{self, Digester};
 use super::digests::Digests;
 use super::dir::Dir;
 use super::flush::Unflushed;
@@ -23,11 +24,13 @@ use super::status::State;
 use super::sync::Sync;
 use super::track::Track;
 use crate::beneath::Beneath;
-use crate::config::{Durability, FollowerConfig};
+use crate::config::{Durability, FollowerConfig, Protocol};
 use crate::datadir::DataDir;
 use crate::error::Error;
+use crate::own_folder::OwnFolder;
 use crate::own_time::OwnTime;
-use crate::protocol::frame_reader;
+use crate::protocol::extension::VERSION;
+use crate::protocol::{ProtocolError, frame_reader};
 use crate::sys::channel;
 use crate::sys::net::{Shutdown, TcpStream};
 use crate::sys::random;
@@ -64,6 +67,29 @@ pub(super) struct Runner {
 impl Runner {
     /// The thread's life.
     pub(super) fn run(mut self) -> Result<(), Error> {
+        digester::load(self.data.own(), &self.dir, &self.digests);
+        let (running, ended) = channel::bounded::<()>(0);
+        let own = OwnFolder::of(self.data.path())?;
+        let (dir, digests, shared) = (self.dir.clone(), self.digests.clone(), self.shared.clone());
+        let digester = Arc::new(Digester { dir, digests, shared, own });
+        let its = digester.clone();
+        let spawned = self.threads.spawn("paceline-digest", move || {
+            let _running = running;
+            its.run();
+        });
+        spawned.map_err(|error| Error::connection("could not start its thread", error))?;
+        let outcome = self.connections();
+        // It ends with everything else.
+        self.shared.stop();
+        let _ = ended.recv();
+        if !matches!(outcome, Err(Error::DirectoryLost { .. })) {
+            digester.save_at_end();
+        }
+        outcome
+    }
+
+    /// One after another.
+    fn connections(&mut self) -> Result<(), Error> {
         let mut delays = Delays::new(self.config.retry_delay_min, self.config.retry_delay_max);
         let mut full_delays = Delays::new(FULL_DELAY_MIN, FULL_DELAY_MAX);
         while let Some(leader) = self.shared.leader() {
@@ -199,6 +225,12 @@ impl Runner {
             self.dialects.note(address, answer);
             if answer == Answer::Extension {
                 return self.extended(socket, address, in_sync);
+            }
+            if self.config.protocol == Protocol::Extension {
+                let said = format!(
+                    "the leader at {address} does not speak version {VERSION} of Paceline's extension, and only that is to be spoken"
+                );
+                return Err(ProtocolError::OutOfPlace(said).into());
             }
             log::debug!("the leader at {address} does not know the extension: 1.0.0 it is");
             drop(socket);

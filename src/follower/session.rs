@@ -4,9 +4,11 @@
 //! thread of `disk`, so that the stream goes on; only the beginning of a sync waits, for its mark to be on disk.
 //!
 //! ```text
-//!   want ─▶ inventory told ─▶ sync begins ─▶ actions ─▶ sync ends ─▶ actions ─▶ position ─▶ actions …
-//!                                  ▲                                                │
-//!                                  └────────────── the leader resumes ◀─────────────┘
+//!   want ─▶ sums told ─▶ tell … tell ends ─▶ inventory told ─┐
+//!               │ (all are equal)                            ▼
+//!               └─────────────────────────────────────▶ sync begins ─▶ actions ─▶ sync ends ─▶ actions ─▶ position ─▶ actions …
+//!                                                            ▲                                                │
+//!                                                            └────────────── the leader resumes ◀─────────────┘
 //! ```
 //!
 //! A sync moves files while they change: some of them it leaves empty, missing, or half of one content and half of another, and
@@ -25,7 +27,7 @@ use super::apply::Actions;
 use super::connection::lost;
 use super::contact::{Change, Contact, Limit, Standing};
 use super::dir::Dir;
-use super::disk::{Job, Jobs};
+use super::disk::{Job, Jobs, Told};
 use super::flush::Unflushed;
 use super::kept::{Bounds, Keeper};
 use super::lag::Lag;
@@ -70,8 +72,7 @@ pub(super) struct Session<'a> {
     /// Action bytes dealt with.
     total: u64,
     phase: Phase,
-    /// Whether the inventory was asked for.
-    wanted: bool,
+    asked: Asked,
     /// Until the first sync of a leader that is not trusted has ended.
     contact: Option<Contact>,
     /// What waits for its first change: folders to be removed if they are empty, and files to be cut.
@@ -101,6 +102,18 @@ enum Phase {
     Streaming,
 }
 
+/// What the leader wants to know of what is here.
+enum Asked {
+    Nothing,
+    /// The sums of 2^`bits` buckets, and the files of these, as far as it has said which.
+    Sums {
+        bits: u8,
+        buckets: Vec<u32>,
+    },
+    /// Those were all.
+    Files,
+}
+
 /// Of the sync under way, not told yet.
 #[derive(Default)]
 struct Sync {
@@ -127,7 +140,7 @@ impl<'a> Session<'a> {
             patch: None,
             total: 0,
             phase: Phase::Before,
-            wanted: false,
+            asked: Asked::Nothing,
             contact: None,
             unready: Default::default(),
             lag: Lag::default(),
@@ -297,6 +310,7 @@ impl<'a> Session<'a> {
     fn belong(&mut self) -> Result<(), Error> {
         self.parts.data.follow(self.parts.theirs)?;
         self.parts.data.claim()?;
+        self.parts.shared.claimed(true);
         let data_set = self.parts.data.data_set();
         self.parts.shared.update(|status| status.data_set = data_set);
         Ok(())
@@ -343,11 +357,17 @@ impl<'a> Session<'a> {
                 self.sync.files += 1;
                 self.actions.empty(&path)
             }
+            // What is written in place may reach the disk without its time: only a marked directory is not believed for that.
+            Control::PatchAt { path, .. } if self.phase == Phase::Streaming => {
+                Err(out_of_place(format!("patch of {path} outside a sync")))
+            }
             Control::PatchAt { path, offset } => {
                 self.patch = Some((path, offset));
                 Ok(())
             }
-            Control::Want => self.want(),
+            Control::Want(bits) => self.want(bits),
+            Control::Tell(buckets) => self.tell(&buckets),
+            Control::TellEnds => self.tell_ends(),
             Control::SyncBegins { files, bytes } => self.sync_begins(files, bytes),
             Control::SyncEnds => self.sync_ends(whole.before),
             Control::Position(position) => {
@@ -376,18 +396,50 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn want(&mut self) -> Result<(), Error> {
-        if std::mem::replace(&mut self.wanted, true) {
-            return Err(out_of_place("the inventory was asked for twice"));
+    fn want(&mut self, bits: u8) -> Result<(), Error> {
+        if !matches!(self.asked, Asked::Nothing) {
+            return Err(out_of_place("the sums were asked for twice"));
         }
+        self.asked = Asked::Sums { bits, buckets: Vec::new() };
         self.parts.shared.update(|status| {
             status.state = State::Syncing;
             status.sync = SyncProgress::default();
             status.admitted_in = None;
         });
         let names = self.parts.limit.standing != Standing::Trusted;
-        self.parts.jobs.put(Job::Inventory { names });
+        self.parts.jobs.put(Job::Sums { bits, names });
         Ok(())
+    }
+
+    /// There are never more of them than buckets.
+    fn tell(&mut self, more: &[u32]) -> Result<(), Error> {
+        let Asked::Sums { bits, buckets } = &mut self.asked else {
+            return Err(out_of_place("files were asked for out of turn"));
+        };
+        for bucket in more {
+            if u64::from(*bucket) >> *bits != 0 || buckets.last().is_some_and(|last| last >= bucket) {
+                return Err(out_of_place(format!("files of bucket {bucket}, which is none, or not the next")));
+            }
+            buckets.push(*bucket);
+        }
+        Ok(())
+    }
+
+    fn tell_ends(&mut self) -> Result<(), Error> {
+        let Asked::Sums { bits, buckets } = std::mem::replace(&mut self.asked, Asked::Files) else {
+            return Err(out_of_place("files were asked for out of turn"));
+        };
+        self.parts.jobs.put(Job::Inventory { bits, buckets });
+        Ok(())
+    }
+
+    /// What is here, once all was told of it that was asked for.
+    fn told(&self) -> Option<Told> {
+        match &self.asked {
+            Asked::Sums { buckets, .. } if buckets.is_empty() => self.parts.jobs.told(false),
+            Asked::Files => self.parts.jobs.told(true),
+            _ => None,
+        }
     }
 
     fn sync_begins(&mut self, files: u64, bytes: u64) -> Result<(), Error> {
@@ -396,8 +448,8 @@ impl<'a> Session<'a> {
             Phase::CatchingUp => {}
             Phase::Streaming => self.mark()?,
             Phase::Before => {
-                let told = self.parts.jobs.told();
-                let told = told.ok_or_else(|| out_of_place("a sync began before the inventory was told"))?;
+                let told =
+                    self.told().ok_or_else(|| out_of_place("a sync began before all was told that was asked for"))?;
                 if told.files == 0 {
                     // Of what is not there nothing has to be made durable.
                     self.actions.unflushed();

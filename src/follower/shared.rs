@@ -5,6 +5,7 @@
 //! one, or a block of the stream, not for each action.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::status::{State, Status};
@@ -20,6 +21,10 @@ pub(super) struct Shared {
     /// An order to stop was given, or the follower ended.
     changed: Condvar,
     status: Mutex<Told>,
+    /// The directory is this node's.
+    ours: AtomicBool,
+    /// The end is not to wait for what can be done without.
+    hurry: AtomicBool,
 }
 
 #[derive(Default)]
@@ -70,6 +75,24 @@ impl Shared {
             control.stopping = true;
             true
         });
+    }
+
+    /// The stop that follows is to be quick.
+    pub(super) fn hurry(&self) {
+        self.hurry.store(true, Ordering::Release);
+    }
+
+    pub(super) fn hurries(&self) -> bool {
+        self.hurry.load(Ordering::Acquire)
+    }
+
+    /// Whether the directory is this node's, so that something may be kept in it.
+    pub(super) fn claimed(&self, ours: bool) {
+        self.ours.store(ours, Ordering::Release);
+    }
+
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::Acquire)
     }
 
     /// A thread has failed: stops, and that is why. Never blocks.
@@ -209,6 +232,11 @@ impl Shared {
         let mut status = told.status.clone();
         status.lag = status.lag_bytes.map(|_| told.behind_since.map_or(Duration::ZERO, |since| since.elapsed()));
         status
+    }
+
+    /// Whether files are compared or sent.
+    pub(super) fn is_syncing(&self) -> bool {
+        self.status.lock().status.state == State::Syncing
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {

@@ -26,6 +26,7 @@ use super::kept::Keeper;
 use super::shared::Shared;
 use super::status::{State, SyncProgress};
 use crate::datadir::DataDir;
+use crate::digests::Stamps;
 use crate::error::Error;
 use crate::own_folder::is_incomplete;
 use crate::protocol::{
@@ -126,13 +127,13 @@ impl<'a, R: BufRead> Sync<'a, R> {
         limit: Limit,
     ) -> Result<(Vec<RelPath>, Vec<RelPath>), Error> {
         let Inventory { files, folders } = self.dir.inventory()?;
-        let here = Amount::of(files.iter().map(|(_, len)| *len));
+        let here = Amount::of(files.iter().map(|(_, stamps)| stamps.size));
         let listed: HashSet<&RelPath> = list.iter().map(|entry| &entry.path).collect();
         let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|(path, _)| listed.contains(path));
         if let Some((example, _)) = unlisted.first() {
-            limit.check(data.path(), Amount::of(unlisted.iter().map(|(_, len)| *len)), example, here)?;
+            limit.check(data.path(), Amount::of(unlisted.iter().map(|(_, stamps)| stamps.size)), example, here)?;
         }
-        let paths = |files: Vec<(RelPath, u64)>| files.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+        let paths = |files: Vec<(RelPath, Stamps)>| files.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
         let (listed, unlisted) = (paths(listed), paths(unlisted));
         data.follow(None)?;
         data.claim()?;

@@ -1,12 +1,15 @@
 //! Digests of announced files by chunk, computed without any lock and remembered; and what they say of another's copy.
 //!
-//! Chunks below an announced length do not change within a generation, so a whole chunk is read once while its file
-//! lives, whatever it is called. The cache's lock guards look-ups and is never held while reading a file.
+//! What is below an announced length does not change within a generation, so it is read once while its file lives, whatever it is called; but
+//! for a last chunk that was not whole, once the file has grown. The cache's lock guards look-ups and is never held while reading a file.
+//!
+//! How a file looks that is at rest is remembered as well, so that its digests may outlive the process (see [`digests`](crate::digests)).
 
 use std::io::{self, ErrorKind, Read};
 
 use sha1::{Digest, Sha1};
 
+use crate::digests::{Digested, Stamps};
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest, Held};
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
@@ -16,10 +19,31 @@ use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 // So that what is read at once is whole chunks, but for the end of a file: here and at the follower.
 const _: () = assert!(READ_AT_ONCE_BYTES.is_multiple_of(CHUNK));
 
-/// Digests computed so far: those of whole chunks, from each file's beginning, by generation.
+/// Digests computed so far, from each file's beginning, by generation.
 #[derive(Default)]
 pub(crate) struct ChunkCache {
-    known: Mutex<HashMap<u64, Vec<ChunkDigest>>>,
+    known: Mutex<HashMap<u64, Known>>,
+}
+
+#[derive(Clone, Default)]
+struct Known {
+    digests: Vec<ChunkDigest>,
+    /// What they are of.
+    bytes: u64,
+    /// How the file looked when it had been at rest, if they are of all of it.
+    stamps: Option<Stamps>,
+}
+
+impl Known {
+    /// What of it is true of the first `len` bytes.
+    fn of(mut self, len: u64) -> Self {
+        if self.bytes != len {
+            self.digests.truncate(usize::try_from(self.bytes.min(len) / CHUNK_BYTES).unwrap_or(usize::MAX));
+            self.bytes = self.digests.len() as u64 * CHUNK_BYTES;
+            self.stamps = None;
+        }
+        self
+    }
 }
 
 impl ChunkCache {
@@ -34,16 +58,14 @@ impl ChunkCache {
         len: u64,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> io::Result<Option<Vec<ChunkDigest>>> {
-        let whole = usize::try_from(len / CHUNK_BYTES).map_err(io::Error::other)?;
-        let mut digests = self.known.lock().get(&generation).cloned().unwrap_or_default();
-        let was_known = digests.len();
-        digests.truncate(whole);
-        if digests.len() as u64 * CHUNK_BYTES == len {
+        let known = self.known.lock().get(&generation).cloned().unwrap_or_default();
+        let was_known = known.bytes;
+        let Known { mut digests, bytes: mut done, .. } = known.of(len);
+        if done == len {
             return Ok(Some(digests));
         }
         let Some(file) = open()? else { return Ok(None) };
         let mut file = Reader::uncached(file);
-        let mut done = digests.len() as u64 * CHUNK_BYTES;
         file.seek(done);
         let most = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES);
         let mut buffer = vec![0; most(len - done)];
@@ -59,10 +81,34 @@ impl ChunkCache {
             }
             done += bytes.len() as u64;
         }
-        if whole > was_known {
-            self.known.lock().insert(generation, digests[..whole].to_vec());
+        if len > was_known {
+            self.known.lock().insert(generation, Known { digests: digests.clone(), bytes: len, stamps: None });
         }
         Ok(Some(digests))
+    }
+
+    /// What is known of a generation that would still be, and be true, after a restart.
+    pub(crate) fn kept(&self, generation: u64) -> Option<Digested> {
+        let known = self.known.lock().get(&generation).cloned()?;
+        known.stamps.map(|stamps| Digested { stamps, bytes: known.bytes, chunks: known.digests })
+    }
+
+    /// Takes what was known before a restart, of a file that looks as it did.
+    pub(crate) fn know(&self, generation: u64, digested: Digested) {
+        let Digested { stamps, bytes, chunks: digests } = digested;
+        self.known.lock().insert(generation, Known { digests, bytes, stamps: Some(stamps) });
+    }
+
+    /// How many of the first bytes of a generation are digested.
+    pub(crate) fn digested(&self, generation: u64) -> u64 {
+        self.known.lock().get(&generation).map_or(0, |known| known.bytes)
+    }
+
+    /// Notes how the file looks that has been at rest since it became what this generation is.
+    pub(crate) fn is_at_rest(&self, generation: u64, stamps: Stamps) {
+        if let Some(known) = self.known.lock().get_mut(&generation).filter(|known| known.bytes == stamps.size) {
+            known.stamps = Some(stamps);
+        }
     }
 
     /// Forgets all files that `keep` refuses.
@@ -198,6 +244,7 @@ mod tests {
         };
         assert_eq!(read(2 * CHUNK_BYTES + 5), Some((3, 2 * CHUNK_BYTES + 5)));
         assert_eq!(read(3 * CHUNK_BYTES + 9), Some((4, CHUNK_BYTES + 9)));
+        assert_eq!(read(3 * CHUNK_BYTES + 9), Some((4, 0)));
         assert_eq!(read(3 * CHUNK_BYTES), Some((3, 0)));
         assert_eq!(read(4 * CHUNK_BYTES), None, "it is shorter");
     }
@@ -213,9 +260,10 @@ mod tests {
             cache.digests(open, 1, len, &mut |_| Ok(())).unwrap().map(|digests| digests.len())
         };
         assert_eq!(digests(3 * CHUNK_BYTES, true), Some(3));
-        // Of what ends within a chunk the whole chunks are known, and that is no reason to forget what is beyond.
+        // What is asked of a part of it is no reason to forget what is beyond.
         assert_eq!(digests(CHUNK_BYTES + 1, true), Some(2));
         assert_eq!(digests(CHUNK_BYTES + 1, false), None);
+        assert_eq!(digests(3 * CHUNK_BYTES, false), Some(3));
         cache.retain(|generation| generation == 1);
         assert_eq!([0, 1, 3].map(|chunks| digests(chunks * CHUNK_BYTES, false)), [Some(0), Some(1), Some(3)]);
         cache.retain(|generation| generation != 1);

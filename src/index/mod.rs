@@ -1,29 +1,30 @@
-//! What is announced: every file's generation and length, and what changed since a moment. No locks, no I/O.
+//! What is announced: every file's generation and length, and what changed since a position. No locks, no I/O.
 //!
 //! The index, not the disk, says how long a file is: a length advances in the same critical section that puts the bytes
 //! into the stream, so a *cut* of the index is an exact moment of the stream.
 //!
-//! A cut costs O(1) however many files there are or have changed. It begins a new *epoch*; an entry's first change in an
-//! epoch saves what the entry was before. Who made the cut then reads the entries in small portions, each as of the
-//! cut, while changes go on. That works for one cut at a time: the next may only be made once everything wanted of this
-//! one was read (the leader's `cut` lock sees to it).
+//! Everything is told by position. A change *at* a position is the action whose first byte comes next after it: the change's number is that
+//! position and one. Of each file the index knows at which its content began (its *generation*), and at which it changed last. Entries
+//! are linked in the order of their last change ([`recency`]), so what changed since a position is found without looking at anything else, however many files there are.
+//! Files that are gone stay for a while, so that this is said too: a bounded number of them, and the index says from which position on it knows of all ([`Index::complete_since`]).
 //!
-//! A *tracker* is somebody who wants to know what changed between its cuts. While there is one, changed entries are noted
-//! once an epoch, and deleted entries stay; while there is none, neither costs anything.
+//! No step grows with the number of files: entries are in chunks, names in many small maps, so nothing is ever moved or hashed anew as a whole.
 
 pub(crate) mod chunks;
 pub(crate) mod hash;
+mod names;
+pub(crate) mod recency;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use crate::sys::hash::HashMap;
+use self::names::Names;
+use self::recency::Recency;
 use crate::types::RelPath;
 
 /// What a file was at a moment: which incarnation of the name, and how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Version {
-    /// New whenever the file is replaced, or deleted and made again; 0 says there is no file.
+    /// New whenever the file is replaced, cut short, or deleted and made again: the number of that change; 0 says there is no file.
     pub(crate) generation: u64,
     /// Its announced length in bytes.
     pub(crate) len: u64,
@@ -43,14 +44,18 @@ pub(crate) type FileId = (u64, u64);
 /// Where a file stands in the index.
 pub(crate) type Slot = u32;
 
+/// No slot.
+const NONE: Slot = Slot::MAX;
+
 #[derive(Debug)]
 struct Entry {
     path: RelPath,
     now: Version,
-    /// What it was when `epoch` began.
-    before: Version,
-    /// The epoch of its last change.
-    epoch: u64,
+    /// The number of its last change.
+    changed: u64,
+    /// The one that changed next, and the one that changed before it.
+    newer: Slot,
+    older: Slot,
     /// Which file on disk it is: announced as such, and nothing else was read for it. `None`: that is in doubt.
     file: Option<FileId>,
     /// The turn of its last change: that turn's [`Unsynced`] has its slot.
@@ -94,90 +99,96 @@ impl Unsynced {
     }
 }
 
-/// Names a tracker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TrackerId(u64);
+/// Entries that are allocated at once.
+const CHUNK_ENTRIES: usize = 1 << CHUNK_BITS;
+const CHUNK_BITS: u32 = 9;
 
-#[derive(Debug)]
-struct Tracker {
-    id: TrackerId,
-    /// The epoch its last cut began.
-    since: u64,
-}
+/// Entries, in chunks that stay where they are.
+#[derive(Debug, Default)]
+struct Entries(Vec<Vec<Entry>>);
 
-/// A moment of the index. See the module's documentation for how long it can be read.
-#[derive(Debug)]
-pub(crate) struct Cut {
-    epoch: u64,
-    wanted: Wanted,
-}
+impl Entries {
+    fn len(&self) -> usize {
+        self.0.last().map_or(0, |last| (self.0.len() - 1) * CHUNK_ENTRIES + last.len())
+    }
 
-#[derive(Debug)]
-enum Wanted {
-    /// All slots below this.
-    All(Slot),
-    Changed(Vec<Arc<Vec<Slot>>>),
-}
-
-impl Cut {
-    /// The slots to read: each once, in order.
-    pub(crate) fn slots(&self) -> Vec<Slot> {
-        match &self.wanted {
-            Wanted::All(end) => (0..*end).collect(),
-            Wanted::Changed(lists) => {
-                let mut slots: Vec<_> = lists.iter().flat_map(|list| list.iter().copied()).collect();
-                slots.sort_unstable();
-                slots.dedup();
-                slots
+    fn push(&mut self, entry: Entry) -> Slot {
+        let slot = Slot::try_from(self.len()).ok().filter(|slot| *slot != NONE).expect("fewer files than 2^32");
+        match self.0.last_mut() {
+            Some(last) if last.len() < CHUNK_ENTRIES => last.push(entry),
+            _ => {
+                let mut chunk = Vec::with_capacity(CHUNK_ENTRIES);
+                chunk.push(entry);
+                self.0.push(chunk);
             }
         }
+        slot
     }
 }
+
+impl std::ops::Index<Slot> for Entries {
+    type Output = Entry;
+
+    fn index(&self, slot: Slot) -> &Entry {
+        &self.0[slot as usize >> CHUNK_BITS][slot as usize % CHUNK_ENTRIES]
+    }
+}
+
+impl std::ops::IndexMut<Slot> for Entries {
+    fn index_mut(&mut self, slot: Slot) -> &mut Entry {
+        &mut self.0[slot as usize >> CHUNK_BITS][slot as usize % CHUNK_ENTRIES]
+    }
+}
+
+/// Files that are gone and still known to have been there.
+#[derive(Debug)]
+struct Tombstones {
+    /// The oldest first: where they stand, and when they went. Some exist again, or went once more since.
+    slots: VecDeque<(Slot, u64)>,
+    most: usize,
+}
+
+/// The most [`Tombstones`], each of the size of a file's entry.
+const TOMBSTONES_MAX: usize = 1 << 16;
 
 /// All announced files.
 #[derive(Debug)]
 pub(crate) struct Index {
-    entries: Vec<Entry>,
-    slots: HashMap<RelPath, Slot>,
+    entries: Entries,
+    names: Names<RelPath, Slot>,
     free: Vec<Slot>,
     /// Where the files are now whose generation began under another name.
-    renamed: HashMap<u64, RelPath>,
-    /// Slots of files that were deleted while tracked; some may exist again.
-    dead: Vec<Slot>,
-    last_generation: u64,
-    epoch: u64,
-    last_tracker: u64,
-    trackers: Vec<Tracker>,
-    /// What changed in past epochs, the oldest that a tracker needs first, with its epoch.
-    closed: VecDeque<(u64, Arc<Vec<Slot>>)>,
-    /// What changed in this epoch; kept up while there are trackers.
-    changed: Vec<Slot>,
+    renamed: Names<u64, RelPath>,
+    recency: Recency,
+    tombstones: Tombstones,
+    complete_since: u64,
     unsynced: Unsynced,
     /// Files there are, and bytes in them.
     totals: (u64, u64),
-    /// That it is of.
+    /// That `unsynced` is of.
     turn: u64,
 }
 
 impl Index {
     pub(crate) fn new() -> Self {
         Self {
-            entries: Vec::new(),
-            slots: HashMap::default(),
+            entries: Entries::default(),
+            names: Names::default(),
             free: Vec::new(),
-            renamed: HashMap::default(),
-            dead: Vec::new(),
-            last_generation: 0,
-            epoch: 1,
-            last_tracker: 0,
-            trackers: Vec::new(),
-            closed: VecDeque::new(),
-            changed: Vec::new(),
+            renamed: Names::default(),
+            recency: Recency::default(),
+            tombstones: Tombstones { slots: VecDeque::new(), most: TOMBSTONES_MAX },
+            complete_since: 0,
             // Nobody knows what of the files found at the start is durable.
             unsynced: Unsynced { others: true, ..Unsynced::default() },
             totals: (0, 0),
             turn: 1,
         }
+    }
+
+    /// From this position on it is known which files went.
+    pub(crate) fn complete_since(&self) -> u64 {
+        self.complete_since
     }
 
     /// How many files there are, and how many bytes in them. O(1).
@@ -204,7 +215,7 @@ impl Index {
     /// `None` if that is not known of each: one was renamed, replaced or deleted since, or is in doubt. A name is no more than where to
     /// look: also on disk it may mean another file by now, and the host has not come to announce it.
     pub(crate) fn syncing(&self, unsynced: &Unsynced) -> Option<Vec<(RelPath, FileId)>> {
-        let entries = unsynced.slots.iter().map(|&slot| &self.entries[slot as usize]);
+        let entries = unsynced.slots.iter().map(|&slot| &self.entries[slot]);
         if self.unsynced.others || entries.clone().any(|entry| self.unsynced.names.contains(&entry.path)) {
             return None;
         }
@@ -214,47 +225,51 @@ impl Index {
 
     /// What `path` is now.
     pub(crate) fn get(&self, path: &str) -> Version {
-        self.slots.get(path).map_or(Version::ABSENT, |&slot| self.entries[slot as usize].now)
+        self.names.get(path).map_or(Version::ABSENT, |&slot| self.entries[slot].now)
+    }
+
+    /// What `path` is now, and which file on disk, if that is sure.
+    pub(crate) fn announced(&self, path: &str) -> (Version, Option<FileId>) {
+        self.slot(path).map_or((Version::ABSENT, None), |slot| (self.entries[slot].now, self.entries[slot].file))
     }
 
     /// Where `path` is, if it is or recently was there; for [`grow`](Self::grow).
     pub(crate) fn slot(&self, path: &str) -> Option<Slot> {
-        self.slots.get(path).copied()
+        self.names.get(path).copied()
     }
 
     /// Whether the slot holds a file now.
     pub(crate) fn version_at(&self, slot: Slot) -> Version {
-        self.entries[slot as usize].now
+        self.entries[slot].now
     }
 
-    /// Adds `length` bytes to the file in `slot`, which exists.
-    pub(crate) fn grow(&mut self, slot: Slot, length: u64) {
-        let entry = self.touch(slot);
+    /// Adds `length` bytes to the file in `slot`, which exists. `change` is the number of the change, here and below.
+    pub(crate) fn grow(&mut self, slot: Slot, length: u64, change: u64) {
+        let entry = self.touch(slot, change);
         debug_assert!(entry.now.exists());
         entry.now.len += length;
         self.totals.1 += length;
     }
 
     /// Makes `path` a new incarnation of this length, and returns it. `file`: which file on disk it is, if that is sure.
-    pub(crate) fn put(&mut self, path: &RelPath, len: u64, file: Option<FileId>) -> Version {
-        self.last_generation += 1;
-        let version = Version { generation: self.last_generation, len };
-        self.set(path, version, file);
+    pub(crate) fn put(&mut self, path: &RelPath, len: u64, file: Option<FileId>, change: u64) -> Version {
+        let version = Version { generation: change, len };
+        self.set(path, version, file, change);
         version
     }
 
     /// Shortens `path`, which exists. The generation is a new one: what was sent of the old length is void. The file is the same.
-    pub(crate) fn truncate(&mut self, path: &RelPath, len: u64) -> Version {
+    pub(crate) fn truncate(&mut self, path: &RelPath, len: u64, change: u64) -> Version {
         debug_assert!(len <= self.get(path.as_str()).len);
-        self.put(path, len, self.file_of(path))
+        self.put(path, len, self.file_of(path), change)
     }
 
     /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
-    pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath) -> Version {
+    pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath, change: u64) -> Version {
         let file = self.file_of(from);
-        let version = self.remove(from.as_str());
+        let version = self.remove(from.as_str(), change);
         debug_assert!(version.exists() && from != to);
-        self.set(to, version, file);
+        self.set(to, version, file, change);
         self.renamed.insert(version.generation, to.clone());
         version
     }
@@ -298,19 +313,19 @@ impl Index {
     }
 
     fn file_of(&self, path: &RelPath) -> Option<FileId> {
-        self.slot(path.as_str()).and_then(|slot| self.entries[slot as usize].file)
+        self.slot(path.as_str()).and_then(|slot| self.entries[slot].file)
     }
 
     fn entry_mut(&mut self, path: &RelPath) -> Option<&mut Entry> {
-        self.slot(path.as_str()).map(|slot| &mut self.entries[slot as usize])
+        self.slot(path.as_str()).map(|slot| &mut self.entries[slot])
     }
 
-    fn set(&mut self, path: &RelPath, version: Version, file: Option<FileId>) {
-        let slot = match self.slots.get(path) {
-            Some(&slot) => slot,
+    fn set(&mut self, path: &RelPath, version: Version, file: Option<FileId>, change: u64) {
+        let slot = match self.slot(path.as_str()) {
+            Some(slot) => slot,
             None => self.insert(path),
         };
-        let entry = self.touch(slot);
+        let entry = self.touch(slot, change);
         entry.file = file;
         let was = std::mem::replace(&mut entry.now, version);
         self.count(was, version);
@@ -320,129 +335,70 @@ impl Index {
     }
 
     /// Removes `path`, and returns what it was.
-    pub(crate) fn remove(&mut self, path: &str) -> Version {
-        let Some(&slot) = self.slots.get(path) else { return Version::ABSENT };
-        let entry = self.touch(slot);
+    pub(crate) fn remove(&mut self, path: &str, change: u64) -> Version {
+        let Some(slot) = self.slot(path).filter(|&slot| self.entries[slot].now.exists()) else {
+            return Version::ABSENT;
+        };
+        let entry = self.touch(slot, change);
         entry.file = None;
         let was = std::mem::replace(&mut entry.now, Version::ABSENT);
         let path = entry.path.clone();
         self.count(was, Version::ABSENT);
         self.unsynced.note_name(&path);
         self.renamed.remove(&was.generation);
-        self.dead.push(slot);
-        if self.trackers.is_empty() {
-            self.sweep(1);
+        self.tombstones.slots.push_back((slot, change));
+        if self.tombstones.slots.len() > self.tombstones.most {
+            self.bury_oldest();
         }
         was
     }
 
+    /// Forgets the file that has been gone for longest.
+    fn bury_oldest(&mut self) {
+        let Some((slot, went)) = self.tombstones.slots.pop_front() else { return };
+        let entry = &self.entries[slot];
+        // Otherwise it exists again, or has gone once more.
+        if entry.changed == went && !entry.now.exists() {
+            self.complete_since = went;
+            self.recency.unlink(&mut self.entries, slot);
+            self.names.remove(self.entries[slot].path.as_str());
+            self.free.push(slot);
+        }
+    }
+
     fn insert(&mut self, path: &RelPath) -> Slot {
-        // Epoch 0 is none: the entry's first change counts as one in whatever epoch this is.
-        let (now, before) = (Version::ABSENT, Version::ABSENT);
-        let entry = Entry { path: path.clone(), now, before, epoch: 0, file: None, turn: 0 };
+        let entry = Entry {
+            path: path.clone(),
+            now: Version::ABSENT,
+            changed: 0,
+            newer: NONE,
+            older: NONE,
+            file: None,
+            turn: 0,
+        };
         let slot = match self.free.pop() {
             Some(slot) => {
                 // If the slot is noted already, it is not noted again.
-                let turn = self.entries[slot as usize].turn;
-                self.entries[slot as usize] = Entry { turn, ..entry };
+                let turn = self.entries[slot].turn;
+                self.entries[slot] = Entry { turn, ..entry };
                 slot
             }
-            None => {
-                self.entries.push(entry);
-                Slot::try_from(self.entries.len() - 1).expect("fewer files than 2^32")
-            }
+            None => self.entries.push(entry),
         };
-        self.slots.insert(path.clone(), slot);
+        self.recency.link(&mut self.entries, slot);
+        self.names.insert(path.clone(), slot);
         slot
     }
 
     /// The entry, about to be changed.
-    fn touch(&mut self, slot: Slot) -> &mut Entry {
-        let entry = &mut self.entries[slot as usize];
+    fn touch(&mut self, slot: Slot, change: u64) -> &mut Entry {
+        let entry = &mut self.entries[slot];
         if entry.turn != self.turn {
             entry.turn = self.turn;
             self.unsynced.slots.push(slot);
         }
-        if entry.epoch != self.epoch {
-            entry.before = entry.now;
-            entry.epoch = self.epoch;
-            if !self.trackers.is_empty() {
-                self.changed.push(slot);
-            }
-        }
-        entry
-    }
-
-    /// Frees the slots of up to `most` deleted files; returns whether more are left. Does nothing while anybody tracks.
-    pub(crate) fn sweep(&mut self, most: usize) -> bool {
-        if !self.trackers.is_empty() {
-            return false;
-        }
-        for slot in self.dead.split_off(self.dead.len().saturating_sub(most)) {
-            let entry = &self.entries[slot as usize];
-            // It may exist again, or stand here twice.
-            if !entry.now.exists() && self.slots.get(&entry.path) == Some(&slot) {
-                self.slots.remove(&entry.path);
-                self.free.push(slot);
-            }
-        }
-        !self.dead.is_empty()
-    }
-
-    /// Begins to track changes. The tracker's first cut is [`cut_all`](Self::cut_all).
-    pub(crate) fn track(&mut self) -> TrackerId {
-        self.last_tracker += 1;
-        let id = TrackerId(self.last_tracker);
-        self.trackers.push(Tracker { id, since: self.epoch });
-        id
-    }
-
-    /// Ends it. Who calls this calls [`sweep`](Self::sweep) until nothing is left.
-    pub(crate) fn untrack(&mut self, id: TrackerId) {
-        self.trackers.retain(|tracker| tracker.id != id);
-        if self.trackers.is_empty() {
-            self.changed = Vec::new();
-        }
-        self.forget_unneeded();
-    }
-
-    /// A cut of everything.
-    pub(crate) fn cut_all(&mut self, id: TrackerId) -> Cut {
-        let end = Slot::try_from(self.entries.len()).expect("fewer files than 2^32");
-        self.begin_epoch(id);
-        Cut { epoch: self.epoch, wanted: Wanted::All(end) }
-    }
-
-    /// A cut of what changed since the tracker's last cut.
-    pub(crate) fn cut_changed(&mut self, id: TrackerId) -> Cut {
-        let since = self.begin_epoch(id);
-        let lists = self.closed.iter().filter(|(epoch, _)| *epoch >= since).map(|(_, list)| list.clone()).collect();
-        self.forget_unneeded();
-        Cut { epoch: self.epoch, wanted: Wanted::Changed(lists) }
-    }
-
-    /// Returns the epoch that the tracker's last cut began.
-    fn begin_epoch(&mut self, id: TrackerId) -> u64 {
-        self.closed.push_back((self.epoch, Arc::new(std::mem::take(&mut self.changed))));
-        self.epoch += 1;
-        let tracker = self.trackers.iter_mut().find(|tracker| tracker.id == id).expect("a tracker cuts");
-        std::mem::replace(&mut tracker.since, self.epoch)
-    }
-
-    fn forget_unneeded(&mut self) {
-        let needed = self.trackers.iter().map(|tracker| tracker.since).min().unwrap_or(u64::MAX);
-        while self.closed.front().is_some_and(|(epoch, _)| *epoch < needed) {
-            self.closed.pop_front();
-        }
-    }
-
-    /// What stood in `slot` at the cut. Absent files of a cut of changes are those deleted since; in a cut of everything they
-    /// mean nothing, and may bear the name of a file that is there.
-    pub(crate) fn at(&self, cut: &Cut, slot: Slot) -> (&RelPath, Version) {
-        debug_assert_eq!(cut.epoch, self.epoch, "one cut is read at a time");
-        let entry = &self.entries[slot as usize];
-        let version = if entry.epoch == cut.epoch { entry.before } else { entry.now };
-        (&entry.path, version)
+        self.recency.touch(&mut self.entries, slot, change);
+        &mut self.entries[slot]
     }
 }
 

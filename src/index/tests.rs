@@ -1,5 +1,6 @@
 //! The index against a model of it, and by itself.
 
+use super::recency::Found;
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -8,16 +9,69 @@ fn path(name: u8) -> RelPath {
     RelPath::new(&format!("f{name}")).unwrap()
 }
 
+/// An index with the number of its last change.
+struct Told {
+    index: Index,
+    at: u64,
+}
+
+impl Told {
+    fn change(&mut self) -> u64 {
+        self.at += 1;
+        self.at
+    }
+
+    fn put(&mut self, path: &RelPath, len: u64, file: Option<FileId>) -> Version {
+        let change = self.change();
+        self.index.put(path, len, file, change)
+    }
+
+    fn grow(&mut self, path: &RelPath, length: u64) {
+        let (slot, change) = (self.index.slot(path.as_str()).unwrap(), self.change());
+        self.index.grow(slot, length, change);
+    }
+
+    fn truncate(&mut self, path: &RelPath, len: u64) -> Version {
+        let change = self.change();
+        self.index.truncate(path, len, change)
+    }
+
+    fn rename(&mut self, from: &RelPath, to: &RelPath) -> Version {
+        let change = self.change();
+        self.index.rename(from, to, change)
+    }
+
+    fn remove(&mut self, path: &RelPath) -> Version {
+        let change = self.change();
+        self.index.remove(path.as_str(), change)
+    }
+}
+
+impl std::ops::Deref for Told {
+    type Target = Index;
+
+    fn deref(&self) -> &Index {
+        &self.index
+    }
+}
+
+impl std::ops::DerefMut for Told {
+    fn deref_mut(&mut self) -> &mut Index {
+        &mut self.index
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Grow(u8),
     Put(u8),
     Remove(u8),
     Rename(u8, u8),
-    Track,
-    Untrack(u8),
-    /// Cut by a tracker; this many steps of the rest happen before it is read.
-    Cut(u8, u8),
+    /// Somebody reads what changed since it last did, in portions; after each, one step of the rest happens.
+    Walk {
+        who: u8,
+        exactly: bool,
+    },
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -26,21 +80,19 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => (0..8_u8).prop_map(Step::Put),
         2 => (0..8_u8).prop_map(Step::Remove),
         2 => (0..8_u8, 0..8_u8).prop_map(|(from, to)| Step::Rename(from, to)),
-        1 => Just(Step::Track),
-        1 => (0..4_u8).prop_map(Step::Untrack),
-        3 => (0..4_u8, 0..6_u8).prop_map(|(who, later)| Step::Cut(who, later)),
+        3 => (0..3_u8, any::<bool>()).prop_map(|(who, exactly)| Step::Walk { who, exactly }),
     ]
 }
 
 type Model = BTreeMap<RelPath, Version>;
 
-fn change(index: &mut Index, model: &mut Model, step: &Step) {
+fn change(index: &mut Told, model: &mut Model, step: &Step) {
     match step {
         Step::Grow(name) => {
             let path = path(*name);
             if let Some(version) = model.get_mut(&path) {
                 version.len += 3;
-                index.grow(index.slot(path.as_str()).unwrap(), 3);
+                index.grow(&path, 3);
             }
         }
         Step::Put(name) => {
@@ -48,7 +100,7 @@ fn change(index: &mut Index, model: &mut Model, step: &Step) {
             model.insert(path(*name), version);
         }
         Step::Remove(name) => {
-            let was = index.remove(path(*name).as_str());
+            let was = index.remove(&path(*name));
             assert_eq!(was, model.remove(&path(*name)).unwrap_or_default());
         }
         Step::Rename(from, to) => {
@@ -60,61 +112,86 @@ fn change(index: &mut Index, model: &mut Model, step: &Step) {
                 model.insert(to, version);
             }
         }
-        _ => {}
+        Step::Walk { .. } => {}
+    }
+}
+
+/// What somebody knows of the files, and since when.
+#[derive(Default)]
+struct Reader {
+    files: Model,
+    since: u64,
+}
+
+impl Reader {
+    /// Reads what changed, while `meanwhile` goes on; returns what the index was at a cut.
+    fn walk(&mut self, index: &mut Told, model: &mut Model, exactly: bool, meanwhile: &[Step]) -> Option<Model> {
+        let (begun, at_cut) = (index.at, model.clone());
+        let walk = index.begin_walk(self.since, exactly.then_some(begun));
+        let (mut found, mut meanwhile) = (Vec::new(), meanwhile.iter());
+        while index.walk(&walk, 2, &mut found) {
+            meanwhile.next().into_iter().for_each(|step| change(index, model, step));
+        }
+        found.extend(index.end_walk(walk).into_iter().flatten());
+        // Of what went before the beginning nothing need be known.
+        let is_complete = self.since == 0 || index.complete_since() <= self.since;
+        let mut files = std::mem::take(&mut self.files);
+        for Found { path, version, changed } in found {
+            assert!(changed > self.since && (!exactly || changed <= begun));
+            if version.exists() {
+                assert!(version.generation <= changed);
+                files.insert(path, version);
+            } else {
+                files.remove(&path);
+            }
+        }
+        // Who does not learn of all that went begins anew.
+        (self.files, self.since) = if is_complete { (files, begun) } else { Default::default() };
+        (exactly && is_complete).then_some(at_cut)
     }
 }
 
 proptest! {
-    /// Whatever happens between a cut and its reading, and whoever else tracks: a tracker that follows its cuts knows
-    /// exactly what the index was at the last one.
+    /// Whatever changes while somebody reads, and however many read: a reader that asks again and again since when it last did knows what the
+    /// index was at a cut, and in the end what it is; also where files that went are soon forgotten.
     #[test]
-    fn following_the_cuts_tells_the_index_as_of_each_cut(steps in prop::collection::vec(any_step(), 0..120)) {
-        let mut index = Index::new();
+    fn asking_since_again_and_again_tells_the_index(
+        steps in prop::collection::vec(any_step(), 0..120), remembered in prop_oneof![Just(1), Just(3), Just(100)],
+    ) {
+        let mut index = Told { index: Index::new(), at: 0 };
+        index.tombstones.most = remembered;
         let mut model = Model::new();
-        let mut views: Vec<(TrackerId, Option<Model>)> = Vec::new();
-        for (at, step) in steps.iter().enumerate() {
-            match step {
-                Step::Track if views.len() < 4 => views.push((index.track(), None)),
-                Step::Untrack(who) if usize::from(*who) < views.len() => {
-                    let (id, _) = views.remove(usize::from(*who));
-                    index.untrack(id);
-                    while index.sweep(2) {}
+        let mut readers = [const { None }; 3].map(|none: Option<Reader>| none.unwrap_or_default());
+        let mut steps = &steps[..];
+        while let [step, rest @ ..] = steps {
+            steps = rest;
+            if let Step::Walk { who, exactly } = step {
+                let later = rest.len().min(4);
+                let reader = &mut readers[usize::from(*who)];
+                if let Some(at_cut) = reader.walk(&mut index, &mut model, *exactly, &rest[..later]) {
+                    prop_assert_eq!(&reader.files, &at_cut);
                 }
-                Step::Cut(who, later) if usize::from(*who) < views.len() => {
-                    let (id, view) = &mut views[usize::from(*who)];
-                    let first = view.is_none();
-                    let cut = if first { index.cut_all(*id) } else { index.cut_changed(*id) };
-                    let at_cut = model.clone();
-                    let after = steps[at + 1..].iter().take(usize::from(*later));
-                    after.for_each(|step| change(&mut index, &mut model, step));
-                    let view = view.get_or_insert_default();
-                    for slot in cut.slots() {
-                        let (path, version) = index.at(&cut, slot);
-                        if version.exists() {
-                            view.insert(path.clone(), version);
-                        } else if !first {
-                            // In a cut of everything, absent ones are free slots too, whatever they were last.
-                            view.remove(path);
-                        }
-                    }
-                    prop_assert_eq!(&*view, &at_cut);
-                }
-                step => change(&mut index, &mut model, step),
+            } else {
+                change(&mut index, &mut model, step);
             }
+            prop_assert_eq!(index.names.iter().filter(|(_, slot)| index.entries[**slot].now.exists()).count(), model.len());
             for (path, version) in &model {
                 prop_assert_eq!(index.get(path.as_str()), *version);
                 prop_assert_eq!(index.find(&self::path(0), version.generation).or_else(|| index.find(path, version.generation)), Some(path.clone()));
             }
-            for (generation, path) in &index.renamed {
+            for (generation, path) in index.renamed.iter() {
                 prop_assert_eq!(index.get(path.as_str()).generation, *generation);
             }
+            prop_assert!(index.tombstones.slots.len() <= remembered);
         }
-        for (id, _) in views {
-            index.untrack(id);
+        for mut reader in readers {
+            reader.walk(&mut index, &mut model, false, &[]);
+            if reader.since == 0 && index.at > 0 {
+                reader.walk(&mut index, &mut model, false, &[]);
+            }
+            prop_assert_eq!(&reader.files, &model);
         }
-        while index.sweep(3) {}
-        prop_assert_eq!(index.slots.len(), model.len(), "deleted files are forgotten");
-        prop_assert!(index.closed.is_empty() && index.changed.is_empty());
+        prop_assert!(index.entries.len() <= model.len() + remembered + 1 + index.free.len());
     }
 }
 
@@ -122,8 +199,8 @@ const A: FileId = (1, 10);
 const B: FileId = (1, 11);
 
 /// With nothing to be made durable from before.
-fn index() -> Index {
-    let mut index = Index::new();
+fn index() -> Told {
+    let mut index = Told { index: Index::new(), at: 0 };
     assert!(index.take_unsynced().others, "nobody knows what of the files found at the start is durable");
     index
 }
@@ -132,7 +209,7 @@ fn index() -> Index {
 fn totals_follow_every_change() {
     let mut index = index();
     index.put(&path(1), 5, None);
-    index.grow(index.slot("f1").unwrap(), 3);
+    index.grow(&path(1), 3);
     index.put(&path(2), 2, None);
     assert_eq!(index.totals(), (2, 10));
     index.put(&path(2), 4, None);
@@ -141,7 +218,7 @@ fn totals_follow_every_change() {
     assert_eq!(index.totals(), (2, 5));
     index.rename(&path(2), &path(1));
     assert_eq!(index.totals(), (1, 4));
-    index.remove("f1");
+    index.remove(&path(1));
     assert_eq!(index.totals(), (0, 0));
 }
 
@@ -162,15 +239,15 @@ fn a_turn_names_each_file_that_changed_once_and_those_that_came_or_went() {
     let turn = index.take_unsynced();
     assert_eq!((turn.files(), turn.names(), turn.others), (2, &[path(1), path(2)][..], false));
     for _ in 0..2 {
-        let slot = index.slot("f1").unwrap();
-        index.grow(slot, 1);
-        index.grow(slot, 1);
+        index.grow(&path(1), 1);
+        index.grow(&path(1), 1);
         let turn = index.take_unsynced();
         assert_eq!((turn.files(), turn.names()), (1, &[][..]));
     }
     assert_eq!(index.take_unsynced().files(), 0);
     // The slot of the one is used again for the other, and is noted already.
-    index.remove("f1");
+    index.tombstones.most = 0;
+    index.remove(&path(1));
     index.put(&path(3), 1, None);
     let turn = index.take_unsynced();
     assert_eq!((turn.files(), turn.names()), (1, &[path(1), path(3)][..]));
@@ -198,17 +275,17 @@ fn a_turns_files_are_known_until_one_is_renamed_replaced_deleted_or_in_doubt() {
         let generation = index.put(&path(1), 5, Some(A)).generation;
         index.put(&path(2), 5, Some(B));
         index.put(&path(3), 5, None);
-        index.remove("f3");
+        index.remove(&path(3));
         let turn = index.take_unsynced();
         (index, turn, generation)
     };
     let (mut index, turn, _) = begun();
-    index.grow(index.slot("f1").unwrap(), 1);
+    index.grow(&path(1), 1);
     assert_eq!(index.syncing(&turn), Some(vec![(path(1), A), (path(2), B)]));
-    let changes: [fn(&mut Index, u64); 4] = [
+    let changes: [fn(&mut Told, u64); 4] = [
         |index, _| _ = index.rename(&path(2), &path(5)),
         |index, _| _ = index.put(&path(1), 5, Some(A)),
-        |index, _| _ = index.remove("f2"),
+        |index, _| _ = index.remove(&path(2)),
         |index, generation| _ = index.doubt(&path(1), generation).unwrap(),
     ];
     for change in changes {
@@ -223,7 +300,7 @@ fn a_file_is_the_one_announced_for_as_long_as_nothing_else_is_read_for_it() {
     let mut index = index();
     assert!(index.only_read_from(&path(1), Some(A)), "there is none");
     let first = index.put(&path(1), 5, Some(A)).generation;
-    let is = |index: &Index, id| index.only_read_from(&path(1), id);
+    let is = |index: &Told, id| index.only_read_from(&path(1), id);
     assert!(is(&index, Some(A)) && is(&index, None) && !is(&index, Some(B)));
     assert!(index.reads(&path(1), first, A) && is(&index, Some(A)));
     assert!(!index.reads(&path(1), first + 1, B) && is(&index, Some(A)), "of another generation");
@@ -249,16 +326,21 @@ fn what_is_in_doubt_is_found_under_its_new_name_and_stays_in_doubt() {
 }
 
 #[test]
-fn while_somebody_tracks_deleted_files_stay_and_then_go_a_few_at_a_time() {
+fn files_that_went_are_remembered_up_to_a_bound_and_it_is_said_since_when() {
     let mut index = index();
-    let tracker = index.track();
+    index.tombstones.most = 2;
     for name in 0..5 {
         index.put(&path(name), 1, None);
-        index.remove(path(name).as_str());
     }
-    assert!(!index.sweep(9) && index.slots.len() == 5);
-    index.untrack(tracker);
-    assert!(index.sweep(2) && index.slots.len() == 3);
-    assert!(index.sweep(2) && index.slots.len() == 1);
-    assert!(!index.sweep(2) && index.slots.is_empty() && index.free.len() == 5);
+    for name in 0..4 {
+        index.remove(&path(name));
+    }
+    assert_eq!((index.complete_since(), index.free.len()), (7, 2));
+    assert!(index.slot("f0").is_none() && index.slot("f3").is_some());
+    // One that is back is none of them, and does not count when its turn comes.
+    index.put(&path(2), 1, None);
+    index.put(&path(0), 1, None);
+    index.remove(&path(0));
+    assert_eq!(index.complete_since(), 7);
+    assert!(index.get("f2").exists());
 }

@@ -1,6 +1,6 @@
 //! Catching up: from a view of what a follower has to the stream, for who has just synced and for who was demoted.
 //!
-//! In *rounds*: what changed since the last cut is read from disk and sent, as ordinary actions. In each the follower attaches to
+//! In *rounds*: what changed since the last one began is read from disk and sent, as ordinary actions. In each the follower attaches to
 //! the stream at the very moment of the cut; if what is then left to catch up with is more than a quarter of its queue could
 //! hold up for, it is detached again, and the next round is shorter. A round ends when it is acknowledged.
 
@@ -16,12 +16,11 @@ use super::demotion::Demotion;
 use super::follower::FollowerHandle;
 use super::ranges::{Ranges, broken, gone};
 use super::status::{CatchUpStatus, EvictionReason};
-use super::stream::{AttachedQueue, Tracker};
+use super::stream::{AttachedQueue, Attachment, Changes};
 use super::view::View;
 use crate::error::Error;
-use crate::index::Version;
 use crate::sys::time::Instant;
-use crate::types::{RelPath, StreamPosition};
+use crate::types::StreamPosition;
 
 pub(super) struct CatchUp<'a> {
     pub(super) core: &'a Arc<Core>,
@@ -41,9 +40,10 @@ impl<'a> CatchUp<'a> {
         frame: &'a mut Frame,
         demotion: Demotion,
     ) -> Result<CaughtUp, Error> {
-        let Demotion { files, tracker, discarded } = demotion;
-        let (mut view, changes) = View::behind(&files, discarded, follower.extension);
-        drop(files);
+        let Demotion { at_cut, discarded } = demotion;
+        let (mut view, files) = View::behind(&at_cut.files, discarded, follower.extension);
+        let changes = Changes { files, as_of: at_cut.as_of, whole: false };
+        drop(at_cut);
         // Of these it was not sent what it should have been.
         for path in follower.spoiled.lock().iter() {
             view.void(path);
@@ -51,41 +51,56 @@ impl<'a> CatchUp<'a> {
         let mut ranges = Ranges::in_bulk(core, follower);
         ranges.wait_out_of_sync(frame)?;
         let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
-        Self { core, follower, frame, ranges, view, ack_timeout }.run(&tracker, changes)
+        Self { core, follower, frame, ranges, view, ack_timeout }.run(changes)
     }
 
-    /// Blocks until the follower is attached, with little left to send. What it lacks of `changes`, as of the tracker's last cut,
-    /// comes first.
-    pub(super) fn run(mut self, tracker: &Tracker, changes: Vec<(RelPath, Version)>) -> Result<CaughtUp, Error> {
+    /// Blocks until the follower is attached, with little left to send. What it lacks of `changes` comes first, and then what changed
+    /// since.
+    pub(super) fn run(mut self, changes: Changes) -> Result<CaughtUp, Error> {
         let config = &self.core.config;
         let quarter = config.queue_bytes.min(config.lag_bytes_max()) / 4;
         self.follower.catches_up(self.core.stream.position());
         self.wait_acknowledged()?;
         let mut last_bytes = 0;
-        if !changes.is_empty() {
+        let mut since = changes.as_of;
+        if !changes.files.is_empty() {
             let steps = self.view.plan(changes);
             self.round(steps, &mut last_bytes)?;
         }
         loop {
             // What changed during a round is some part of what the round moved, if the follower is faster than the writers.
-            if last_bytes <= quarter {
-                let attachment = tracker.attach(self.follower);
-                let steps = self.view.plan(attachment.changes);
-                let bytes = steps.iter().map(Step::bytes).sum::<u64>();
-                if bytes <= quarter {
-                    return Ok(CaughtUp { steps, position: attachment.position, queue: attachment.queue });
+            if last_bytes > quarter {
+                self.round_since(&mut since, &mut last_bytes)?;
+                continue;
+            }
+            let Attachment { changes, position, queue } = self.core.stream.attach(self.follower, since);
+            let steps = changes.map(|changes| self.view.plan(changes));
+            let bytes = |steps: &Vec<Step>| steps.iter().map(Step::bytes).sum::<u64>();
+            match steps {
+                Some(steps) if bytes(&steps) <= quarter => return Ok(CaughtUp { steps, position, queue }),
+                steps => {
+                    self.core.stream.detach(self.follower);
+                    drop(queue.batches);
+                    // If it was full already, the demotion thread is at it: nobody may be when it is used again.
+                    let _ = queue.demotions.recv();
+                    self.follower.detached();
+                    match steps {
+                        Some(steps) => {
+                            since = position;
+                            self.round(steps, &mut last_bytes)?;
+                        }
+                        None => self.round_since(&mut since, &mut last_bytes)?,
+                    }
                 }
-                self.core.stream.detach(self.follower);
-                drop(attachment.queue.batches);
-                // If it was full already, the demotion thread is at it: nobody may be when it is used again.
-                let _ = attachment.queue.demotions.recv();
-                self.follower.detached();
-                self.round(steps, &mut last_bytes)?;
-            } else {
-                let steps = self.view.plan(tracker.changes());
-                self.round(steps, &mut last_bytes)?;
             }
         }
+    }
+
+    fn round_since(&mut self, since: &mut StreamPosition, last_bytes: &mut u64) -> Result<(), Error> {
+        let changes = self.core.stream.changes(*since);
+        *since = changes.as_of;
+        let steps = self.view.plan(changes);
+        self.round(steps, last_bytes)
     }
 
     fn round(&mut self, steps: Vec<Step>, last_bytes: &mut u64) -> Result<(), Error> {

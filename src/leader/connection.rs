@@ -116,10 +116,9 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     let name = format!("ack-{}", follower.id);
     let mut reader_ended = None;
     let mut caught_up = if follower.extension {
-        let (messages, inventory) = MessageThread::new(core, follower, reading);
-        reader_ended = Some(inventory.clone());
+        let (messages, answers) = MessageThread::new(core, follower, reading);
         core.threads.spawn(name, move || messages.run()).map_err(broken)?;
-        Resumer::new(core, follower, &mut frame, inventory).join()?
+        Resumer::new(core, follower, &mut frame, reader_ended.insert(answers)).join()?
     } else {
         let (acks, requests) = AckThread::new(core, follower, reading);
         core.threads.spawn(name, move || acks.run()).map_err(broken)?;
@@ -137,7 +136,7 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
         Ranges::new(core, follower).goodbye(&mut frame, "the leader shuts down")?;
         follower.evict_gently(EvictionReason::Shutdown, core.stream.position());
         // It closes once it has read that; should we close first, with something of it unread, it might not get to read it.
-        let _ = reader_ended.recv_timeout(GOODBYE_READ_MAX);
+        reader_ended.wait_for_end(GOODBYE_READ_MAX);
     }
     Ok(())
 }

@@ -22,16 +22,12 @@ use std::sync::Arc;
 use super::Core;
 use super::discarded::Discarded;
 use super::status::{EvictionReason, FollowerStatus};
-use super::stream::{Tracker, Unqueued};
-use crate::index::Version;
-use crate::types::RelPath;
+use super::stream::{Changes, Unqueued};
 
 /// What a writer needs to go on from disk.
 pub(super) struct Demotion {
     /// All files as of the cut.
-    pub(super) files: Arc<Vec<(RelPath, Version)>>,
-    /// What changes from the cut on.
-    pub(super) tracker: Tracker,
+    pub(super) at_cut: Arc<Changes>,
     /// What the follower was not sent up to the cut.
     pub(super) discarded: Discarded,
 }
@@ -40,19 +36,19 @@ pub(super) struct Demotion {
 pub(super) fn run(core: &Core) {
     let stream = &core.stream;
     while stream.wait_to_demote() {
-        let (unqueued, files) = stream.unqueue_lost();
-        let files = Arc::new(files);
+        let (unqueued, at_cut) = stream.unqueue_lost();
+        let at_cut = Arc::new(at_cut);
         for unqueued in unqueued {
             core.commits.joins(&unqueued.follower);
-            demote(unqueued, files.clone());
+            demote(unqueued, at_cut.clone());
         }
         // Who waits for followers does not wait for these.
         core.progress.changed();
     }
 }
 
-fn demote(unqueued: Unqueued, files: Arc<Vec<(RelPath, Version)>>) {
-    let Unqueued { follower, status, reason, tracker, batches, lost, demotion, sender } = unqueued;
+fn demote(unqueued: Unqueued, at_cut: Arc<Changes>) {
+    let Unqueued { follower, status, reason, batches, lost, demotion, sender } = unqueued;
     let mut discarded = Discarded::default();
     follower.taken_over();
     for batch in batches.try_iter() {
@@ -64,7 +60,7 @@ fn demote(unqueued: Unqueued, files: Arc<Vec<(RelPath, Version)>>) {
     }
     log::warn!("{}", line(&status, &reason, discarded.0.len()));
     // Fails if the connection has ended meanwhile.
-    let _ = demotion.send(Demotion { files, tracker, discarded });
+    let _ = demotion.send(Demotion { at_cut, discarded });
     drop(sender);
 }
 
@@ -84,10 +80,12 @@ fn line(status: &FollowerStatus, reason: &EvictionReason, files: usize) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::Version;
     use crate::leader::batch::{Batch, Body, Buffers, FileRange, RangeKind, Step};
     use crate::leader::discarded::Missing;
     use crate::leader::view::View;
     use crate::protocol::{ActionKind, BlockEncoder, encode_action_header};
+    use crate::types::RelPath;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -210,7 +208,7 @@ mod tests {
             let version = |file: &(u64, Vec<u8>)| Version { generation: file.0, len: file.1.len() as u64 };
             let at_cut: Vec<_> = leader.iter().map(|(path, file)| (path.clone(), version(file))).collect();
             let (mut view, changes) = View::behind(&at_cut, discarded, false);
-            for step in view.plan(changes) {
+            for step in view.plan_of(changes) {
                 match step {
                     Step::Delete(path) => drop(follower.remove(&path)),
                     Step::Control(control) => panic!("{control:?}"),
@@ -229,7 +227,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(not_empty(&follower), not_empty(&leader));
-            prop_assert!(view.plan(at_cut).is_empty(), "the view is at the cut");
+            prop_assert!(view.plan_of(at_cut).is_empty(), "the view is at the cut");
         }
     }
 

@@ -309,12 +309,12 @@ mod tests {
             let version = |file: &(u64, Vec<u8>)| Version { generation: file.0, len: file.1.len() as u64 };
             let at_cut: Vec<_> = leader.iter().map(|(path, file)| (path.clone(), version(file))).collect();
             let (mut view, changes) = View::behind(&at_cut, discarded, extension);
-            let moved: u64 = view.plan(changes).into_iter().map(|one| {
+            let moved: u64 = view.plan_of(changes).into_iter().map(|one| {
                 assert!(extension || !matches!(one, Step::Control(_)), "{one:?}");
                 step(&mut follower, one, &leader)
             }).sum();
             prop_assert_eq!(shown(&follower, extension), shown(&leader, extension));
-            prop_assert!(view.plan(at_cut).is_empty(), "the view is at the cut");
+            prop_assert!(view.plan_of(at_cut).is_empty(), "the view is at the cut");
             prop_assert!(!extension || moved <= bytes, "{} bytes moved, and {} were discarded", moved, bytes);
         }
     }

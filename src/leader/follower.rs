@@ -115,6 +115,8 @@ impl QueueDepth {
 #[derive(Default)]
 pub(super) struct SyncCounters {
     pub(super) bytes_hashed: AtomicU64,
+    /// What the follower has digested of its files on this connection, as it said last.
+    pub(super) bytes_digested_there: AtomicU64,
     pub(super) files_requested: AtomicU64,
     pub(super) files_sent: AtomicU64,
     pub(super) bytes_sent: AtomicU64,

@@ -3,7 +3,7 @@
 //! A joiner is a [`View`]: for each file, what the follower has of it. Nothing is queued for it in memory; everything is
 //! read from disk, up to the lengths of a cut of the index, with no lock held. In order:
 //!
-//! 1. *Two rounds of full sync*, both listing one cut. So many followers at a time read or move content (`admission.rs`); one does
+//! 1. *Two rounds of full sync*, both listing the same files. So many followers at a time read or move content (`admission.rs`); one does
 //!    not hold its slot while the follower thinks, nor while it takes nothing.
 //! 2. A *probe*, because protocol 1.0.0 acknowledges nothing of a full sync: its acknowledgement says that all before it is
 //!    dealt with.
@@ -57,8 +57,8 @@ impl<'a> Joiner<'a> {
         self.ranges.wait_out_of_sync(self.frame)?;
         let slot = self.turn()?;
         let begun = Instant::now();
-        let tracker = self.core.stream.track();
-        let offer = Arc::new(Offer::new(tracker.all()));
+        let mut all = self.core.stream.all();
+        let offer = Arc::new(Offer::new(std::mem::take(&mut all.files)));
         self.core.hashes.retain(|path| offer.contains(path));
         let view = self.full_sync(slot, &offer)?;
         drop(offer);
@@ -75,8 +75,7 @@ impl<'a> Joiner<'a> {
             synced.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout) }
-            .run(&tracker, Vec::new())
+        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout) }.run(all)
     }
 
     /// Waits for a slot.

@@ -1,44 +1,111 @@
 //! The ack thread of a follower that knows the extension: reads its messages.
 //!
-//! It hands an inventory to the writer thread, which is bounded: it is taken once, after it was asked for, up to
-//! [`INVENTORY_BYTES_MAX`]. Marks and heartbeats it deals with itself. It ends like the ack thread of a 1.0.0 follower
+//! What is told of its files it hands to the writer thread, which takes it as it comes: a few messages wait, and then the follower does. None is taken before it was
+//! asked for, nor after the last. Marks and heartbeats it deals with itself. It ends like the ack thread of a 1.0.0 follower
 //! (`acks.rs`), and holds no lock while reading.
 
 use std::convert::Infallible;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::Core;
 use super::acks::{Watch, connection_ended};
 use super::follower::FollowerHandle;
+use super::ranges::gone;
+use super::socket::{TICKS, tick};
 use super::stalls::Grace;
 use super::status::EvictionReason;
+use crate::error::Error;
 use crate::protocol::ProtocolError;
-use crate::protocol::extension::{Held, Message};
-use crate::sys::channel::{self, Receiver, Sender};
+use crate::protocol::extension::{Held, Message, Sum};
+use crate::sys::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crate::sys::net::TcpStream;
 
-/// The most an inventory may hold in memory, in bytes: 4 TiB in chunks, or a million files with long names.
-const INVENTORY_BYTES_MAX: usize = 512 << 20;
+/// Messages that wait for the writer thread.
+const WAITING_MAX: usize = 4;
+
+/// What a follower tells of its files.
+pub(super) enum Told {
+    Sums(Vec<Sum>),
+    Files(Vec<Held>),
+    /// That was all of the one or the other.
+    End,
+}
+
+/// What may be told.
+#[derive(Clone, Copy)]
+enum Awaited {
+    Sums,
+    Files,
+    Nothing,
+}
+
+const NOT_ASKED: ProtocolError = ProtocolError::Malformed("inventory: it was not asked for");
 
 pub(super) struct MessageThread {
     core: Arc<Core>,
     follower: Arc<FollowerHandle>,
     socket: TcpStream,
-    inventory: Sender<Option<Vec<Held>>>,
+    told: Sender<Told>,
+    asked: Arc<AtomicBool>,
+}
+
+/// What a follower tells, for the writer thread.
+pub(super) struct Answers {
+    told: Receiver<Told>,
+    asked: Arc<AtomicBool>,
+}
+
+impl Answers {
+    /// Whether something is asked for.
+    pub(super) fn ask(&self, asked: bool) {
+        self.asked.store(asked, Ordering::Release);
+    }
+
+    /// The next part. Blocks until it comes; calls `idle` meanwhile, at least `every` so often. Who tells nothing for `timeout`, and has not digested anything
+    /// either, is evicted.
+    pub(super) fn next(
+        &self,
+        core: &Core,
+        follower: &FollowerHandle,
+        idle: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<Told, Error> {
+        let timeout = core.config.sync_timeout;
+        let slice = tick(timeout).min(core.config.heartbeat_interval);
+        let slices = timeout.div_duration_f64(slice).ceil().max(f64::from(TICKS));
+        let digested = || follower.sync.bytes_digested_there.load(Ordering::Relaxed);
+        let (mut waited, mut before) = (0.0, digested());
+        loop {
+            match self.told.recv_timeout(slice) {
+                Ok(told) => return Ok(told),
+                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+                Err(RecvTimeoutError::Timeout) => {
+                    waited = if digested() > before { 0.0 } else { waited + 1.0 };
+                    before = digested();
+                    if waited >= slices {
+                        follower.evict_at(EvictionReason::NoSyncProgress, core.stream.position());
+                        return Err(gone());
+                    }
+                    idle()?;
+                }
+            }
+        }
+    }
+
+    /// Waits until the message thread has ended, `at_most` so long. To be called when nothing is asked for any more.
+    pub(super) fn wait_for_end(&self, at_most: Duration) {
+        let _ = self.told.recv_timeout(at_most);
+    }
 }
 
 impl MessageThread {
-    /// With the thread comes the inventory, in parts; `None` ends it.
-    pub(super) fn new(
-        core: &Arc<Core>,
-        follower: &Arc<FollowerHandle>,
-        socket: TcpStream,
-    ) -> (Self, Receiver<Option<Vec<Held>>>) {
-        // Bounded by what an inventory may hold: see the module's documentation.
-        let (inventory, parts) = channel::unbounded();
-        (Self { core: core.clone(), follower: follower.clone(), socket, inventory }, parts)
+    pub(super) fn new(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -> (Self, Answers) {
+        let (told, parts) = channel::bounded(WAITING_MAX);
+        let asked = Arc::new(AtomicBool::new(false));
+        let answers = Answers { told: parts, asked: asked.clone() };
+        (Self { core: core.clone(), follower: follower.clone(), socket, told, asked }, answers)
     }
 
     pub(super) fn run(self) {
@@ -50,39 +117,46 @@ impl MessageThread {
     fn read_all(&self) -> Result<Infallible, ProtocolError> {
         let watched = Watched::new(&self.core, &self.follower, &self.socket)?;
         let mut reader = BufReader::with_capacity(64 << 10, watched);
-        let mut inventory_bytes = Some(0);
+        let mut awaited = Awaited::Sums;
         loop {
-            match (Message::read(&mut reader)?, &mut inventory_bytes) {
-                (Some(Message::Inventory(files)), Some(bytes)) => {
-                    *bytes += files.iter().map(held_bytes).sum::<usize>();
-                    if *bytes > INVENTORY_BYTES_MAX {
-                        return Err(ProtocolError::Malformed("inventory: it is too long"));
-                    }
-                    let _ = self.inventory.send(Some(files));
+            match (Message::read(&mut reader)?, awaited) {
+                (Some(Message::Sums(sums)), Awaited::Sums) => self.hand_over(Told::Sums(sums))?,
+                (Some(Message::SumsEnd), Awaited::Sums) => {
+                    awaited = Awaited::Files;
+                    self.hand_over(Told::End)?;
                 }
-                (Some(Message::InventoryEnd), Some(_)) => {
-                    inventory_bytes = None;
-                    let _ = self.inventory.send(None);
+                (Some(Message::Inventory(files)), Awaited::Files) => self.hand_over(Told::Files(files))?,
+                (Some(Message::InventoryEnd), Awaited::Files) => {
+                    awaited = Awaited::Nothing;
+                    self.hand_over(Told::End)?;
                 }
-                (Some(Message::Inventory(_) | Message::InventoryEnd), None) => {
-                    return Err(ProtocolError::Malformed("inventory: it was not asked for"));
+                (Some(Message::Sums(_) | Message::SumsEnd | Message::Inventory(_) | Message::InventoryEnd), _) => {
+                    return Err(NOT_ASKED);
                 }
                 (Some(Message::Marks(marks)), _) => {
                     self.follower.take_marks(marks)?;
                     self.core.passed(&self.follower);
                 }
+                (Some(Message::Heartbeat(digested)), _) => {
+                    self.follower.sync.bytes_digested_there.store(digested, Ordering::Relaxed);
+                }
                 (Some(Message::Farewell(why)), _) => {
                     self.follower.evict_at(EvictionReason::Left(why), self.core.stream.position());
                 }
                 // Of a kind that a later version knows.
-                (Some(Message::Heartbeat) | None, _) => {}
+                (None, _) => {}
             }
         }
     }
-}
 
-fn held_bytes(held: &Held) -> usize {
-    size_of::<Held>() + held.path.as_str().len() + size_of_val(&held.digests[..])
+    /// Waits for the writer thread, which may be reading our own files.
+    fn hand_over(&self, told: Told) -> Result<(), ProtocolError> {
+        if !self.asked.load(Ordering::Acquire) {
+            return Err(NOT_ASKED);
+        }
+        // Fails once the writer thread has gone, which ends when the connection does.
+        self.told.send(told).map_err(|_| io::Error::from(ErrorKind::ConnectionAborted).into())
+    }
 }
 
 /// Reads from the socket, and evicts the follower when it is silent or stands still.

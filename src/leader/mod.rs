@@ -35,6 +35,7 @@ mod clash;
 mod commit;
 mod connection;
 mod demotion;
+mod digester;
 mod directory;
 mod discarded;
 mod exclude;
@@ -83,14 +84,17 @@ use self::unreadable::Unreadable;
 use crate::config::{Durability, LeaderConfig, OnFull};
 use crate::coordinator::{InSyncSet, Leadership};
 use crate::datadir::{DataDir, FoundFile, Visitor, walk};
+use crate::digests::file::{Reader, Who};
+use crate::digests::{self, Stamps};
 use crate::error::{AppendError, Error};
 use crate::flusher::Flusher;
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
 use crate::index::{FileId, Index};
-use crate::own_folder::{is_incomplete, is_suspect};
+use crate::own_folder::{OwnFolder, is_incomplete, is_suspect};
 use crate::stop::Stop;
 use crate::sys::fs::{File, Metadata, MetadataExt};
+use crate::sys::hash::HashMap;
 use crate::sys::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use crate::sys::random;
 use crate::sys::sync::{Mutex, OnceLock};
@@ -152,6 +156,10 @@ struct Core {
 /// What the first walk finds.
 struct Scan<'a> {
     index: Index,
+    /// How each file looked, and which generation it is.
+    looks: HashMap<RelPath, (Stamps, u64)>,
+    /// Each file that is found is a change.
+    position: u64,
     exclude: &'a Exclude,
     unreadable: &'a Unreadable,
     root: &'a Path,
@@ -164,13 +172,32 @@ impl Visitor for Scan<'_> {
 
     fn file(&mut self, file: FoundFile) {
         if !self.exclude.file(&file.path) {
-            self.index.put(&file.path, file.len, Some(file.id));
+            self.position += 1;
+            self.looks.insert(file.path.clone(), (file.stamps, self.position));
+            self.index.put(&file.path, file.len, Some(file.id), self.position);
         }
     }
 
     fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
         self.unreadable.note(self.root, path, &directory::io_of(error), false);
         Ok(())
+    }
+}
+
+impl Scan<'_> {
+    /// The digests that are kept of files that look as they did.
+    fn known(&mut self, own: &OwnFolder) -> ChunkCache {
+        let (cache, looks) = (ChunkCache::default(), std::mem::take(&mut self.looks));
+        for known in Reader::open(own, Who::Leader).into_iter().flatten() {
+            // What was found sound can be read.
+            let Ok((path, digested)) = known else { break };
+            if let Some((stamps, generation)) = looks.get(&path)
+                && digested.stamps.are(stamps)
+            {
+                cache.know(*generation, digested);
+            }
+        }
+        cache
     }
 }
 
@@ -294,9 +321,17 @@ impl Leader {
         }
         let looked = dir.root().look_at_mounts();
         looked.map_err(|error| Error::io("look at the mounts below", dir.path(), error))?;
-        let mut scan = Scan { index: Index::new(), exclude: &exclude, unreadable: &unreadable, root: dir.path() };
+        let mut scan = Scan {
+            index: Index::new(),
+            looks: HashMap::default(),
+            position: StreamPosition::START.0,
+            exclude: &exclude,
+            unreadable: &unreadable,
+            root: dir.path(),
+        };
         walk(dir.root(), None, &mut scan)?;
-        let index = scan.index;
+        let chunks = scan.known(dir.own());
+        let (index, position) = (scan.index, StreamPosition(scan.position));
         let led = LastLed::now(dir.path(), &config.exclude, &exclude, index.totals())?;
         if !config.accept_missing {
             last_led::check(&dir, &led)?;
@@ -305,8 +340,9 @@ impl Leader {
         let data_set = dir.data_set_to_lead()?;
         dir.claim()?;
         dir.own().tidy()?;
+        digests::file::led(dir.own())?;
         let core = Arc::new(Core {
-            stream: Arc::new(Stream::new(index, &config)),
+            stream: Arc::new(Stream::new(index, position, &config)),
             exclude,
             unreadable,
             lost: OnceLock::new(),
@@ -317,7 +353,7 @@ impl Leader {
             config,
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
-            chunks: ChunkCache::default(),
+            chunks,
             epoch: random::u64(1..),
             followers: Mutex::default(),
             history: History::default(),
@@ -354,6 +390,8 @@ impl Leader {
         let core = self.core.clone();
         let told = self.core.is_told_to_end();
         self.core.threads.spawn_until("last-led", told, move || last_led::run(&core, led, &core.ended))?;
+        let core = self.core.clone();
+        self.core.threads.spawn_until("digests", self.core.is_told_to_end(), move || digester::run(&core))?;
         let core = self.core.clone();
         self.core.threads.spawn_until("directory", self.core.is_told_to_end(), move || directory::run(&core))?;
         if self.core.config.on_full == OnFull::CatchUp {

@@ -3,7 +3,7 @@
 //!
 //! # Locks, in the order they are taken
 //!
-//! 1. `cut` — held by a joining follower's thread, or by the demotion thread, while it reads a cut of the index. Appenders
+//! 1. `cut` — held by a joining follower's thread, or by the demotion thread, while it reads the index as of one moment. Appenders
 //!    never take it.
 //! 2. `attached` — who gets batches. Held while batches are taken from the stream and pushed, so that every queue has them
 //!    in order. Within it only `try_send`, flags and socket shutdowns: nothing that waits.
@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use self::announce::SEALED_BYTES_MAX;
 pub(super) use self::announce::{Content, INLINE_BYTES_MAX, temporary_of, whole};
-pub(super) use self::cuts::{AttachedQueue, Tracker, Unqueued};
+pub(super) use self::cuts::{AttachedQueue, Attachment, Changes, Unqueued};
 use self::pressure::{OVERRUN_BYTES_MAX, Pressure, is_in_sync};
 use super::batch::{BATCH_BYTES_MAX, Batch, Buffers};
 use super::demotion::Demotion;
@@ -216,13 +216,14 @@ impl Queue {
 }
 
 impl Stream {
-    pub(super) fn new(index: Index, config: &LeaderConfig) -> Self {
+    /// `position` is that after all that is in the index.
+    pub(super) fn new(index: Index, position: StreamPosition, config: &LeaderConfig) -> Self {
         Self {
             cut: Mutex::new(()),
             attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
             ordered: Mutex::new(Ordered {
                 index,
-                position: StreamPosition::START.0,
+                position: position.0,
                 open: Vec::new(),
                 spares: Vec::with_capacity(SPARES),
                 sealed: Vec::new(),
@@ -253,7 +254,7 @@ impl Stream {
             stalls: Stalls::default(),
             demotion_thread: Parked::default(),
             to_demote: AtomicBool::new(false),
-            pushed: AtomicU64::new(StreamPosition::START.0),
+            pushed: AtomicU64::new(position.0),
         }
     }
 

@@ -6,10 +6,10 @@ use super::acks::Offer;
 use super::batch::{FileRange, RangeKind, Step};
 use super::discarded::Discarded;
 use super::moves::{in_order, is_at_or_below};
-use super::stream::{temporary_of, whole};
+use super::stream::{Changes, temporary_of, whole};
 use crate::index::Version;
 use crate::protocol::extension::Control;
-use crate::sys::hash::HashMap;
+use crate::sys::hash::{HashMap, HashSet};
 use crate::types::RelPath;
 
 /// What a follower has.
@@ -78,7 +78,17 @@ impl View {
 
     /// What it takes to bring the follower to `changes`, and the view there. Renames and deletes come first: a folder may come
     /// where a file was.
-    pub(super) fn plan(&mut self, changes: Vec<(RelPath, Version)>) -> Vec<Step> {
+    pub(super) fn plan(&mut self, changes: Changes) -> Vec<Step> {
+        let Changes { files: mut changes, whole: is_all, .. } = changes;
+        if is_all {
+            let there: HashSet<&RelPath> = changes.iter().map(|(path, _)| path).collect();
+            let went: Vec<_> = self.held.keys().filter(|path| !there.contains(path)).cloned().collect();
+            changes.extend(went.into_iter().map(|path| (path, Version::ABSENT)));
+        }
+        self.plan_of(changes)
+    }
+
+    pub(super) fn plan_of(&mut self, changes: Vec<(RelPath, Version)>) -> Vec<Step> {
         let mut first = if self.extension { self.renames(&changes) } else { Vec::new() };
         // In order of names: `x` is replaced before the `x.tmp` that it spoils.
         let mut changes: BTreeMap<RelPath, Version> = changes.into_iter().collect();
@@ -250,34 +260,33 @@ mod tests {
         fn rounds_bring_the_follower_to_each_cut(
             changes in prop::collection::vec(any_change(), 0..80), extension in any::<bool>(),
         ) {
-            let mut index = Index::new();
-            let tracker = index.track();
-            index.cut_all(tracker);
+            let (mut index, mut at, mut since) = (Index::new(), 0, 0);
             let mut view = View { held: Files::default(), extension };
             let mut copy = Copy::new();
             let mut model: BTreeMap<RelPath, Version> = BTreeMap::new();
             for change in changes.into_iter().chain([Change::Round]) {
+                at += 1;
                 match change {
                     Change::Grow(name) => if let Some(version) = model.get_mut(&path(name)) {
                         version.len += 1;
-                        index.grow(index.slot(path(name).as_str()).unwrap(), 1);
+                        index.grow(index.slot(path(name).as_str()).unwrap(), 1, at);
                     },
-                    Change::Put(name, len) => drop(model.insert(path(name), index.put(&path(name), len, None))),
+                    Change::Put(name, len) => drop(model.insert(path(name), index.put(&path(name), len, None, at))),
                     Change::Remove(name) => {
-                        index.remove(path(name).as_str());
+                        index.remove(path(name).as_str(), at);
                         model.remove(&path(name));
                     }
                     Change::Rename(from, to) => if from != to && let Some(version) = model.remove(&path(from)) {
-                        index.rename(&path(from), &path(to));
+                        index.rename(&path(from), &path(to), at);
                         model.insert(path(to), version);
                     },
                     Change::Round => {
-                        let cut = index.cut_changed(tracker);
-                        let changed = cut.slots().into_iter().map(|slot| {
-                            let (path, version) = index.at(&cut, slot);
-                            (path.clone(), version)
-                        }).collect();
-                        apply(&mut copy, &view.plan(changed), !extension);
+                        let (walk, mut found) = (index.begin_walk(since, None), Vec::new());
+                        while index.walk(&walk, 3, &mut found) {}
+                        index.end_walk(walk);
+                        since = at;
+                        let changed = found.into_iter().map(|found| (found.path, found.version)).collect();
+                        apply(&mut copy, &view.plan_of(changed), !extension);
                         // Empty files: a generation says nothing; to 1.0.0 they are none.
                         let of_use = |generation: u64, len: u64| (len > 0).then_some((generation, len));
                         let seen = |empty: bool| move |(path, file): (RelPath, Option<(u64, u64)>)| {

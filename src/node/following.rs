@@ -82,6 +82,13 @@ impl Following {
             || leader.address().is_ok_and(|address| address == self.own.address)
     }
 
+    /// Follows nobody any more, as quickly as can be.
+    pub(super) fn end_to_lead(&mut self) {
+        if let Some(follower) = self.follower.take() {
+            follower.stop_in_a_hurry();
+        }
+    }
+
     /// Looks how it goes. An error is one that trying again would not mend.
     pub(super) fn check(&mut self) -> Result<(), NodeError> {
         let status = match &self.follower {

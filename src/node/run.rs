@@ -137,6 +137,7 @@ impl Runner {
             if let Some(leadership) = candidacy.take()? {
                 if self.may_take(&*leadership) {
                     self.close_proxies();
+                    following.end_to_lead();
                     return Ok(Some(leadership));
                 }
                 leadership.resign();

@@ -1,11 +1,12 @@
-//! The Paceline extension of the replication protocol, version 1: what two Paceline nodes speak, and how they find out.
+//! The Paceline extension of the replication protocol, version 2: what two Paceline nodes speak, and how they find out.
 //!
 //! # Finding out
 //!
 //! A follower asks with a start header of its own, [`Start`], and sends nothing more until it is answered. A 1.0.0 leader
 //! answers its own header and closes, as it does with any header it does not know: the follower connects again and speaks
-//! 1.0.0. A leader that knows the extension answers a `Start` with the version to use: the lower of both sides' highest. A
-//! follower that does not speak that version closes. So a later version needs no new trick, and neither does a later field:
+//! 1.0.0. A leader that knows the extension answers a `Start` with the version to use: the lower of both sides' highest. Who does not
+//! speak that version any more takes the other for one that knows 1.0.0 only; so it is with version 1, which had no [sums](#resuming) and passed over what it
+//! did not know. So a later version needs no new trick, and neither does a later field:
 //! what both sides say about themselves is a [`Fields`] record, whose unknown fields are skipped.
 //!
 //! ```text
@@ -17,7 +18,9 @@
 //!   fields: id, data set, … ───────────────────────────▶
 //!              ◀──────── fields: id, data set, heartbeat interval, …
 //!              ◀────────────── frame: control "want", …          LZ4 frame
-//!   messages: inventory, inventory's end ──────────────▶         plain
+//!   messages: sums, sums' end ─────────────────────────▶         plain
+//!              ◀──────────────────── control "tell", "tell ends"
+//!   messages: inventory, inventory's end ──────────────▶
 //!              ◀──── control "sync begins", actions, "sync ends", actions …
 //!   messages: marks, heartbeats ───────────────────────▶
 //! ```
@@ -28,6 +31,9 @@
 //! are no rounds of a full sync. What 1.0.0 has no words for is said by *controls*: appends to reserved names that
 //! begin with `$`, whose payload is the control's content. So one decoder serves both protocols, and a batch without controls
 //! is the same bytes to every follower.
+//!
+//! A control that a follower does not know ends the connection, because it may change files; but for those whose names end with `?`: whoever adds one that may be
+//! passed over gives it such a name.
 //!
 //! Some controls are part of the one order of all followers, and count in stream positions: rename, truncate, empty, make
 //! durable. The others concern this connection only, and do not. Every byte of every action, control or not, counts
@@ -41,11 +47,15 @@
 //!
 //! # Resuming
 //!
-//! The leader *wants* an inventory. The follower answers with all its files: name, length, and the digest of each chunk of
+//! What a follower lacks is found by content, whatever became of either side since they last met: restarts, other leaders, other programs, backups put back, directories
+//! copied. Files are spread over 2^`bits` *buckets* by the SHA-1 of their names. The leader *wants* the *sum* of each, which is one over the names, lengths and content of the
+//! files in it ([`sums`](crate::sums)); it asks for the files of those that differ from its own. The follower answers with name, length, and the digest of each chunk of
 //! [`CHUNK_BYTES`], the last one of what there is of it. So a prefix is verified wherever it ends, and the leader sends only what is
 //! missing or differs: appends from where the follower's file ends, patches for chunks that differ, truncations, deletes, and
-//! whole files where nothing helps. The leader sends nothing that the digests do not call for, so nothing that survived
-//! a crash is believed unseen. It needs no generations from the follower: digests tell what they would, and more.
+//! whole files where nothing helps. With 16 files a bucket or so, what that costs goes with what differs, and not with what there is.
+//!
+//! Either side may keep digests for as long as it knows that the content is still theirs. How it knows is its own affair
+//! ([`digests`](crate::digests)); the other takes no word for it but the digests.
 
 use std::io::{self, Read, Write};
 
@@ -53,8 +63,8 @@ use super::action::{ActionKind, encode_action_header};
 use super::{NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, ProtocolError, START_HEADER, checked_length};
 use crate::types::{DataSetId, NodeId, RelPath};
 
-/// The highest version we speak.
-pub const VERSION: u16 = 1;
+/// The version we speak.
+pub const VERSION: u16 = 2;
 
 const MAGIC: [u8; 6] = *b"PACELN";
 
@@ -66,6 +76,15 @@ pub(crate) const CHUNK: usize = 256 << 10;
 
 /// The SHA-1 of a chunk.
 pub type ChunkDigest = [u8; 20];
+
+/// What the files of a bucket come to; all zeros if there are none.
+pub type Sum = [u8; 20];
+
+/// There are at most 2^this buckets.
+pub const BUCKET_BITS_MAX: u8 = 16;
+
+/// The most buckets that a control asks for.
+pub const TELL_MAX: usize = 4000;
 
 /// The longest message of a follower, in bytes: the digests of a file of 800 GiB fit. An inventory goes in as many messages
 /// as it needs, mostly far shorter ones.
@@ -232,14 +251,19 @@ impl Fields {
 /// What a follower says once the fields were exchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Files it has.
+    /// The sums of buckets, in order, from the one that comes after those told before.
+    Sums(Vec<Sum>),
+    /// All are told.
+    SumsEnd,
+    /// Files it has, of the buckets that it was asked for.
     Inventory(Vec<Held>),
     /// There are no more.
     InventoryEnd,
     /// How far it has come.
     Marks(Marks),
-    /// It is alive: sent when nothing else was for a heartbeat's interval.
-    Heartbeat,
+    /// It is alive: sent when nothing else was for a heartbeat's interval. With it, how many bytes of its files it has digested on this connection: as
+    /// long as that grows, it is at work.
+    Heartbeat(u64),
     /// It cannot go on, for this reason, and leaves: the last that it says. Earlier versions pass over it.
     Farewell(String),
 }
@@ -286,6 +310,8 @@ impl Message {
     const MARKS: u8 = 3;
     const HEARTBEAT: u8 = 4;
     const FAREWELL: u8 = 5;
+    const SUMS: u8 = 6;
+    const SUMS_END: u8 = 7;
 
     /// Adds the message to the end of `out`.
     ///
@@ -307,13 +333,21 @@ impl Message {
                 Self::INVENTORY
             }
             Self::InventoryEnd => Self::INVENTORY_END,
+            Self::Sums(sums) => {
+                sums.iter().for_each(|sum| body.extend_from_slice(sum));
+                Self::SUMS
+            }
+            Self::SumsEnd => Self::SUMS_END,
             Self::Marks(marks) => {
                 for mark in [marks.received, marks.written, marks.durable] {
                     body.extend_from_slice(&mark.to_le_bytes());
                 }
                 Self::MARKS
             }
-            Self::Heartbeat => Self::HEARTBEAT,
+            Self::Heartbeat(digested) => {
+                body.extend_from_slice(&digested.to_le_bytes());
+                Self::HEARTBEAT
+            }
             Self::Farewell(why) => {
                 body.extend_from_slice(printable(why.as_bytes()).as_bytes());
                 Self::FAREWELL
@@ -349,7 +383,13 @@ impl Message {
                 let mut mark = || take(&mut rest, "marks").copied().map(u64::from_le_bytes);
                 Self::Marks(Marks { received: mark()?, written: mark()?, durable: mark()? })
             }
-            Self::HEARTBEAT => Self::Heartbeat,
+            Self::HEARTBEAT => Self::Heartbeat(u64::from_le_bytes(*take(&mut rest, "heartbeat")?)),
+            Self::SUMS => {
+                let (sums, left) = rest.as_chunks();
+                rest = left;
+                Self::Sums(sums.to_vec())
+            }
+            Self::SUMS_END => Self::SumsEnd,
             Self::FAREWELL => Self::Farewell(printable(std::mem::take(&mut rest))),
             _ => return Ok(None),
         };
@@ -420,17 +460,22 @@ pub enum Control {
 
     // ---- of this connection only ----
     /// The append to this file that follows (with no other action on a file between) is not to be added at the end but written
-    /// at this offset: the patch of a chunk. It ends within the file as it is. The append counts in positions like any other.
+    /// at this offset: the patch of a chunk. It ends within the file as it is. Only from when a sync begins until the first position after its end,
+    /// while the follower's copy counts as incomplete. The append counts in positions like any other.
     PatchAt {
         /// The file, which is there.
         path: RelPath,
         /// Where the bytes go.
         offset: u64,
     },
-    /// Send an inventory. Once a connection.
-    Want,
-    /// A sync begins: the copy is incomplete until it ends. The first one of a connection comes after the inventory's end, and
-    /// before any action on a file; another one may come after the last has ended.
+    /// Tell the sums of 2^this buckets, at most [`BUCKET_BITS_MAX`]. Once a connection, before anything else.
+    Want(u8),
+    /// Tell the files of these buckets, at most [`TELL_MAX`]; in ascending order, also from one control to the next.
+    Tell(Vec<u32>),
+    /// Those are all.
+    TellEnds,
+    /// A sync begins: the copy is incomplete until it ends. The first one of a connection comes after the inventory's end (or that of the sums, if all
+    /// are equal), and before any action on a file; another one may come after the last has ended.
     SyncBegins {
         /// Files that will be sent, or parts of them.
         files: u64,
@@ -469,7 +514,9 @@ impl Control {
             Self::Truncate { .. } => "$paceline/truncate",
             Self::Empty(_) => "$paceline/empty",
             Self::PatchAt { .. } => "$paceline/patch",
-            Self::Want => "$paceline/want",
+            Self::Want(_) => "$paceline/want",
+            Self::Tell(_) => "$paceline/tell",
+            Self::TellEnds => "$paceline/tell-ends",
             Self::SyncBegins { .. } => "$paceline/sync-begins",
             Self::SyncEnds => "$paceline/sync-ends",
             Self::Position(_) => "$paceline/position",
@@ -510,7 +557,9 @@ impl Control {
             }
             Self::Empty(path) => name(path),
             // An append of nothing would be a delete.
-            Self::Want | Self::SyncEnds | Self::MakeDurable => content.push(0),
+            Self::TellEnds | Self::SyncEnds | Self::MakeDurable => content.push(0),
+            Self::Want(bits) => content.push(*bits),
+            Self::Tell(buckets) => buckets.iter().for_each(|bucket| content.extend_from_slice(&bucket.to_le_bytes())),
             Self::SyncBegins { files: one, bytes: other } | Self::Heartbeat { position: one, clock_us: other } => {
                 content.extend_from_slice(&one.to_le_bytes());
                 content.extend_from_slice(&other.to_le_bytes());
@@ -526,11 +575,11 @@ impl Control {
         out.extend_from_slice(&content);
     }
 
-    /// The control of this name and content; `None` if this version does not know the name: it is to be passed over.
+    /// The control of this name and content; `None` if this version does not know the name, and it may be passed over.
     ///
     /// # Errors
     ///
-    /// If the content does not fit the name.
+    /// If the content does not fit the name, or if the name is not known.
     pub fn decode(path: &RelPath, content: &[u8]) -> Result<Option<Self>, ProtocolError> {
         const WHAT: &str = "control";
         let mut rest = content;
@@ -545,7 +594,19 @@ impl Control {
             "$paceline/truncate" => Self::Truncate { path: name(rest)?, len: u64(rest)? },
             "$paceline/empty" => Self::Empty(name(rest)?),
             "$paceline/patch" => Self::PatchAt { path: name(rest)?, offset: u64(rest)? },
-            "$paceline/want" => Self::Want,
+            "$paceline/want" => match take::<1>(rest, WHAT)? {
+                [bits] if *bits <= BUCKET_BITS_MAX => Self::Want(*bits),
+                _ => return Err(ProtocolError::Malformed(WHAT)),
+            },
+            "$paceline/tell" => {
+                let (buckets, left) = rest.as_chunks();
+                if !left.is_empty() || !buckets.is_sorted_by_key(|bucket| u32::from_le_bytes(*bucket)) {
+                    return Err(ProtocolError::Malformed(WHAT));
+                }
+                *rest = left;
+                Self::Tell(buckets.iter().map(|bucket| u32::from_le_bytes(*bucket)).collect())
+            }
+            "$paceline/tell-ends" => Self::TellEnds,
             "$paceline/sync-begins" => Self::SyncBegins { files: u64(rest)?, bytes: u64(rest)? },
             "$paceline/sync-ends" => Self::SyncEnds,
             "$paceline/position" => Self::Position(u64(rest)?),
@@ -555,7 +616,8 @@ impl Control {
                 let back_in_ms = u32::from_le_bytes(*take(rest, WHAT)?);
                 Self::Goodbye { back_in_ms, reason: printable(std::mem::take(rest)) }
             }
-            _ => return Ok(None),
+            name if name.ends_with('?') => return Ok(None),
+            name => return Err(ProtocolError::OutOfPlace(format!("control {name}, which this version does not know"))),
         };
         // What a later version adds behind is passed over.
         if let Self::Truncate { len: number, .. } | Self::PatchAt { offset: number, .. } = control
@@ -616,7 +678,9 @@ mod tests {
             (any_path(), number.clone()).prop_map(|(path, len)| Control::Truncate { path, len }),
             any_path().prop_map(Control::Empty),
             (any_path(), number.clone()).prop_map(|(path, offset)| Control::PatchAt { path, offset }),
-            Just(Control::Want),
+            (0..=BUCKET_BITS_MAX).prop_map(Control::Want),
+            prop::collection::btree_set(any::<u32>(), 1..50).prop_map(|set| Control::Tell(set.into_iter().collect())),
+            Just(Control::TellEnds),
             (number.clone(), number.clone()).prop_map(|(files, bytes)| Control::SyncBegins { files, bytes }),
             Just(Control::SyncEnds),
             number.clone().prop_map(Control::Position),
@@ -648,7 +712,8 @@ mod tests {
         #[test]
         fn messages_come_back_as_encoded(files in prop::collection::vec(any_held(), 0..200), marks in any::<[u64; 3]>()) {
             let marks = Marks { received: marks[0], written: marks[1], durable: marks[2] };
-            let others = [Message::InventoryEnd, Message::Marks(marks), Message::Heartbeat];
+            let sums = Message::Sums(vec![[7; 20], [8; 20]]);
+            let others = [Message::InventoryEnd, Message::Marks(marks), Message::Heartbeat(marks.written), sums, Message::SumsEnd];
             let messages: Vec<_> = split_inventory(files.clone()).chain(others).collect();
             let mut wire = Vec::new();
             messages.iter().for_each(|message| message.encode(&mut wire));
@@ -670,7 +735,7 @@ mod tests {
             let _ = Message::read(&mut &bytes[..]);
             let _ = Fields::read(&mut &bytes[..]);
             let _ = Start::read(&mut &bytes[..]);
-            for name in ["rename", "truncate", "patch", "sync-begins", "position", "heartbeat", "goodbye"] {
+            for name in ["rename", "truncate", "patch", "sync-begins", "position", "heartbeat", "goodbye", "want", "tell"] {
                 let _ = Control::decode(&RelPath::new(&format!("$paceline/{name}")).unwrap(), &bytes);
             }
         }
@@ -708,7 +773,7 @@ mod tests {
         let mut wire = Vec::new();
         Message::Farewell("the disk is full".to_owned()).encode(&mut wire);
         wire.extend_from_slice(&[99, 2, 0, 0, 0, 7, 7]);
-        wire.extend_from_slice(&[Message::HEARTBEAT, 1, 0, 0, 0, 7]);
+        wire.extend_from_slice(&[Message::HEARTBEAT, 9, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 7]);
         let mut wire = &wire[..];
         assert_eq!(Message::read(&mut wire).unwrap(), Some(Message::Farewell("the disk is full".to_owned())));
         assert_eq!(Message::read(&mut wire).unwrap(), None);
@@ -758,7 +823,7 @@ mod tests {
             Control::MakeDurable,
         ];
         assert!(counting.iter().all(Control::counts_in_positions));
-        let others = [Control::PatchAt { path: path.clone(), offset: 0 }, Control::Want, Control::SyncEnds];
+        let others = [Control::PatchAt { path: path.clone(), offset: 0 }, Control::Want(0), Control::SyncEnds];
         assert!(!others.iter().any(Control::counts_in_positions));
         for name in ["truncate", "patch"] {
             let control = RelPath::new(&format!("$paceline/{name}")).unwrap();
@@ -766,7 +831,9 @@ mod tests {
             assert!(decode(PAYLOAD_BYTES_MAX).is_ok());
             assert!(matches!(decode(PAYLOAD_BYTES_MAX + 1), Err(ProtocolError::Malformed(_))));
         }
-        assert_eq!(Control::decode(&RelPath::new("$paceline/later").unwrap(), b"x").unwrap(), None);
+        let later = |name: &str| Control::decode(&RelPath::new(name).unwrap(), b"x");
+        assert_eq!(later("$paceline/later?").unwrap(), None);
+        assert!(matches!(later("$paceline/later"), Err(ProtocolError::OutOfPlace(_))));
     }
 
     #[test]

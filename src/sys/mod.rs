@@ -27,6 +27,13 @@ mod real {
 
     pub(crate) mod process {
         pub(crate) use std::process::id;
+
+        /// Another one whenever this machine has started anew. (A simulated machine is known by its disk: `_root` is on that.)
+        pub(crate) fn boot_id(_root: impl std::os::fd::AsFd) -> Option<u128> {
+            let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+            let digits = text.trim_end().replace('-', "");
+            (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok())?
+        }
     }
 
     pub(crate) mod fd {

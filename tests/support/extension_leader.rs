@@ -8,7 +8,9 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use paceline::RelPath;
-use paceline::protocol::extension::{CHUNK_BYTES, Control, Fields, Held, Marks, Message, Start, VERSION, field};
+use paceline::protocol::extension::{
+    CHUNK_BYTES, Control, Fields, Held, Marks, Message, Start, Sum, TELL_MAX, VERSION, field,
+};
 use paceline::protocol::{self, FRAME_HEADER, FrameWriter, read_secret};
 
 use super::fake_leader::{FakeLeader, PATIENCE, sha1};
@@ -65,7 +67,7 @@ impl FakeLeader {
         about.write(&mut socket).unwrap();
         socket.write_all(&FRAME_HEADER).unwrap();
         let out = FrameWriter::new(socket.try_clone().unwrap());
-        Extension { socket, out, secret, fields, sent: 0, marks: Marks::default(), heartbeats: 0 }
+        Extension { socket, out, secret, fields, sent: 0, marks: Marks::default(), heartbeats: 0, digested: 0 }
     }
 
     /// A connection whose inventory was told, and whose sync has ended with nothing sent.
@@ -89,6 +91,8 @@ pub(crate) struct Extension {
     /// The last that were read.
     pub(crate) marks: Marks,
     pub(crate) heartbeats: u64,
+    /// As the last heartbeat said.
+    pub(crate) digested: u64,
 }
 
 impl Extension {
@@ -107,18 +111,48 @@ impl Extension {
         self.send(&encoded(&[control]))
     }
 
-    /// Asks for the inventory and reads it.
+    /// Asks for the sums of 2^`bits` buckets and reads them.
     #[track_caller]
-    pub(crate) fn inventory(&mut self) -> Vec<Held> {
-        self.control(Control::Want);
+    pub(crate) fn sums(&mut self, bits: u8) -> Vec<Sum> {
+        self.control(Control::Want(bits));
+        let mut sums = Vec::new();
+        loop {
+            match self.message() {
+                Message::Sums(some) => sums.extend(some),
+                Message::SumsEnd => break,
+                Message::Inventory(_) | Message::InventoryEnd => panic!("nobody asked for files"),
+                Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) => {}
+            }
+        }
+        assert_eq!(sums.len(), 1 << bits);
+        sums
+    }
+
+    /// Asks for the files of these buckets and reads them.
+    #[track_caller]
+    pub(crate) fn files_of(&mut self, buckets: &[u32]) -> Vec<Held> {
+        for some in buckets.chunks(TELL_MAX) {
+            self.control(Control::Tell(some.to_vec()));
+        }
+        self.control(Control::TellEnds);
         let mut inventory = Vec::new();
         loop {
             match self.message() {
                 Message::Inventory(files) => inventory.extend(files),
                 Message::InventoryEnd => return inventory,
-                Message::Marks(_) | Message::Heartbeat | Message::Farewell(_) => {}
+                Message::Sums(_) | Message::SumsEnd => panic!("nobody asked for sums"),
+                Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) => {}
             }
         }
+    }
+
+    /// Asks for all that there is and reads it.
+    #[track_caller]
+    pub(crate) fn inventory(&mut self) -> Vec<Held> {
+        let sums = self.sums(1);
+        let inventory = self.files_of(&[0, 1]);
+        assert_eq!(sums == [Sum::default(); 2], inventory.is_empty());
+        inventory
     }
 
     /// A sync of these actions, of which nothing is left out; returns when they are written and it is durable.
@@ -150,7 +184,11 @@ impl Extension {
                 assert!(marks.received >= before.received && marks.written >= before.written, "{before:?} {marks:?}");
                 assert!(marks.durable >= before.durable && *marks != before, "{before:?} {marks:?}");
             }
-            Message::Heartbeat => self.heartbeats += 1,
+            Message::Heartbeat(digested) => {
+                assert!(*digested >= self.digested, "{digested} after {}", self.digested);
+                self.digested = *digested;
+                self.heartbeats += 1;
+            }
             _ => {}
         }
         message

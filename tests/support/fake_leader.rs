@@ -55,7 +55,7 @@ pub(crate) fn files_in(root: &Path) -> Files {
             }
             if path.is_dir() {
                 add(root, &path, files);
-            } else if ![".lock", ".clustering_id", ".paceline/data-set"].contains(&&*name) {
+            } else if ![".lock", ".clustering_id", ".paceline/data-set", ".paceline/digests"].contains(&&*name) {
                 files.insert(name, std::fs::read(&path).unwrap());
             }
         }

@@ -311,7 +311,11 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("folder")).unwrap();
-            let stream = Stream::new(Index::new(), &LeaderConfig::new("unused", Secret::new("secret").unwrap()));
+            let stream = Stream::new(
+                Index::new(),
+                StreamPosition(0),
+                &LeaderConfig::new("unused", Secret::new("secret").unwrap()),
+            );
             let syncer = Syncer::new(dir.path(), Arc::new(SystemFlusher)).unwrap();
             let this = Self { dir, stream, syncer };
             this.create("log");

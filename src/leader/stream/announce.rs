@@ -79,7 +79,8 @@ impl Stream {
             return Ok(self.finish(ordered));
         }
         if !version.exists() {
-            ordered.index.put(path, 0, file);
+            let change = ordered.change();
+            ordered.index.put(path, 0, file, change);
         }
         let slot = ordered.index.slot(path.as_str()).expect("just put");
         ordered.append(path, slot, bytes);
@@ -171,8 +172,8 @@ impl Stream {
             return Ok(None);
         }
         if from != to {
-            let was = ordered.index.get(to.as_str());
-            let version = ordered.index.rename(from, to);
+            let (was, change) = (ordered.index.get(to.as_str()), ordered.change());
+            let version = ordered.index.rename(from, to, change);
             let mut instead = vec![Step::Delete(from.clone())];
             if version.len > 0 {
                 instead.extend(ordered.replace_steps(to, version));
@@ -218,7 +219,8 @@ impl Stream {
             return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len });
         }
         if was.len > len {
-            let version = ordered.index.truncate(path, len);
+            let change = ordered.change();
+            let version = ordered.index.truncate(path, len, change);
             let instead = match len {
                 0 => vec![Step::Delete(path.clone())],
                 _ => ordered.replace_steps(path, version),
@@ -276,6 +278,11 @@ impl Stream {
         self.ordered.lock().index.reads(path, generation, file)
     }
 
+    /// What `path` is now, and which file on disk, if that is sure.
+    pub(in crate::leader) fn announced(&self, path: &RelPath) -> (Version, Option<FileId>) {
+        self.ordered.lock().index.announced(path.as_str())
+    }
+
     /// What `path` is now.
     pub(in crate::leader) fn version(&self, path: &RelPath) -> Version {
         self.ordered.lock().index.get(path.as_str())
@@ -303,8 +310,8 @@ impl Stream {
     }
 
     /// All files and their lengths, read in portions.
-    pub(in crate::leader) fn files(self: &Arc<Self>) -> Vec<(RelPath, Version)> {
-        self.track().all()
+    pub(in crate::leader) fn files(&self) -> Vec<(RelPath, Version)> {
+        self.all().files
     }
 }
 
@@ -326,10 +333,15 @@ impl Content<'_> {
 }
 
 impl Ordered {
+    /// The number of the change that is announced next.
+    fn change(&self) -> u64 {
+        self.position + 1
+    }
+
     /// Makes `path` a new file with this content.
     fn put(&mut self, path: &RelPath, content: Content<'_>, file: Option<FileId>) {
         let was = self.index.get(path.as_str());
-        let version = self.index.put(path, content.len(), file);
+        let version = self.index.put(path, content.len(), file, self.position + 1);
         if version.len == 0 {
             // To a 1.0.0 follower an empty file and none are the same: it may hold either.
             let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
@@ -346,7 +358,7 @@ impl Ordered {
 
     /// Adds bytes to a file that exists.
     fn append(&mut self, path: &RelPath, slot: Slot, bytes: Content<'_>) {
-        self.index.grow(slot, bytes.len());
+        self.index.grow(slot, bytes.len(), self.change());
         match bytes {
             Content::Bytes(bytes) => {
                 for piece in bytes.chunks(APPEND_BYTES_MAX) {
@@ -362,7 +374,7 @@ impl Ordered {
     }
 
     fn remove(&mut self, path: &RelPath) {
-        self.index.remove(path.as_str());
+        self.index.remove(path.as_str(), self.change());
         self.encode(path, ActionKind::Delete, &[]);
     }
 
@@ -516,7 +528,7 @@ mod tests {
 
     fn with_file_under(back_pressure: BackPressure) -> (Stream, RelPath) {
         let config = LeaderConfig { back_pressure, ..LeaderConfig::new("unused", Secret::new("secret").unwrap()) };
-        let stream = Stream::new(Index::new(), &config);
+        let stream = Stream::new(Index::new(), StreamPosition(0), &config);
         let path = RelPath::new("f").unwrap();
         stream.replace(&path, Content::OnDisk(8), FILE).unwrap();
         (stream, path)

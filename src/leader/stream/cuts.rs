@@ -1,82 +1,94 @@
-//! Cuts of the index, and who begins or ends to get batches at one.
+//! What changed since a position, and who begins or ends to get batches at one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Demotable, Lost, Queue, Stream};
+use super::{Demotable, Lost, Ordered, Queue, Stream};
 use crate::config::OnFull;
-use crate::index::{Cut, TrackerId, Version};
+use crate::index::Version;
+use crate::index::recency::{Found, WalkId};
 use crate::leader::batch::Batch;
 use crate::leader::demotion::Demotion;
 use crate::leader::follower::FollowerHandle;
 use crate::leader::stalls::Grace;
 use crate::leader::status::{EvictionReason, FollowerStatus};
 use crate::sys::channel::{self, Receiver, Sender};
+use crate::sys::thread;
 use crate::types::{RelPath, StreamPosition};
 
-/// Entries of a cut read within one hold of the `ordered` lock: some ten microseconds.
-const CUT_ENTRIES: usize = 256;
+/// Entries of a walk read within one hold of the `ordered` lock: some ten microseconds.
+const WALK_ENTRIES: usize = 128;
+
+/// Between two holds, so that the lock is free most of the time: whoever walks may lose its core while it holds it. Linux adds as much again.
+const WALK_PAUSE: Duration = Duration::from_micros(20);
+
+/// Files that changed.
+pub(in crate::leader) struct Changes {
+    /// Each once; those that went are absent.
+    pub(in crate::leader) files: Vec<(RelPath, Version)>,
+    /// Whoever has them lacks no more than what changed since this.
+    pub(in crate::leader) as_of: StreamPosition,
+    /// These are all files there are: it is not known any more what else went.
+    pub(in crate::leader) whole: bool,
+}
 
 impl Stream {
-    /// Begins to track changes for a joining follower.
-    pub(in crate::leader) fn track(self: &Arc<Self>) -> Tracker {
-        let id = self.ordered.lock().index.track();
-        Tracker { stream: self.clone(), id }
+    /// All files. Each is as it was at some moment since `as_of`.
+    pub(in crate::leader) fn all(&self) -> Changes {
+        let mut changes = self.walk(StreamPosition(0), None);
+        (changes.whole, _) = (true, changes.files.retain(|(_, version)| version.exists()));
+        changes
     }
 
-    fn read_cut(&self, cut: &Cut) -> Vec<(RelPath, Version)> {
-        let slots = cut.slots();
-        let mut files = Vec::with_capacity(slots.len());
-        for slots in slots.chunks(CUT_ENTRIES) {
-            let ordered = self.ordered.lock();
-            files.extend(slots.iter().map(|&slot| {
-                let (path, version) = ordered.index.at(cut, slot);
-                (path.clone(), version)
-            }));
+    /// What changed since a position, in the same way.
+    pub(in crate::leader) fn changes(&self, since: StreamPosition) -> Changes {
+        let changes = self.walk(since, None);
+        if self.knows_since(since) { changes } else { self.all() }
+    }
+
+    /// Whether it is known of all files that went since. To be asked after a walk.
+    fn knows_since(&self, since: StreamPosition) -> bool {
+        self.ordered.lock().index.complete_since() <= since.0
+    }
+
+    fn walk(&self, since: StreamPosition, begun: Option<(WalkId, StreamPosition)>) -> Changes {
+        let (walk, as_of) = begun.unwrap_or_else(|| {
+            let ordered = &mut *self.ordered.lock();
+            (ordered.index.begin_walk(since.0, None), StreamPosition(ordered.position))
+        });
+        let (mut files, mut portion) = (Vec::new(), Vec::with_capacity(WALK_ENTRIES));
+        let file = |found: Found| (found.path, found.version);
+        loop {
+            let more = self.ordered.lock().index.walk(&walk, WALK_ENTRIES, &mut portion);
+            files.extend(portion.drain(..).map(file));
+            if !more {
+                break;
+            }
+            thread::park_timeout(WALK_PAUSE);
         }
-        files
-    }
-}
-
-/// A joining follower's interest in what changes.
-pub(in crate::leader) struct Tracker {
-    stream: Arc<Stream>,
-    id: TrackerId,
-}
-
-impl Tracker {
-    /// All files, as of one moment.
-    pub(in crate::leader) fn all(&self) -> Vec<(RelPath, Version)> {
-        let stream = &self.stream;
-        let _reading = stream.cut.lock();
-        let cut = stream.ordered.lock().index.cut_all(self.id);
-        let mut files = stream.read_cut(&cut);
-        files.retain(|(_, version)| version.exists());
-        files
+        let saved = self.ordered.lock().index.end_walk(walk);
+        if !saved.is_empty() {
+            files.extend(saved.into_iter().flatten().map(file));
+            files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            files.dedup_by(|(a, _), (b, _)| a == b);
+        }
+        Changes { files, as_of, whole: false }
     }
 
-    /// The files that changed since the last cut, as of one moment; those that were deleted are absent.
-    pub(in crate::leader) fn changes(&self) -> Vec<(RelPath, Version)> {
-        let stream = &self.stream;
-        let _reading = stream.cut.lock();
-        let cut = stream.ordered.lock().index.cut_changed(self.id);
-        stream.read_cut(&cut)
-    }
-
-    /// Like [`changes`](Self::changes), and from that very moment on the follower gets all batches.
-    pub(in crate::leader) fn attach(&self, follower: &Arc<FollowerHandle>) -> Attachment {
-        let stream = &self.stream;
-        let (sender, batches) = channel::bounded(stream.limits.queue_batches);
+    /// What changed since a position, exactly as of now, and from this very moment on the follower gets all batches.
+    pub(in crate::leader) fn attach(&self, follower: &Arc<FollowerHandle>, since: StreamPosition) -> Attachment {
+        let (sender, batches) = channel::bounded(self.limits.queue_batches);
         let (demotion, demotions) = channel::bounded(1);
         let demotable =
-            (stream.limits.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
-        let _reading = stream.cut.lock();
-        let mut attached = stream.attached.lock();
+            (self.limits.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
+        let _cutting = self.cut.lock();
+        let mut attached = self.attached.lock();
         let mut at = None;
-        let gone = stream.push_locked(&mut attached, |ordered| {
-            at = Some((ordered.index.cut_changed(self.id), StreamPosition(ordered.position)));
+        let gone = self.push_locked(&mut attached, |ordered| {
+            at = Some(ordered.cut(since));
             ordered.queues += 1;
         });
-        let (cut, position) = at.expect("push_locked calls it");
+        let (walk, position) = at.expect("push_locked calls it");
         follower.attached_at(position);
         attached.followers.push(Queue {
             follower: follower.clone(),
@@ -89,25 +101,27 @@ impl Tracker {
         drop(attached);
         drop(gone);
         // The first is attached before anything is pushed.
-        stream.provide_spares();
+        self.provide_spares();
         // Who ended it meanwhile has found nothing to detach, and without that its writer would wait for ever.
         if follower.has_ended() {
-            stream.detach(follower);
+            self.detach(follower);
         }
-        Attachment { changes: stream.read_cut(&cut), position, queue: AttachedQueue { batches, demotions } }
+        let changes = Some(self.walk(since, Some((walk, position)))).filter(|_| self.knows_since(since));
+        Attachment { changes, position, queue: AttachedQueue { batches, demotions } }
     }
 }
 
-impl Drop for Tracker {
-    fn drop(&mut self) {
-        self.stream.ordered.lock().index.untrack(self.id);
-        while self.stream.ordered.lock().index.sweep(CUT_ENTRIES) {}
+impl Ordered {
+    /// Begins to read what changed since a position as of this moment.
+    fn cut(&mut self, since: StreamPosition) -> (WalkId, StreamPosition) {
+        (self.index.begin_walk(since.0, Some(self.position)), StreamPosition(self.position))
     }
 }
 
-/// What [`Tracker::attach`] gives.
+/// What [`Stream::attach`] gives.
 pub(in crate::leader) struct Attachment {
-    pub(in crate::leader) changes: Vec<(RelPath, Version)>,
+    /// `None`: it is not known any more what went.
+    pub(in crate::leader) changes: Option<Changes>,
     /// The moment.
     pub(in crate::leader) position: StreamPosition,
     pub(in crate::leader) queue: AttachedQueue,
@@ -127,8 +141,6 @@ pub(in crate::leader) struct Unqueued {
     /// As it was when its queue was full, or it was too far behind.
     pub(in crate::leader) status: FollowerStatus,
     pub(in crate::leader) reason: EvictionReason,
-    /// What changes from the cut on.
-    pub(in crate::leader) tracker: Tracker,
     /// What waited in its queue; its writer may still take some of it.
     pub(in crate::leader) batches: Receiver<Arc<Batch>>,
     /// What came after, up to the cut.
@@ -142,42 +154,27 @@ impl Stream {
     /// Takes all followers whose queues were full off the list, at one cut of everything, and returns the files as of it.
     ///
     /// Blocks while others read cuts, and reads this one; only the list's own lock is held where batches are pushed.
-    pub(in crate::leader) fn unqueue_lost(self: &Arc<Self>) -> (Vec<Unqueued>, Vec<(RelPath, Version)>) {
-        let _reading = self.cut.lock();
+    pub(in crate::leader) fn unqueue_lost(&self) -> (Vec<Unqueued>, Changes) {
+        let _cutting = self.cut.lock();
         let mut attached = self.attached.lock();
         let mut cut = None;
-        // Up to this cut its batches are in the queue or among the lost ones; from it on, the tracker knows.
-        let gone = self.push_locked(&mut attached, |ordered| {
-            let id = ordered.index.track();
-            cut = Some((id, ordered.index.cut_all(id)));
-        });
-        let (id, cut) = cut.expect("push_locked calls it");
-        let mut trackers = vec![Tracker { stream: self.clone(), id }];
+        // Up to this cut its batches are in the queue or among the lost ones.
+        let gone = self.push_locked(&mut attached, |ordered| cut = Some(ordered.cut(StreamPosition(0))));
         // Including those whose queues only this push has found full: up to the cut, they too have everything.
         let full: Vec<_> = attached.followers.extract_if(.., |queue| queue.lost.is_some()).collect();
-        if !full.is_empty() {
-            let mut ordered = self.ordered.lock();
-            ordered.queues -= full.len();
-            // As good as if these had been there at the cut: changes since it are noted for the first, and nobody cuts now.
-            let more = (1..full.len()).map(|_| Tracker { stream: self.clone(), id: ordered.index.track() });
-            trackers.extend(more);
-        }
+        self.ordered.lock().queues -= full.len();
         drop(attached);
         drop(gone);
-        if full.is_empty() {
-            return (Vec::new(), Vec::new());
-        }
-        let mut files = self.read_cut(&cut);
-        files.retain(|(_, version)| version.exists());
-        let unqueued = full.into_iter().zip(trackers).filter_map(|(queue, tracker)| queue.unqueue(tracker));
-        (unqueued.collect(), files)
+        let mut changes = self.walk(StreamPosition(0), cut);
+        changes.files.retain(|(_, version)| version.exists());
+        (full.into_iter().filter_map(Queue::unqueue).collect(), changes)
     }
 }
 
 impl Queue {
-    fn unqueue(self, tracker: Tracker) -> Option<Unqueued> {
+    fn unqueue(self) -> Option<Unqueued> {
         let Self { follower, sender, demotable, lost, .. } = self;
         let (Demotable { batches, demotion }, Lost { status, reason, batches: lost, .. }) = demotable.zip(lost)?;
-        Some(Unqueued { follower, status, reason, tracker, batches, lost, demotion, sender })
+        Some(Unqueued { follower, status, reason, batches, lost, demotion, sender })
     }
 }

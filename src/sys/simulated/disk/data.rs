@@ -64,6 +64,12 @@ impl State {
         }
     }
 
+    /// Of the machine that a descriptor's disk is in: which disk, and how often it lost power.
+    pub(in super::super) fn boots(&mut self, who: ProcessId, number: i32) -> Result<u128, Stop> {
+        let volume = self.place_of(who, number)?.volume;
+        Ok((volume as u128) << 64 | u128::from(self.volumes[volume].power_cuts))
+    }
+
     fn looks_of_other(&self, kind: FileType, number: u64) -> Looks {
         let (size, allocated, at) = (0, 0, self.now);
         let mode = kind.as_raw_mode() | 0o444;

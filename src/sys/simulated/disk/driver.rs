@@ -108,6 +108,7 @@ pub fn power_cut(disk: Disk) {
     let mut rng = world::current().chance(fastrand::Rng::fork);
     with(|state| {
         let volume = &mut state.volumes[disk.0];
+        volume.power_cuts += 1;
         cut_files(volume, &mut rng);
         cut_names(volume, &mut rng);
         let durable = std::mem::take(&mut volume.durable);

@@ -164,6 +164,8 @@ pub(super) struct Volume {
     /// Until when each call waits; the inner `None`: until told otherwise.
     pub(super) stalled: Option<Option<Duration>>,
     pub(super) key: Key,
+    /// How often its machine lost power.
+    pub(super) power_cuts: u64,
     next_id: Id,
     next_number: u64,
     free_numbers: BTreeSet<u64>,
@@ -199,6 +201,7 @@ impl Volume {
             failures: Failures::default(),
             stalled: None,
             key,
+            power_cuts: 0,
             next_id: ROOT + 1,
             next_number: 11,
             free_numbers: BTreeSet::new(),

@@ -47,7 +47,11 @@ pub fn v1(input: &[u8]) {
 fn opening(kind: u8) -> Vec<u8> {
     let mut said = Vec::new();
     if kind > 0 {
-        Control::Want.encode(&mut said);
+        Control::Want(1).encode(&mut said);
+    }
+    if kind == 2 {
+        Control::Tell(vec![1]).encode(&mut said);
+        Control::TellEnds.encode(&mut said);
     }
     if kind > 1 {
         Control::SyncBegins { files: 1, bytes: 10 }.encode(&mut said);
@@ -169,13 +173,13 @@ fn speak(mut socket: &TcpStream, mode: u8, said: &[u8]) -> Result<(), paceline::
         if mode == 4 {
             // The answer comes while the rest is on its way.
             let mut want = Vec::new();
-            Control::Want.encode(&mut want);
+            Control::Want(0).encode(&mut want);
             frame.write_all(&want)?;
             frame.flush()?;
             socket.write_all(frame.get_mut())?;
             frame.get_mut().clear();
-            let mut inventory = [0; 64];
-            let _ = socket.read(&mut inventory)?;
+            let mut sums = [0; 64];
+            let _ = socket.read(&mut sums)?;
         }
         frame.write_all(said)?;
         frame.flush()?;

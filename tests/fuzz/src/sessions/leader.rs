@@ -294,7 +294,7 @@ impl<'a> Peer<'a> {
                 let _ = self.led.leader.request_durable();
                 Ok(())
             }
-            _ if extension => self.say(&Message::Heartbeat),
+            _ if extension => self.say(&Message::Heartbeat(u64::from(input::byte(rest)))),
             _ => Ok(()),
         }
     }
@@ -321,8 +321,11 @@ impl<'a> Peer<'a> {
         self.socket.write_all(&bytes.to_le_bytes())
     }
 
-    /// The leader's files, some of them spoilt.
+    /// A sum that is not the leader's, or several, and then the leader's files, some of them spoilt.
     fn inventory(&mut self, rest: &mut &[u8]) -> io::Result<()> {
+        let how = input::byte(rest);
+        self.say(&Message::Sums(vec![[how; 20]; 1 + usize::from(how / 250)]))?;
+        self.say(&Message::SumsEnd)?;
         let mut files = Vec::new();
         for held in &self.led.held {
             let how = input::byte(rest);

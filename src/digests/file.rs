@@ -1,0 +1,490 @@
+//! `.paceline/digests`: what the files of a directory hold, and how each looked then.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 19 | [`MAGIC`] |
+//! | 1 | who has written to the directory since: a follower alone, or programs; the one byte that is changed in its place |
+//! | 17 | whether the boot is known, and its id |
+//! | … | a record for each file |
+//! | … | the end, with their number |
+//! | 20 | SHA-1 of all that but the second |
+//!
+//! A name takes only what differs from the one before it, numbers only what differs from those before: some 30 bytes a file, and 20 a chunk. It
+//! is written while the directory changes, to a temporary name: what changes meanwhile shows in the stamps. It is read twice, and not one record is
+//! believed before all were found sound: torn, it is absent. The sum is against torn writes and bad disks, not against a person. Neither writing
+//! nor reading takes memory that grows with the number of files.
+
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+
+use sha1::{Digest, Sha1};
+
+use super::bytes::{Bytes, Tapped, put, put_bytes, put_delta, unsound};
+use super::{Digested, Stamps};
+use crate::error::Error;
+use crate::own_folder::{DIGESTS, OwnFolder, Replacement};
+use crate::protocol::NAME_BYTES_MAX;
+use crate::protocol::extension::CHUNK_BYTES;
+use crate::sys::fs::{File, FileExt};
+use crate::types::RelPath;
+
+const MAGIC: [u8; 19] = *b"paceline digests 1\n";
+/// Behind it.
+const WHO_AT: u64 = MAGIC.len() as u64;
+const SUM_BYTES: u64 = 20;
+const WRITE_AT_ONCE_BYTES: usize = 64 << 10;
+
+/// Who writes to a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// A follower, in its own order; `is_marked`: it is no copy at the moment.
+    Follower { is_marked: bool },
+    /// Programs, as they like.
+    Leader,
+}
+
+impl Who {
+    fn byte(self) -> u8 {
+        match self {
+            Self::Follower { .. } => 0,
+            Self::Leader => 1,
+        }
+    }
+}
+
+/// Programs write to the directory from now on: that is on disk when this returns.
+pub(crate) fn led(own: &OwnFolder) -> Result<(), Error> {
+    own.change(DIGESTS, |file| file.write_all_at(&[Who::Leader.byte()], WHO_AT))
+}
+
+/// Writes it. Dropped before its end, it was never there, and the one before it stays.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    file: Replacement,
+    /// By the clock of the file system.
+    began: i64,
+    buffer: Vec<u8>,
+    sum: Sha1,
+    codec: Codec,
+}
+
+impl Writer {
+    /// Everything that is pushed is to be looked at after this.
+    pub(crate) fn begin(own: &OwnFolder, who: Who) -> Result<Self, Error> {
+        Self::begin_in(own, who, own.boot_id())
+    }
+
+    fn begin_in(own: &OwnFolder, who: Who, boot: Option<u128>) -> Result<Self, Error> {
+        let mut file = own.replace(DIGESTS)?;
+        file.write_all(&MAGIC)?;
+        file.write_all(&[who.byte()])?;
+        let began = file.written_at()?;
+        let mut buffer = vec![u8::from(boot.is_some())];
+        buffer.extend(boot.unwrap_or_default().to_le_bytes());
+        Ok(Self { file, began, buffer, sum: Sha1::new_with_prefix(MAGIC), codec: Codec::default() })
+    }
+
+    /// Puts a file in, and says so; one that does not look like that any more, or has just changed, is left out.
+    pub(crate) fn push(&mut self, path: &RelPath, looked: &Stamps, known: &Digested) -> Result<bool, Error> {
+        if known.chunks.is_empty() || !known.stamps.are(looked) || !looked.settled(self.began) {
+            return Ok(false);
+        }
+        self.codec.put(&mut self.buffer, path, looked, known);
+        if self.buffer.len() >= WRITE_AT_ONCE_BYTES {
+            self.write()?;
+        }
+        Ok(true)
+    }
+
+    /// To be called when what was pushed has been synced. It is on disk, in place of the one before, when this returns.
+    pub(crate) fn finish(mut self) -> Result<(), Error> {
+        self.codec.put_end(&mut self.buffer);
+        self.write()?;
+        self.file.write_all(&self.sum.finalize())?;
+        self.file.place()
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        self.sum.update(&self.buffer);
+        self.file.write_all(&self.buffer)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// Reads what is sound and to be believed: files in the order in which they were written, each as it looked.
+pub(crate) struct Reader {
+    records: Records<BufReader<io::Take<File>>>,
+    is_same_boot: bool,
+}
+
+impl Reader {
+    /// `None`: there is nothing. Reads all of it.
+    pub(crate) fn open(own: &OwnFolder, who: Who) -> Option<Self> {
+        let opened = own.open(DIGESTS).map_err(|error| error.to_string());
+        let read = opened.and_then(|file| match file {
+            Some(file) => Self::read(file, own.boot_id(), who).map_err(|error| error.to_string()),
+            None => Ok(None),
+        });
+        read.unwrap_or_else(|error| {
+            log::warn!("the digests in .paceline/{DIGESTS} are of no use, and the files are read again: {error}");
+            None
+        })
+    }
+
+    fn read(mut file: File, now: Option<u128>, who: Who) -> io::Result<Option<Self>> {
+        let torn = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
+                io::Error::other("torn, or of another version")
+            }
+            _ => error,
+        };
+        let len = file.metadata()?.len().checked_sub(SUM_BYTES).ok_or_else(unsound).map_err(torn)?;
+        check(&mut file, len).map_err(torn)?;
+        file.seek(SeekFrom::Start(0))?;
+        let mut bytes = Bytes(BufReader::new(file.take(len)));
+        let header = Header::read(&mut bytes)?;
+        let is_same_boot = now.is_some() && now == header.boot;
+        let is_believed = is_same_boot || (who == Who::Follower { is_marked: false } && !header.was_led);
+        Ok(is_believed.then(|| Self { records: Records::new(bytes), is_same_boot }))
+    }
+}
+
+impl Iterator for Reader {
+    type Item = io::Result<(RelPath, Digested)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let record = self.records.next()?;
+        Some(record.map(|(path, mut known)| {
+            if !self.is_same_boot {
+                known.stamps = known.stamps.anywhere();
+            }
+            (path, known)
+        }))
+    }
+}
+
+struct Header {
+    was_led: bool,
+    boot: Option<u128>,
+}
+
+impl Header {
+    fn read(bytes: &mut Bytes<impl BufRead>) -> io::Result<Self> {
+        if bytes.array()? != MAGIC {
+            return Err(unsound());
+        }
+        // Any other than the one is not a follower's alone.
+        let was_led = bytes.byte()? != 0;
+        let (is_known, boot) = (bytes.byte()? == 1, u128::from_le_bytes(bytes.array()?));
+        Ok(Self { was_led, boot: is_known.then_some(boot) })
+    }
+}
+
+/// Whether all of it is sound.
+fn check(file: &mut File, len: u64) -> io::Result<()> {
+    let mut start = [0; MAGIC.len() + 1];
+    file.read_exact(&mut start)?;
+    let mut sum = Sha1::new_with_prefix(&start[..MAGIC.len()]);
+    let rest = len.checked_sub(start.len() as u64).ok_or_else(unsound)?;
+    let tapped = Tapped(Read::take(&mut *file, rest), |portion: &[u8]| sum.update(portion));
+    let mut bytes = Bytes(BufReader::new(start.chain(tapped)));
+    Header::read(&mut bytes)?;
+    Records::new(bytes).try_for_each(|record| record.map(drop))?;
+    if Bytes(BufReader::new(file)).array::<20>()? == *sum.finalize() { Ok(()) } else { Err(unsound()) }
+}
+
+/// From behind the header to the end.
+struct Records<R> {
+    bytes: Bytes<R>,
+    codec: Codec,
+    is_over: bool,
+}
+
+impl<R: BufRead> Records<R> {
+    fn new(bytes: Bytes<R>) -> Self {
+        Self { bytes, codec: Codec::default(), is_over: false }
+    }
+}
+
+impl<R: BufRead> Iterator for Records<R> {
+    type Item = io::Result<(RelPath, Digested)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let record = self.codec.read(&mut self.bytes).transpose();
+        self.is_over = !matches!(record, Some(Ok(_)));
+        record
+    }
+}
+
+// The first byte of a record.
+const END: u8 = 0;
+const FILE: u8 = 1;
+// And with `FILE`:
+const SAME_DEV: u8 = 2;
+const ALL_DIGESTED: u8 = 4;
+
+/// What the record before was, as far as the next one goes on from it.
+#[derive(Debug, Default)]
+struct Codec {
+    path: Vec<u8>,
+    dev: u64,
+    ino: u64,
+    ctime: u64,
+    files: u64,
+}
+
+impl Codec {
+    fn put(&mut self, out: &mut Vec<u8>, path: &RelPath, stamps: &Stamps, known: &Digested) {
+        let same_dev = if stamps.dev == self.dev { SAME_DEV } else { 0 };
+        let all = if known.bytes == stamps.size { ALL_DIGESTED } else { 0 };
+        out.push(FILE | same_dev | all);
+        let path = path.as_str().as_bytes();
+        let shared = self.path.iter().zip(path).take_while(|(before, now)| before == now).count();
+        put(out, shared as u64);
+        put_bytes(out, &path[shared..]);
+        self.path.truncate(shared);
+        self.path.extend(&path[shared..]);
+        if same_dev == 0 {
+            put(out, stamps.dev);
+        }
+        let (mtime, ctime) = (stamps.mtime.cast_unsigned(), stamps.ctime.cast_unsigned());
+        put_delta(out, stamps.ino, self.ino);
+        put_delta(out, ctime, self.ctime);
+        put_delta(out, mtime, ctime);
+        put(out, stamps.size);
+        if all == 0 {
+            put(out, known.bytes);
+        }
+        known.chunks.iter().for_each(|digest| out.extend(digest));
+        (self.dev, self.ino, self.ctime) = (stamps.dev, stamps.ino, ctime);
+        self.files += 1;
+    }
+
+    fn put_end(&self, out: &mut Vec<u8>) {
+        out.push(END);
+        put(out, self.files);
+    }
+
+    /// `None`: that was all, and as many as there should be.
+    fn read(&mut self, bytes: &mut Bytes<impl BufRead>) -> io::Result<Option<(RelPath, Digested)>> {
+        match bytes.byte()? {
+            END if bytes.number()? == self.files && bytes.ends()? => Ok(None),
+            with if with & FILE != 0 && with < 2 * ALL_DIGESTED => {
+                let path = self.read_name(bytes)?;
+                self.files += 1;
+                Ok(Some((path, self.read_known(bytes, with)?)))
+            }
+            _ => Err(unsound()),
+        }
+    }
+
+    fn read_name(&mut self, bytes: &mut Bytes<impl BufRead>) -> io::Result<RelPath> {
+        let shared = usize::try_from(bytes.number()?).ok().filter(|shared| *shared <= self.path.len());
+        self.path.truncate(shared.ok_or_else(unsound)?);
+        self.path.extend(bytes.bytes(NAME_BYTES_MAX - self.path.len())?);
+        RelPath::from_bytes(&self.path).ok().filter(|path| !path.is_reserved()).ok_or_else(unsound)
+    }
+
+    fn read_known(&mut self, bytes: &mut Bytes<impl BufRead>, with: u8) -> io::Result<Digested> {
+        let dev = if with & SAME_DEV == 0 { bytes.number()? } else { self.dev };
+        let (ino, ctime) = (bytes.delta(self.ino)?, bytes.delta(self.ctime)?);
+        let mtime = bytes.delta(ctime)?;
+        let size = bytes.number()?;
+        let digested = if with & ALL_DIGESTED == 0 { bytes.number()? } else { size };
+        if digested > size {
+            return Err(unsound());
+        }
+        // What is not there cannot be allocated for.
+        let mut chunks = Vec::new();
+        for _ in 0..digested.div_ceil(CHUNK_BYTES) {
+            chunks.push(bytes.array()?);
+        }
+        chunks.shrink_to_fit();
+        (self.dev, self.ino, self.ctime) = (dev, ino, ctime);
+        let stamps = Stamps { dev, ino, size, mtime: mtime.cast_signed(), ctime: ctime.cast_signed() };
+        Ok(Digested { stamps, bytes: digested, chunks })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::types::OWN_FOLDER;
+    use proptest::prelude::*;
+
+    const FOLLOWER: Who = Who::Follower { is_marked: false };
+    const MARKED: Who = Who::Follower { is_marked: true };
+
+    fn own() -> (tempfile::TempDir, OwnFolder) {
+        let dir = tempfile::tempdir().unwrap();
+        let own = OwnFolder::of(dir.path()).unwrap();
+        (dir, own)
+    }
+
+    /// A file that has been at rest for long.
+    fn known(ino: u64, size: u64, bytes: u64) -> Digested {
+        let stamps = Stamps { dev: 3, ino, size, mtime: 1_000_000_007, ctime: 1_000_000_011 };
+        Digested {
+            stamps,
+            bytes,
+            chunks: vec![[u8::try_from(ino % 256).unwrap(); 20]; usize::try_from(bytes.div_ceil(CHUNK_BYTES)).unwrap()],
+        }
+    }
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    fn write(own: &OwnFolder, who: Who, boot: Option<u128>, files: &[(RelPath, Digested)]) {
+        let mut writer = Writer::begin_in(own, who, boot).unwrap();
+        for (path, known) in files {
+            assert!(writer.push(path, &known.stamps, known).unwrap());
+        }
+        writer.finish().unwrap();
+    }
+
+    fn read(own: &OwnFolder, who: Who, now: Option<u128>) -> Option<Vec<(RelPath, Digested)>> {
+        let file = own.open(DIGESTS).unwrap()?;
+        let kept = Reader::read(file, now, who).ok()??;
+        Some(kept.map(|known| known.unwrap()).collect())
+    }
+
+    fn any_known() -> impl Strategy<Value = Digested> {
+        let times = (0..i64::MAX / 2, 0..i64::MAX / 2);
+        let time = |(a, b): (i64, i64)| (a / 4_000_000_000, b / 4_000_000_000);
+        ((any::<u64>(), any::<u64>()), 1..5 * CHUNK_BYTES, 1..=100_u64, times, any::<u8>()).prop_map(
+            move |((dev, ino), size, percent, times, seed)| {
+                let (mtime, ctime) = time(times);
+                let bytes = (size * percent / 100).max(1);
+                let count = usize::try_from(bytes.div_ceil(CHUNK_BYTES)).unwrap();
+                let stamps = Stamps { dev: dev / 2, ino, size, mtime, ctime };
+                Digested { stamps, bytes, chunks: vec![[seed; 20]; count] }
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_was_kept_comes_back(files in prop::collection::vec(("[a-c]{1,3}(/[a-c]{1,40})?", any_known()), 0..60)) {
+            let (_dir, own) = own();
+            let files: Vec<_> = files.into_iter().map(|(name, known)| (path(&name), known)).collect();
+            write(&own, Who::Leader, Some(7), &files);
+            prop_assert_eq!(read(&own, Who::Leader, Some(7)).unwrap(), files.clone());
+            write(&own, FOLLOWER, Some(7), &files);
+            let elsewhere = read(&own, FOLLOWER, Some(8)).unwrap();
+            prop_assert_eq!(elsewhere.len(), files.len());
+            for ((path, kept), (expected, known)) in elsewhere.into_iter().zip(files) {
+                prop_assert_eq!(path, expected);
+                let on_another = Stamps { dev: 99, ..known.stamps };
+                prop_assert!(kept.stamps.are(&on_another));
+                prop_assert_eq!((kept.bytes, kept.chunks), (known.bytes, known.chunks));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_believed_by_whom_it_may_be() {
+        let files = [(path("a"), known(1, 10, 10))];
+        let (same, other) = (Some(7), Some(8));
+        for (written_by, boot, led, read_by, now, is_believed) in [
+            (FOLLOWER, same, false, FOLLOWER, same, true),
+            (FOLLOWER, same, false, MARKED, same, true),
+            (FOLLOWER, same, false, Who::Leader, same, true),
+            (FOLLOWER, same, true, FOLLOWER, same, true),
+            (Who::Leader, same, false, Who::Leader, same, true),
+            (Who::Leader, same, false, FOLLOWER, same, true),
+            // Power may have been lost.
+            (FOLLOWER, same, false, FOLLOWER, other, true),
+            (FOLLOWER, None, false, FOLLOWER, None, true),
+            (FOLLOWER, same, false, MARKED, other, false),
+            (FOLLOWER, same, false, Who::Leader, other, false),
+            (FOLLOWER, None, false, Who::Leader, None, false),
+            (FOLLOWER, same, true, FOLLOWER, other, false),
+            (Who::Leader, same, false, FOLLOWER, other, false),
+            (Who::Leader, None, false, FOLLOWER, None, false),
+            (Who::Leader, same, false, Who::Leader, other, false),
+        ] {
+            let (_dir, own) = own();
+            write(&own, written_by, boot, &files);
+            if led {
+                super::led(&own).unwrap();
+            }
+            let is = read(&own, read_by, now).is_some();
+            assert_eq!(is, is_believed, "{written_by:?} in {boot:?}, led: {led}, by {read_by:?} in {now:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_follower_was_still_writing_is_not_there_for_who_leads() {
+        let (_dir, own) = own();
+        let files = [(path("a"), known(1, 10, 10))];
+        let writer = Writer::begin(&own, FOLLOWER).unwrap();
+        super::led(&own).unwrap();
+        assert!(writer.finish().is_err());
+        write(&own, FOLLOWER, Some(7), &files);
+        super::led(&own).unwrap();
+        assert!(read(&own, FOLLOWER, Some(8)).is_none() && read(&own, FOLLOWER, Some(7)).is_some());
+    }
+
+    #[test]
+    fn torn_or_damaged_it_is_absent() {
+        let (dir, own) = own();
+        assert!(Reader::open(&own, FOLLOWER).is_none());
+        super::led(&own).unwrap();
+        let files = [(path("a"), known(1, 10, 10)), (path("ab/c"), known(2, CHUNK_BYTES + 1, CHUNK_BYTES))];
+        write(&own, FOLLOWER, Some(7), &files);
+        let at = dir.path().join(OWN_FOLDER).join(DIGESTS);
+        let whole = fs::read(&at).unwrap();
+        for len in 0..whole.len() {
+            fs::write(&at, &whole[..len]).unwrap();
+            assert!(read(&own, FOLLOWER, Some(7)).is_none(), "{len} bytes of it were taken");
+            let mut other = whole.clone();
+            other[len] ^= 1;
+            fs::write(&at, other).unwrap();
+            // Who has written since is another's affair.
+            assert_eq!(read(&own, FOLLOWER, Some(7)).is_some(), len as u64 == WHO_AT, "byte {len}");
+        }
+        fs::write(&at, [&whole[..], b"?"].concat()).unwrap();
+        assert!(read(&own, FOLLOWER, Some(7)).is_none());
+        fs::remove_file(&at).unwrap();
+        fs::create_dir(&at).unwrap();
+        assert!(Reader::open(&own, FOLLOWER).is_none());
+        assert!(super::led(&own).is_err());
+    }
+
+    #[test]
+    fn only_what_looks_as_it_did_and_has_settled_is_kept_and_only_when_it_is_finished() {
+        let (dir, own) = own();
+        let mut writer = Writer::begin(&own, FOLLOWER).unwrap();
+        let old = known(1, 10, 10);
+        let mut fresh = known(2, 10, 10);
+        fresh.stamps.mtime = writer.began;
+        let mut nearly = fresh.clone();
+        nearly.stamps.mtime -= 99_000_000;
+        let mut settled = fresh.clone();
+        settled.stamps.mtime -= 101_000_000;
+        let other = Stamps { ino: 9, ..old.stamps };
+        assert!(!writer.push(&path("a"), &other, &old).unwrap());
+        assert!(!writer.push(&path("b"), &fresh.stamps, &fresh).unwrap());
+        assert!(!writer.push(&path("c"), &nearly.stamps, &nearly).unwrap());
+        assert!(!writer.push(&path("d"), &old.stamps, &Digested::nothing(old.stamps)).unwrap());
+        assert!(writer.push(&path("e"), &settled.stamps, &settled).unwrap());
+        assert!(
+            writer.push(&path("f"), &old.stamps, &Digested { stamps: old.stamps.anywhere(), ..old.clone() }).unwrap()
+        );
+        drop(writer);
+        assert!(Reader::open(&own, FOLLOWER).is_none());
+        assert_eq!(fs::read_dir(dir.path().join(OWN_FOLDER)).unwrap().count(), 0, "something is left of it");
+        let mut writer = Writer::begin(&own, FOLLOWER).unwrap();
+        writer.push(&path("f"), &old.stamps, &Digested { stamps: old.stamps.anywhere(), ..old.clone() }).unwrap();
+        writer.finish().unwrap();
+        let kept: Vec<_> = Reader::open(&own, FOLLOWER).unwrap().map(|known| known.unwrap()).collect();
+        assert_eq!(kept, [(path("f"), old)], "the device it was on is kept");
+    }
+}

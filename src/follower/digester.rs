@@ -1,0 +1,160 @@
+//! The thread that digests in the background what the stream has written, and keeps on disk what is known: so that who returns to a leader, or leads
+//! next, has little left to read.
+//!
+//! `paceline-digest` lives as long as the follower. It is not to be felt: after each piece it waits nine times as long as that took, so it takes a tenth
+//! of a core, and of a disk, at most; and it stands aside while a sync is under way. (No niceness, see `leader/admission.rs`.) A stop
+//! ends it between two pieces, and between two files that it saves. What it cannot read it leaves: the next comparison tells.
+//!
+//! Saving looks at every file and syncs the file systems. In the background it is done when much would have to be read again, or after a while, and
+//! not more often than every minute, nor for more than a fiftieth of the time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha1::{Digest, Sha1};
+
+use super::digests::{ChunkBuffer, Digests, Undigested};
+use super::dir::Dir;
+use super::shared::Shared;
+use crate::digests::file::{Reader, Who, Writer};
+use crate::digests::{SETTLED, Stamps};
+use crate::error::Error;
+use crate::own_folder::{OwnFolder, is_incomplete};
+use crate::protocol::extension::{CHUNK, ChunkDigest};
+use crate::sys::rustix::fs::OFlags;
+use crate::sys::thread;
+use crate::sys::time::Instant;
+
+/// How often it looks for something to do.
+const TICK: Duration = Duration::from_secs(1);
+
+/// It waits so many times as long as it has worked.
+const WAITS: u32 = 9;
+const SAVE_WAITS: u32 = 49;
+
+/// What the system takes longer for has another cause than us.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+const SAVE_EVERY_MIN: Duration = Duration::from_secs(60);
+
+/// It is saved when it would take a while to read this again; anyhow after a while.
+const SAVE_BYTES_MIN: u64 = 256 << 20;
+const SAVE_EVERY: Duration = Duration::from_secs(600);
+
+/// See the module's documentation.
+pub(super) struct Digester {
+    pub(super) dir: Arc<Dir>,
+    pub(super) digests: Arc<Digests>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) own: OwnFolder,
+}
+
+impl Digester {
+    /// The thread's life.
+    pub(super) fn run(&self) {
+        let mut buffer = ChunkBuffer::new();
+        let mut save_at = Instant::now() + SAVE_EVERY_MIN;
+        let mut save_anyhow_at = Instant::now() + SAVE_EVERY;
+        let mut pause = TICK;
+        while self.shared.goes_on_after(pause) {
+            pause = TICK;
+            let stands_aside = self.shared.is_syncing();
+            if !stands_aside && let Some(undigested) = self.digests.next_due(Instant::now()) {
+                if !self.digest(&undigested, &mut buffer) {
+                    return;
+                }
+                pause = Duration::ZERO;
+            }
+            let now = Instant::now();
+            let lost = self.digests.unsaved().filter(|_| now >= save_at && self.shared.is_ours());
+            if lost.is_some_and(|lost| lost >= SAVE_BYTES_MIN || now >= save_anyhow_at) {
+                self.save(&|| self.shared.stopping());
+                let took = now.elapsed();
+                save_at = Instant::now() + SAVE_EVERY_MIN.max(took * SAVE_WAITS);
+                save_anyhow_at = Instant::now() + SAVE_EVERY.max(took * SAVE_WAITS);
+            }
+        }
+    }
+
+    /// False: the follower ends.
+    fn digest(&self, undigested: &Undigested, buffer: &mut ChunkBuffer) -> bool {
+        let Undigested { path, stamps, from, to } = undigested;
+        let Ok(Some(file)) = self.dir.open_file(path, OFlags::RDONLY) else { return true };
+        // It may have grown, but not be another one.
+        let is_same = |now: Stamps| (now.dev, now.ino) == (stamps.dev, stamps.ino) && now.size >= *to;
+        if !Stamps::of_file(&file).is_ok_and(is_same) {
+            return true;
+        }
+        let mut at = *from;
+        while at < *to {
+            let began = Instant::now();
+            let Ok((read, _)) = buffer.read(&file, at) else { return true };
+            let wanted = usize::try_from(to - at).unwrap_or(usize::MAX).min(read.len());
+            let chunks: Vec<ChunkDigest> =
+                read[..wanted].chunks(CHUNK).map(|chunk| Sha1::digest(chunk).into()).collect();
+            if wanted == 0 || !self.digests.add(path, at, wanted as u64, &chunks) {
+                return true;
+            }
+            at += wanted as u64;
+            if !self.shared.goes_on_after((began.elapsed() * WAITS).min(WAIT_MAX)) {
+                return false;
+            }
+            if self.shared.is_syncing() {
+                return true;
+            }
+        }
+        true
+    }
+
+    /// Saves what is known, unless it ends before. Nothing depends on it.
+    fn save(&self, ends: &dyn Fn() -> bool) {
+        if let Err(error) = save(&self.own, &self.dir, &self.digests, ends) {
+            self.digests.not_saved();
+            log::debug!("the digests of {} were not saved: {error}", self.dir.path().display());
+        }
+    }
+
+    /// Saves what has changed since it was last saved, at the end of the follower.
+    pub(super) fn save_at_end(&self) {
+        if self.digests.unsaved().is_some() && self.shared.is_ours() && !self.shared.hurries() {
+            // What was written last has to settle.
+            let settled = self.digests.last_written().map(|at| at + SETTLED + SETTLED / 2);
+            thread::sleep(settled.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now())));
+            self.save(&|| self.shared.hurries());
+        }
+    }
+}
+
+fn save(own: &OwnFolder, dir: &Dir, digests: &Digests, ends: &dyn Fn() -> bool) -> Result<(), Error> {
+    let mut writer = Writer::begin(own, Who::Follower { is_marked: false })?;
+    digests.begin_save();
+    let mut files = dir.inventory()?.files;
+    files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    for (path, looks) in &files {
+        if ends() {
+            return Err(Error::ShuttingDown);
+        }
+        if let Some(known) = digests.get(path, looks) {
+            writer.push(path, looks, &known)?;
+        }
+    }
+    // Also where the last flush has failed it says so, and nothing is vouched for.
+    dir.check_flushed()?;
+    dir.flush()?;
+    writer.finish()
+}
+
+/// Takes up what was kept. Nothing is there yet of which it might be wrong: the files are looked at when they are compared.
+pub(super) fn load(own: &OwnFolder, dir: &Dir, digests: &Digests) {
+    let who = Who::Follower { is_marked: is_incomplete(dir.path()) };
+    let Some(kept) = Reader::open(own, who) else { return };
+    for known in kept {
+        match known {
+            Ok((path, known)) => digests.of_before(path, known),
+            Err(error) => {
+                log::warn!("cannot read what was kept of the digests: {error}");
+                return digests.forget_all();
+            }
+        }
+    }
+}
