@@ -418,7 +418,7 @@ fn a_leader_below_which_a_file_system_is_missing_asks_first() {
     let data = data.display();
     // Each is stopped as soon as it listens, if it does.
     let lead = format!(
-        "lead() {{\n{paceline} leader --listen 127.0.0.1:0 --data-dir {data} $1 > {data}.log 2>&1 & p=$!\n\
+        "lead() {{\nrm -f {data}.log # what the one before said\n{paceline} leader --listen 127.0.0.1:0 --data-dir {data} $1 > {data}.log 2>&1 & p=$!\n\
          until grep -q 'listening on' {data}.log || ! kill -0 $p; do sleep 0.02; done 2> /dev/null\n\
          kill $p 2> /dev/null; wait $p; ended=$?; cat {data}.log; return $ended; }}\n"
     );
