@@ -122,6 +122,7 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
             status.state == State::Syncing && status.sync.files_total.is_none()
         };
         while wanted() && !jobs.is_idle() {
+            report.drop_messages();
             thread::yield_now();
         }
     };
