@@ -10,7 +10,7 @@
 //! # How it is known
 //!
 //! By the file's [`Stamps`]: device, inode, length and times. A digest is kept with the stamps that were the same before and after the
-//! reading. In memory a follower keeps them current through its own writes, and a leader goes by generations. On disk ([`file`]):
+//! reading. In memory a follower keeps them current through its own writes, and a leader goes by generations. On disk ([`mod@file`]):
 //!
 //! - A change in the same tick of the file system's clock as a look shows in no stamp. So only what was *settled* is kept: unchanged for longer
 //!   than the coarsest tick, by the clock of the file system itself (the time of the file that is being written), which may not be ours.

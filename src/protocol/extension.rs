@@ -49,13 +49,13 @@
 //!
 //! What a follower lacks is found by content, whatever became of either side since they last met: restarts, other leaders, other programs, backups put back, directories
 //! copied. Files are spread over 2^`bits` *buckets* by the SHA-1 of their names. The leader *wants* the *sum* of each, which is one over the names, lengths and content of the
-//! files in it ([`sums`](crate::sums)); it asks for the files of those that differ from its own. The follower answers with name, length, and the digest of each chunk of
+//! files in it (`src/sums.rs` says how it is made); it asks for the files of those that differ from its own. The follower answers with name, length, and the digest of each chunk of
 //! [`CHUNK_BYTES`], the last one of what there is of it. So a prefix is verified wherever it ends, and the leader sends only what is
 //! missing or differs: appends from where the follower's file ends, patches for chunks that differ, truncations, deletes, and
 //! whole files where nothing helps. With 16 files a bucket or so, what that costs goes with what differs, and not with what there is.
 //!
 //! Either side may keep digests for as long as it knows that the content is still theirs. How it knows is its own affair
-//! ([`digests`](crate::digests)); the other takes no word for it but the digests.
+//! (`src/digests`); the other takes no word for it but the digests.
 
 use std::io::{self, Read, Write};
 

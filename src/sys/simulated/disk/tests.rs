@@ -244,7 +244,7 @@ fn a_failed_sync_is_told_once_to_each_that_was_open_and_to_one_that_is_opened_la
     fine(1, || {
         let _disk = disk_at("/data");
         let log = File::create("/data/log").unwrap();
-        let sync_all = |top: &File| crate::sys::rustix::fs::syncfs(top).is_ok();
+        let sync_all = |top: &File| super::super::rustix::fs::syncfs(top).is_ok();
         let top = || File::open("/data").unwrap();
         let (first, second) = (top(), top());
         log.write_all_at(b"x", 0).unwrap();
