@@ -98,6 +98,7 @@ use crate::sys::hash::HashMap;
 use crate::sys::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use crate::sys::random;
 use crate::sys::sync::{Mutex, OnceLock};
+use crate::sys::thread;
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group, deadline};
 use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
@@ -115,6 +116,10 @@ pub use self::unreadable::NotReplicated;
 pub struct Leader {
     core: Arc<Core>,
 }
+
+/// How long a host may take to announce what it has put in a file's place, before it is taken as it is found; and how often that is looked at meanwhile.
+const ANNOUNCED_WITHIN: Duration = Duration::from_secs(1);
+const ANNOUNCED_LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// What all threads of a leader share.
 struct Core {
@@ -752,19 +757,29 @@ impl Core {
     }
 
     /// Opens the file of a generation, announced as `path` at some time; `None` if there is none, or not with `len` bytes.
+    ///
+    /// If another file than the one that was announced is in its place, its host is about to say so: waits for that, up to [`ANNOUNCED_WITHIN`]. Otherwise
+    /// some of the new content would go as if it were all of the old.
     fn open_announced(&self, path: &RelPath, generation: u64, len: u64) -> io::Result<Option<File>> {
+        let until = Instant::now() + ANNOUNCED_WITHIN;
         loop {
             // Bytes below an announced length are on disk before they are announced: a file opened after this look has
             // them, or is newer, and then the index will say so.
             let Some(path) = self.stream.find(path, generation) else { return Ok(None) };
             let Some(file) = self.dir.root().file(&path)? else { return Ok(None) };
             let meta = file.metadata()?;
-            if meta.len() < len {
-                return Ok(None);
-            }
             // It may be there for a moment only, in another one's place. Is it still, now that it is noted which one is read,
             // then whoever moves it away finds the note after that.
             let id = id_of(&meta);
+            let (now, announced) = self.stream.announced(&path);
+            let is_another = now.generation == generation && announced.is_some_and(|announced| announced != id);
+            if is_another && Instant::now() < until {
+                thread::park_timeout(ANNOUNCED_LOOK_EVERY);
+                continue;
+            }
+            if meta.len() < len {
+                return Ok(None);
+            }
             if self.stream.reads(&path, generation, id) {
                 let now = self.dir.root().metadata(&path)?;
                 if now.is_some_and(|now| id_of(&now) == id) {

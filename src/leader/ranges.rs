@@ -119,7 +119,9 @@ impl<'a> Ranges<'a> {
             _ => false,
         };
         if self.follower.extension && !spoiled {
-            if action.control == Control::MakeDurable {
+            // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
+            let is_told_whole = !self.follower.owed_position.load(Ordering::Relaxed);
+            if action.control == Control::MakeDurable && is_told_whole {
                 self.follower.asking_for_durable(StreamPosition(batch.end));
             }
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
