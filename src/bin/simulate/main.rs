@@ -23,7 +23,7 @@
 //! # Faults of the past that it finds
 //!
 //! `tests/known_faults/run` puts each back and looks how soon it is found, with the same histories passing without it. With two
-//! processes on a machine that some ten other builds and tests had, too, and in a build with assertions:
+//! processes on a machine that some ten other builds and tests had, too, in builds with assertions, over the time in which the histories grew to what they are now:
 //!
 //! | fault (`tests/known_faults`) | histories | seconds | how it showed |
 //! |---|---|---|---|
