@@ -321,7 +321,7 @@ impl Commits {
             state.deadlines.insert((*deadline, number), (level, position.0));
             self.to_call.notify_one();
         }
-        if state.waiting.is_empty() {
+        if level.quorum == Quorum::All && !state.waiting.keys().any(|waiting| waiting.quorum == Quorum::All) {
             // It begins to look who holds commits up.
             self.to_record.notify_one();
         }

@@ -36,7 +36,8 @@ impl Stream {
     /// All files. Each is as it was at some moment since `as_of`.
     pub(in crate::leader) fn all(&self) -> Changes {
         let mut changes = self.walk(StreamPosition(0), None);
-        (changes.whole, _) = (true, changes.files.retain(|(_, version)| version.exists()));
+        changes.files.retain(|(_, version)| version.exists());
+        changes.whole = true;
         changes
     }
 
