@@ -5,9 +5,8 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufReader, Read, Write};
+use std::io::{Read, Write};
 
-use lz4_flex::frame::FrameDecoder;
 use paceline::leader::FollowerState;
 use paceline::protocol::{self, ActionDecoder, ActionKind, Event};
 use paceline::{NodeId, RelPath, Secret};
@@ -75,7 +74,7 @@ fn round(frame: &mut impl Read, requests: &[RelPath]) -> BTreeMap<RelPath, Vec<u
 fn sent_by_leader(version: &str, capture: &Capture) -> (BTreeMap<RelPath, Vec<u8>>, Vec<Action>) {
     let all = vector(&format!("lavinmq-{version}-leader"));
     assert_eq!(all[0], protocol::ACCEPTED);
-    let mut frame: FrameDecoder<BufReader<&[u8]>> = protocol::frame_reader(&all[1..]);
+    let mut frame: protocol::FrameReader<&[u8]> = protocol::frame_reader(&all[1..]);
     let files = round(&mut frame, &capture.rounds[0]);
     round(&mut frame, &capture.rounds[1]);
     let mut stream = Vec::new();

@@ -5,6 +5,8 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use paceline::NodeId;
@@ -12,7 +14,7 @@ use paceline::leader::{EvictionReason, FollowerState};
 use paceline::protocol::extension::{
     CHUNK_BYTES, Control, Fields, Held, MESSAGE_BYTES_MAX, Marks, Message, Start, VERSION, field,
 };
-use paceline::protocol::{ACCEPTED, ActionDecoder, ActionKind, Event};
+use paceline::protocol::{ACCEPTED, ActionDecoder, ActionKind, EMPTY_BLOCK, Event, FRAME_HEADER};
 use support::logs::lines;
 use support::{PATIENCE, TestFollower, TestLeader, path, wait_until};
 
@@ -20,6 +22,8 @@ use support::{PATIENCE, TestFollower, TestLeader, path, wait_until};
 struct Peer {
     socket: TcpStream,
     frame: Box<dyn Read>,
+    /// Empty blocks of the frame that came.
+    empty_blocks: Arc<AtomicU64>,
     decoder: ActionDecoder,
     id: NodeId,
     /// Action bytes read, controls included.
@@ -36,6 +40,35 @@ enum Said {
 
 /// An action that begins, or bytes of its content.
 type Heard = (Option<(String, ActionKind)>, Vec<u8>);
+
+/// Counts the empty blocks of a frame.
+struct Counted {
+    socket: TcpStream,
+    empty: Arc<AtomicU64>,
+    /// Bytes until the next block's length.
+    within: usize,
+    length: Vec<u8>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.socket.read(out)?;
+        let mut rest = &out[..read];
+        while !rest.is_empty() {
+            let passed = self.within.min(rest.len());
+            (self.within, rest) = (self.within - passed, &rest[passed..]);
+            let wanted = (4 - self.length.len()).min(rest.len());
+            self.length.extend_from_slice(&rest[..wanted]);
+            rest = &rest[wanted..];
+            if let Ok(length) = <[u8; 4]>::try_from(&self.length[..]) {
+                self.empty.fetch_add(u64::from(length == EMPTY_BLOCK), Ordering::SeqCst);
+                self.within = usize::try_from(u32::from_le_bytes(length) & !(1 << 31)).unwrap();
+                self.length.clear();
+            }
+        }
+        Ok(read)
+    }
+}
 
 /// From all that was sent, the marks to say.
 type Spoil = fn(u64) -> [u64; 3];
@@ -63,8 +96,15 @@ impl Peer {
         let about = Fields::read(&mut socket).unwrap();
         assert_eq!(about.id().unwrap(), leader.leader.id());
         assert!(about.u64(field::EPOCH).is_some() && about.u32(field::HEARTBEAT_MS).is_some());
-        let frame = Box::new(paceline::protocol::frame_reader(socket.try_clone().unwrap()));
-        Self { socket, frame, decoder: ActionDecoder::new(), id, received: 0, buffer: Vec::new() }
+        let empty_blocks = Arc::default();
+        let counted = Counted {
+            socket: socket.try_clone().unwrap(),
+            empty: Arc::clone(&empty_blocks),
+            within: FRAME_HEADER.len(),
+            length: Vec::new(),
+        };
+        let frame = Box::new(paceline::protocol::frame_reader(counted));
+        Self { socket, frame, empty_blocks, decoder: ActionDecoder::new(), id, received: 0, buffer: Vec::new() }
     }
 
     fn say(&mut self, message: &Message) {
@@ -317,6 +357,7 @@ fn bad_messages_end_the_connection_and_say_why() {
     ];
     for (wire, why) in &beginning {
         let mut peer = Peer::connect(&leader);
+        peer.expect(&Control::Want(0));
         peer.raw(wire);
         assert_violation(&leader, &mut peer, why);
     }
@@ -394,6 +435,43 @@ fn messages_of_a_later_version_are_passed_over() {
     wait_until("it has gone", || leader.leader.followers().len() == 1);
     assert!(leader.leader.evictions().is_empty());
     assert_unharmed(&leader, &healthy);
+}
+
+#[test]
+fn a_leader_that_reads_slowly_says_that_it_is_alive_within_an_action_too() {
+    let leader = TestLeader::with(|config| {
+        config.heartbeat_interval = Duration::from_millis(10);
+        // Read, and sent, in eight portions.
+        config.sync_rate = Some(1 << 20);
+    });
+    let content: Vec<u8> = std::iter::repeat_with({
+        let mut random = fastrand::Rng::with_seed(3);
+        move || random.u8(..)
+    })
+    .take(1 << 20)
+    .collect();
+    leader.append("log", &content);
+    let mut peer = Peer::connect(&leader).asked();
+    peer.say(&Message::InventoryEnd);
+    loop {
+        match peer.event().expect("it is sent") {
+            (Some((name, ActionKind::Append(length))), _) if name == "log" => {
+                assert_eq!(length, content.len() as u64, "it is one action");
+                break;
+            }
+            _ => {}
+        }
+    }
+    let before = peer.empty_blocks.load(Ordering::SeqCst);
+    let (mut received, mut within) = (0, before);
+    while received < content.len() {
+        // What has been read ahead is less than what is missing by then.
+        if received < content.len() / 2 {
+            within = peer.empty_blocks.load(Ordering::SeqCst);
+        }
+        received += peer.event().expect("it is sent").1.len();
+    }
+    assert!(within > before, "between two portions nothing said that the leader is alive");
 }
 
 #[test]

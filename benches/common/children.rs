@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use paceline::leader::FollowerState;
 use paceline::protocol::extension::{Control, Fields, Message, Start, VERSION, field};
 use paceline::protocol::{
-    ACCEPTED, ActionDecoder, Event, PROBE_NAME, START_HEADER, frame_reader, read_list_entry, write_end, write_hello,
-    write_node_id,
+    ACCEPTED, ActionDecoder, Event, FrameReader, PROBE_NAME, START_HEADER, frame_reader, read_list_entry, write_end,
+    write_hello, write_node_id,
 };
 use paceline::{Follower, FollowerConfig, Leader, LeaderConfig, NodeId};
 use tempfile::TempDir;
@@ -315,7 +315,7 @@ fn sync_and_drop(address: SocketAddr) -> io::Result<()> {
 /// A follower made by hand, which writes nothing and may misbehave.
 pub struct RawFollower {
     socket: TcpStream,
-    frame: lz4_flex::frame::FrameDecoder<io::BufReader<TcpStream>>,
+    frame: FrameReader<TcpStream>,
 }
 
 fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {

@@ -23,7 +23,7 @@ use super::status::EvictionReason;
 use crate::config::LeaderConfig;
 use crate::error::Error;
 use crate::sys::random;
-use crate::sys::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::time::Instant;
 use crate::types::NodeId;
 use crate::uncached::READ_AT_ONCE_BYTES;
@@ -128,12 +128,8 @@ impl Slots {
         Self { most, holders: Mutex::default(), given_back: Condvar::new() }
     }
 
-    /// Waits for its turn; fails if the follower ends first, or with `idle`, which is called now and then meanwhile.
-    pub(super) fn acquire<'a>(
-        &'a self,
-        follower: &'a Arc<FollowerHandle>,
-        idle: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<InSlot<'a>, Error> {
+    /// Waits for its turn; fails if the follower ends first.
+    pub(super) fn acquire<'a>(&'a self, follower: &'a Arc<FollowerHandle>) -> Result<InSlot<'a>, Error> {
         /// An end is not notified here: look now and then.
         const LOOK: Duration = Duration::from_millis(100);
         let mut holders = self.holders.lock();
@@ -147,7 +143,6 @@ impl Slots {
                 break;
             }
             self.given_back.wait_for(&mut holders, LOOK);
-            MutexGuard::unlocked(&mut holders, &mut *idle)?;
         }
         holders.push(Holder::new(follower, Instant::now()));
         Ok(InSlot { slots: self, follower })
@@ -193,13 +188,8 @@ pub(super) fn admitted_in(core: &Core, follower: NodeId) -> Duration {
     readmission_delay(&core.config, &core.history.slow_evictions(follower), 0.0)
 }
 
-/// Lets a follower wait that keeps being evicted for being slow. Fails if it ends first, or with `idle`, which is called now and
-/// then meanwhile.
-pub(super) fn wait_admitted(
-    core: &Core,
-    follower: &FollowerHandle,
-    idle: &mut dyn FnMut() -> Result<(), Error>,
-) -> Result<(), Error> {
+/// Lets a follower wait that keeps being evicted for being slow. Fails if it ends first.
+pub(super) fn wait_admitted(core: &Core, follower: &FollowerHandle) -> Result<(), Error> {
     let ago = core.history.slow_evictions(follower.id);
     let delay = readmission_delay(&core.config, &ago, random::f64());
     if delay.is_zero() {
@@ -212,8 +202,7 @@ pub(super) fn wait_admitted(
         ago.len(),
         delay.as_secs_f64()
     );
-    let goes_on = follower.wait_admitted(Instant::now() + delay, core.config.heartbeat_interval, idle)?;
-    if goes_on { Ok(()) } else { Err(gone()) }
+    if follower.wait_admitted(Instant::now() + delay) { Ok(()) } else { Err(gone()) }
 }
 
 #[cfg(test)]
@@ -301,7 +290,7 @@ mod tests {
                 scope.spawn(|| {
                     let follower = follower();
                     for _ in 0..20 {
-                        let slot = slots.acquire(&follower, &mut || Ok(())).unwrap();
+                        let slot = slots.acquire(&follower).unwrap();
                         most.fetch_max(holding.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         std::thread::yield_now();
                         holding.fetch_sub(1, Ordering::SeqCst);
@@ -320,9 +309,9 @@ mod tests {
     fn who_waits_and_ends_gets_no_slot() {
         let slots = Slots::new(1);
         let (holder, waiter) = (follower(), follower());
-        let _held = slots.acquire(&holder, &mut || Ok(())).unwrap();
+        let _held = slots.acquire(&holder).unwrap();
         waiter.disconnected("on purpose");
-        assert!(slots.acquire(&waiter, &mut || Ok(())).is_err());
+        assert!(slots.acquire(&waiter).is_err());
     }
 
     #[test]

@@ -48,8 +48,8 @@ impl<'a> CatchUp<'a> {
         for path in follower.spoiled.lock().iter() {
             view.void(path);
         }
-        let mut ranges = Ranges::in_bulk(core, follower);
-        ranges.wait_out_of_sync(frame)?;
+        let ranges = Ranges::in_bulk(core, follower);
+        ranges.wait_out_of_sync()?;
         let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
         Self { core, follower, frame, ranges, view, ack_timeout }.run(changes)
     }
@@ -108,8 +108,7 @@ impl<'a> CatchUp<'a> {
         let before = self.follower.catch_up_round(self.core.stream.position(), bytes);
         self.report(bytes, *last_bytes, before);
         *last_bytes = bytes;
-        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        let turn = self.core.admission.catch_ups.acquire(self.follower, &mut || ranges.beat(frame))?;
+        let turn = self.core.admission.catch_ups.acquire(self.follower)?;
         for step in steps {
             if let Err(path) = self.ranges.send_step(self.frame, &step)? {
                 self.view.void(&path);
@@ -139,9 +138,7 @@ impl<'a> CatchUp<'a> {
     }
 
     fn wait_acknowledged(&mut self) -> Result<(), Error> {
-        let every = self.core.config.heartbeat_interval;
-        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        if self.follower.wait_acknowledged(self.ack_timeout, every, &mut || ranges.beat(frame))? {
+        if self.follower.wait_acknowledged(self.ack_timeout) {
             return Ok(());
         }
         self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());

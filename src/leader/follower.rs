@@ -11,19 +11,21 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::batch::Batch;
+use super::beats::Turn;
 use super::commit::{Has, Ticket};
 use super::in_flight::InFlight;
 use super::meter::{Meter, Moment};
 use super::socket::tick;
 use super::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
 use crate::config::Durability;
-use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::Marks;
 use crate::sys::channel::{Receiver, TryRecvError};
 use crate::sys::hash::HashSet;
 use crate::sys::net::{Shutdown, SocketAddr, TcpStream};
-use crate::sys::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+#[cfg(test)]
+use crate::sys::sync::MutexGuard;
+use crate::sys::sync::{Condvar, Mutex, OnceLock};
 use crate::sys::time::{Instant, SystemTime};
 use crate::types::{NodeId, RelPath, StreamPosition};
 
@@ -38,8 +40,10 @@ pub(super) struct FollowerHandle {
     /// Whether it is still to be told that it is whole, and at which position. Its writer's.
     pub(super) owed_position: AtomicBool,
     connected_at: Instant,
-    /// For shutting it down; its own threads have clones to read and write.
-    socket: TcpStream,
+    /// For shutting it down, and for heartbeats; its own threads have clones to read and write.
+    pub(super) socket: TcpStream,
+    /// Whose it is to write to it.
+    pub(super) turn: Turn,
     state: AtomicU8,
     end: OnceLock<End>,
     /// Says the same as `end`, cheaper to look at.
@@ -73,6 +77,9 @@ pub(super) struct FollowerHandle {
 }
 
 const NOWHERE: u64 = u64::MAX;
+
+/// How often who waits without a limit looks up: every end wakes it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a follower is gone.
 #[derive(Clone, Debug)]
@@ -134,6 +141,7 @@ impl FollowerHandle {
             owed_position: AtomicBool::new(false),
             connected_at: now,
             socket,
+            turn: Turn::new(),
             state: AtomicU8::new(FollowerState::Waiting as u8),
             end: OnceLock::new(),
             ended: AtomicBool::new(false),
@@ -377,14 +385,8 @@ impl FollowerHandle {
 
     /// Waits until everything sent so far is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which
     /// a leader that was itself stopped for longer finds one tick gone, not all). Without one somebody else watches it.
-    /// Calls `idle` at least `every` so often, and fails with it.
-    pub(super) fn wait_acknowledged(
-        &self,
-        timeout: Option<Duration>,
-        every: Duration,
-        idle: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<bool, Error> {
-        let slice = timeout.map_or(every, |timeout| tick(timeout).min(every));
+    pub(super) fn wait_acknowledged(&self, timeout: Option<Duration>) -> bool {
+        let slice = timeout.map_or(LOOK_EVERY, tick);
         let mut left = timeout;
         let mut in_flight = self.in_flight.lock();
         let wanted = in_flight.sent;
@@ -394,9 +396,8 @@ impl FollowerHandle {
             }
             self.acknowledged.wait_for(&mut in_flight, slice);
             left = if in_flight.progress { timeout } else { left.map(|left| left.saturating_sub(slice)) };
-            MutexGuard::unlocked(&mut in_flight, &mut *idle)?;
         }
-        Ok(in_flight.acknowledged >= wanted && !self.has_ended())
+        in_flight.acknowledged >= wanted && !self.has_ended()
     }
 
     /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
@@ -424,20 +425,12 @@ impl FollowerHandle {
         !self.has_ended()
     }
 
-    /// Waits until `when` for its next full sync. `false`: it ended first. Calls `idle` at least `every` so often, and fails
-    /// with it.
-    pub(super) fn wait_admitted(
-        &self,
-        when: Instant,
-        every: Duration,
-        idle: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<bool, Error> {
+    /// Waits until `when` for its next full sync. `false`: it ended first.
+    pub(super) fn wait_admitted(&self, when: Instant) -> bool {
         *self.admitted_at.lock() = Some(when);
-        while self.wait_until(when.min(Instant::now() + every)) && Instant::now() < when {
-            idle()?;
-        }
+        let goes_on = self.wait_until(when);
         *self.admitted_at.lock() = None;
-        Ok(!self.has_ended())
+        goes_on
     }
 
     /// Waits until `when` for the rate of syncs. `false`: it ended first.

@@ -53,8 +53,8 @@ impl<'a> Joiner<'a> {
 
     /// Blocks until the follower is attached.
     pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
-        wait_admitted(self.core, self.follower, &mut || Ok(()))?;
-        self.ranges.wait_out_of_sync(self.frame)?;
+        wait_admitted(self.core, self.follower)?;
+        self.ranges.wait_out_of_sync()?;
         let slot = self.turn()?;
         let begun = Instant::now();
         let mut all = self.core.stream.all();
@@ -81,7 +81,7 @@ impl<'a> Joiner<'a> {
     /// Waits for a slot.
     fn turn(&self) -> Result<InSlot<'a>, Error> {
         self.follower.set_state(FollowerState::Waiting);
-        let slot = self.core.admission.syncs.acquire(self.follower, &mut || Ok(()))?;
+        let slot = self.core.admission.syncs.acquire(self.follower)?;
         self.follower.set_state(FollowerState::Syncing);
         Ok(slot)
     }
@@ -170,7 +170,7 @@ impl<'a> Joiner<'a> {
 
     /// Sends size and content; `false`: it is void.
     fn content(&mut self, path: &RelPath, version: Version) -> Result<bool, Error> {
-        let file = self.ranges.open(self.frame, path, version)?;
+        let file = self.ranges.open(path, version)?;
         let size = if file.is_some() { version.len } else { 0 };
         let declared = i64::try_from(size).expect("files are shorter than 2^63 bytes");
         self.frame.write_all(&declared.to_le_bytes()).map_err(broken)?;

@@ -64,31 +64,23 @@ impl Answers {
         self.asked.store(asked, Ordering::Release);
     }
 
-    /// The next part. Blocks until it comes; calls `idle` meanwhile, at least `every` so often. Who tells nothing for `timeout`, and has not digested anything
-    /// either, is evicted.
-    pub(super) fn next(
-        &self,
-        core: &Core,
-        follower: &FollowerHandle,
-        idle: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<Told, Error> {
+    /// The next part. Blocks until it comes. Who tells nothing for `sync_timeout`, and has not digested anything either, is evicted.
+    pub(super) fn next(&self, core: &Core, follower: &FollowerHandle) -> Result<Told, Error> {
         let timeout = core.config.sync_timeout;
-        let slice = tick(timeout).min(core.config.heartbeat_interval);
-        let slices = timeout.div_duration_f64(slice).ceil().max(f64::from(TICKS));
+        let slice = tick(timeout);
         let digested = || follower.sync.bytes_digested_there.load(Ordering::Relaxed);
-        let (mut waited, mut before) = (0.0, digested());
+        let (mut waited, mut before) = (0, digested());
         loop {
             match self.told.recv_timeout(slice) {
                 Ok(told) => return Ok(told),
                 Err(RecvTimeoutError::Disconnected) => return Err(gone()),
                 Err(RecvTimeoutError::Timeout) => {
-                    waited = if digested() > before { 0.0 } else { waited + 1.0 };
+                    waited = if digested() > before { 0 } else { waited + 1 };
                     before = digested();
-                    if waited >= slices {
+                    if waited >= TICKS {
                         follower.evict_at(EvictionReason::NoSyncProgress, core.stream.position());
                         return Err(gone());
                     }
-                    idle()?;
                 }
             }
         }

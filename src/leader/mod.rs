@@ -18,7 +18,7 @@
 //! # Threads
 //!
 //! `leader` seals and pushes batches; `demotion` takes full queues away (`demotion.rs`, if so set); `accept` takes connections
-//! (one a listener); `follower` and `ack-ID` are the two of each connection; `directory` looks after the directory (`directory.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`); `last-led` notes what there is (`last_led.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
+//! (one a listener); `beats` tells followers that the leader is alive (`beats.rs`); `follower` and `ack-ID` are the two of each connection; `directory` looks after the directory (`directory.rs`); `in-sync`, `sync` and `commits` are those of commits (`commit/`); `last-led` notes what there is (`last_led.rs`). All belong to one group, joined by [`Leader::shutdown`] with no lock held.
 //!
 //! # Locks
 //!
@@ -30,6 +30,7 @@ mod accept;
 mod acks;
 mod admission;
 mod batch;
+mod beats;
 mod catch_up;
 mod clash;
 mod commit;
@@ -382,6 +383,8 @@ impl Leader {
     fn start_threads(&self, led: LastLed) -> io::Result<()> {
         let stream = self.core.stream.clone();
         self.core.threads.spawn_until("leader", self.core.is_told_to_end(), move || stream.run_leader())?;
+        let core = self.core.clone();
+        self.core.threads.spawn_until("beats", self.core.is_told_to_end(), move || beats::run(&core))?;
         let core = self.core.clone();
         self.core
             .threads

@@ -64,8 +64,8 @@ impl<'a> Ranges<'a> {
         Self { in_bulk: true, ..Self::new(core, follower) }
     }
 
-    /// Tells a follower that knows the extension that we are alive, once a heartbeat's interval; to be called wherever it may
-    /// take long until something is sent.
+    /// Tells a follower that knows the extension where the stream is, and our clock, once a heartbeat's interval. It is not what tells that we are alive: that is done in
+    /// every phase (`beats.rs`).
     pub(super) fn beat(&mut self, frame: &mut Frame) -> Result<(), Error> {
         if !self.follower.extension || self.last_beat.elapsed() < self.core.config.heartbeat_interval {
             return Ok(());
@@ -82,10 +82,8 @@ impl<'a> Ranges<'a> {
 
     /// Waits until no node can be elected for having been in sync that is about to be made to change its files in any
     /// other way than by the stream. Blocks while the coordinator cannot be reached.
-    pub(super) fn wait_out_of_sync(&mut self, frame: &mut Frame) -> Result<(), Error> {
-        let (core, every) = (self.core, self.core.config.heartbeat_interval);
-        let follower = self.follower;
-        if core.commits.wait_out(follower, every, &mut || self.beat(frame))? { Ok(()) } else { Err(gone()) }
+    pub(super) fn wait_out_of_sync(&self) -> Result<(), Error> {
+        if self.core.commits.wait_out(self.follower) { Ok(()) } else { Err(gone()) }
     }
 
     /// Tells a follower that knows the extension that it is let go.
@@ -199,7 +197,7 @@ impl<'a> Ranges<'a> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
         let before = |done| at(done).map_or(StreamPosition(0), |(position, _)| position);
         self.before = before(0);
-        let Some(mut file) = self.open(frame, &range.path, version)? else {
+        let Some(mut file) = self.open(&range.path, version)? else {
             let is_new = self.follower.spoiled.lock().insert(range.path.clone());
             if at(0).is_some() && is_new && self.core.unreadable.is_noted(&range.path) {
                 log::warn!(
@@ -220,7 +218,6 @@ impl<'a> Ranges<'a> {
         let mut header = Vec::new();
         let mut intact = true;
         for piece in range.pieces() {
-            self.beat(frame)?;
             header.clear();
             range.encode_header(&mut header, piece);
             let bytes = header.len() as u64 + piece.1;
@@ -244,12 +241,7 @@ impl<'a> Ranges<'a> {
     /// Opens the file if it is still what `version` says. `None`: it is not, or cannot be opened, which is noted then.
     ///
     /// Blocks a little if that may pass.
-    pub(super) fn open(
-        &mut self,
-        frame: &mut Frame,
-        path: &RelPath,
-        version: Version,
-    ) -> Result<Option<Reader>, Error> {
+    pub(super) fn open(&self, path: &RelPath, version: Version) -> Result<Option<Reader>, Error> {
         let mut pause = OPEN_PAUSE_MIN;
         loop {
             match self.core.open_announced(path, version.generation, version.len) {
@@ -262,7 +254,6 @@ impl<'a> Ranges<'a> {
                 Err(_) => thread::park_timeout(pause),
             }
             pause *= 2;
-            self.beat(frame)?;
             if self.follower.has_ended() {
                 return Err(gone());
             }

@@ -81,16 +81,14 @@ impl<'a> Resumer<'a> {
     /// Blocks until the follower is attached.
     pub(super) fn join(mut self) -> Result<CaughtUp, Error> {
         let core = self.core;
-        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        wait_admitted(core, self.follower, &mut || ranges.beat(frame))?;
+        wait_admitted(core, self.follower)?;
         let begun = Instant::now();
         let bits = bits_for(core.stream.totals().0);
         self.answers.ask(true);
         self.tell(&Control::Want(bits))?;
         let theirs = self.receive_sums(bits)?;
-        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        ranges.wait_out_of_sync(frame)?;
-        let turn = core.admission.syncs.acquire(self.follower, &mut || ranges.beat(frame))?;
+        self.ranges.wait_out_of_sync()?;
+        let turn = core.admission.syncs.acquire(self.follower)?;
         self.follower.set_state(FollowerState::Syncing);
         let mut all = core.stream.all();
         let mut view = View::of(&all.files);
@@ -120,8 +118,7 @@ impl<'a> Resumer<'a> {
     }
 
     fn answer(&mut self) -> Result<Told, Error> {
-        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        self.answers.next(self.core, self.follower, &mut || ranges.beat(frame))
+        self.answers.next(self.core, self.follower)
     }
 
     /// The follower's sum of each bucket.
@@ -144,7 +141,6 @@ impl<'a> Resumer<'a> {
         let is_empty = |bucket: u32| theirs[bucket as usize] == Sum::default();
         let mut sums = Sums::new(bits);
         for (path, version) in files {
-            self.ranges.beat(self.frame)?;
             // Of what it has none of, nothing has to be read to know.
             let digests = match is_empty(bucket_of(path, bits)) {
                 true => Some(Vec::new()),
@@ -182,7 +178,6 @@ impl<'a> Resumer<'a> {
         let Question { ours: _, mut theirs } = question;
         let mut steps = Vec::new();
         for (path, version) in &in_question {
-            self.ranges.beat(self.frame)?;
             match theirs.remove(path) {
                 None if version.len == 0 => steps.push(Step::Control(Control::Empty(path.clone()))),
                 None => steps.push(Step::Send(FileRange { kind: RangeKind::Append, ..whole(path, *version) })),
@@ -280,21 +275,16 @@ impl<'a> Resumer<'a> {
     fn ours(&mut self, path: &RelPath, version: Version, len: u64) -> Result<Option<Vec<ChunkDigest>>, Error> {
         let (core, follower) = (self.core, self.follower);
         let open = || core.open_announced(path, version.generation, 0);
-        let (frame, ranges) = (&mut *self.frame, &mut self.ranges);
-        let mut ended = None;
+        let mut ended = false;
         let mut go_on = |bytes| {
             follower.sync.bytes_hashed.fetch_add(bytes, Ordering::Relaxed);
-            let beaten = ranges.beat(frame);
-            let going = beaten.and_then(|()| if core.admission.pace(bytes, follower) { Ok(()) } else { Err(gone()) });
-            going.map_err(|error| {
-                ended = Some(error);
-                ErrorKind::ConnectionAborted.into()
-            })
+            ended = !core.admission.pace(bytes, follower);
+            if ended { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
         };
-        match (core.chunks.digests(open, version.generation, len, &mut go_on), ended) {
-            (Ok(digests), _) => Ok(digests),
-            (Err(_), Some(ended)) => Err(ended),
-            (Err(error), None) => {
+        match core.chunks.digests(open, version.generation, len, &mut go_on) {
+            Ok(digests) => Ok(digests),
+            Err(_) if ended => Err(gone()),
+            Err(error) => {
                 core.cannot_read(path, &error);
                 Ok(None)
             }
@@ -314,7 +304,6 @@ impl<'a> Resumer<'a> {
             if let Err(path) = self.ranges.send_step(self.frame, &step)? {
                 view.void(&path);
             }
-            self.ranges.beat(self.frame)?;
             self.follower.sync.files_sent.fetch_add(u64::from(begins), Ordering::Relaxed);
         }
         self.tell(&Control::SyncEnds)

@@ -15,6 +15,8 @@ pub(super) use crate::sendqueue::send_queue_bytes;
 
 /// Writes to the socket; evicts the follower when it takes nothing for the limit.
 ///
+/// Each call takes all that it is given, which is whole blocks: between two calls a heartbeat may be written (`beats.rs`).
+///
 /// The kernel's send timeout is a fraction of the limit, and ticks without progress are counted: a leader that was itself
 /// stopped for longer than the limit finds one tick gone, not all of them.
 ///
@@ -97,13 +99,32 @@ pub(super) fn tick(limit: Duration) -> Duration {
     (limit / TICKS).max(Duration::from_millis(1))
 }
 
+impl SocketWriter {
+    /// After an error the turn is nobody's any more: the frame is torn.
+    fn write_whole(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let follower = self.follower.clone();
+        let turn = follower.turn.take();
+        let mut written = self.write_once(|socket| socket.write_vectored(slices))?;
+        for slice in slices {
+            let mut rest = &slice[written.min(slice.len())..];
+            written = written.saturating_sub(slice.len());
+            while !rest.is_empty() {
+                let some = self.write_once(|socket| socket.write(rest))?;
+                rest = &rest[some..];
+            }
+        }
+        turn.written();
+        Ok(slices.iter().map(|slice| slice.len()).sum())
+    }
+}
+
 impl Write for SocketWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_once(|socket| socket.write(bytes))
+        self.write_whole(&[IoSlice::new(bytes)])
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.write_once(|socket| socket.write_vectored(slices))
+        self.write_whole(slices)
     }
 
     fn flush(&mut self) -> io::Result<()> {

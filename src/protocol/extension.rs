@@ -45,6 +45,13 @@
 //! acknowledgements: totals, not increments, of action bytes received, written and durable since the connection began. A mark
 //! never goes back, and received ≥ written ≥ durable.
 //!
+//! # Silence
+//!
+//! From the fields on either side says something in every phase, whatever it is at: at least every two heartbeat's intervals (the leader's fields tell how long one is). The follower
+//! says a message, if only a heartbeat. The leader says an action, or an *empty block* of the LZ4 frame: a raw one of no bytes, [`EMPTY_BLOCK`](super::EMPTY_BLOCK), which may stand between any two
+//! blocks, so within an action too. Who hears nothing for three intervals and 2 s may end the connection; time in which it does not read does not count.
+//! The control *heartbeat* is no sign of life but news: of the leader's position, from which the follower's lag follows, and of its clock.
+//!
 //! # Resuming
 //!
 //! What a follower lacks is found by content, whatever became of either side since they last met: restarts, other leaders, other programs, backups put back, directories
@@ -489,7 +496,7 @@ pub enum Control {
     ///
     /// The first one after a sync has ended also says that the copy is whole: nothing is void any more that changed during it.
     Position(u64),
-    /// The leader is alive.
+    /// News of the leader.
     Heartbeat {
         /// Its stream position now.
         position: u64,

@@ -4,6 +4,9 @@
 //! frame header of that follower's own connection. Real LavinMQ leaders send *linked* blocks, which [`frame_reader`] takes as
 //! well. A block that does not shrink goes raw, as the format allows.
 //!
+//! An *empty* block says nothing but that the leader is alive. It may stand between any two blocks of a leader that speaks the extension, and [`frame_reader`]
+//! passes over it.
+//!
 //! Blocks are of up to 64 KiB, those of the bulk of large files of up to 256 KiB: each costs both sides a system call or
 //! more, and a follower's file system takes few large writes for less than many small ones.
 
@@ -26,6 +29,9 @@ const READ_AHEAD_BYTES: usize = 2 * BLOCK_BYTES_MAX;
 
 /// Set in a block's length when its bytes are not compressed.
 const RAW_BIT: u32 = 1 << 31;
+
+/// A block without content, which does not end the frame: raw, of no bytes.
+pub const EMPTY_BLOCK: [u8; 4] = RAW_BIT.to_le_bytes();
 
 /// After a block that did not shrink, this many go raw without being tried: data that is already compressed tends to
 /// stay so, and trying costs more than sending.
@@ -187,8 +193,100 @@ impl<W: Write> Write for FrameWriter<W> {
 ///
 /// It cannot go on after a read timeout within a block, and a connection cut within a block header looks like the
 /// frame's end: take both for a disconnect, and unblock it by shutting the socket down.
-pub fn frame_reader<R: Read>(peer: R) -> FrameDecoder<BufReader<R>> {
-    FrameDecoder::new(BufReader::with_capacity(READ_AHEAD_BYTES, peer))
+pub fn frame_reader<R: Read>(peer: R) -> FrameReader<R> {
+    FrameDecoder::new(Blocks::new(BufReader::with_capacity(READ_AHEAD_BYTES, peer)))
+}
+
+/// What decodes a leader's frame.
+pub type FrameReader<R> = FrameDecoder<Blocks<R>>;
+
+/// A frame without its empty blocks, which [`FrameDecoder`] would take for the frame's end.
+///
+/// Of a frame with another header than [`FRAME_HEADER`] or LavinMQ's, which have neither sizes nor checksums, nothing is taken out.
+pub struct Blocks<R> {
+    inner: BufReader<R>,
+    at: At,
+}
+
+/// What comes next.
+enum At {
+    /// The frame header, of which there were so many bytes.
+    Header(usize),
+    /// So many bytes as they are; then a block's length.
+    Within(u32),
+    /// What is left, from here on, of a block's length that was read.
+    Length([u8; 4], usize),
+    /// Whatever it is.
+    Unknown,
+}
+
+/// Magic number, flags, block size, checksum.
+const HEADER_BYTES: usize = FRAME_HEADER.len();
+/// Where the flags are, and those that say that something stands between header and blocks, or behind a block.
+const FLAGS_AT: usize = 4;
+const FLAGS_OF_MORE: u8 = 0b0001_1001;
+
+impl<R: Read> Blocks<R> {
+    fn new(inner: BufReader<R>) -> Self {
+        Self { inner, at: At::Header(0) }
+    }
+
+    /// Reads the length of the next block that is not empty. `false`: it is torn, or none comes.
+    fn next_length(&mut self) -> io::Result<bool> {
+        let mut length = [0; 4];
+        loop {
+            match self.inner.read_exact(&mut length) {
+                Ok(()) if length == EMPTY_BLOCK => {}
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        self.at = At::Length(length, 0);
+        Ok(true)
+    }
+}
+
+impl<R: Read> Read for Blocks<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if matches!(self.at, At::Within(0)) && !bytes.is_empty() && !self.next_length()? {
+            return Ok(0);
+        }
+        match &mut self.at {
+            At::Header(seen) => {
+                let most = bytes.len().min(HEADER_BYTES - *seen);
+                let read = self.inner.read(&mut bytes[..most])?;
+                let flags = FLAGS_AT.checked_sub(*seen).and_then(|at| bytes[..read].get(at));
+                *seen += read;
+                if flags.is_some_and(|flags| flags & FLAGS_OF_MORE != 0) {
+                    self.at = At::Unknown;
+                } else if *seen == HEADER_BYTES {
+                    self.at = At::Within(0);
+                }
+                Ok(read)
+            }
+            At::Within(left) => {
+                let most = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let read = self.inner.read(&mut bytes[..most])?;
+                *left -= u32::try_from(read).expect("no more than was left");
+                Ok(read)
+            }
+            At::Length(length, given) => {
+                let read = bytes.len().min(length.len() - *given);
+                bytes[..read].copy_from_slice(&length[*given..*given + read]);
+                *given += read;
+                if *given == length.len() {
+                    self.at = match u32::from_le_bytes(*length) & !RAW_BIT {
+                        // The frame's end.
+                        0 => At::Unknown,
+                        left => At::Within(left),
+                    };
+                }
+                Ok(read)
+            }
+            At::Unknown => self.inner.read(bytes),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -245,6 +343,32 @@ mod tests {
         }
         assert_eq!(encoder.encode(&noise(TELLING_BYTES_MIN - 1)).len(), TELLING_BYTES_MIN + 3);
         assert!(encoder.encode(&text).len() < 1000, "a short one does not tell");
+    }
+
+    #[test]
+    fn empty_blocks_are_passed_over_wherever_they_stand() {
+        let bytes = noise(3 * BLOCK_BYTES_MAX + 17);
+        let mut writer = FrameWriter::new(FRAME_HEADER.to_vec());
+        for piece in bytes.chunks(BLOCK_BYTES_MAX / 2 + 1) {
+            writer.get_mut().extend_from_slice(&EMPTY_BLOCK.repeat(2));
+            writer.write_all(piece).unwrap();
+            writer.flush().unwrap();
+        }
+        writer.get_mut().extend_from_slice(&EMPTY_BLOCK);
+        /// A byte at a time.
+        struct Trickle<'a>(&'a [u8]);
+        impl Read for Trickle<'_> {
+            fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+                let most = out.len().min(1);
+                self.0.read(&mut out[..most])
+            }
+        }
+        let mut read = Vec::new();
+        frame_reader(&writer.get_mut()[..]).read_to_end(&mut read).unwrap();
+        assert!(read == bytes);
+        read.clear();
+        frame_reader(Trickle(writer.get_mut())).read_to_end(&mut read).unwrap();
+        assert!(read == bytes, "torn at every byte");
     }
 
     #[test]

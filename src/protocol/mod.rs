@@ -37,7 +37,9 @@ pub use action::{ActionDecoder, ActionKind, Event, encode_action_header, framing
 pub use handshake::{
     ACCEPTED, REFUSED, START_HEADER, read_node_id, read_secret, read_start_header, write_hello, write_node_id,
 };
-pub use lz4::{BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, FrameWriter, frame_reader};
+pub use lz4::{
+    BLOCK_BYTES_MAX, BlockEncoder, Blocks, EMPTY_BLOCK, FRAME_HEADER, FrameReader, FrameWriter, frame_reader,
+};
 pub use sync::{
     ListEntry, Sha1Sum, read_file_size, read_list_entry, read_name, write_end, write_list_entry, write_name,
 };

@@ -1,12 +1,11 @@
 //! A follower made by hand, that can misbehave at any step.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use lz4_flex::frame::FrameDecoder;
-use paceline::protocol::{self, ListEntry};
+use paceline::protocol::{self, FrameReader, ListEntry};
 use paceline::{NodeId, RelPath, Secret};
 
 use super::{PATIENCE, secret};
@@ -16,7 +15,7 @@ pub struct FakeFollower {
     pub id: Option<NodeId>,
     pub socket: TcpStream,
     /// Decodes what the leader says after the handshake.
-    pub frame: FrameDecoder<BufReader<TcpStream>>,
+    pub frame: FrameReader<TcpStream>,
 }
 
 impl FakeFollower {

@@ -41,7 +41,6 @@ pub(super) use self::syncer::Syncer;
 use super::follower::FollowerHandle;
 use crate::config::{Durability, LeaderConfig};
 use crate::coordinator::{InSyncSet, Leadership};
-use crate::error::Error;
 use crate::sys::channel::{self, Sender};
 use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::time::Instant;
@@ -94,6 +93,9 @@ struct State {
     /// The threads are to end.
     ended: bool,
 }
+
+/// How often who waits for a record looks whether its follower is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 type Callback = Box<dyn FnOnce(CommitOutcome) + Send>;
 
@@ -229,19 +231,13 @@ impl Commits {
     }
 
     /// Waits until no set may be recorded that this follower is in: before that it must not be made to change anything.
-    /// Blocks while the coordinator does; calls `idle` at least `every` so often, and fails with it. `false`: it ended first.
-    pub(super) fn wait_out(
-        &self,
-        follower: &FollowerHandle,
-        every: Duration,
-        idle: &mut dyn FnMut() -> Result<(), Error>,
-    ) -> Result<bool, Error> {
+    /// Blocks while the coordinator does. `false`: it ended first.
+    pub(super) fn wait_out(&self, follower: &FollowerHandle) -> bool {
         let mut state = self.state.lock();
         while state.rule.may_be_recorded(follower.id) && !follower.has_ended() && !state.ended {
-            self.recorded.wait_for(&mut state, every);
-            MutexGuard::unlocked(&mut state, &mut *idle)?;
+            self.recorded.wait_for(&mut state, LOOK_EVERY);
         }
-        Ok(!follower.has_ended() && !state.ended)
+        !follower.has_ended() && !state.ended
     }
 
     /// A follower's connection is about to end: who waits for something on its behalf looks up.
