@@ -5,7 +5,7 @@
 //! | `data-set` | of which data set the directory is a copy, see [`DataSetId`] |
 //! | `data-set-proposed` | which data set it is to be once its cluster says so; forgotten when it is of any |
 //! | `digests` | the digests of its files, see `digests/file.rs`; large, so it is streamed; absent where it is torn |
-//! | `last-led` | what there was when it last led, see `leader/last_led.rs`; gone once it follows |
+//! | `last-led` | what there was when it last led, see `leader/files/last_led.rs`; gone once it follows |
 //! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
 //! | `suspect` (a mark) | a sync has failed, of a follower or a leader: not all is on disk that can be read from here |
 //! | `incoming` | a file that a follower is receiving; what is left of it goes at the next start |

@@ -2,7 +2,7 @@
 //! next, has little left to read.
 //!
 //! `paceline-digest` lives as long as the follower. It is not to be felt: after each piece it waits nine times as long as that took, so it takes a tenth
-//! of a core, and of a disk, at most; and it stands aside while a sync is under way. (No niceness, see `leader/admission.rs`.) A stop
+//! of a core, and of a disk, at most; and it stands aside while a sync is under way. (No niceness, see `leader/peers/admission.rs`.) A stop
 //! ends it between two pieces, and between two files that it saves. What it cannot read it leaves: the next comparison tells.
 //!
 //! Saving looks at every file and syncs the file systems. In the background it is done when much would have to be read again, or after a while, and

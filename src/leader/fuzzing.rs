@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::exclude::Exclude;
-use super::last_led::{LastLed, unescape};
+use super::files::exclude::Exclude;
+use super::files::last_led::{LastLed, unescape};
 use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::types::RelPath;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::rule::Rule;
-use super::{CommitLevel, Quorum};
+use crate::config::{CommitLevel, Quorum};
 use crate::sys::time::Instant;
 use crate::types::NodeId;
 
@@ -97,7 +97,7 @@ impl HoldUps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leader::commit::rule::Has;
+    use crate::leader::peers::has::Has;
 
     const ALLOWED: Duration = Duration::from_millis(500);
     const LEVEL: CommitLevel = CommitLevel::ALL_DURABLE;

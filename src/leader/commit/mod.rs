@@ -19,10 +19,9 @@
 //! [`Commits::close`] ends all that waits as [`CommitOutcome::ShutDown`], and [`Commits::stop`] the threads; before that,
 //! [`Commits::settle`] gives the recorder time to record who had everything at the end.
 
-mod api;
 mod callbacks;
 mod holdups;
-mod level;
+mod outcome;
 mod recorder;
 mod rule;
 mod syncer;
@@ -33,14 +32,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use self::holdups::HoldUps;
-pub use self::level::{BelowMin, CommitLevel, CommitOutcome, Committed, InSyncStatus, Quorum, Refusal, Unknown};
+pub use self::outcome::{CommitOutcome, Committed, InSyncStatus, Refusal, Unknown};
 pub(super) use self::recorder::Alone;
-pub(super) use self::rule::{Has, Ticket};
 use self::rule::{Rule, Set};
 pub(super) use self::syncer::Syncer;
-use super::follower::FollowerHandle;
-use crate::config::{Durability, LeaderConfig};
+use crate::config::{BelowMin, CommitLevel, Durability, LeaderConfig, Quorum};
 use crate::coordinator::{InSyncSet, Leadership};
+use crate::leader::peers::follower::FollowerHandle;
+use crate::leader::peers::has::Ticket;
 use crate::sys::channel::{self, Sender};
 use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::time::Instant;

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Commits, Quorum, Set, State};
+use super::{Commits, Set, State};
+use crate::config::Quorum;
 use crate::coordinator::{CoordinatorError, IN_SYNC_IDS_MAX, InSyncSet, Leadership};
 use crate::leader::stream::Stream;
 use crate::sys::sync::MutexGuard;

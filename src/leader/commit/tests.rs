@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 
 use super::syncer::Turn;
 use super::*;
-use crate::leader::status::EvictionReason;
+use crate::leader::peers::status::EvictionReason;
 use crate::protocol::extension::Marks;
 use crate::types::{RelPath, Secret};
 

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::discarded::Discarded;
 use super::{Demotable, Lost, Ordered, Queue, Stream};
 use crate::config::OnFull;
 use crate::index::Version;
 use crate::index::recency::{Found, WalkId};
 use crate::leader::batch::Batch;
-use crate::leader::demotion::Demotion;
-use crate::leader::follower::FollowerHandle;
-use crate::leader::stalls::Grace;
-use crate::leader::status::{EvictionReason, FollowerStatus};
+use crate::leader::peers::follower::FollowerHandle;
+use crate::leader::peers::stalls::Grace;
+use crate::leader::peers::status::{EvictionReason, FollowerStatus};
 use crate::sys::channel::{self, Receiver, Sender};
 use crate::sys::thread;
 use crate::types::{RelPath, StreamPosition};
@@ -134,6 +134,14 @@ pub(in crate::leader) struct AttachedQueue {
     pub(in crate::leader) batches: Receiver<Arc<Batch>>,
     /// ... and then there is something here if it was demoted.
     pub(in crate::leader) demotions: Receiver<Demotion>,
+}
+
+/// What a writer needs to go on from disk.
+pub(in crate::leader) struct Demotion {
+    /// All files as of the cut.
+    pub(in crate::leader) at_cut: Arc<Changes>,
+    /// What the follower was not sent up to the cut.
+    pub(in crate::leader) discarded: Discarded,
 }
 
 /// A follower just taken off the list, to be demoted.

@@ -19,8 +19,8 @@ use super::{Limits, Queue, Stream};
 use crate::config::BackPressure;
 use crate::error::AppendError;
 use crate::leader::batch::BATCH_BYTES_MAX;
-use crate::leader::follower::FollowerHandle;
-use crate::leader::status::{EvictionReason, FollowerState};
+use crate::leader::peers::follower::FollowerHandle;
+use crate::leader::peers::status::{EvictionReason, FollowerState};
 use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::time::Instant;
 

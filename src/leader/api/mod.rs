@@ -1,0 +1,13 @@
+//! What a host calls, by what it is for. What is only looked at is in the module above.
+
+mod announce;
+mod commit;
+mod file;
+mod listen;
+mod open;
+mod shutdown;
+mod window;
+
+pub use self::file::ReplicatedFile;
+pub use self::shutdown::ShutdownReport;
+pub use self::window::Window;

@@ -1,0 +1,7 @@
+//! Which files there are for the leader: what is excluded, what cannot be read, what was there when it last led, and who changes
+//! one.
+
+pub(in crate::leader) mod exclude;
+pub(in crate::leader) mod last_led;
+pub(in crate::leader) mod locks;
+pub(in crate::leader) mod unreadable;

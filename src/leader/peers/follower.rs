@@ -1,0 +1,586 @@
+//! A connected follower as the leader knows it: shared by its own two threads and by whoever pushes or evicts.
+//!
+//! Letting a follower go is one step that never waits (I5): the first caller sets [`end`](FollowerHandle::end) and shuts the
+//! socket down. The follower's own threads notice, clean up, log why and leave; nobody joins them while holding a lock.
+//!
+//! What is on its way to it, and what it has, is in `in_flight.rs`. Its lock is a leaf: nothing is locked or awaited while it is
+//! held, except the condition that somebody acknowledged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::config::Durability;
+use crate::leader::batch::Batch;
+use crate::leader::peers::has::{Has, Ticket};
+use crate::leader::peers::in_flight::InFlight;
+use crate::leader::peers::meter::{Meter, Moment};
+use crate::leader::peers::stalls::tick;
+use crate::leader::peers::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use crate::leader::peers::turn::Turn;
+use crate::protocol::ProtocolError;
+use crate::protocol::extension::Marks;
+use crate::sys::channel::{Receiver, TryRecvError};
+use crate::sys::hash::HashSet;
+use crate::sys::net::{Shutdown, SocketAddr, TcpStream};
+#[cfg(test)]
+use crate::sys::sync::MutexGuard;
+use crate::sys::sync::{Condvar, Mutex, OnceLock};
+use crate::sys::time::{Instant, SystemTime};
+use crate::types::{NodeId, RelPath, StreamPosition};
+
+/// See the module's documentation.
+pub(in crate::leader) struct FollowerHandle {
+    pub(in crate::leader) id: NodeId,
+    pub(in crate::leader) address: SocketAddr,
+    /// Whether it speaks the extension, or 1.0.0.
+    pub(in crate::leader) extension: bool,
+    /// Files of which it lacks something that was void when it was to be sent, and was perhaps sent since. Its writer's.
+    pub(in crate::leader) spoiled: Mutex<HashSet<RelPath>>,
+    /// Whether it is still to be told that it is whole, and at which position. Its writer's.
+    pub(in crate::leader) owed_position: AtomicBool,
+    connected_at: Instant,
+    /// For shutting it down, and for heartbeats; its own threads have clones to read and write.
+    pub(in crate::leader) socket: TcpStream,
+    /// Whose it is to write to it.
+    pub(in crate::leader) turn: Turn,
+    state: AtomicU8,
+    end: OnceLock<End>,
+    /// Says the same as `end`, cheaper to look at.
+    ended: AtomicBool,
+    pub(in crate::leader) queue: QueueDepth,
+    /// What counts towards its lag of that was dispatched to it: added to before a batch is queued, taken from once the batch is
+    /// acknowledged, with `in_flight` locked.
+    lag: AtomicU64,
+    in_flight: Mutex<InFlight>,
+    acknowledged: Condvar,
+    /// Where it attached; [`NOWHERE`] before.
+    attached_at: AtomicU64,
+    /// Everything up to here is acknowledged; [`NOWHERE`] until it has acknowledged all up to where it attached.
+    position: AtomicU64,
+    pub(in crate::leader) sent_bytes: AtomicU64,
+    pub(in crate::leader) sync: SyncCounters,
+    /// Of a follower that knows the extension.
+    marks: Mutex<Marks>,
+    /// Its queue was full, and it is to go on from disk: what is still there is discarded.
+    demoted: AtomicBool,
+    /// Held by its writer while it looks at that and takes a batch. A leaf lock, of nobody who appends.
+    taking: Mutex<()>,
+    demotions: AtomicU64,
+    /// Until when it waits for its next full sync, because it was evicted for being slow too often.
+    admitted_at: Mutex<Option<Instant>>,
+    /// When it last waited for the rate of syncs.
+    throttled_at: Mutex<Option<Instant>>,
+    /// While it catches up. A leaf lock, like those above.
+    meter: Mutex<Option<Meter>>,
+    was_in_sync: AtomicBool,
+}
+
+const NOWHERE: u64 = u64::MAX;
+
+/// How often who waits without a limit looks up: every end wakes it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Why a follower is gone.
+#[derive(Clone, Debug)]
+pub(in crate::leader) enum End {
+    /// We let it go.
+    Evicted(Eviction),
+    /// It went.
+    Disconnected(String),
+}
+
+/// What waits in its channel or is being written.
+#[derive(Default)]
+pub(in crate::leader) struct QueueDepth {
+    batches: AtomicUsize,
+    bytes: AtomicU64,
+}
+
+impl QueueDepth {
+    pub(in crate::leader) fn add(&self, cost: u64) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
+    }
+
+    pub(in crate::leader) fn remove(&self, cost: u64) {
+        self.batches.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(cost, Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        self.batches.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
+    pub(in crate::leader) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters behind [`SyncSent`].
+#[derive(Default)]
+pub(in crate::leader) struct SyncCounters {
+    pub(in crate::leader) bytes_hashed: AtomicU64,
+    /// What the follower has digested of its files on this connection, as it said last.
+    pub(in crate::leader) bytes_digested_there: AtomicU64,
+    pub(in crate::leader) files_requested: AtomicU64,
+    pub(in crate::leader) files_sent: AtomicU64,
+    pub(in crate::leader) bytes_sent: AtomicU64,
+}
+
+impl FollowerHandle {
+    /// `v1_acks`: what it says with its acknowledgements, if it does not know the extension.
+    pub(in crate::leader) fn new(
+        id: NodeId,
+        address: SocketAddr,
+        socket: TcpStream,
+        v1_acks: Option<Durability>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            id,
+            address,
+            extension: v1_acks.is_none(),
+            spoiled: Mutex::default(),
+            owed_position: AtomicBool::new(false),
+            connected_at: now,
+            socket,
+            turn: Turn::new(),
+            state: AtomicU8::new(FollowerState::Waiting as u8),
+            end: OnceLock::new(),
+            ended: AtomicBool::new(false),
+            queue: QueueDepth::default(),
+            lag: AtomicU64::new(0),
+            in_flight: Mutex::new(InFlight::new(v1_acks, now)),
+            acknowledged: Condvar::new(),
+            attached_at: AtomicU64::new(NOWHERE),
+            position: AtomicU64::new(NOWHERE),
+            sent_bytes: AtomicU64::new(0),
+            sync: SyncCounters::default(),
+            marks: Mutex::default(),
+            demoted: AtomicBool::new(false),
+            taking: Mutex::default(),
+            demotions: AtomicU64::new(0),
+            admitted_at: Mutex::default(),
+            throttled_at: Mutex::default(),
+            meter: Mutex::default(),
+            was_in_sync: AtomicBool::new(false),
+        }
+    }
+
+    // ---- state ----
+
+    pub(in crate::leader) fn state(&self) -> FollowerState {
+        const STATES: [FollowerState; 5] = [
+            FollowerState::Waiting,
+            FollowerState::Syncing,
+            FollowerState::CatchingUp,
+            FollowerState::Attached,
+            FollowerState::InSync,
+        ];
+        STATES[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    pub(in crate::leader) fn set_state(&self, state: FollowerState) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// It gets all batches from `position` on. Called with the stream locked.
+    pub(in crate::leader) fn attached_at(&self, position: StreamPosition) {
+        let mut in_flight = self.in_flight.lock();
+        in_flight.attached();
+        self.demoted.store(false, Ordering::Release);
+        self.attached_at.store(position.0, Ordering::Release);
+        self.set_state(FollowerState::Attached);
+    }
+
+    /// It does not after all: what is left to catch up with is too much. Nobody pushes to its queue any more.
+    pub(in crate::leader) fn detached(&self) {
+        self.leave_stream();
+        self.queue.clear();
+    }
+
+    /// It does not any more, and catches up from disk again: its queue was full. Called with the stream locked, before
+    /// anything is taken out of the queue but by its writer.
+    pub(in crate::leader) fn demoted(&self) {
+        self.demoted.store(true, Ordering::Release);
+        self.demotions.fetch_add(1, Ordering::Relaxed);
+        self.leave_stream();
+    }
+
+    fn leave_stream(&self) {
+        let mut in_flight = self.in_flight.lock();
+        in_flight.detached();
+        self.lag.store(0, Ordering::Relaxed);
+        self.attached_at.store(NOWHERE, Ordering::Release);
+        self.position.store(NOWHERE, Ordering::Release);
+        self.set_state(FollowerState::CatchingUp);
+    }
+
+    /// The next batch of its queue, for its writer; none, as if nobody pushed any more, from when it was demoted.
+    pub(in crate::leader) fn take(&self, batches: &Receiver<Arc<Batch>>) -> Result<Arc<Batch>, TryRecvError> {
+        let _one_step = self.taking.lock();
+        if self.demoted.load(Ordering::Acquire) { Err(TryRecvError::Disconnected) } else { batches.try_recv() }
+    }
+
+    /// A batch is about to be queued, that counts for so much. Called with the stream locked.
+    pub(in crate::leader) fn dispatched(&self, counts: u64) {
+        self.lag.fetch_add(counts, Ordering::Relaxed);
+    }
+
+    /// A batch that counted for so much was taken from its queue, up to the position `end`.
+    pub(in crate::leader) fn taken(&self, end: u64, counts: u64) {
+        self.in_flight.lock().taken(end, counts);
+    }
+
+    /// What counts towards its lag of that was dispatched to it and is not acknowledged.
+    pub(in crate::leader) fn counted_lag(&self) -> u64 {
+        self.lag.load(Ordering::Relaxed)
+    }
+
+    /// When this returns, its writer takes no batch any more. To be called once it is demoted.
+    pub(in crate::leader) fn taken_over(&self) {
+        debug_assert!(self.demoted.load(Ordering::Acquire));
+        drop(self.taking.lock());
+    }
+
+    /// Whether it ever was: then the first, and longest, flush of what it was sent is behind it.
+    pub(in crate::leader) fn was_in_sync(&self) -> bool {
+        self.was_in_sync.load(Ordering::Acquire)
+    }
+
+    /// How often it was demoted.
+    pub(in crate::leader) fn demotions(&self) -> u64 {
+        self.demotions.load(Ordering::Relaxed)
+    }
+
+    // ---- the end ----
+
+    pub(in crate::leader) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Why it ended, once it has.
+    pub(in crate::leader) fn end(&self) -> Option<&End> {
+        self.end.get()
+    }
+
+    /// Lets it go, unless it is gone already. Never blocks. `now` is the stream's position.
+    pub(in crate::leader) fn evict_at(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Both);
+    }
+
+    /// Lets it go once it has read what was written to it: whoever calls this hangs up later.
+    pub(in crate::leader) fn evict_gently(&self, reason: EvictionReason, now: StreamPosition) {
+        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Write);
+    }
+
+    /// Closes the connection for good.
+    pub(in crate::leader) fn hang_up(&self) {
+        // Fails only if the peer was faster.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn eviction(&self, reason: EvictionReason, now: StreamPosition) -> Eviction {
+        let status = self.status(now);
+        Eviction {
+            at: SystemTime::now(),
+            id: self.id,
+            address: self.address,
+            reason,
+            state: status.state,
+            lag_bytes: status.lag_bytes,
+            lag: status.lag,
+            queued_batches: status.queued_batches,
+            queued_bytes: status.queued_bytes,
+        }
+    }
+
+    /// Notes that it went, unless it was let go before. Never blocks.
+    pub(in crate::leader) fn disconnected(&self, why: impl Into<String>) {
+        self.finish(End::Disconnected(why.into()), Shutdown::Both);
+    }
+
+    fn finish(&self, end: End, directions: Shutdown) {
+        if self.end.set(end).is_ok() {
+            self.ended.store(true, Ordering::Release);
+            // Fails only if the peer was faster.
+            let _ = self.socket.shutdown(directions);
+            // With the lock taken once, a waiter has either seen the flag or sleeps, and is woken.
+            drop(self.in_flight.lock());
+            self.acknowledged.notify_all();
+        }
+    }
+
+    // ---- what is on its way ----
+
+    /// Notes action bytes that are about to be written: before the write, or a quick acknowledgement looks excessive. With
+    /// no bytes it only says which position is reached once all that was sent is acknowledged.
+    pub(in crate::leader) fn sending(&self, bytes: u64, position: Option<StreamPosition>, since: Instant) {
+        let mut in_flight = self.in_flight.lock();
+        in_flight.sending(bytes, position.map(|position| position.0), since, Instant::now());
+        self.passed(&mut in_flight);
+    }
+
+    /// Notes that it is about to be asked to make durable what was sent so far, which is all that counts up to `position`.
+    pub(in crate::leader) fn asking_for_durable(&self, position: StreamPosition) {
+        self.in_flight.lock().asking_for_durable(position.0);
+    }
+
+    /// Whether nothing is void of what it had to have when it attached, once it has the stream up to this position.
+    pub(in crate::leader) fn is_whole_at(&self, position: StreamPosition) -> bool {
+        self.in_flight.lock().is_whole_at(position.0)
+    }
+
+    /// Notes that all that was being sent is written.
+    pub(in crate::leader) fn written(&self) {
+        self.in_flight.lock().written();
+    }
+
+    /// Notes that what it is sent of a file after `from` is void; position 0: it joined without ...
+    pub(in crate::leader) fn void(&self, path: &RelPath, from: StreamPosition) {
+        self.in_flight.lock().void(path, from.0);
+    }
+
+    /// ... until it has all up to `until`.
+    pub(in crate::leader) fn mended(&self, path: &RelPath, until: StreamPosition) {
+        self.in_flight.lock().mended(path, until.0);
+    }
+
+    /// Takes an acknowledgement.
+    pub(in crate::leader) fn acknowledge(&self, bytes: u64) -> Result<(), ProtocolError> {
+        let mut in_flight = self.in_flight.lock();
+        in_flight.acknowledge(bytes, Instant::now())?;
+        // Who waits for a part of what is on its way waits for no more than that.
+        self.acknowledged.notify_all();
+        self.passed(&mut in_flight);
+        Ok(())
+    }
+
+    /// Takes the marks of a follower that knows the extension, as [`acknowledge`](Self::acknowledge) does.
+    pub(in crate::leader) fn take_marks(&self, marks: Marks) -> Result<(), ProtocolError> {
+        let before = std::mem::replace(&mut *self.marks.lock(), marks);
+        let in_order = marks.durable <= marks.written && marks.written <= marks.received;
+        let forward = marks.durable >= before.durable && marks.received >= before.received;
+        if !in_order || !forward || marks.written < before.written {
+            return Err(ProtocolError::Malformed("marks"));
+        }
+        {
+            let mut in_flight = self.in_flight.lock();
+            in_flight.received(marks.received)?;
+            in_flight.durable(marks.durable);
+        }
+        match marks.written - before.written {
+            0 => Ok(()),
+            bytes => self.acknowledge(bytes),
+        }
+    }
+
+    /// Called with `in_flight` locked, after it may have moved.
+    fn passed(&self, in_flight: &mut InFlight) {
+        let Some(position) = in_flight.position() else { return };
+        self.lag.fetch_sub(in_flight.take_acknowledged(), Ordering::Relaxed);
+        self.position.store(position, Ordering::Release);
+        if self.state() == FollowerState::Attached {
+            self.set_state(FollowerState::InSync);
+            self.was_in_sync.store(true, Ordering::Release);
+        }
+    }
+
+    /// Waits until everything sent so far is acknowledged. `false`: it ended, or acknowledged nothing for `timeout` (of which
+    /// a leader that was itself stopped for longer finds one tick gone, not all). Without one somebody else watches it.
+    pub(in crate::leader) fn wait_acknowledged(&self, timeout: Option<Duration>) -> bool {
+        let slice = timeout.map_or(LOOK_EVERY, tick);
+        let mut left = timeout;
+        let mut in_flight = self.in_flight.lock();
+        let wanted = in_flight.sent;
+        while in_flight.acknowledged < wanted && !self.has_ended() && left != Some(Duration::ZERO) {
+            if timeout.is_some() {
+                in_flight.progress = false;
+            }
+            self.acknowledged.wait_for(&mut in_flight, slice);
+            left = if in_flight.progress { timeout } else { left.map(|left| left.saturating_sub(slice)) };
+        }
+        in_flight.acknowledged >= wanted && !self.has_ended()
+    }
+
+    /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
+    ///
+    /// Called at intervals, it counts our own clock's ticks rather than time: a leader that was itself stopped for longer
+    /// than every deadline finds one tick gone, not all of them.
+    pub(in crate::leader) fn is_stuck(&self) -> bool {
+        self.in_flight.lock().is_stuck()
+    }
+
+    /// Nobody learns what it has before this is dropped.
+    #[cfg(test)]
+    pub(in crate::leader) fn hold(&self) -> MutexGuard<'_, InFlight> {
+        self.in_flight.lock()
+    }
+
+    // ---- waiting ----
+
+    /// Waits until `when`. `false`: it ended first.
+    fn wait_until(&self, when: Instant) -> bool {
+        let mut in_flight = self.in_flight.lock();
+        while !self.has_ended() && Instant::now() < when {
+            self.acknowledged.wait_until(&mut in_flight, when);
+        }
+        !self.has_ended()
+    }
+
+    /// Waits until `when` for its next full sync. `false`: it ended first.
+    pub(in crate::leader) fn wait_admitted(&self, when: Instant) -> bool {
+        *self.admitted_at.lock() = Some(when);
+        let goes_on = self.wait_until(when);
+        *self.admitted_at.lock() = None;
+        goes_on
+    }
+
+    /// Waits until `when` for the rate of syncs. `false`: it ended first.
+    pub(in crate::leader) fn throttled(&self, when: Instant) -> bool {
+        if when <= Instant::now() {
+            return !self.has_ended();
+        }
+        *self.throttled_at.lock() = Some(when);
+        self.wait_until(when)
+    }
+
+    /// Whether it waited for the rate of syncs after `since`.
+    pub(in crate::leader) fn was_throttled_since(&self, since: Instant) -> bool {
+        self.throttled_at.lock().is_some_and(|when| when > since)
+    }
+
+    // ---- catching up ----
+
+    /// Begins to catch up. `now` is the stream's position, here and below.
+    pub(in crate::leader) fn catches_up(&self, now: StreamPosition) {
+        let moment = self.moment(now);
+        *self.meter.lock() = Some(Meter::new(moment));
+        self.set_state(FollowerState::CatchingUp);
+    }
+
+    /// A round begins, with this much missing. Returns what is known from those before, if there were any.
+    pub(in crate::leader) fn catch_up_round(&self, now: StreamPosition, bytes: u64) -> Option<CatchUpStatus> {
+        let moment = self.moment(now);
+        let mut meter = self.meter.lock();
+        let meter = meter.as_mut()?;
+        let before = meter.status(moment);
+        meter.round(moment, bytes);
+        before.map(|before| CatchUpStatus { missing_bytes: bytes, ..before })
+    }
+
+    pub(in crate::leader) fn caught_up(&self) {
+        *self.meter.lock() = None;
+    }
+
+    fn moment(&self, now: StreamPosition) -> Moment {
+        Moment { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
+    }
+
+    // ---- commits ----
+
+    /// It begins its way to the stream anew.
+    pub(in crate::leader) fn joins(&self, ticket: Ticket) {
+        self.in_flight.lock().joins(ticket);
+    }
+
+    /// Its way to the stream, and what of that it has; see [`InFlight::has`].
+    pub(in crate::leader) fn has(&self) -> Option<(Ticket, Has)> {
+        self.in_flight.lock().has()
+    }
+
+    /// Whether it joined without something, and has not come to have it since.
+    pub(in crate::leader) fn lacks_from_before(&self) -> bool {
+        self.in_flight.lock().lacks_from_before()
+    }
+
+    /// Whether it has everything up to `end`: durable, if that is asked for and it ever says so.
+    pub(in crate::leader) fn has_all(&self, end: StreamPosition, durability: Durability) -> bool {
+        let has_all = |has: Has| match durability {
+            Durability::Durable if self.extension => has.durable >= end.0,
+            _ if self.extension => has.written >= end.0,
+            // Whatever its acknowledgements say.
+            _ => has.received >= end.0,
+        };
+        self.has().is_some_and(|(_, has)| has_all(has))
+    }
+
+    pub(in crate::leader) fn ticket(&self) -> Ticket {
+        self.in_flight.lock().ticket()
+    }
+
+    // ---- looking ----
+
+    /// Bytes read from disk or written to its socket for its sake so far: says whether a full sync moves.
+    pub(in crate::leader) fn moved_bytes(&self) -> u64 {
+        self.sync.bytes_hashed.load(Ordering::Relaxed) + self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the oldest of what it has not acknowledged was sealed; zero if there is nothing.
+    pub(in crate::leader) fn owes_for(&self) -> Duration {
+        self.in_flight.lock().oldest().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// For how long it has acknowledged nothing of what it was sent; zero if there is nothing.
+    pub(in crate::leader) fn silent_for(&self) -> Duration {
+        self.in_flight.lock().silent_for()
+    }
+
+    /// Everything up to here is acknowledged, once it is in sync.
+    pub(in crate::leader) fn position(&self) -> Option<StreamPosition> {
+        let position = self.position.load(Ordering::Acquire);
+        (position != NOWHERE).then_some(StreamPosition(position))
+    }
+
+    /// Whether it leaves more than `bytes` before `now` unacknowledged, although it acknowledged something within `grace`.
+    pub(in crate::leader) fn is_behind_but_moving(&self, now: StreamPosition, bytes: u64, grace: Duration) -> bool {
+        let reached = self.position().map_or(self.attached_at.load(Ordering::Acquire), |position| position.0);
+        if self.has_ended() || now.since(StreamPosition(reached)) <= bytes {
+            return false;
+        }
+        self.in_flight.lock().silent_for() < grace
+    }
+
+    /// A snapshot. `now` is the stream's position.
+    pub(in crate::leader) fn status(&self, now: StreamPosition) -> FollowerStatus {
+        let attached_at = self.attached_at.load(Ordering::Acquire);
+        let attached = attached_at != NOWHERE;
+        let acknowledged = self.position();
+        let lag_bytes = attached.then(|| now.since(acknowledged.unwrap_or(StreamPosition(attached_at))));
+        let (oldest, durable) = {
+            let in_flight = self.in_flight.lock();
+            (in_flight.oldest(), in_flight.durable_position())
+        };
+        let lag = lag_bytes.map(|bytes| match oldest {
+            Some(since) if bytes > 0 => since.elapsed(),
+            _ => Duration::ZERO,
+        });
+        let admitted_in = self.admitted_at.lock().map(|when| when.saturating_duration_since(Instant::now()));
+        let moment = self.moment(now);
+        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(moment));
+        FollowerStatus {
+            id: self.id,
+            address: self.address,
+            state: self.state(),
+            connected: self.connected_at.elapsed(),
+            acknowledged,
+            lag_bytes,
+            lag,
+            demotions: self.demotions(),
+            catch_up,
+            admitted_in,
+            queued_batches: self.queue.batches.load(Ordering::Relaxed),
+            queued_bytes: self.queue.bytes(),
+            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
+            durable: durable.map(StreamPosition),
+            marks: self.extension.then(|| *self.marks.lock()),
+            sync: SyncSent {
+                files_requested: self.sync.files_requested.load(Ordering::Relaxed),
+                files_sent: self.sync.files_sent.load(Ordering::Relaxed),
+                bytes_sent: self.sync.bytes_sent.load(Ordering::Relaxed),
+            },
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! What is on its way to one follower, and up to where it has the stream. No locks, no clocks but those passed in.
+//!
+//! A follower acknowledges action bytes, counted since its connection began. What was sent before it attached (catching up)
+//! counts in that too, so bytes are mapped back to positions of the stream piece by piece: each piece sent is remembered with
+//! where it ended in both.
+//!
+//! A range of a file may be gone by the time it is to be sent. Then the follower acknowledges something else in its place,
+//! until what made the range void comes further on in the stream: a *hold* on what counts as its own, from there to there.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::config::Durability;
+use crate::leader::peers::has::{Has, Ticket};
+use crate::protocol::ProtocolError;
+use crate::sys::hash::HashSet;
+use crate::sys::time::Instant;
+use crate::types::RelPath;
+
+/// Pieces remembered singly; beyond it they are merged, and acknowledged positions get coarser.
+const PIECES_MAX: usize = 65_536;
+
+/// See the module's documentation.
+pub(in crate::leader) struct InFlight {
+    pieces: VecDeque<Piece>,
+    /// How many of them it has received, but not written.
+    received: usize,
+    /// Where it was asked to make everything durable and has not said that it has: `sent` before that, and the stream position
+    /// after.
+    durable_points: VecDeque<(u64, u64)>,
+    durable: Option<u64>,
+    /// Up to where it has received and written the stream; `None` until it has written all up to where it attached.
+    reached: Option<Reached>,
+    /// Of batches taken from its queue that it has not acknowledged: the position after each, and what it counts for.
+    batches: VecDeque<(u64, u64)>,
+    holds: Vec<Hold>,
+    /// From where on something is void that is not made up for yet ...
+    void_from: Option<u64>,
+    /// ... and the files that are.
+    voided: HashSet<RelPath>,
+    /// Its way to the stream, as commits know it.
+    ticket: Ticket,
+    /// What its acknowledgements say if it knows 1.0.0 only.
+    v1_acks: Option<Durability>,
+    /// Action bytes that were or are about to be written.
+    pub(in crate::leader) sent: u64,
+    /// Whether pieces stand for positions. Not while it is detached: what was on its way when it was demoted must not bring it
+    /// in sync when it is acknowledged.
+    attached: bool,
+    /// Action bytes of pieces that are wholly written.
+    written: u64,
+    pub(in crate::leader) acknowledged: u64,
+    /// Whether it acknowledged anything, or had nothing to acknowledge, since [`is_stuck`](Self::is_stuck) last looked.
+    pub(in crate::leader) progress: bool,
+    /// When it last acknowledged anything, or was sent something while it had acknowledged everything.
+    progress_at: Instant,
+}
+
+/// A part of the stream on its way.
+struct Piece {
+    /// `sent` after it.
+    sent_after: u64,
+    /// The stream position after it; `None` while catching up.
+    position: Option<u64>,
+    since: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Reached {
+    received: u64,
+    written: u64,
+}
+
+/// What it has beyond `from` counts only once it has all up to `until`.
+struct Hold {
+    from: u64,
+    until: u64,
+}
+
+impl InFlight {
+    /// `v1_acks`: what it says with an acknowledgement, if it knows 1.0.0 only.
+    pub(in crate::leader) fn new(v1_acks: Option<Durability>, now: Instant) -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            received: 0,
+            durable_points: VecDeque::new(),
+            durable: None,
+            reached: None,
+            batches: VecDeque::new(),
+            holds: Vec::new(),
+            void_from: None,
+            voided: HashSet::default(),
+            ticket: 0,
+            v1_acks,
+            sent: 0,
+            attached: false,
+            written: 0,
+            acknowledged: 0,
+            progress: true,
+            progress_at: now,
+        }
+    }
+
+    /// It begins its way to the stream anew.
+    pub(in crate::leader) fn joins(&mut self, ticket: Ticket) {
+        self.ticket = ticket;
+    }
+
+    pub(in crate::leader) fn attached(&mut self) {
+        self.attached = true;
+    }
+
+    /// It is not attached any more; what it made durable says nothing about what it is sent to catch up.
+    pub(in crate::leader) fn detached(&mut self) {
+        self.attached = false;
+        self.reached = None;
+        self.durable = None;
+        self.durable_points.clear();
+        self.batches.clear();
+        // What it lacks, it lacks from before where it attaches next.
+        self.void_from = self.void_from.map(|_| 0);
+        self.holds.iter_mut().for_each(|hold| hold.from = 0);
+    }
+
+    // ---- sending ----
+
+    /// A batch was taken from its queue; see [`FollowerHandle::taken`](crate::leader::peers::follower::FollowerHandle::taken).
+    pub(in crate::leader) fn taken(&mut self, end: u64, counts: u64) {
+        // One that was taken just before it was demoted stands for no position.
+        if !self.attached {
+            return;
+        }
+        let full = self.batches.len() >= PIECES_MAX;
+        match self.batches.back_mut() {
+            Some(last) if full => *last = (end, last.1.saturating_add(counts)),
+            _ => self.batches.push_back((end, counts)),
+        }
+    }
+
+    /// Action bytes are about to be written; see [`FollowerHandle::sending`](crate::leader::peers::follower::FollowerHandle::sending).
+    pub(in crate::leader) fn sending(&mut self, bytes: u64, position: Option<u64>, since: Instant, now: Instant) {
+        if self.acknowledged == self.sent {
+            self.progress_at = now;
+        }
+        self.sent += bytes;
+        let (sent_after, full) = (self.sent, self.pieces.len() >= PIECES_MAX);
+        match self.pieces.back_mut() {
+            Some(last) if full || bytes == 0 => {
+                last.sent_after = sent_after;
+                last.position = position.or(last.position);
+                self.received = self.received.min(self.pieces.len() - 1);
+            }
+            None if bytes == 0 => self.passed(position, position),
+            _ => self.pieces.push_back(Piece { sent_after, position, since }),
+        }
+    }
+
+    /// It is about to be asked to make durable what was sent so far: all up to `position` but for that request.
+    pub(in crate::leader) fn asking_for_durable(&mut self, position: u64) {
+        if self.durable_points.len() >= PIECES_MAX {
+            // The last counts: without it nothing would be called durable up to there.
+            self.durable_points.pop_back();
+        }
+        self.durable_points.push_back((self.sent, position));
+    }
+
+    /// All that was being sent is written to its socket.
+    pub(in crate::leader) fn written(&mut self) {
+        if self.written <= self.acknowledged {
+            self.progress = true;
+        }
+        self.written = self.sent;
+    }
+
+    /// What it is sent of a file from here on is not what it should be ...
+    pub(in crate::leader) fn void(&mut self, path: &RelPath, from: u64) {
+        self.voided.insert(path.clone());
+        self.void_from = Some(self.void_from.map_or(from, |before| before.min(from)));
+    }
+
+    /// ... until it has all up to here, of this file.
+    pub(in crate::leader) fn mended(&mut self, path: &RelPath, until: u64) {
+        self.voided.remove(path);
+        if !self.voided.is_empty() {
+            return;
+        }
+        let from = self.void_from.take();
+        self.holds.extend(from.map(|from| Hold { from, until }));
+    }
+
+    // ---- acknowledging ----
+
+    /// It has dealt with so many more bytes.
+    pub(in crate::leader) fn acknowledge(&mut self, bytes: u64, now: Instant) -> Result<(), ProtocolError> {
+        let acknowledged = self.acknowledged.saturating_add(bytes);
+        if acknowledged > self.sent {
+            return Err(ProtocolError::AckedTooMuch { acknowledged, sent: self.sent });
+        }
+        self.acknowledged = acknowledged;
+        self.progress = true;
+        self.progress_at = now;
+        let mut position = None;
+        while self.pieces.front().is_some_and(|piece| piece.sent_after <= acknowledged) {
+            position = self.pieces.pop_front().and_then(|piece| piece.position).or(position);
+            self.received = self.received.saturating_sub(1);
+        }
+        self.passed(position, position);
+        Ok(())
+    }
+
+    /// It has received so many bytes in all.
+    pub(in crate::leader) fn received(&mut self, bytes: u64) -> Result<(), ProtocolError> {
+        if bytes > self.sent {
+            return Err(ProtocolError::AckedTooMuch { acknowledged: bytes, sent: self.sent });
+        }
+        let mut position = None;
+        while let Some(piece) = self.pieces.get(self.received).filter(|piece| piece.sent_after <= bytes) {
+            position = piece.position.or(position);
+            self.received += 1;
+        }
+        self.passed(position, None);
+        Ok(())
+    }
+
+    /// What those batches count for that it has acknowledged since the last call.
+    pub(in crate::leader) fn take_acknowledged(&mut self) -> u64 {
+        let written = self.position();
+        let mut counted = 0;
+        while let Some(&(end, counts)) = self.batches.front()
+            && Some(end) <= written
+        {
+            self.batches.pop_front();
+            counted += counts;
+        }
+        counted
+    }
+
+    /// So many bytes in all are durable.
+    pub(in crate::leader) fn durable(&mut self, bytes: u64) {
+        while let Some(&(sent, position)) = self.durable_points.front()
+            && sent <= bytes
+        {
+            self.durable_points.pop_front();
+            self.durable = Some(position);
+        }
+    }
+
+    fn passed(&mut self, received: Option<u64>, written: Option<u64>) {
+        if !self.attached {
+            return;
+        }
+        if let Some(written) = written {
+            let received = self.reached.map_or(written, |reached| reached.received.max(written));
+            self.reached = Some(Reached { received, written });
+        }
+        if let (Some(reached), Some(received)) = (&mut self.reached, received) {
+            reached.received = reached.received.max(received);
+        }
+        let written = self.reached.map_or(0, |reached| reached.written);
+        self.holds.retain(|hold| hold.until > written);
+    }
+
+    // ---- looking ----
+
+    /// The position up to which it has acknowledged everything since it attached; `None` until it has up to there.
+    pub(in crate::leader) fn position(&self) -> Option<u64> {
+        self.reached.map(|reached| reached.written)
+    }
+
+    /// The last position up to which it was asked to make everything durable, and has.
+    pub(in crate::leader) fn durable_position(&self) -> Option<u64> {
+        self.durable
+    }
+
+    /// What of the stream it has that counts; `None` until it has everything up to where it attached.
+    pub(in crate::leader) fn has(&self) -> Option<(Ticket, Has)> {
+        let reached = self.reached?;
+        let durable = match self.v1_acks {
+            Some(Durability::Durable) => reached.written,
+            _ => self.durable.unwrap_or(0),
+        };
+        let received = if self.v1_acks == Some(Durability::Received) { reached.written } else { reached.received };
+        let written = if self.v1_acks == Some(Durability::Received) { 0 } else { reached.written };
+        // What is durable is written: only the request to make it so may not be acknowledged yet.
+        let written = written.max(durable);
+        let received = received.max(written);
+        let held = |mark: u64| {
+            let holds = self.holds.iter().filter(|hold| mark < hold.until).map(|hold| hold.from);
+            holds.chain(self.void_from).fold(mark, u64::min)
+        };
+        let flushed = self.v1_acks.is_some() || self.durable.is_some();
+        Some((self.ticket, Has { received: held(received), written: held(written), durable: held(durable), flushed }))
+    }
+
+    /// Whether something is void of what it had to have when it attached.
+    pub(in crate::leader) fn lacks_from_before(&self) -> bool {
+        let written = self.reached.map_or(0, |reached| reached.written);
+        self.void_from == Some(0) || self.holds.iter().any(|hold| hold.from == 0 && written < hold.until)
+    }
+
+    /// Whether what it was sent, up to this position of the stream, makes up for all that was void of what it had to have when it
+    /// attached.
+    pub(in crate::leader) fn is_whole_at(&self, sent: u64) -> bool {
+        self.void_from != Some(0) && self.holds.iter().all(|hold| hold.from > 0 || hold.until <= sent)
+    }
+
+    /// Its way to the stream.
+    pub(in crate::leader) fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+
+    /// For how long the oldest piece has been on its way.
+    pub(in crate::leader) fn oldest(&self) -> Option<Instant> {
+        self.pieces.front().map(|piece| piece.since)
+    }
+
+    /// Whether it has left something wholly written unacknowledged, and acknowledged nothing since the last call.
+    pub(in crate::leader) fn is_stuck(&mut self) -> bool {
+        let outstanding = self.acknowledged < self.written;
+        !std::mem::replace(&mut self.progress, false) && outstanding
+    }
+
+    /// For how long it has acknowledged nothing of what it was sent; zero if there is nothing.
+    pub(in crate::leader) fn silent_for(&self) -> Duration {
+        if self.acknowledged == self.sent { Duration::ZERO } else { self.progress_at.elapsed() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attached() -> InFlight {
+        let mut in_flight = InFlight::new(None, Instant::now());
+        in_flight.attached();
+        in_flight.sending(0, Some(100), Instant::now(), Instant::now());
+        in_flight
+    }
+
+    fn send(in_flight: &mut InFlight, bytes: u64, position: u64) {
+        in_flight.sending(bytes, Some(position), Instant::now(), Instant::now());
+    }
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    fn marks(in_flight: &InFlight) -> (u64, u64, u64) {
+        let (_, has) = in_flight.has().unwrap();
+        (has.received, has.written, has.durable)
+    }
+
+    #[test]
+    fn bytes_are_mapped_to_positions_of_what_was_wholly_received_and_written() {
+        let mut in_flight = attached();
+        send(&mut in_flight, 10, 110);
+        send(&mut in_flight, 10, 120);
+        in_flight.asking_for_durable(120);
+        in_flight.received(19).unwrap();
+        assert_eq!(marks(&in_flight), (110, 100, 0));
+        in_flight.acknowledge(10, Instant::now()).unwrap();
+        in_flight.received(20).unwrap();
+        assert_eq!(marks(&in_flight), (120, 110, 0));
+        in_flight.acknowledge(10, Instant::now()).unwrap();
+        in_flight.durable(19);
+        assert_eq!(marks(&in_flight), (120, 120, 0));
+        in_flight.durable(20);
+        assert_eq!(marks(&in_flight), (120, 120, 120));
+        // The request itself, which is last.
+        in_flight.asking_for_durable(155);
+        send(&mut in_flight, 35, 155);
+        in_flight.durable(20);
+        assert_eq!(marks(&in_flight), (155, 155, 155));
+        assert!(in_flight.received(56).is_err() && in_flight.acknowledge(36, Instant::now()).is_err());
+    }
+
+    #[test]
+    fn of_more_requests_than_are_remembered_the_last_counts() {
+        let mut in_flight = attached();
+        for request in 0..=PIECES_MAX as u64 {
+            send(&mut in_flight, 10, 110 + 10 * request);
+            in_flight.asking_for_durable(110 + 10 * request);
+        }
+        let (sent, last) = (in_flight.sent, 110 + 10 * PIECES_MAX as u64);
+        in_flight.acknowledge(sent, Instant::now()).unwrap();
+        in_flight.durable(sent);
+        assert_eq!(marks(&in_flight), (last, last, last));
+    }
+
+    #[test]
+    fn what_was_void_counts_once_it_is_made_up_for() {
+        let mut in_flight = attached();
+        send(&mut in_flight, 10, 110);
+        in_flight.void(&path("a"), 110);
+        send(&mut in_flight, 10, 120);
+        in_flight.acknowledge(20, Instant::now()).unwrap();
+        assert_eq!(marks(&in_flight), (110, 110, 0));
+        in_flight.mended(&path("a"), 150);
+        send(&mut in_flight, 10, 130);
+        send(&mut in_flight, 20, 150);
+        in_flight.acknowledge(10, Instant::now()).unwrap();
+        assert_eq!(marks(&in_flight), (110, 110, 0));
+        in_flight.acknowledge(20, Instant::now()).unwrap();
+        assert_eq!(marks(&in_flight), (150, 150, 0));
+    }
+
+    #[test]
+    fn what_was_void_of_one_file_is_not_made_up_for_by_another() {
+        let mut in_flight = attached();
+        in_flight.void(&path("unreadable"), 0);
+        in_flight.void(&path("gone"), 100);
+        in_flight.mended(&path("gone"), 100);
+        in_flight.mended(&path("of others"), 100);
+        assert!(marks(&in_flight) == (0, 0, 0) && in_flight.lacks_from_before());
+        in_flight.mended(&path("unreadable"), 110);
+        assert!(marks(&in_flight) == (0, 0, 0) && in_flight.lacks_from_before());
+        send(&mut in_flight, 10, 110);
+        in_flight.acknowledge(10, Instant::now()).unwrap();
+        assert!(marks(&in_flight) == (110, 110, 0) && !in_flight.lacks_from_before());
+        in_flight.void(&path("unreadable"), 110);
+        assert!(!in_flight.lacks_from_before());
+        in_flight.detached();
+        assert!(in_flight.lacks_from_before());
+    }
+
+    #[test]
+    fn what_a_detached_follower_made_durable_says_nothing_of_what_it_is_sent_after() {
+        let mut in_flight = attached();
+        send(&mut in_flight, 10, 110);
+        in_flight.asking_for_durable(110);
+        in_flight.detached();
+        in_flight.sending(5, None, Instant::now(), Instant::now());
+        in_flight.acknowledge(15, Instant::now()).unwrap();
+        in_flight.durable(15);
+        assert!(in_flight.has().is_none() && in_flight.durable_position().is_none());
+    }
+
+    #[test]
+    fn it_is_whole_where_what_was_void_before_it_attached_is_made_up_for() {
+        let mut in_flight = attached();
+        assert!(in_flight.is_whole_at(100));
+        in_flight.void(&path("a"), 0);
+        assert!(!in_flight.is_whole_at(1000));
+        in_flight.mended(&path("a"), 150);
+        assert!(!in_flight.is_whole_at(149) && in_flight.is_whole_at(150));
+        in_flight.void(&path("a"), 160);
+        assert!(in_flight.is_whole_at(170), "that is of the stream");
+    }
+
+    #[test]
+    fn what_acknowledgements_of_1_0_0_say_is_a_matter_of_declaration() {
+        for (declared, expected) in [
+            (Durability::Received, (110, 0, 0)),
+            (Durability::Written, (110, 110, 0)),
+            (Durability::Durable, (110, 110, 110)),
+        ] {
+            let mut in_flight = InFlight { v1_acks: Some(declared), ..attached() };
+            send(&mut in_flight, 10, 110);
+            in_flight.acknowledge(10, Instant::now()).unwrap();
+            assert_eq!(marks(&in_flight), expected, "{declared}");
+        }
+    }
+}

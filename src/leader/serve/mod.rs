@@ -1,0 +1,6 @@
+//! A follower's connection from its arrival to its end: accepted, authenticated, synced, fed, and let go.
+
+pub(in crate::leader) mod accept;
+mod connection;
+mod handshake;
+mod place;

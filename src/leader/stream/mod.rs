@@ -1,0 +1,553 @@
+//! The one order of all actions: the index and the open batch, and how batches reach the followers' queues (invariants I1,
+//! I3 and I4).
+//!
+//! # Locks, in the order they are taken
+//!
+//! 1. `cut` — held by a joining follower's thread, or by the demotion thread, while it reads the index as of one moment. Appenders
+//!    never take it.
+//! 2. `attached` — who gets batches. Held while batches are taken from the stream and pushed, so that every queue has them
+//!    in order. Within it only `try_send`, flags and socket shutdowns: nothing that waits.
+//! 3. `ordered` — index, position and open batch: the critical section of every append. Nothing is awaited within it, and
+//!    no memory is freed or file opened.
+//!
+//! # When a batch is sealed
+//!
+//! The *leader thread* seals and pushes: when a batch is full, when a writer has nothing left to write (`hungry`), or when
+//! asked to. Waking a thread costs whoever does it microseconds, and a hundred of them where the thread that is woken, and
+//! the writers it wakes in turn, take the core: an append itself takes some tens of nanoseconds. So the leader thread is
+//! seldom woken. After each push it naps for [`NAP`] before it looks again, and goes on looking, a little more seldom, for some
+//! milliseconds after the last append; only then does it sleep until it is woken. An append that comes while it naps wakes
+//! nobody, and under load none does. The price is that it lingers until the end of the nap: [`NAP_MAX`] at most. The
+//! first append after a pause goes out at once. Batches are the larger for it, which saves every writer and follower system
+//! calls. Hunger wakes the leader thread only where it sleeps with something in the open batch.
+//!
+//! What is sealed and not yet pushed is bounded: at [`SEALED_BYTES_MAX`] the appender pushes itself, which again is only
+//! `try_send`.
+//!
+//! # Buffers
+//!
+//! An append finds a buffer for the open batch at hand, whose memory the system has provided: fresh memory costs a page
+//! fault for every 4 KiB, which is a hundred times what the append takes. Where a core is scarce, as while a follower joins on
+//! a small host, it was just that which showed in the slowest of a thousand appends. Only the leader thread, and who
+//! attaches a follower, gets memory from the system. Whoever else pushes makes do with buffers that came back from writers.
+
+mod announce;
+mod cuts;
+pub(in crate::leader) mod discarded;
+mod pressure;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::Duration;
+
+use self::announce::SEALED_BYTES_MAX;
+pub(in crate::leader) use self::announce::{Content, INLINE_BYTES_MAX, temporary_of, whole};
+pub(in crate::leader) use self::cuts::{AttachedQueue, Attachment, Changes, Demotion, Unqueued};
+use self::pressure::{OVERRUN_BYTES_MAX, Pressure, is_in_sync};
+use crate::config::{BackPressure, LeaderConfig, OnFull};
+use crate::index::Index;
+use crate::leader::batch::{BATCH_BYTES_MAX, Batch, Buffers};
+use crate::leader::peers::follower::FollowerHandle;
+use crate::leader::peers::stalls::{Grace, Stalls};
+use crate::leader::peers::status::{EvictionReason, FollowerStatus};
+use crate::sys::channel::{Receiver, Sender, TrySendError};
+use crate::sys::sync::{Mutex, OnceLock};
+use crate::sys::thread::{self, Thread};
+use crate::sys::time::Instant;
+use crate::thread::deadline;
+use crate::types::StreamPosition;
+
+/// Empty buffers at hand for what is appended until the leader thread comes again. On a busy host that may take it many
+/// milliseconds, and appends that wait for a core meanwhile come all at once; so there are enough for all that may be
+/// sealed before an appender pushes itself.
+const SPARES: usize = 64;
+
+const _: () = assert!((SPARES * BATCH_BYTES_MAX) as u64 >= SEALED_BYTES_MAX);
+
+/// How long the leader thread rests after a push, and so how long an append may linger under load; Linux adds about as much
+/// again. Each nap after which nothing was there to push is followed by one of twice the length, up to [`NAP_MAX`].
+const NAP: Duration = Duration::from_micros(50);
+
+/// How long an append may linger that follows another within some 2 ms.
+const NAP_MAX: Duration = Duration::from_micros(200);
+
+/// Naps after which nothing was there to push, until the leader thread sleeps: some 2 ms in all. Each costs about as much CPU as
+/// the wake-up that it saves an append, so more of them would show in the load of a host that appends now and then.
+const IDLE_LOOKS: u32 = 8;
+
+/// How long the leader thread sleeps when nothing wakes it. Every wake-up is explicit: this is for it to see that the process was
+/// stopped.
+const TICK: Duration = Duration::from_secs(1);
+
+/// See the module's documentation.
+pub(in crate::leader) struct Stream {
+    cut: Mutex<()>,
+    attached: Mutex<Attached>,
+    ordered: Mutex<Ordered>,
+    /// A writer has nothing left to write.
+    hungry: AtomicBool,
+    /// The leader thread sleeps until that is so.
+    awaits_hunger: AtomicBool,
+    leader_thread: Parked,
+    /// Of the leader thread, so that a watchdog sees that it goes on.
+    rounds: AtomicU64,
+    stopped: AtomicBool,
+    pub(in crate::leader) buffers: Buffers,
+    limits: Limits,
+    pressure: Pressure,
+    pub(in crate::leader) stalls: Stalls,
+    /// Parked until `to_demote`; there is one with [`OnFull::CatchUp`].
+    demotion_thread: Parked,
+    to_demote: AtomicBool,
+    /// Everything up to this position was pushed.
+    pushed: AtomicU64,
+}
+
+/// Of every follower's queue; see [`LeaderConfig`].
+struct Limits {
+    queue_bytes: u64,
+    lag_bytes: u64,
+    /// What one batch counts for towards `lag_bytes` at most.
+    batch_lag_bytes: u64,
+    queue_batches: usize,
+    queue_soft_bytes: u64,
+    queue_soft_time: Duration,
+    on_full: OnFull,
+    back_pressure: BackPressure,
+    min_in_sync: usize,
+}
+
+struct Attached {
+    followers: Vec<Queue>,
+    /// Batches taken from the stream, about to be pushed; kept for its capacity.
+    taken: Vec<Arc<Batch>>,
+}
+
+struct Queue {
+    follower: Arc<FollowerHandle>,
+    sender: Sender<Arc<Batch>>,
+    /// With [`OnFull::CatchUp`].
+    demotable: Option<Demotable>,
+    /// Once it was full, and until the demotion thread takes it off the list.
+    lost: Option<Lost>,
+    /// Since when it holds more than the soft limit, as of the last push.
+    over_soft_since: Option<Instant>,
+    grace: Grace,
+}
+
+/// What it takes to demote a follower without waiting for its writer.
+struct Demotable {
+    /// The other end of `sender`: a queue is emptied at once, whatever its writer is at.
+    batches: Receiver<Arc<Batch>>,
+    demotion: Sender<Demotion>,
+}
+
+/// What was not queued any more: bounded by [`Stream::lost_bytes_max`].
+struct Lost {
+    /// As it was when the queue was full, or it was too far behind.
+    status: FollowerStatus,
+    reason: EvictionReason,
+    batches: Vec<Arc<Batch>>,
+    bytes: u64,
+}
+
+struct Ordered {
+    index: Index,
+    /// Position after all that was announced.
+    position: u64,
+    /// Actions not sealed yet.
+    open: Vec<u8>,
+    /// Empty buffers for the next open batches: [`SPARES`] of [`BATCH_BYTES_MAX`], unless they were used up.
+    spares: Vec<Vec<u8>>,
+    sealed: Vec<Arc<Batch>>,
+    sealed_bytes: u64,
+    /// Queues there are. While there is none, actions are only counted.
+    queues: usize,
+    /// Nothing is announced by a host any more: the position after the last that changed a file.
+    closed: Option<u64>,
+    /// The last that is announced asks to make everything durable.
+    durable_at_end: bool,
+    sleep: Sleep,
+}
+
+/// What the leader thread sleeps for.
+#[derive(Clone, Copy, PartialEq)]
+enum Sleep {
+    Awake,
+    UntilAppend,
+    UntilSealed,
+}
+
+/// A thread that parks until it is woken. Who wakes it has said before what for, and it looks at that after it has
+/// entered: one of the two sees the other.
+#[derive(Default)]
+struct Parked(OnceLock<Thread>);
+
+impl Parked {
+    /// Called by the thread itself, first.
+    fn enter(&self) {
+        self.0.get_or_init(thread::current);
+        fence(Ordering::SeqCst);
+    }
+
+    fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if let Some(thread) = self.0.get() {
+            thread.unpark();
+        }
+    }
+}
+
+/// What to do after the `ordered` lock was given back.
+#[must_use]
+struct After {
+    position: u64,
+    wake: bool,
+    push: bool,
+}
+
+impl Queue {
+    /// Whether it has held more than the soft limit for as long as that may be, if it holds `bytes` now.
+    fn is_over_soft_for_long(&mut self, bytes: u64, limits: &Limits, stalls: &Stalls) -> bool {
+        let since = self.over_soft_since.filter(|_| !self.grace.begins_anew(stalls));
+        self.over_soft_since = (bytes > limits.queue_soft_bytes).then(|| since.unwrap_or_else(Instant::now));
+        self.over_soft_since.is_some_and(|since| since.elapsed() >= limits.queue_soft_time)
+    }
+}
+
+impl Stream {
+    /// `position` is that after all that is in the index.
+    pub(in crate::leader) fn new(index: Index, position: StreamPosition, config: &LeaderConfig) -> Self {
+        Self {
+            cut: Mutex::new(()),
+            attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
+            ordered: Mutex::new(Ordered {
+                index,
+                position: position.0,
+                open: Vec::new(),
+                spares: Vec::with_capacity(SPARES),
+                sealed: Vec::new(),
+                sealed_bytes: 0,
+                queues: 0,
+                closed: None,
+                durable_at_end: false,
+                sleep: Sleep::Awake,
+            }),
+            hungry: AtomicBool::new(false),
+            awaits_hunger: AtomicBool::new(false),
+            leader_thread: Parked::default(),
+            rounds: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            buffers: Buffers::default(),
+            limits: Limits {
+                queue_bytes: config.queue_bytes,
+                lag_bytes: config.lag_bytes_max(),
+                batch_lag_bytes: config.queue_bytes.min(config.lag_bytes_max() / 2),
+                queue_batches: config.queue_batches,
+                queue_soft_bytes: config.queue_soft_bytes.unwrap_or(u64::MAX),
+                queue_soft_time: config.queue_soft_time,
+                on_full: config.on_full,
+                back_pressure: config.back_pressure,
+                min_in_sync: config.min_in_sync,
+            },
+            pressure: Pressure::default(),
+            stalls: Stalls::default(),
+            demotion_thread: Parked::default(),
+            to_demote: AtomicBool::new(false),
+            pushed: AtomicU64::new(position.0),
+        }
+    }
+
+    // ---- the leader thread ----
+
+    /// The leader thread's life: ends after [`stop`](Self::stop).
+    pub(in crate::leader) fn run_leader(&self) {
+        self.leader_thread.enter();
+        let mut idle_looks = 0;
+        while !self.stopped.load(Ordering::Acquire) {
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+            self.relieve();
+            let before_sleep = idle_looks == IDLE_LOOKS && !self.pressure.is_on();
+            if self.something_to_push(before_sleep) {
+                self.push();
+                self.provide_spares();
+                idle_looks = 0;
+            } else if before_sleep {
+                // A wake-up between the look and here makes this return at once.
+                self.rest(TICK);
+                continue;
+            } else {
+                idle_looks = (idle_looks + 1).min(IDLE_LOOKS);
+            }
+            // Still `Awake`: nobody wakes it now but who stops it.
+            self.rest((NAP * (1 << idle_looks)).min(NAP_MAX));
+        }
+    }
+
+    fn rest(&self, at_most: Duration) {
+        let since = Instant::now();
+        thread::park_timeout(at_most);
+        self.stalls.rested(since, at_most);
+    }
+
+    /// If not, and `before_sleep`, whoever brings something wakes the leader thread.
+    fn something_to_push(&self, before_sleep: bool) -> bool {
+        // Before the look at `hungry`, which a writer sets before it looks at this: one of the two sees the other.
+        self.awaits_hunger.store(before_sleep, Ordering::SeqCst);
+        let hungry = self.hungry.load(Ordering::SeqCst);
+        let something = {
+            let mut ordered = self.ordered.lock();
+            let something = !ordered.sealed.is_empty() || (hungry && !ordered.open.is_empty());
+            ordered.sleep = match hungry {
+                _ if something || !before_sleep => Sleep::Awake,
+                true => Sleep::UntilAppend,
+                false => Sleep::UntilSealed,
+            };
+            something
+        };
+        if something || hungry {
+            self.awaits_hunger.store(false, Ordering::Relaxed);
+        }
+        something
+    }
+
+    fn wake_leader(&self) {
+        self.leader_thread.wake();
+    }
+
+    /// How many files are announced, and how many bytes in them.
+    pub(in crate::leader) fn totals(&self) -> (u64, u64) {
+        self.ordered.lock().index.totals()
+    }
+
+    /// Whether the leader thread goes on, or has been stopped. Blocks up to `within`.
+    pub(in crate::leader) fn is_dispatching(&self, within: Duration) -> bool {
+        let deadline = deadline(within);
+        let before = self.rounds.load(Ordering::Relaxed);
+        self.wake_leader();
+        while self.rounds.load(Ordering::Relaxed) == before && !self.stopped.load(Ordering::Acquire) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        true
+    }
+
+    pub(in crate::leader) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.pressure.end();
+        self.wake_leader();
+        self.demotion_thread.wake();
+    }
+
+    /// A writer has nothing left to write: what is in the open batch should come.
+    pub(in crate::leader) fn now_hungry(&self) {
+        if !self.hungry.swap(true, Ordering::SeqCst) && self.awaits_hunger.load(Ordering::SeqCst) {
+            self.wake_leader();
+        }
+    }
+
+    // ---- pushing ----
+
+    /// Seals the open batch and pushes all that is sealed. Whose queue is full is evicted, and gone from the list; or it is
+    /// demoted, which the demotion thread completes.
+    pub(in crate::leader) fn push(&self) {
+        let mut attached = self.attached.lock();
+        let gone = self.push_locked(&mut attached, |_| ());
+        drop(attached);
+        // The last sender frees what is queued: not under the lock.
+        drop(gone);
+    }
+
+    /// The same, unless everything up to `position` was pushed already.
+    pub(in crate::leader) fn push_up_to(&self, position: StreamPosition) {
+        let is_pushed = || self.pushed.load(Ordering::Acquire) >= position.0;
+        if is_pushed() {
+            return;
+        }
+        let mut attached = self.attached.lock();
+        // Of many who ask at once, one pushes.
+        let gone = if is_pushed() { Vec::new() } else { self.push_locked(&mut attached, |_| ()) };
+        drop(attached);
+        drop(gone);
+    }
+
+    /// Pushes what comes before the moment at which `at_cut` is called with everything locked.
+    fn push_locked(&self, attached: &mut Attached, at_cut: impl FnOnce(&mut Ordered)) -> Vec<Queue> {
+        let Attached { followers, taken } = attached;
+        let (open, end, missing) = {
+            let mut ordered = self.ordered.lock();
+            let open = ordered.take_open();
+            if !open.is_empty() || !ordered.sealed.is_empty() {
+                // Not later: a writer that gets hungry after this must not be overlooked.
+                self.hungry.store(false, Ordering::SeqCst);
+            }
+            std::mem::swap(&mut ordered.sealed, taken);
+            ordered.sealed_bytes = 0;
+            at_cut(&mut ordered);
+            let missing = if ordered.queues > 0 { SPARES - ordered.spares.len() } else { 0 };
+            (open, ordered.position, missing)
+        };
+        let mut spare = None;
+        if !open.is_empty() {
+            let raw = if open.len() * 2 < open.capacity() {
+                // A small batch may wait in a queue for long, next to many others: it holds what it needs.
+                let small = open.as_slice().to_vec();
+                spare = Some(open);
+                small
+            } else {
+                open
+            };
+            taken.push(Arc::new(Batch::actions(end, raw)));
+        }
+        let mut gone = Vec::new();
+        for batch in taken.drain(..) {
+            let protects = self.protects(followers.iter().map(|queue| &*queue.follower));
+            gone.extend(followers.extract_if(.., |queue| !self.push_to(queue, &batch, protects)));
+        }
+        self.pushed.store(end, Ordering::Release);
+        if !gone.is_empty() {
+            self.ordered.lock().queues -= gone.len();
+        }
+        if missing > 0 {
+            self.refill_spares(missing, spare, || self.buffers.take());
+        }
+        gone
+    }
+
+    /// Whether the follower stays. `protects`: there are none too many.
+    fn push_to(&self, queue: &mut Queue, batch: &Arc<Batch>, protects: bool) -> bool {
+        let follower = &queue.follower;
+        if follower.has_ended() {
+            return false;
+        }
+        let (cost, counts) = (batch.cost(), self.counts(batch));
+        if let Some(lost) = &mut queue.lost {
+            lost.bytes += cost;
+            lost.batches.push(batch.clone());
+            if lost.bytes > self.lost_bytes_max() {
+                follower.evict_at(EvictionReason::QueueFull, StreamPosition(batch.end));
+            }
+            return lost.bytes <= self.lost_bytes_max();
+        }
+        // One batch larger than the whole budget passes alone.
+        let held = follower.queue.bytes();
+        let protected = protects && is_in_sync(follower);
+        let most = self.limits.queue_bytes + if protected { OVERRUN_BYTES_MAX } else { 0 };
+        let too_long = queue.is_over_soft_for_long(held + cost, &self.limits, &self.stalls);
+        let is_behind = queue.follower.counted_lag() + counts > self.limits.lag_bytes;
+        let is_full = too_long || held > 0 && held + cost > self.limits.queue_bytes;
+        if protected && (is_full || is_behind || self.is_crowded(queue, 4)) {
+            self.pressure.begin();
+        }
+        let follower = &queue.follower;
+        let has_room = held == 0 || held + cost <= most && (protected || !too_long);
+        let fits = has_room && (protected || !is_behind);
+        let reason = if has_room && !fits { EvictionReason::TooFarBehind } else { EvictionReason::QueueFull };
+        follower.queue.add(cost);
+        follower.dispatched(counts);
+        match if fits { queue.sender.try_send(batch.clone()) } else { Err(TrySendError::Full(batch.clone())) } {
+            Ok(()) => true,
+            Err(TrySendError::Full(batch)) if self.limits.on_full == OnFull::CatchUp => {
+                let status = follower.status(StreamPosition(batch.end));
+                follower.queue.remove(cost);
+                follower.demoted();
+                queue.lost = Some(Lost { status, reason, batches: vec![batch], bytes: cost });
+                self.to_demote.store(true, Ordering::Release);
+                self.demotion_thread.wake();
+                true
+            }
+            Err(TrySendError::Full(_)) => {
+                follower.evict_at(reason, StreamPosition(batch.end));
+                false
+            }
+            Err(TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// What a batch counts for towards a follower's lag: of one record, however large, no more than leaves room for others.
+    pub(in crate::leader) fn counts(&self, batch: &Batch) -> u64 {
+        batch.bytes.min(self.limits.batch_lag_bytes)
+    }
+
+    /// How much a full queue may lose while the demotion thread waits for its turn to make a cut; beyond it the follower is
+    /// evicted after all. As much as a queue holds, so that what is held for a follower at most doubles, for as long as that
+    /// takes; queues that are small only for a test are not held to it.
+    fn lost_bytes_max(&self) -> u64 {
+        const SMALLEST: u64 = 16 << 20;
+        self.limits.queue_bytes.max(SMALLEST)
+    }
+
+    /// Provides what buffers are missing, from the system if need be. Not called where an append waits.
+    fn provide_spares(&self) {
+        let missing = {
+            let ordered = self.ordered.lock();
+            if ordered.queues > 0 { SPARES - ordered.spares.len() } else { 0 }
+        };
+        if missing > 0 {
+            self.refill_spares(missing, None, || Some(self.buffers.take_or_allocate()));
+        }
+    }
+
+    fn refill_spares(&self, missing: usize, returned: Option<Vec<u8>>, next: impl FnMut() -> Option<Vec<u8>>) {
+        let returned = returned.map(|mut returned| {
+            returned.clear();
+            returned
+        });
+        let spares: Vec<_> = returned.into_iter().chain(std::iter::from_fn(next)).take(missing).collect();
+        let mut ordered = self.ordered.lock();
+        // Others may have pushed meanwhile.
+        let missing = SPARES - ordered.spares.len();
+        let mut spares = spares.into_iter();
+        ordered.spares.extend(spares.by_ref().take(missing));
+        drop(ordered);
+        spares.for_each(|spare| self.buffers.give(spare));
+    }
+
+    /// Of a follower that has missed a deadline: whether all others of the stream, and there are some, are late with it. They need
+    /// not have begun at one moment: half of the deadline is enough.
+    pub(in crate::leader) fn all_are_late(&self, follower: &FollowerHandle, deadline: Duration) -> bool {
+        let all = {
+            let attached = self.attached.lock();
+            let followers = attached.followers.iter().map(|queue| &*queue.follower);
+            let mut others = followers.filter(|other| other.id != follower.id).peekable();
+            others.peek().is_some() && others.all(|other| other.silent_for() >= deadline / 2)
+        };
+        if all {
+            self.stalls.all_are_late(deadline);
+        }
+        all
+    }
+
+    // ---- the demotion thread ----
+
+    /// Waits until a follower is to be demoted. `false`: [`stop`](Self::stop) was called.
+    pub(in crate::leader) fn wait_to_demote(&self) -> bool {
+        self.demotion_thread.enter();
+        while !self.stopped.load(Ordering::Acquire) {
+            if self.to_demote.swap(false, Ordering::AcqRel) {
+                return true;
+            }
+            thread::park();
+        }
+        false
+    }
+
+    /// Takes a follower that has ended off the list, so that its writer sees the channel's end.
+    pub(in crate::leader) fn detach(&self, follower: &Arc<FollowerHandle>) {
+        let mut attached = self.attached.lock();
+        let at = attached.followers.iter().position(|queue| Arc::ptr_eq(&queue.follower, follower));
+        let gone = at.map(|at| attached.followers.swap_remove(at));
+        if gone.is_some() {
+            self.ordered.lock().queues -= 1;
+        }
+        drop(attached);
+        drop(gone);
+    }
+
+    /// Whether `is_so` of any follower that gets batches now.
+    pub(in crate::leader) fn any_attached(&self, mut is_so: impl FnMut(&FollowerHandle) -> bool) -> bool {
+        self.attached.lock().followers.iter().any(|queue| is_so(&queue.follower))
+    }
+}

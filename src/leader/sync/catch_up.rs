@@ -1,0 +1,183 @@
+//! Catching up: from a view of what a follower has to the stream, for who has just synced and for who was demoted.
+//!
+//! In *rounds*: what changed since the last one began is read from disk and sent, as ordinary actions. In each the follower attaches to
+//! the stream at the very moment of the cut; if what is then left to catch up with is more than a quarter of its queue could
+//! hold up for, it is detached again, and the next round is shorter. A round ends when it is acknowledged.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::leader::batch::Step;
+use crate::leader::core::Core;
+use crate::leader::link::frame::Frame;
+use crate::leader::peers::follower::FollowerHandle;
+use crate::leader::peers::gone::{broken, gone};
+use crate::leader::peers::status::{CatchUpStatus, EvictionReason};
+use crate::leader::stream::Demotion;
+use crate::leader::stream::{AttachedQueue, Attachment, Changes};
+use crate::leader::sync::ranges::Ranges;
+use crate::leader::sync::view::View;
+use crate::sys::time::Instant;
+use crate::types::StreamPosition;
+
+pub(in crate::leader) struct CatchUp<'a> {
+    pub(in crate::leader) core: &'a Arc<Core>,
+    pub(in crate::leader) follower: &'a Arc<FollowerHandle>,
+    pub(in crate::leader) frame: &'a mut Frame,
+    pub(in crate::leader) ranges: Ranges<'a>,
+    pub(in crate::leader) view: View,
+    /// How long it may acknowledge nothing of a round; `None` if the ack thread watches that.
+    pub(in crate::leader) ack_timeout: Option<Duration>,
+}
+
+impl<'a> CatchUp<'a> {
+    /// Brings a demoted follower back to the stream. Once it was in sync, its ack thread watches it as it does in the stream.
+    pub(in crate::leader) fn after_demotion(
+        core: &'a Arc<Core>,
+        follower: &'a Arc<FollowerHandle>,
+        frame: &'a mut Frame,
+        demotion: Demotion,
+    ) -> Result<CaughtUp, Error> {
+        let Demotion { at_cut, discarded } = demotion;
+        let (mut view, files) = View::behind(&at_cut.files, discarded, follower.extension);
+        let changes = Changes { files, as_of: at_cut.as_of, whole: false };
+        drop(at_cut);
+        // Of these it was not sent what it should have been.
+        for path in follower.spoiled.lock().iter() {
+            view.void(path);
+        }
+        let ranges = Ranges::in_bulk(core, follower);
+        ranges.wait_out_of_sync()?;
+        let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
+        Self { core, follower, frame, ranges, view, ack_timeout }.run(changes)
+    }
+
+    /// Blocks until the follower is attached, with little left to send. What it lacks of `changes` comes first, and then what changed
+    /// since.
+    pub(in crate::leader) fn run(mut self, changes: Changes) -> Result<CaughtUp, Error> {
+        let config = &self.core.config;
+        let quarter = config.queue_bytes.min(config.lag_bytes_max()) / 4;
+        self.follower.catches_up(self.core.stream.position());
+        self.wait_acknowledged()?;
+        let mut last_bytes = 0;
+        let mut since = changes.as_of;
+        if !changes.files.is_empty() {
+            let steps = self.view.plan(changes);
+            self.round(steps, &mut last_bytes)?;
+        }
+        loop {
+            // What changed during a round is some part of what the round moved, if the follower is faster than the writers.
+            if last_bytes > quarter {
+                self.round_since(&mut since, &mut last_bytes)?;
+                continue;
+            }
+            let Attachment { changes, position, queue } = self.core.stream.attach(self.follower, since);
+            let steps = changes.map(|changes| self.view.plan(changes));
+            let bytes = |steps: &Vec<Step>| steps.iter().map(Step::bytes).sum::<u64>();
+            match steps {
+                Some(steps) if bytes(&steps) <= quarter => return Ok(CaughtUp { steps, position, queue }),
+                steps => {
+                    self.core.stream.detach(self.follower);
+                    drop(queue.batches);
+                    // If it was full already, the demotion thread is at it: nobody may be when it is used again.
+                    let _ = queue.demotions.recv();
+                    self.follower.detached();
+                    match steps {
+                        Some(steps) => {
+                            since = position;
+                            self.round(steps, &mut last_bytes)?;
+                        }
+                        None => self.round_since(&mut since, &mut last_bytes)?,
+                    }
+                }
+            }
+        }
+    }
+
+    fn round_since(&mut self, since: &mut StreamPosition, last_bytes: &mut u64) -> Result<(), Error> {
+        let changes = self.core.stream.changes(*since);
+        *since = changes.as_of;
+        let steps = self.view.plan(changes);
+        self.round(steps, last_bytes)
+    }
+
+    fn round(&mut self, steps: Vec<Step>, last_bytes: &mut u64) -> Result<(), Error> {
+        let bytes = steps.iter().map(Step::bytes).sum::<u64>();
+        let before = self.follower.catch_up_round(self.core.stream.position(), bytes);
+        self.report(bytes, *last_bytes, before);
+        *last_bytes = bytes;
+        let turn = self.core.admission.catch_ups.acquire(self.follower)?;
+        for step in steps {
+            if let Err(path) = self.ranges.send_step(self.frame, &step)? {
+                self.view.void(&path);
+            }
+            self.ranges.beat(self.frame)?;
+        }
+        self.frame.flush().map_err(broken)?;
+        self.follower.written();
+        drop(turn);
+        self.wait_acknowledged()
+    }
+
+    fn report(&self, bytes: u64, last_bytes: u64, before: Option<CatchUpStatus>) {
+        let FollowerHandle { id, address, .. } = &**self.follower;
+        let missing = format!("follower {id} at {address} catches up: {bytes} bytes are missing");
+        let Some(CatchUpStatus { rate_bytes_per_s, append_bytes_per_s, estimated, .. }) = before else {
+            log::info!("{missing}");
+            return;
+        };
+        let rates = format!("{rate_bytes_per_s} bytes/s against {append_bytes_per_s} bytes/s appended");
+        match estimated {
+            Some(time) if bytes < last_bytes => log::info!("{missing}, {rates}: about {:.1} s", time.as_secs_f64()),
+            _ => log::warn!(
+                "{missing}, {rates}: it never ends unless writers append less, or the follower or its link gets faster"
+            ),
+        }
+    }
+
+    fn wait_acknowledged(&mut self) -> Result<(), Error> {
+        if self.follower.wait_acknowledged(self.ack_timeout) {
+            return Ok(());
+        }
+        self.follower.evict_at(EvictionReason::NoSyncProgress, self.core.stream.position());
+        Err(gone())
+    }
+}
+
+/// A follower that is attached to the stream, and what it still lacks of what came before.
+pub(in crate::leader) struct CaughtUp {
+    steps: Vec<Step>,
+    position: StreamPosition,
+    queue: AttachedQueue,
+}
+
+impl CaughtUp {
+    /// Sends what is left: in time, for its queue fills meanwhile. Returns the queue.
+    pub(in crate::leader) fn finish(
+        self,
+        core: &Arc<Core>,
+        follower: &Arc<FollowerHandle>,
+        frame: &mut Frame,
+    ) -> Result<AttachedQueue, Error> {
+        let mut ranges = Ranges::new(core, follower);
+        for step in &self.steps {
+            // What mends a void file is in the queue already.
+            let _ = ranges.send_step(frame, step)?;
+        }
+        // What follows are the batches from here on.
+        follower.owed_position.store(follower.extension, Ordering::Relaxed);
+        ranges.tell_whole(frame, self.position)?;
+        frame.flush().map_err(broken)?;
+        follower.written();
+        // Before it may be in sync: it is never seen as both.
+        follower.caught_up();
+        follower.sending(0, Some(self.position), Instant::now());
+        core.passed(follower);
+        core.progress.changed();
+        log::info!("follower {} at {} follows the stream", follower.id, follower.address);
+        Ok(self.queue)
+    }
+}

@@ -1,0 +1,352 @@
+//! Ranges of files, read from disk for one follower.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::index::Version;
+use crate::leader::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
+use crate::leader::core::Core;
+use crate::leader::link::frame::Frame;
+use crate::leader::peers::follower::FollowerHandle;
+use crate::leader::peers::gone::{broken, gone};
+use crate::protocol::extension::Control;
+use crate::protocol::{ActionKind, encode_action_header};
+use crate::sys::fs::Metadata;
+use crate::sys::thread;
+use crate::sys::time::{Instant, SystemTime};
+use crate::types::{RelPath, StreamPosition};
+use crate::uncached::Reader;
+
+/// Sends ranges of files: those of catch-up rounds, and those that stand in batches.
+pub(in crate::leader) struct Ranges<'a> {
+    core: &'a Arc<Core>,
+    follower: &'a FollowerHandle,
+    buffer: Vec<u8>,
+    /// Reads at the pace of all syncs together, and leaves nothing in the page cache.
+    in_bulk: bool,
+    /// The position before what is being sent: from there on it is void, should it be.
+    before: StreamPosition,
+    last_beat: Instant,
+}
+
+/// Pauses before a file is opened once more that could not be: twice as long each time, a second in all.
+const OPEN_PAUSE_MIN: Duration = Duration::from_millis(8);
+const OPEN_PAUSE_MAX: Duration = Duration::from_millis(512);
+
+/// When a follower may come back after a shutdown: a leader that is started anew is there by then.
+const BACK_IN_MS: u32 = 1000;
+
+impl<'a> Ranges<'a> {
+    pub(in crate::leader) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self {
+            core,
+            follower,
+            buffer: Vec::new(),
+            in_bulk: false,
+            before: StreamPosition(0),
+            last_beat: Instant::now(),
+        }
+    }
+
+    /// For a follower that is not attached to the stream: reads at the pace of all of them together, and leaves nothing in the
+    /// page cache.
+    pub(in crate::leader) fn in_bulk(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
+        Self { in_bulk: true, ..Self::new(core, follower) }
+    }
+
+    /// Tells a follower that knows the extension where the stream is, and our clock, once a heartbeat's interval. It is not what tells that we are alive: that is done in
+    /// every phase (`beats.rs`).
+    pub(in crate::leader) fn beat(&mut self, frame: &mut Frame) -> Result<(), Error> {
+        if !self.follower.extension || self.last_beat.elapsed() < self.core.config.heartbeat_interval {
+            return Ok(());
+        }
+        self.last_beat = Instant::now();
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let clock_us = u64::try_from(clock.as_micros()).unwrap_or(u64::MAX);
+        let beat = Control::Heartbeat { position: self.core.stream.position().0, clock_us };
+        let _ = self.send_step(frame, &Step::Control(beat))?;
+        frame.flush().map_err(broken)?;
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Waits until no node can be elected for having been in sync that is about to be made to change its files in any
+    /// other way than by the stream. Blocks while the coordinator cannot be reached.
+    pub(in crate::leader) fn wait_out_of_sync(&self) -> Result<(), Error> {
+        if self.core.commits.wait_out(self.follower) { Ok(()) } else { Err(gone()) }
+    }
+
+    /// Tells a follower that knows the extension that it is let go.
+    pub(in crate::leader) fn goodbye(&mut self, frame: &mut Frame, reason: &str) -> Result<(), Error> {
+        let goodbye = Control::Goodbye { back_in_ms: BACK_IN_MS, reason: reason.to_owned() };
+        let _ = self.send_step(frame, &Step::Control(goodbye))?;
+        frame.flush().map_err(broken)
+    }
+
+    /// Sends a range that stands in the stream.
+    pub(in crate::leader) fn send_queued(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        let begin = batch.end - batch.bytes;
+        if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
+            self.tell_position(frame, batch)?;
+        }
+        self.sent(frame, batch)
+    }
+
+    /// Sends a control that stands in the stream, or to a 1.0.0 follower what it gets instead.
+    pub(in crate::leader) fn send_control(
+        &mut self,
+        frame: &mut Frame,
+        action: &ControlAction,
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        // A rename or truncation of what a void range left incomplete would not make it whole.
+        let spoiled = match &action.control {
+            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
+                self.follower.spoiled.lock().remove(path)
+            }
+            _ => false,
+        };
+        if self.follower.extension && !spoiled {
+            // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
+            let is_told_whole = !self.follower.owed_position.load(Ordering::Relaxed);
+            if action.control == Control::MakeDurable && is_told_whole {
+                self.follower.asking_for_durable(StreamPosition(batch.end));
+            }
+            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
+        } else {
+            for step in &action.instead {
+                let _ = self.send_step(frame, step)?;
+            }
+            if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
+                // 1.0.0 has no empty files.
+                if let Control::Rename { to: path, .. } | Control::Truncate { path, .. } = &action.control {
+                    let _ = self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?;
+                }
+            }
+            self.tell_position(frame, batch)?;
+        }
+        self.sent(frame, batch)
+    }
+
+    /// All of a batch that stands in the stream was written.
+    fn sent(&self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
+        frame.flush().map_err(broken)?;
+        self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
+        self.follower.written();
+        self.core.passed(self.follower);
+        Ok(())
+    }
+
+    /// Tells a follower that counts positions the one after `batch`, which was not sent as it counts.
+    fn tell_position(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
+        // Not the first one, which says more.
+        if self.follower.extension && !self.follower.owed_position.load(Ordering::Relaxed) {
+            let _ = self.send_step(frame, &Step::Control(Control::Position(batch.end)))?;
+        }
+        Ok(())
+    }
+
+    /// Tells a follower that it is whole, and at this position, as soon as that is so: what was void when it attached is made up for by
+    /// what is in its queue.
+    pub(in crate::leader) fn tell_whole(&mut self, frame: &mut Frame, position: StreamPosition) -> Result<(), Error> {
+        let owed = &self.follower.owed_position;
+        if !owed.load(Ordering::Relaxed) || !self.follower.is_whole_at(position) {
+            return Ok(());
+        }
+        owed.store(false, Ordering::Relaxed);
+        let _ = self.send_step(frame, &Step::Control(Control::Position(position.0)))?;
+        frame.flush().map_err(broken)?;
+        self.follower.written();
+        Ok(())
+    }
+
+    /// Sends a step that stands outside the stream; `Err` within is the file that is void after it.
+    pub(in crate::leader) fn send_step(
+        &mut self,
+        frame: &mut Frame,
+        step: &Step,
+    ) -> Result<Result<(), RelPath>, Error> {
+        let mut action = Vec::new();
+        match step {
+            Step::Delete(path) => encode_action_header(&mut action, path, ActionKind::Delete),
+            Step::Control(control) => control.encode(&mut action),
+            Step::Send(range) => {
+                let intact = self.send(frame, range, |_| None)?;
+                return Ok(if intact { Ok(()) } else { Err(range.path.clone()) });
+            }
+        }
+        self.follower.sending(action.len() as u64, None, Instant::now());
+        frame.write_all(&action).map_err(broken)?;
+        Ok(Ok(()))
+    }
+
+    /// Writes the range as actions; `at` tells the position after so many of its action bytes. `false`: it is void, and
+    /// was not sent or ends in zeros.
+    pub(in crate::leader) fn send(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
+    ) -> Result<bool, Error> {
+        let version = Version { generation: range.generation, len: range.offset + range.len };
+        let before = |done| at(done).map_or(StreamPosition(0), |(position, _)| position);
+        self.before = before(0);
+        let Some(mut file) = self.open(&range.path, version)? else {
+            let is_new = self.follower.spoiled.lock().insert(range.path.clone());
+            if at(0).is_some() && is_new && self.core.unreadable.is_noted(&range.path) {
+                log::warn!(
+                    "follower {} at {} is not in sync until {} can be read: it was announced, and could not be sent",
+                    self.follower.id,
+                    self.follower.address,
+                    range.path
+                );
+            }
+            if at(0).is_some() || !self.core.unreadable.is_forbidden(&range.path) {
+                self.follower.void(&range.path, self.before);
+            }
+            self.mend(&range.path, version);
+            return Ok(false);
+        };
+        file.seek(range.offset);
+        let mut done = 0;
+        let mut header = Vec::new();
+        let mut intact = true;
+        for piece in range.pieces() {
+            header.clear();
+            range.encode_header(&mut header, piece);
+            let bytes = header.len() as u64 + piece.1;
+            self.before = before(done);
+            done += bytes;
+            let (position, since) = at(done).unzip();
+            self.follower.sending(bytes, position, since.unwrap_or_else(Instant::now));
+            frame.write_all(&header).map_err(broken)?;
+            intact &= self.copy(frame, &range.path, &mut file, piece.1)?;
+        }
+        if intact && range.kind == RangeKind::Replace {
+            self.follower.spoiled.lock().remove(&range.path);
+        }
+        if !intact {
+            self.follower.spoiled.lock().insert(range.path.clone());
+            self.mend(&range.path, version);
+        }
+        Ok(intact)
+    }
+
+    /// Opens the file if it is still what `version` says. `None`: it is not, or cannot be opened, which is noted then.
+    ///
+    /// Blocks a little if that may pass.
+    pub(in crate::leader) fn open(&self, path: &RelPath, version: Version) -> Result<Option<Reader>, Error> {
+        let mut pause = OPEN_PAUSE_MIN;
+        loop {
+            match self.core.open_announced(path, version.generation, version.len) {
+                Ok(file) => return Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
+                Err(error) if pause > OPEN_PAUSE_MAX || self.may_last(path, &error) => {
+                    self.core.cannot_read(path, &error);
+                    return Ok(None);
+                }
+                // Out of descriptors or memory, perhaps.
+                Err(_) => thread::park_timeout(pause),
+            }
+            pause *= 2;
+            if self.follower.has_ended() {
+                return Err(gone());
+            }
+        }
+    }
+
+    /// Whether what keeps a file from being opened does not pass in a moment.
+    fn may_last(&self, path: &RelPath, error: &io::Error) -> bool {
+        error.kind() == ErrorKind::PermissionDenied || self.core.dir.root().unmounted_above(path).is_some()
+    }
+
+    /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
+    pub(in crate::leader) fn copy(
+        &mut self,
+        frame: &mut Frame,
+        path: &RelPath,
+        file: &mut Reader,
+        len: u64,
+    ) -> Result<bool, Error> {
+        const BUFFER_BYTES: usize = 256 << 10;
+        let most = if self.in_bulk { self.core.admission.portion_bytes() } else { BUFFER_BYTES };
+        self.buffer.resize(most, 0);
+        let mut left = len;
+        let mut intact = true;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(most);
+            let mut length = 0;
+            if self.in_bulk && !self.core.admission.pace(want as u64, self.follower) {
+                return Err(gone());
+            }
+            if intact {
+                length = file.read(&mut self.buffer[..want]).unwrap_or_else(|error| {
+                    self.core.cannot_read(path, &error);
+                    0
+                });
+            }
+            if length == 0 {
+                // Before any of the padding can be acknowledged.
+                self.follower.void(path, self.before);
+                self.buffer.fill(0);
+                intact = false;
+                length = want;
+            }
+            frame.write_all(&self.buffer[..length]).map_err(broken)?;
+            self.follower.sync.bytes_sent.fetch_add(length as u64, Ordering::Relaxed);
+            left -= length as u64;
+        }
+        Ok(intact)
+    }
+
+    /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now. What was void
+    /// at the follower is not once it has all up to where this ends.
+    ///
+    /// Of a file that cannot be read nothing is known: it is announced when it can be.
+    pub(in crate::leader) fn mend(&self, path: &RelPath, believed: Version) {
+        if self.core.unreadable.is_noted(path) {
+            return;
+        }
+        let unread = self.announce_anew(path, believed);
+        if unread.as_ref() != Some(path) {
+            self.follower.mended(path, self.core.stream.position());
+        }
+    }
+
+    /// A follower that joins lacks a file, or part of it, which was not sent. What may not be read is as good as excluded.
+    pub(in crate::leader) fn joins_without(&self, path: &RelPath) {
+        self.follower.spoiled.lock().insert(path.clone());
+        if self.core.unreadable.is_noted(path) && !self.core.unreadable.is_forbidden(path) {
+            self.follower.void(path, StreamPosition(0));
+        }
+    }
+
+    /// Files are the host's: one that is gone may be back in a moment, with its folder. So the doubt is noted *before* the look
+    /// at the disk. What happens to the file after the look is for the host to announce, and when it looks, it finds the doubt
+    /// as well ([`Leader::vouches_for`](crate::leader::Leader::vouches_for)).
+    ///
+    /// Returns where it is, if it cannot be looked at: it is void until it can.
+    fn announce_anew(&self, path: &RelPath, believed: Version) -> Option<RelPath> {
+        let stream = &self.core.stream;
+        let (path, doubted) = stream.doubt(path, believed.generation)?;
+        let found = match self.core.dir.root().metadata(&path) {
+            Ok(found) => found.filter(Metadata::is_file).map(|meta| meta.len()),
+            Err(error) => {
+                // Before others can find that it can be read.
+                self.follower.void(&path, self.before);
+                self.core.cannot_read(&path, &error);
+                return Some(path);
+            }
+        };
+        log::debug!("{path} could not be read as announced: of {} bytes there are now {found:?}", doubted.len);
+        stream.mend(&path, doubted, found);
+        None
+    }
+}
