@@ -57,6 +57,11 @@ impl Reader {
         Self { read_at, ..Self::new(file) }
     }
 
+    /// What it reads.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Goes on at this offset.
     pub(crate) fn seek(&mut self, offset: u64) {
         self.offset = offset;

@@ -40,9 +40,8 @@ impl Scene {
             _ => append(name, bytes),
         });
         connection.sync(&actions.collect::<Vec<_>>().concat());
-        connection.close_now();
-        // Digested: nobody waits until the background has done so.
-        scene.leader.accept_in_sync();
+        eventually("in sync", || follower.status().state == State::Streaming);
+        // Digested as it came.
         follower.stop();
         assert!(scene.kept().exists());
         scene

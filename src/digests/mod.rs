@@ -38,12 +38,14 @@
 //! A leaf. No threads, no locks: whoever writes here holds the directory's `.lock`.
 
 mod bytes;
+mod chunked;
 pub(crate) mod file;
 mod stamps;
 
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
 
-pub(crate) use self::stamps::{SETTLED, SETTLED_COARSE, Stamps};
+pub(crate) use self::chunked::Chunked;
+pub(crate) use self::stamps::{SETTLED, SETTLED_COARSE, Stamps, nanos, now};
 
 /// What is known of a file's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +69,17 @@ impl Digested {
         let whole = self.bytes.min(len) / CHUNK_BYTES;
         self.chunks.truncate(usize::try_from(whole).unwrap_or(usize::MAX));
         self.bytes = self.chunks.len() as u64 * CHUNK_BYTES;
+    }
+
+    /// Takes over the digests of all of the file, as it came. `false`: it is not as long as what came.
+    pub(crate) fn fill(&mut self, filled: &mut Chunked) -> bool {
+        self.cut(filled.taken());
+        let fits = self.bytes == filled.taken() && self.stamps.size == filled.bytes();
+        if fits {
+            filled.take(&mut self.chunks);
+            self.bytes = self.stamps.size;
+        }
+        fits
     }
 
     /// At most so many digests, and what they are of.

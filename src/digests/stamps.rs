@@ -6,8 +6,10 @@
 use std::time::Duration;
 
 use crate::sys::fd::AsFd;
-use crate::sys::rustix::fs::{Stat, fstat};
+use crate::sys::fs::File;
+use crate::sys::rustix::fs::{Stat, Statx, fstat, makedev};
 use crate::sys::rustix::io::Errno;
+use crate::sys::time::SystemTime;
 
 const NANOS: i64 = 1_000_000_000;
 
@@ -18,6 +20,17 @@ const ANYWHERE: u64 = u64::MAX;
 pub(crate) const SETTLED: Duration = Duration::from_millis(100);
 /// Where it counts whole seconds, or every other one; or where nobody asked it.
 pub(crate) const SETTLED_COARSE: Duration = Duration::from_secs(5);
+
+/// Nanoseconds since 1970; the end of time for what does not fit.
+pub(crate) fn nanos(seconds: i64, nanos: i64) -> i64 {
+    seconds.checked_mul(NANOS).and_then(|whole| whole.checked_add(nanos)).unwrap_or(i64::MAX)
+}
+
+/// The time, in nanoseconds since 1970.
+pub(crate) fn now() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// Which file it is, how long, and when it changed: in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +45,24 @@ pub(crate) struct Stamps {
 impl Stamps {
     /// Of what `stat` said. A time that does not fit is never settled.
     pub(crate) fn of(stat: &Stat) -> Self {
-        let nanos = |seconds: i64, nanos: u64| {
-            let nanos = i64::try_from(nanos).ok();
-            nanos.and_then(|nanos| seconds.checked_mul(NANOS)?.checked_add(nanos)).unwrap_or(i64::MAX)
-        };
+        let part = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
         Self {
             dev: stat.st_dev,
             ino: stat.st_ino,
             size: u64::try_from(stat.st_size).unwrap_or_default(),
-            mtime: nanos(stat.st_mtime, stat.st_mtime_nsec),
-            ctime: nanos(stat.st_ctime, stat.st_ctime_nsec),
+            mtime: nanos(stat.st_mtime, part(stat.st_mtime_nsec)),
+            ctime: nanos(stat.st_ctime, part(stat.st_ctime_nsec)),
+        }
+    }
+
+    /// Of what `statx` said.
+    pub(crate) fn of_statx(statx: &Statx) -> Self {
+        Self {
+            dev: makedev(statx.stx_dev_major, statx.stx_dev_minor),
+            ino: statx.stx_ino,
+            size: statx.stx_size,
+            mtime: nanos(statx.stx_mtime.tv_sec, statx.stx_mtime.tv_nsec.into()),
+            ctime: nanos(statx.stx_ctime.tv_sec, statx.stx_ctime.tv_nsec.into()),
         }
     }
 
@@ -67,6 +88,13 @@ impl Stamps {
     pub(crate) fn settled(&self, began: i64) -> bool {
         let is_coarse = self.mtime % NANOS == 0 && self.ctime % NANOS == 0;
         self.settled_for(if is_coarse { SETTLED_COARSE } else { SETTLED }, began)
+    }
+
+    /// Of a file that looked like this before it was read, and is open: these, if it looks so still, is of `len` bytes, and had been at rest when the reading
+    /// `began`. Such digests may outlive the process.
+    pub(crate) fn at_rest(self, len: u64, began: i64, file: &File) -> Option<Self> {
+        let is_at_rest = self.size == len && self.settled_for(SETTLED_COARSE, began);
+        (is_at_rest && Self::of_file(file) == Ok(self)).then_some(self)
     }
 
     /// Whether nothing had changed for so long before `began`.

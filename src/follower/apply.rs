@@ -262,7 +262,13 @@ impl<'a> Actions<'a> {
         };
         self.writes(&path, &file, u64::MAX);
         let written = if self.in_bulk { uncached::append(&file, bytes) } else { (&*file).write_all(bytes) };
-        written.map_err(|error| self.dir.failed("append to", path.as_str(), error))
+        written.map_err(|error| self.dir.failed("append to", path.as_str(), error))?;
+        if self.in_bulk
+            && let Some(track) = &mut self.track
+        {
+            track.appended(&path, bytes);
+        }
+        Ok(())
     }
 
     /// Opens a file to append to, and keeps it open.

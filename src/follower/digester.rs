@@ -5,8 +5,10 @@
 //! of a core, and of a disk, at most; and it stands aside while a sync is under way. (No niceness, see `leader/peers/admission.rs`.) A stop
 //! ends it between two pieces, and between two files that it saves. What it cannot read it leaves: the next comparison tells.
 //!
-//! Saving looks at every file and syncs the file systems. In the background it is done when much would have to be read again, or after a while, and
-//! not more often than every minute, nor for more than a fiftieth of the time.
+//! What a sync brings of files that were not here is digested as it comes, and saved soon after the sync.
+//!
+//! Saving looks at every file and syncs the file systems. In the background it is done when much would have to be read again, or after a while, not
+//! while a sync is under way, and not more often than every minute, nor for more than a fiftieth of the time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,7 @@ const SAVE_WAITS: u32 = 49;
 /// What the system takes longer for has another cause than us.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
+const SAVE_FIRST: Duration = Duration::from_secs(5);
 const SAVE_EVERY_MIN: Duration = Duration::from_secs(60);
 
 /// It is saved when it would take a while to read this again; anyhow after a while.
@@ -53,7 +56,7 @@ impl Digester {
     /// The thread's life.
     pub(super) fn run(&self) {
         let mut buffer = ChunkBuffer::new();
-        let mut save_at = Instant::now() + SAVE_EVERY_MIN;
+        let mut save_at = Instant::now() + SAVE_FIRST;
         let mut save_anyhow_at = Instant::now() + SAVE_EVERY;
         let mut pause = TICK;
         while self.shared.goes_on_after(pause) {
@@ -66,7 +69,8 @@ impl Digester {
                 pause = Duration::ZERO;
             }
             let now = Instant::now();
-            let lost = self.digests.unsaved().filter(|_| now >= save_at && self.shared.is_ours());
+            let saves = now >= save_at && !stands_aside && self.shared.is_ours();
+            let lost = self.digests.unsaved().filter(|_| saves);
             if lost.is_some_and(|lost| lost >= SAVE_BYTES_MIN || now >= save_anyhow_at) {
                 self.save(&|| self.shared.stopping());
                 let took = now.elapsed();

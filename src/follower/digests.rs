@@ -5,7 +5,7 @@
 //! change by another within the same tick of the file system's clock as a write of ours, which keeps the length, is not seen (kernels since 6.13
 //! have no such ticks for files that are looked at).
 //!
-//! What our writes leave undigested waits here for the [`digester`](super::digester), which takes it when the file has been at rest for [`REST`]; or
+//! What a sync puts into files that were empty is digested as it comes ([`Track::appended`](super::track::Track::appended)). What our other writes leave undigested waits here for the [`digester`](super::digester), which takes it when the file has been at rest for [`REST`]; or
 //! as much as there is of whole chunks, where it goes on growing.
 //!
 //! One lock around all of it, a leaf, held for lookups and never while a file is read.
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
-use crate::digests::{Digested, Stamps};
+use crate::digests::{Chunked, Digested, Stamps};
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest};
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
@@ -30,6 +30,9 @@ pub(super) const REST: Duration = Duration::from_secs(5);
 
 /// One that grows is, when so much is to be read at least.
 const GROWN_BYTES_MIN: u64 = READ_AT_ONCE_BYTES as u64;
+
+/// To open a file takes about as long as to read so much of it.
+const OPENING_BYTES: u64 = 64 << 10;
 
 /// The digests of all files.
 #[derive(Debug, Default)]
@@ -46,7 +49,7 @@ struct State {
     due: VecDeque<(Instant, RelPath)>,
     /// The file that is being digested in the background, as long as nothing happens to it but appends.
     reading: Option<RelPath>,
-    /// Bytes of which the digests are not on disk.
+    /// Bytes of which the digests are not on disk; some for each file of which none are.
     unsaved: u64,
     /// Something has changed since they were saved.
     changed: bool,
@@ -105,23 +108,23 @@ impl Digests {
         self.state.lock().files.insert(path, known);
     }
 
-    /// Before a write of ours: forgets what is known of the file if it is not as our last one left it.
-    pub(super) fn check(&self, path: &RelPath, file: &File) {
+    /// Before a write of ours: forgets what is known of the file if it is not as our last one left it. Returns how long it is.
+    pub(super) fn check(&self, path: &RelPath, file: &File) -> Option<u64> {
         let now = Stamps::of_file(file);
         let mut state = self.state.lock();
         let is_known = state.files.get(path).is_some_and(|known| now.is_ok_and(|now| known.stamps.are(&now)));
-        if is_known {
-            return;
+        if !is_known {
+            state.remove(path);
+            if let Ok(now) = now {
+                // That from now on only we have changed it.
+                state.insert(path, Digested::nothing(now));
+            }
         }
-        state.remove(path);
-        if let Ok(now) = now {
-            // That from now on only we have changed it.
-            state.insert(path, Digested::nothing(now));
-        }
+        now.ok().map(|now| now.size)
     }
 
-    /// After a write of ours, at or behind `offset`: what is before it is still true.
-    pub(super) fn changed(&self, path: &RelPath, file: &File, offset: u64) {
+    /// After a write of ours, at or behind `offset`: what is before it is still true. `filled`: what came of the file, if that is all of it.
+    pub(super) fn changed(&self, path: &RelPath, file: &File, offset: u64, filled: Option<&mut Chunked>) {
         let now = Stamps::of_file(file);
         let state = &mut *self.state.lock();
         let Some(known) = state.files.get_mut(path) else { return };
@@ -133,10 +136,18 @@ impl Digests {
             known.cut(offset);
         }
         known.stamps = now;
-        if !is_append {
+        let had = known.bytes;
+        let is_filled = filled.is_some_and(|filled| known.fill(filled));
+        let more = known.bytes.saturating_sub(had);
+        if !is_append || is_filled {
             state.disturbed(path);
         }
-        state.waits(path);
+        if is_filled {
+            state.waiting.remove(path);
+            state.unsaved += more + if had == 0 { OPENING_BYTES } else { 0 };
+        } else {
+            state.waits(path);
+        }
     }
 
     /// The file has another name.
@@ -337,8 +348,11 @@ impl ChunkBuffer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::flush::Unflushed;
+    use super::super::track::Track;
     use super::*;
     use std::io::Write;
+    use std::sync::Arc;
 
     fn digest(bytes: &[u8]) -> ChunkDigest {
         Sha1::digest(bytes).into()
@@ -375,11 +389,57 @@ mod tests {
         assert_eq!(told(&digests, &path, &file), (CHUNK as u64 + 10, first.clone(), 0));
         digests.check(&path, &file);
         file.write_all(&[2; 5]).unwrap();
-        digests.changed(&path, &file, CHUNK as u64 + 10);
+        digests.changed(&path, &file, CHUNK as u64 + 10, None);
         let mut tail = vec![1; 10];
         tail.extend_from_slice(&[2; 5]);
         let second = vec![first[0], digest(&tail)];
         assert_eq!(told(&digests, &path, &file), (CHUNK as u64 + 15, second, 15));
+    }
+
+    #[test]
+    fn what_fills_a_file_that_was_empty_is_digested_as_it_comes_and_nothing_else() {
+        let (_dir, path, file) = opened();
+        let (digests, file) = (Arc::new(Digests::default()), Arc::new(file));
+        let mut track = Track::new(digests.clone(), Unflushed::default());
+        let mut content = Vec::new();
+        let mut append = |bytes: &[u8], in_bulk: bool, track: &mut Track| {
+            track.writes(&path, &file, u64::MAX);
+            (&*file).write_all(bytes).unwrap();
+            content.extend_from_slice(bytes);
+            if in_bulk {
+                track.appended(&path, bytes);
+            }
+            content.chunks(CHUNK).map(digest).collect::<Vec<_>>()
+        };
+        let known = |digests: &Digests| {
+            let mut known = None;
+            digests
+                .known(&path, &Stamps::of_file(&*file).unwrap(), 100, |len, told| known = Some((len, told.to_vec())));
+            known.map(|(_, digests)| digests)
+        };
+        for (at, len) in [10, CHUNK - 10, CHUNK + 1, 3 * CHUNK, 1].into_iter().enumerate() {
+            let expected = append(&vec![u8::try_from(at).unwrap(); len], true, &mut track);
+            if at != 2 {
+                track.settle();
+                assert_eq!(known(&digests), Some(expected));
+            }
+        }
+        assert!(digests.next_due(Instant::now() + 2 * REST).is_none(), "it is read again");
+        append(b"the stream's", false, &mut track);
+        append(b"more", true, &mut track);
+        track.settle();
+        assert_eq!(known(&digests), None);
+        // Of what somebody else has added to it meanwhile nobody knows.
+        file.set_len(0).unwrap();
+        for foreign in [&b""[..], b"x"] {
+            let mut track = Track::new(Arc::new(Digests::default()), Unflushed::default());
+            file.set_len(0).unwrap();
+            track.writes(&path, &file, u64::MAX);
+            (&*file).write_all(&[foreign, b"ours"].concat()).unwrap();
+            track.appended(&path, b"ours");
+            let digests = track.into_digests();
+            assert_eq!(known(&digests).is_some(), foreign.is_empty());
+        }
     }
 
     #[test]
@@ -392,7 +452,7 @@ mod tests {
         file.write_all(b"x").unwrap();
         digests.check(&path, &file);
         file.write_all(b"y").unwrap();
-        digests.changed(&path, &file, 2 * CHUNK as u64 + 1);
+        digests.changed(&path, &file, 2 * CHUNK as u64 + 1, None);
         assert_eq!(told(&digests, &path, &file).2, 2 * CHUNK as u64 + 2);
     }
 
@@ -404,11 +464,11 @@ mod tests {
         let all = told(&digests, &path, &file);
         assert_eq!((all.0, all.1.len(), all.2), (5 * CHUNK as u64, 5, 5 * CHUNK as u64));
         digests.check(&path, &file);
-        digests.changed(&path, &file, 4 * CHUNK as u64 + 3);
+        digests.changed(&path, &file, 4 * CHUNK as u64 + 3, None);
         assert_eq!(told(&digests, &path, &file).2, CHUNK as u64);
         digests.check(&path, &file);
         file.set_len(2 * CHUNK as u64 + 9).unwrap();
-        digests.changed(&path, &file, 2 * CHUNK as u64 + 9);
+        digests.changed(&path, &file, 2 * CHUNK as u64 + 9, None);
         let cut = told(&digests, &path, &file);
         assert_eq!((cut.0, cut.1.len(), cut.2), (2 * CHUNK as u64 + 9, 3, 9));
         let other = RelPath::new("b").unwrap();
@@ -435,7 +495,7 @@ mod tests {
     fn appends(digests: &Digests, path: &RelPath, file: &mut File, bytes: &[u8]) {
         digests.check(path, file);
         file.write_all(bytes).unwrap();
-        digests.changed(path, file, u64::MAX);
+        digests.changed(path, file, u64::MAX, None);
     }
 
     #[test]
@@ -468,7 +528,7 @@ mod tests {
         let happens: [(Happens, bool); 7] = [
             (|_, _, _| {}, true),
             (|digests, path, file| appends(digests, path, file, b"more"), true),
-            (|digests, path, file| digests.changed(path, file, 3), false),
+            (|digests, path, file| digests.changed(path, file, 3, None), false),
             (|digests, path, _| digests.forget(path), false),
             (|digests, path, _| digests.renamed(path, &RelPath::new("b").unwrap()), false),
             (|digests, _, _| digests.forget_all(), false),

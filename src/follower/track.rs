@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::digests::Digests;
 use super::flush::{Changed, FILES_KEPT_MAX, Unflushed};
+use crate::digests::Chunked;
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
 use crate::types::RelPath;
@@ -17,25 +18,69 @@ pub(super) struct Track {
     /// Files that are not durable, by their present names. What has no name any more is let go: nobody needs its content, and
     /// an open handle would keep it on the disk.
     changed: HashMap<RelPath, Changed>,
-    /// Files written to since the last [`settle`](Self::settle), and the lowest offset.
-    written: HashMap<RelPath, (Arc<File>, u64)>,
+    /// Files written to since the last [`settle`](Self::settle).
+    written: HashMap<RelPath, Written>,
+    /// The file that was last appended to in bulk, and what came of it, if that is all of it.
+    filled: Option<(RelPath, Chunked)>,
+    filling: Option<RelPath>,
+}
+
+struct Written {
+    file: Arc<File>,
+    /// The lowest offset.
+    from: u64,
+    /// How long it was, until something is appended in bulk.
+    len: Option<u64>,
+    /// All that came of it, if it was filled since it was empty.
+    filled: Option<Chunked>,
 }
 
 impl Track {
     /// `unflushed` is from before.
     pub(super) fn new(digests: Arc<Digests>, unflushed: Unflushed) -> Self {
-        Self { digests, unflushed, changed: HashMap::default(), written: HashMap::default() }
+        Self {
+            digests,
+            unflushed,
+            changed: HashMap::default(),
+            written: HashMap::default(),
+            filled: None,
+            filling: None,
+        }
     }
 
     /// A file is about to be written to, at or behind `offset`.
     pub(super) fn writes(&mut self, path: &RelPath, file: &Arc<File>, offset: u64) {
-        if let Some((_, lowest)) = self.written.get_mut(path) {
-            *lowest = offset.min(*lowest);
+        if let Some(written) = self.written.get_mut(path) {
+            written.from = offset.min(written.from);
+            written.filled = written.filled.take().filter(|_| offset == u64::MAX);
             return;
         }
-        self.digests.check(path, file);
+        let len = self.digests.check(path, file);
         self.changes(path, file);
-        self.written.insert(path.clone(), (file.clone(), offset));
+        let filled = self.filled.take_if(|(filled, _)| filled == path).map(|(_, filled)| filled);
+        let filled = filled.filter(|filled| offset == u64::MAX && len == Some(filled.bytes()));
+        self.written.insert(path.clone(), Written { file: file.clone(), from: offset, len, filled });
+    }
+
+    /// A file was appended to in bulk. All of a file that was empty is digested as it comes: it would be read again to be compared.
+    pub(super) fn appended(&mut self, path: &RelPath, bytes: &[u8]) {
+        let Some(written) = self.written.get_mut(path) else { return };
+        if written.len.take() == Some(0) && written.from == u64::MAX {
+            written.filled = Some(Chunked::default());
+        }
+        if let Some(filled) = &mut written.filled {
+            filled.update(bytes);
+            if self.filling.as_ref() != Some(path) {
+                self.filling = Some(path.clone());
+            }
+        }
+    }
+
+    /// What it knows of digests in the end.
+    #[cfg(test)]
+    pub(super) fn into_digests(mut self) -> Arc<Digests> {
+        self.settle();
+        self.digests
     }
 
     fn changes(&mut self, path: &RelPath, file: &Arc<File>) {
@@ -51,8 +96,13 @@ impl Track {
 
     /// Notes how the files written to are now. To be called whenever a block is done, and before a name changes.
     pub(super) fn settle(&mut self) {
-        for (path, (file, offset)) in std::mem::take(&mut self.written) {
-            self.digests.changed(&path, &file, offset);
+        for (path, Written { file, from, mut filled, .. }) in std::mem::take(&mut self.written) {
+            self.digests.changed(&path, &file, from, filled.as_mut());
+            if let Some(filled) = filled
+                && self.filling.as_ref() == Some(&path)
+            {
+                self.filled = Some((path, filled));
+            }
         }
     }
 
@@ -82,7 +132,7 @@ impl Track {
             self.changed.insert(to.clone(), changed);
         }
         self.digests.renamed(from, to);
-        self.digests.changed(to, file, u64::MAX);
+        self.digests.changed(to, file, u64::MAX, None);
         self.folders_of(from);
         self.folders_of(to);
     }

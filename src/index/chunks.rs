@@ -3,13 +3,14 @@
 //! What is below an announced length does not change within a generation, so it is read once while its file lives, whatever it is called; but
 //! for a last chunk that was not whole, once the file has grown. The cache's lock guards look-ups and is never held while reading a file.
 //!
-//! How a file looks that is at rest is remembered as well, so that its digests may outlive the process (see [`digests`](crate::digests)).
+//! How a file looks that was at rest while it was read is remembered as well, so that its digests may outlive the process (see [`digests`](crate::digests)).
 
 use std::io::{self, ErrorKind, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha1::{Digest, Sha1};
 
-use crate::digests::{Digested, Stamps};
+use crate::digests::{Chunked, Digested, Stamps, now};
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest, Held};
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
@@ -23,6 +24,8 @@ const _: () = assert!(READ_AT_ONCE_BYTES.is_multiple_of(CHUNK));
 #[derive(Default)]
 pub(crate) struct ChunkCache {
     known: Mutex<HashMap<u64, Known>>,
+    /// Files of which it became known how they look at rest.
+    learned: AtomicU64,
 }
 
 #[derive(Clone, Default)]
@@ -64,8 +67,10 @@ impl ChunkCache {
         if done == len {
             return Ok(Some(digests));
         }
+        let began = now();
         let Some(file) = open()? else { return Ok(None) };
         let mut file = Reader::uncached(file);
+        let looks = Stamps::of_file(file.file())?;
         file.seek(done);
         let most = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES);
         let mut buffer = vec![0; most(len - done)];
@@ -82,9 +87,30 @@ impl ChunkCache {
             done += bytes.len() as u64;
         }
         if len > was_known {
-            self.known.lock().insert(generation, Known { digests: digests.clone(), bytes: len, stamps: None });
+            let stamps = looks.at_rest(len, began, file.file());
+            self.learn(generation, Known { digests: digests.clone(), bytes: len, stamps });
         }
         Ok(Some(digests))
+    }
+
+    /// Takes the digests of the first bytes of a generation, which were read for another reason: of a file that looked like this before, when
+    /// that `began`, and is open.
+    pub(crate) fn was_read(&self, generation: u64, mut read: Chunked, (looks, began): (Stamps, i64), file: &File) {
+        let (bytes, mut digests) = (read.bytes(), Vec::new());
+        read.take(&mut digests);
+        if bytes > self.digested(generation) {
+            self.learn(generation, Known { digests, bytes, stamps: looks.at_rest(bytes, began, file) });
+        }
+    }
+
+    fn learn(&self, generation: u64, known: Known) {
+        self.learned.fetch_add(u64::from(known.stamps.is_some()), Ordering::Relaxed);
+        self.known.lock().insert(generation, known);
+    }
+
+    /// How often it became known how a file looks at rest, so that its digests can be kept.
+    pub(crate) fn learned(&self) -> u64 {
+        self.learned.load(Ordering::Relaxed)
     }
 
     /// What is known of a generation that would still be, and be true, after a restart.
@@ -99,6 +125,12 @@ impl ChunkCache {
         self.known.lock().insert(generation, Known { digests, bytes, stamps: Some(stamps) });
     }
 
+    /// Whether [`kept`](Self::kept) knows all of it.
+    pub(crate) fn is_kept(&self, generation: u64) -> bool {
+        let is_all = |known: &Known| known.stamps.is_some_and(|stamps| stamps.size == known.bytes);
+        self.known.lock().get(&generation).is_some_and(is_all)
+    }
+
     /// How many of the first bytes of a generation are digested.
     pub(crate) fn digested(&self, generation: u64) -> u64 {
         self.known.lock().get(&generation).map_or(0, |known| known.bytes)
@@ -108,6 +140,7 @@ impl ChunkCache {
     pub(crate) fn is_at_rest(&self, generation: u64, stamps: Stamps) {
         if let Some(known) = self.known.lock().get_mut(&generation).filter(|known| known.bytes == stamps.size) {
             known.stamps = Some(stamps);
+            self.learned.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -247,6 +280,28 @@ mod tests {
         assert_eq!(read(3 * CHUNK_BYTES + 9), Some((4, 0)));
         assert_eq!(read(3 * CHUNK_BYTES), Some((3, 0)));
         assert_eq!(read(4 * CHUNK_BYTES), None, "it is shorter");
+    }
+
+    #[test]
+    fn what_was_read_for_another_reason_is_known_and_kept_if_it_was_at_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("f");
+        let content: Vec<u8> = (0..CHUNK + 9).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        std::fs::write(&at, &content).unwrap();
+        let (file, mut read) = (File::open(&at).unwrap(), Chunked::default());
+        let (looks, later) = (Stamps::of_file(&file).unwrap(), now() + 6_000_000_000);
+        read.update(&content);
+        let cache = ChunkCache::default();
+        cache.was_read(1, read.clone(), (looks, later), &file);
+        cache.was_read(2, read.clone(), (looks, now()), &file);
+        std::fs::write(&at, "changed").unwrap();
+        cache.was_read(3, read, (looks, later), &file);
+        assert_eq!([1, 2, 3].map(|generation| cache.is_kept(generation)), [true, false, false]);
+        for generation in 1..4 {
+            let digests = cache.digests(|| Ok(None), generation, content.len() as u64, &mut |_| Ok(())).unwrap();
+            assert_eq!(digests, Some(held_of(&content).digests));
+        }
+        assert_eq!(cache.learned(), 1);
     }
 
     #[test]

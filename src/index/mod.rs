@@ -233,6 +233,12 @@ impl Index {
         self.slot(path).map_or((Version::ABSENT, None), |slot| (self.entries[slot].now, self.entries[slot].file))
     }
 
+    /// The file of this name, if it is surely this one on disk: its name, which is shared, and what it is now.
+    pub(crate) fn find_file(&self, path: &str, file: FileId) -> Option<(RelPath, Version)> {
+        let entry = &self.entries[self.slot(path)?];
+        (entry.file == Some(file)).then(|| (entry.path.clone(), entry.now))
+    }
+
     /// Where `path` is, if it is or recently was there; for [`grow`](Self::grow).
     pub(crate) fn slot(&self, path: &str) -> Option<Slot> {
         self.names.get(path).copied()

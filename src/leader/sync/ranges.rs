@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::digests::{Chunked, Stamps, now};
 use crate::error::Error;
 use crate::index::Version;
 use crate::leader::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
@@ -25,6 +26,8 @@ pub(in crate::leader) struct Ranges<'a> {
     core: &'a Arc<Core>,
     follower: &'a FollowerHandle,
     buffer: Vec<u8>,
+    /// Of what was read so far of the file at hand.
+    digest: Option<Chunked>,
     /// Reads at the pace of all syncs together, and leaves nothing in the page cache.
     in_bulk: bool,
     /// The position before what is being sent: from there on it is void, should it be.
@@ -45,6 +48,7 @@ impl<'a> Ranges<'a> {
             core,
             follower,
             buffer: Vec::new(),
+            digest: None,
             in_bulk: false,
             before: StreamPosition(0),
             last_beat: Instant::now(),
@@ -216,6 +220,7 @@ impl<'a> Ranges<'a> {
             return Ok(false);
         };
         file.seek(range.offset);
+        let looked = self.begin_digest(range, &file);
         let mut done = 0;
         let mut header = Vec::new();
         let mut intact = true;
@@ -230,6 +235,9 @@ impl<'a> Ranges<'a> {
             frame.write_all(&header).map_err(broken)?;
             intact &= self.copy(frame, &range.path, &mut file, piece.1)?;
         }
+        if let (Some(read), Some(looked)) = (self.digest.take(), looked) {
+            self.core.chunks.was_read(range.generation, read, looked, file.file());
+        }
         if intact && range.kind == RangeKind::Replace {
             self.follower.spoiled.lock().remove(&range.path);
         }
@@ -238,6 +246,15 @@ impl<'a> Ranges<'a> {
             self.mend(&range.path, version);
         }
         Ok(intact)
+    }
+
+    /// All of a file that is read in bulk is digested on the way, unless that was done: it would be read again to be compared. Returns how it looks now.
+    fn begin_digest(&mut self, range: &FileRange, file: &Reader) -> Option<(Stamps, i64)> {
+        let is_wanted = self.in_bulk && range.offset == 0 && self.core.chunks.digested(range.generation) < range.len;
+        let began = now();
+        let looks = is_wanted.then(|| Stamps::of_file(file.file()).ok()).flatten();
+        self.digest = looks.map(|_| Chunked::default());
+        looks.map(|looks| (looks, began))
     }
 
     /// Opens the file if it is still what `version` says. `None`: it is not, or cannot be opened, which is noted then.
@@ -298,6 +315,10 @@ impl<'a> Ranges<'a> {
                 self.buffer.fill(0);
                 intact = false;
                 length = want;
+                self.digest = None;
+            }
+            if let Some(digest) = &mut self.digest {
+                digest.update(&self.buffer[..length]);
             }
             frame.write_all(&self.buffer[..length]).map_err(broken)?;
             self.follower.sync.bytes_sent.fetch_add(length as u64, Ordering::Relaxed);

@@ -15,13 +15,13 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use crate::digests::file::{self, Who};
-use crate::digests::{SETTLED_COARSE, Stamps};
+use crate::digests::{SETTLED_COARSE, Stamps, now};
 use crate::error::Error;
 use crate::leader::core::Core;
 use crate::leader::core::id_of;
 use crate::protocol::extension::CHUNK_BYTES;
 use crate::sys::hash::HashMap;
-use crate::sys::time::{Instant, SystemTime};
+use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
 /// How often it looks what has changed.
@@ -33,23 +33,19 @@ const REST: u32 = 9;
 /// It rests when it has worked for so long.
 const WORK: Duration = Duration::from_millis(2);
 
+/// Not before so long after the start.
+const WRITE_FIRST: Duration = Duration::from_secs(5);
 /// At least so long between two writes of what is known, and so many times what the last one took.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
 const WRITE_REST: u32 = 50;
 
 /// The thread's life.
 pub(in crate::leader) fn run(core: &Core) {
-    let mut digester =
-        Digester { core, since: StreamPosition(0), due: HashMap::default(), works_since: None, unwritten: 0 };
-    let mut write_at = Instant::now() + WRITE_EVERY;
+    let mut digester = Digester::new(core);
     while !core.ended.wait(LOOK_EVERY) {
         digester.look();
         digester.digest();
-        if digester.unwritten > 0 && Instant::now() >= write_at {
-            let began = Instant::now();
-            digester.write();
-            write_at = Instant::now() + WRITE_EVERY.max(began.elapsed() * WRITE_REST);
-        }
+        digester.write_in_time();
     }
     digester.look();
     digester.write();
@@ -62,11 +58,17 @@ struct Digester<'a> {
     /// Files that changed, and when that was seen last.
     due: HashMap<RelPath, Instant>,
     works_since: Option<Instant>,
-    /// Files digested and not written since.
-    unwritten: u64,
+    /// What [`ChunkCache::learned`](crate::index::chunks::ChunkCache::learned) was when it was last written.
+    written: u64,
+    write_at: Instant,
 }
 
-impl Digester<'_> {
+impl<'a> Digester<'a> {
+    fn new(core: &'a Core) -> Self {
+        let write_at = Instant::now() + WRITE_FIRST;
+        Self { core, since: StreamPosition(0), due: HashMap::default(), works_since: None, written: 0, write_at }
+    }
+
     fn look(&mut self) {
         let changes = self.core.stream.changes(self.since);
         self.since = changes.as_of;
@@ -99,6 +101,16 @@ impl Digester<'_> {
             if self.rest().is_err() {
                 return;
             }
+            self.write_in_time();
+        }
+    }
+
+    /// Others digest as well, for followers.
+    fn write_in_time(&mut self) {
+        let began = Instant::now();
+        if began >= self.write_at && self.core.chunks.learned() > self.written {
+            self.write();
+            self.write_at = Instant::now() + WRITE_EVERY.max(began.elapsed() * WRITE_REST);
         }
     }
 
@@ -108,7 +120,7 @@ impl Digester<'_> {
         let (version, announced) = core.stream.announced(path);
         let whole = version.len - version.len % CHUNK_BYTES;
         let is_done = match is_at_rest {
-            true => core.chunks.kept(version.generation).is_some(),
+            true => core.chunks.is_kept(version.generation),
             false => core.chunks.digested(version.generation) >= whole,
         };
         if !version.exists() || is_done {
@@ -124,7 +136,6 @@ impl Digester<'_> {
         if is_at_rest && stamps.settled_for(SETTLED_COARSE, now) && Stamps::of_file(&file)? == stamps {
             core.chunks.is_at_rest(version.generation, stamps);
         }
-        self.unwritten += 1;
         Ok(())
     }
 
@@ -140,20 +151,14 @@ impl Digester<'_> {
     }
 
     fn write(&mut self) {
+        self.written = self.core.chunks.learned();
         match self.core.keep_digests() {
             Ok(files) => log::debug!("the digests of {files} files are kept"),
             Err(error) => {
                 log::warn!("cannot keep the digests of the files; they are read again after a restart: {error}")
             }
         }
-        self.unwritten = 0;
     }
-}
-
-/// In nanoseconds since 1970.
-fn now() -> i64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
 impl Core {
@@ -188,8 +193,7 @@ mod tests {
     }
 
     fn digest(leader: &Leader, name: &str, now: i64) {
-        let (core, due) = (&*leader.core, HashMap::default());
-        let mut digester = Digester { core, since: StreamPosition(0), due, works_since: None, unwritten: 0 };
+        let mut digester = Digester::new(&leader.core);
         digester.digest_file(&RelPath::new(name).unwrap(), true, now).unwrap();
     }
 
