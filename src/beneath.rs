@@ -10,13 +10,15 @@
 //! it is resolved once, when it is opened. No threads, no locks.
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::digests::{Stamps, nanos};
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::{self, File, Metadata, MetadataExt};
 use crate::sys::rustix;
-use crate::sys::rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use crate::sys::rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
 use crate::unmounted::Unmounted;
@@ -201,6 +203,37 @@ impl AsFd for Beneath {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
+}
+
+/// A regular file, as one look in its folder saw it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileLooks {
+    pub(crate) stamps: Stamps,
+    /// When it was made, in nanoseconds since 1970, where the file system knows.
+    pub(crate) born: Option<i64>,
+}
+
+/// What there is in a folder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Entry {
+    File(FileLooks),
+    Folder,
+    Other,
+}
+
+/// What has this name in a folder that was opened with [`Beneath::folder`].
+pub(crate) fn look_in(folder: impl AsFd, name: &CStr) -> io::Result<Entry> {
+    let statx =
+        rustix::fs::statx(folder, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+    Ok(match FileType::from_raw_mode(statx.stx_mode.into()) {
+        FileType::RegularFile => {
+            let knows = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::BTIME);
+            let born = knows.then(|| nanos(statx.stx_btime.tv_sec, statx.stx_btime.tv_nsec.into()));
+            Entry::File(FileLooks { stamps: Stamps::of_statx(&statx), born })
+        }
+        FileType::Directory => Entry::Folder,
+        _ => Entry::Other,
+    })
 }
 
 /// The names in a folder that was opened with [`Beneath::folder`], but for `.` and `..`.

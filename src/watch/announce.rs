@@ -4,11 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::digests::{Digested, Stamps};
 use crate::error::AppendError;
 use crate::leader::{Leader, Window};
 use crate::types::RelPath;
 
-/// The part of [`Leader`]'s public API that the watcher uses; each method means what it means there.
+/// The part of [`Leader`]'s API that the watcher uses; each method means what it means there.
 pub(super) trait Announce: Send + 'static {
     fn append(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), AppendError>;
     fn append_from_file(&self, path: &RelPath, offset: u64, length: u64) -> Result<(), AppendError>;
@@ -19,6 +20,10 @@ pub(super) trait Announce: Send + 'static {
     fn file_len(&self, path: &RelPath) -> Option<u64>;
     fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool;
     fn files(&self) -> Vec<(RelPath, u64)>;
+    fn file_count(&self) -> u64;
+    fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)>;
+    fn digested(&self, path: &RelPath) -> Option<Digested>;
+    fn may_be_read(&self, path: &RelPath) -> bool;
     fn replicates(&self, path: &RelPath) -> bool;
     fn enters(&self, folder: &RelPath) -> bool;
     fn is_unreadable(&self, path: &RelPath, error: &io::Error);
@@ -78,6 +83,22 @@ impl Announce for Paced {
 
     fn files(&self) -> Vec<(RelPath, u64)> {
         self.leader.files()
+    }
+
+    fn file_count(&self) -> u64 {
+        self.leader.file_count()
+    }
+
+    fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)> {
+        self.leader.as_found(path, looks)
+    }
+
+    fn digested(&self, path: &RelPath) -> Option<Digested> {
+        self.leader.digested(path)
+    }
+
+    fn may_be_read(&self, path: &RelPath) -> bool {
+        self.leader.may_be_read(path)
     }
 
     fn replicates(&self, path: &RelPath) -> bool {

@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
+use crate::beneath::FileLooks;
+use crate::digests::{Digested, Stamps, nanos, now};
+use crate::protocol::extension::{CHUNK, CHUNK_BYTES};
 use crate::sys::fs::{File, FileExt, Metadata, MetadataExt};
 use crate::sys::rustix;
 use crate::sys::time::{Instant, SystemTime};
 
 /// Bytes before the announced length that are compared before growth is taken for an append.
 pub(super) const TAIL_BYTES_MAX: u64 = 4096;
+const TAIL_BYTES: usize = 4096;
 
 /// How long after a file's last change another change still could carry the same time: clock ticks of file systems last
 /// up to 10 ms.
-const TICK_MAX: Duration = Duration::from_millis(12);
+const TICK_MAX_NANOS: i64 = 12_000_000;
 
 /// How long a file may look changed without having grown before that is believed. A write sets the time first, then copies,
 /// then sets the length: between, an append looks just like a change in place.
@@ -26,31 +30,40 @@ pub(super) const SUSPICION: Duration = Duration::from_millis(5);
 pub(super) struct Identity {
     pub(super) dev: u64,
     pub(super) ino: u64,
-    born: Option<SystemTime>,
+    /// In nanoseconds since 1970, where the file system knows.
+    pub(super) born: Option<i64>,
 }
 
-/// A file as one `fstat` saw it.
+/// A file as one look saw it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
-    id: Identity,
+    pub(super) id: Identity,
     pub(super) len: u64,
-    modified: (i64, i64),
+    /// In nanoseconds since 1970.
+    pub(super) modified: i64,
     /// Whether a change after this look is sure to carry another time.
-    settled: bool,
+    pub(super) settled: bool,
     /// Whether a file that gets this inode later is sure to be born at another time.
-    unique: bool,
+    pub(super) unique: bool,
 }
 
 impl Seen {
     pub(super) fn of(meta: &Metadata) -> Self {
-        let past = |at: io::Result<SystemTime>| at.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > TICK_MAX));
-        Self {
-            id: Identity { dev: meta.dev(), ino: meta.ino(), born: meta.created().ok() },
-            len: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            settled: past(meta.modified()),
-            unique: past(meta.created()),
-        }
+        let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let born = meta.created().ok().and_then(|born| i64::try_from(since(born).as_nanos()).ok());
+        let id = Identity { dev: meta.dev(), ino: meta.ino(), born };
+        Self::at(now(), id, meta.len(), nanos(meta.mtime(), meta.mtime_nsec()))
+    }
+
+    /// What was looked at at this time, in nanoseconds since 1970.
+    pub(super) fn of_looks(looks: &FileLooks, now: i64) -> Self {
+        let FileLooks { stamps, born } = looks;
+        Self::at(now, Identity { dev: stamps.dev, ino: stamps.ino, born: *born }, stamps.size, stamps.mtime)
+    }
+
+    fn at(now: i64, id: Identity, len: u64, modified: i64) -> Self {
+        let past = |at: i64| now.checked_sub(at).is_some_and(|age| age > TICK_MAX_NANOS);
+        Self { id, len, modified, settled: past(modified), unique: id.born.is_some_and(past) }
     }
 
     pub(super) fn id(&self) -> Identity {
@@ -70,6 +83,7 @@ pub(super) struct Tail {
 
 /// How far back the beginning of a run of equal bytes is looked for.
 const RUN_BYTES_MAX: u64 = 1 << 20;
+const RUN_BYTES: usize = 1 << 20;
 
 /// The byte that all of them are.
 fn only_byte(bytes: &[u8]) -> Option<u8> {
@@ -104,6 +118,19 @@ impl Tail {
         Ok(Self { end, hash: Sha1::digest(&bytes[from..]).into(), run })
     }
 
+    /// Of content that ends at `end`, of which `bytes` are the last: all, or as much as a run is looked for in.
+    fn within(bytes: &[u8], end: u64) -> Self {
+        let at = bytes.len() - bytes.len().min(TAIL_BYTES);
+        let (before, tail) = bytes.split_at(at);
+        let start = end - bytes.len() as u64;
+        let run = only_byte(tail).map(|byte| {
+            let searched = &before[before.len().saturating_sub(RUN_BYTES)..];
+            let equal = searched.iter().rev().take_while(|other| **other == byte).count();
+            start + (at - equal) as u64
+        });
+        Self { end, hash: Sha1::digest(tail).into(), run }
+    }
+
     /// Where the bytes begin that a tail before `end` covers.
     pub(super) fn start(end: u64) -> u64 {
         end.saturating_sub(TAIL_BYTES_MAX)
@@ -130,6 +157,16 @@ pub(super) fn read_range(file: &File, from: u64, to: u64) -> io::Result<Vec<u8>>
     Ok(bytes)
 }
 
+/// What is known of the last bytes of what was announced.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// Nothing: any change is a replace.
+    Unknown,
+    /// Nothing yet, of a file that looks as the leader found it: its digests tell, if there are any.
+    Unread,
+    Read(Tail),
+}
+
 /// How the announced content came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
@@ -142,11 +179,10 @@ pub(super) enum By {
 pub(super) struct Known {
     seen: Seen,
     pub(super) announced: u64,
-    /// `None`: not known, so that any change is a replace.
-    tail: Option<Tail>,
+    end: End,
     by: By,
     /// When it first looked changed without having grown, and the time it carried then.
-    suspected: Option<(Instant, (i64, i64))>,
+    suspected: Option<(Instant, i64)>,
     /// A change was seen that is yet to be announced: whatever the file does meanwhile, it is replaced.
     pub(super) must_replace: bool,
     /// Not replaced again before, so that a big file that changes all the time leaves room for others.
@@ -168,9 +204,44 @@ pub(super) enum Verdict {
 }
 
 impl Known {
-    /// `seen` must come from before the content was read for the announcement: a change after that shows later.
+    /// `seen` must come from before the content was read for the announcement: a change after that shows later. Without
+    /// `tail` any change is a replace.
     pub(super) fn new(seen: Seen, announced: u64, tail: Option<Tail>, by: By, replace_after: Instant) -> Self {
-        Self { seen, announced, tail, by, suspected: None, must_replace: false, replace_after }
+        let end = tail.map_or(End::Unknown, End::Read);
+        Self { seen, announced, end, by, suspected: None, must_replace: false, replace_after }
+    }
+
+    /// A file that looks as the leader found it. Nothing of it was read.
+    pub(super) fn unread(seen: Seen, now: Instant) -> Self {
+        let end = if seen.len == 0 { End::Read(Tail::empty()) } else { End::Unread };
+        Self { end, ..Self::new(seen, seen.len, None, By::Append, now) }
+    }
+
+    /// A file that was announced and cannot be found.
+    pub(super) fn lost(announced: u64) -> Self {
+        let id = Identity { dev: 0, ino: 0, born: None };
+        let seen = Seen { id, len: announced, modified: 0, settled: false, unique: false };
+        Self::new(seen, announced, None, By::Append, Instant::now())
+    }
+
+    /// Reads what the file ended with, if that was not done, and if these digests of what it held show that it still does. To be called
+    /// before it is judged by its end; it is to have its announced length still.
+    ///
+    /// So no other content is ever taken for what it was: what has changed by now does not have these digests.
+    pub(super) fn read_end(&mut self, file: &File, held: impl FnOnce() -> Option<Digested>) -> io::Result<()> {
+        if !matches!(self.end, End::Unread) {
+            return Ok(());
+        }
+        let is_of_all = |held: &Digested| held.bytes == self.announced && self.looked(&held.stamps);
+        let read = held().filter(is_of_all).map(|held| verified_tail(file, &held)).transpose()?;
+        self.end = read.flatten().map_or(End::Unknown, End::Read);
+        Ok(())
+    }
+
+    /// Whether it looked like this when it was announced.
+    fn looked(&self, stamps: &Stamps) -> bool {
+        let id = self.seen.id;
+        (id.dev, id.ino, self.announced, self.seen.modified) == (stamps.dev, stamps.ino, stamps.size, stamps.mtime)
     }
 
     pub(super) fn id(&self) -> Identity {
@@ -180,7 +251,8 @@ impl Known {
     /// Whether `seen` is this very file, and not a later one with its inode. Where that cannot be told from its times, the
     /// tail must cover all that was announced.
     pub(super) fn is_surely(&self, seen: &Seen) -> bool {
-        self.seen.id == seen.id && (self.seen.unique || self.announced <= TAIL_BYTES_MAX)
+        let is_covered = self.announced <= TAIL_BYTES_MAX && !matches!(self.end, End::Unread);
+        self.seen.id == seen.id && (self.seen.unique || is_covered)
     }
 
     /// Whether `seen` shows for sure that nothing happened. Not once a change was seen: a time can be set back.
@@ -216,7 +288,10 @@ impl Known {
 
     /// Whether what was announced still ends as it did.
     pub(super) fn tail_is_there(&self, file: &File) -> io::Result<bool> {
-        self.tail.as_ref().map_or(Ok(false), |tail| tail.still_there(file))
+        match &self.end {
+            End::Read(tail) => tail.still_there(file),
+            End::Unknown | End::Unread => Ok(false),
+        }
     }
 
     fn judge_same_length(&mut self, seen: &Seen, file: &File, now: Instant, at_once: bool) -> io::Result<Verdict> {
@@ -227,7 +302,7 @@ impl Known {
         if !self.tail_is_there(file)? {
             return Ok(Verdict::Changed("changed near its end"));
         }
-        let all_covered = self.tail.is_some_and(|tail| tail.covers(seen.len));
+        let all_covered = matches!(&self.end, End::Read(tail) if tail.covers(seen.len));
         // In one clock tick with an append, a change in place is not told from that append's own event.
         if all_covered || same_time && self.by == By::Append {
             self.seen = *seen;
@@ -246,6 +321,21 @@ impl Known {
         }
         Ok(Verdict::LookAgain(suspected + SUSPICION))
     }
+}
+
+/// Whether the file still ends, where that ended, as what had these digests.
+pub(super) fn ends_as(file: &File, held: &Digested) -> io::Result<bool> {
+    verified_tail(file, held).map(|tail| tail.is_some())
+}
+
+/// The tail of what had these digests; `None` if the file does not end so any more.
+fn verified_tail(file: &File, held: &Digested) -> io::Result<Option<Tail>> {
+    let end = held.bytes;
+    let from = Tail::start(end).saturating_sub(RUN_BYTES_MAX) / CHUNK_BYTES;
+    let last = usize::try_from(from).ok().and_then(|from| held.chunks.get(from..)).unwrap_or_default();
+    let bytes = read_range(file, from * CHUNK_BYTES, end)?;
+    let is_there = bytes.chunks(CHUNK).map(|chunk| <[u8; 20]>::from(Sha1::digest(chunk))).eq(last.iter().copied());
+    Ok(is_there.then(|| Tail::within(&bytes, end)))
 }
 
 /// Whether a file that looks changed without having grown is being appended to: looks until a write that was under way has ended.

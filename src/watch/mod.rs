@@ -17,6 +17,23 @@
 //! is announced anew where its identity is not certain: on file systems without a time of birth, and within one clock tick of
 //! it, unless it has 4 KiB at most.
 //!
+//! # The first look
+//!
+//! Who starts has much to look at that did not change: a start reads no content, and looks at each file once. The leader has walked the directory
+//! just before. A file that still looks as it did then (device, inode, length, both times), and had been at rest by then, is taken for what was announced,
+//! without being opened. Why that is safe, and where it ends:
+//!
+//! - It is watched before it is looked at: what happens after the look raises an event. What happened between the walk and the look shows in how the
+//!   file looks, because it was at rest at the walk (see [`digests`](crate::digests) for what that takes); so it does if another file has its name.
+//!   Times that come again, and writes through `mmap`, are not seen at any other time either.
+//! - What looks different was perhaps read for a follower, or digested, as it was at the walk. It is announced as replaced then, unless its digests, made of
+//!   how it looked at the walk, show that it has only grown. If nobody can have read it, what there is now is what was announced.
+//! - What was announced and is not found is looked at like all else.
+//! - That a file has changed before its old end, and grown as well, shows in its last 4 KiB, which nobody has read. The leader's digests tell instead:
+//!   those of how it looked when it was taken over, and of no other moment, since the digester may have come between the change and us. The end of the file
+//!   is read with the first change, and has to have these digests. Where there are none, any change is a replace: of files of 4 KiB
+//!   at most, which costs no more than to read all of them. The ends of larger ones are read at the start.
+//!
 //! Events that come within a millisecond of the last look are looked at together; the first after a pause at once.
 //!
 //! A folder that appears is watched first and listed after, so that nothing created meanwhile is lost; one that goes takes
@@ -109,7 +126,9 @@ impl Watcher {
             let how = "it is not the one that its leader has";
             return Err(Error::DirectoryLost { dir: data_dir.to_owned(), how });
         }
-        Self::start_with(Paced { leader, window }, &theirs)
+        let watcher = Self::start_with(Paced { leader: leader.clone(), window }, &theirs)?;
+        leader.forget_found();
+        Ok(watcher)
     }
 
     fn start_with(announce: impl Announce, data_dir: &Path) -> Result<Self, Error> {

@@ -1,6 +1,7 @@
 //! The watcher against a model of a follower: what is announced is applied to it, and it must come to equal the directory.
 
 mod away;
+mod first_look;
 mod in_place;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 use super::Watcher;
 use super::announce::Announce;
 use super::tree::{BY_REFERENCE_BYTES_MIN, Tree, Trouble};
+use crate::digests::{Digested, Stamps};
 use crate::error::AppendError;
 use crate::types::RelPath;
 
@@ -35,6 +37,12 @@ struct State {
     read: BTreeMap<String, Option<(u64, u64)>>,
     /// What was announced, as words.
     log: Vec<String>,
+    /// How files looked that were found at the start ...
+    found: BTreeMap<String, Stamps>,
+    /// ... and what is known of what they held.
+    digested: BTreeMap<String, Digested>,
+    /// Somebody may have read what was found.
+    is_joined: bool,
 }
 
 impl State {
@@ -165,6 +173,25 @@ impl Announce for Fake {
     fn files(&self) -> Vec<(RelPath, u64)> {
         let state = self.state.lock();
         state.files.iter().map(|(path, file)| (RelPath::new(path).unwrap(), file.len() as u64)).collect()
+    }
+
+    fn file_count(&self) -> u64 {
+        self.state.lock().files.len() as u64
+    }
+
+    fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)> {
+        let state = self.state.lock();
+        let is_digested = state.digested.contains_key(path);
+        (state.found.get(path) == Some(looks)).then(|| (RelPath::new(path).unwrap(), is_digested))
+    }
+
+    fn digested(&self, path: &RelPath) -> Option<Digested> {
+        self.state.lock().digested.get(path.as_str()).cloned()
+    }
+
+    fn may_be_read(&self, path: &RelPath) -> bool {
+        let state = self.state.lock();
+        state.is_joined || state.digested.contains_key(path.as_str())
     }
 
     fn replicates(&self, path: &RelPath) -> bool {

@@ -17,6 +17,7 @@ mod files;
 mod folders;
 mod known;
 mod renames;
+mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
@@ -109,7 +110,7 @@ pub(super) struct Tree<A> {
 }
 
 impl<A: Announce> Tree<A> {
-    /// Sets the first watch and marks everything, on disk or known to the leader, as wanting a look.
+    /// Sets watches, and takes the first look: what is not as the leader found it is marked as wanting another.
     pub(super) fn open(root: &Path, announce: A) -> Result<Self, Error> {
         let inotify = Inotify::new()?;
         let pace_bytes = announce.pace_bytes();
@@ -137,7 +138,7 @@ impl<A: Announce> Tree<A> {
             unpaced: 0,
             pace_bytes,
         };
-        tree.rescan().map_err(|error| Error::io("list", root, error))?;
+        tree.look_first().map_err(|error| Error::io("list", root, error))?;
         Ok(tree)
     }
 
@@ -375,16 +376,18 @@ impl<A: Announce> Tree<A> {
         }
         match self.dir.metadata(path)? {
             Some(meta) if meta.is_file() => Ok(Kind::File(Seen::of(&meta))),
-            Some(meta) if meta.is_dir() => {
-                let enters = self.announce.enters(path) && !self.dir.is_lost_and_found(path)?;
-                Ok(if enters { Kind::Folder } else { Kind::Other })
-            }
+            Some(meta) if meta.is_dir() => Ok(if self.enters(path)? { Kind::Folder } else { Kind::Other }),
             Some(_) => {
                 log::debug!("not replicated, neither file nor folder: {path}");
                 Ok(Kind::Other)
             }
             None => self.check_mounts(path).map(|()| Kind::Other),
         }
+    }
+
+    /// Whether what is in a folder may be replicated.
+    fn enters(&self, folder: &RelPath) -> io::Result<bool> {
+        Ok(self.announce.enters(folder) && !self.dir.is_lost_and_found(folder)?)
     }
 
     /// Looks at the window if enough was announced since, or anything at all before a round (`u64::MAX`).

@@ -6,6 +6,7 @@ mod file;
 mod listen;
 mod open;
 mod shutdown;
+mod watched;
 mod window;
 
 pub use self::file::ReplicatedFile;

@@ -14,12 +14,12 @@ use crate::datadir::FoundFile;
 use crate::datadir::Visitor;
 use crate::datadir::walk;
 use crate::digests;
-use crate::digests::Stamps;
 use crate::digests::file::Reader;
 use crate::digests::file::Who;
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::index::Index;
+use crate::index::Version;
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
 use crate::leader::Leader;
@@ -28,6 +28,7 @@ use crate::leader::commit::Commits;
 use crate::leader::commit::Syncer;
 use crate::leader::core::Core;
 use crate::leader::files::exclude::Exclude;
+use crate::leader::files::found::Found;
 use crate::leader::files::last_led;
 use crate::leader::files::last_led::LastLed;
 use crate::leader::files::locks::FileLocks;
@@ -47,21 +48,17 @@ use crate::own_folder::OwnFolder;
 use crate::own_folder::is_incomplete;
 use crate::own_folder::is_suspect;
 use crate::stop::Stop;
-use crate::sys::hash::HashMap;
 use crate::sys::random;
 use crate::sys::sync::Mutex;
 use crate::sys::sync::OnceLock;
 use crate::thread::Group;
 use crate::types::RelPath;
-use crate::types::StreamPosition;
 
 /// What the first walk finds.
 struct Scan<'a> {
     index: Index,
-    /// How each file looked, and which generation it is.
-    looks: HashMap<RelPath, (Stamps, u64)>,
     /// Each file that is found is a change.
-    position: u64,
+    found: Found,
     exclude: &'a Exclude,
     unreadable: &'a Unreadable,
     root: &'a Path,
@@ -74,9 +71,8 @@ impl Visitor for Scan<'_> {
 
     fn file(&mut self, file: FoundFile) {
         if !self.exclude.file(&file.path) {
-            self.position += 1;
-            self.looks.insert(file.path.clone(), (file.stamps, self.position));
-            self.index.put(&file.path, file.len, Some(file.id), self.position);
+            let change = self.found.push(&file.stamps);
+            self.index.put(&file.path, file.len, Some(file.id), change);
         }
     }
 
@@ -88,15 +84,15 @@ impl Visitor for Scan<'_> {
 
 impl Scan<'_> {
     /// The digests that are kept of files that look as they did.
-    fn known(&mut self, own: &OwnFolder) -> ChunkCache {
-        let (cache, looks) = (ChunkCache::default(), std::mem::take(&mut self.looks));
+    fn known(&self, own: &OwnFolder) -> ChunkCache {
+        let cache = ChunkCache::default();
         for known in Reader::open(own, Who::Leader).into_iter().flatten() {
             // What was found sound can be read.
             let Ok((path, digested)) = known else { break };
-            if let Some((stamps, generation)) = looks.get(&path)
-                && digested.stamps.are(stamps)
-            {
-                cache.know(*generation, digested);
+            let (Version { generation, len }, file) = self.index.announced(path.as_str());
+            let looks = file.and_then(|file| self.found.looks(generation, file, len));
+            if looks.is_some_and(|looks| digested.stamps.are(&looks)) {
+                cache.know(generation, digested);
             }
         }
         cache
@@ -172,15 +168,14 @@ impl Leader {
         looked.map_err(|error| Error::io("look at the mounts below", dir.path(), error))?;
         let mut scan = Scan {
             index: Index::new(),
-            looks: HashMap::default(),
-            position: StreamPosition::START.0,
+            found: Found::none_yet(),
             exclude: &exclude,
             unreadable: &unreadable,
             root: dir.path(),
         };
         walk(dir.root(), None, &mut scan)?;
         let chunks = scan.known(dir.own());
-        let (index, position) = (scan.index, StreamPosition(scan.position));
+        let (position, index, found) = (scan.found.position(), scan.index, scan.found);
         let led = LastLed::now(dir.path(), &config.exclude, &exclude, index.totals())?;
         if !config.accept_missing {
             last_led::check(&dir, &led)?;
@@ -203,6 +198,8 @@ impl Leader {
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
             chunks,
+            found: Mutex::new(found),
+            was_joined: AtomicBool::new(false),
             epoch: random::u64(1..),
             followers: Mutex::default(),
             history: History::default(),

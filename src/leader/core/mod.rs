@@ -13,6 +13,7 @@ use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
 use crate::leader::commit::Commits;
 use crate::leader::files::exclude::Exclude;
+use crate::leader::files::found::Found;
 use crate::leader::files::locks::FileLocks;
 use crate::leader::files::unreadable::Unreadable;
 use crate::leader::peers::admission::Admission;
@@ -50,6 +51,10 @@ pub(in crate::leader) struct Core {
     pub(in crate::leader) file_locks: FileLocks,
     pub(in crate::leader) hashes: HashCache,
     pub(in crate::leader) chunks: ChunkCache,
+    /// Until whoever watches the directory has looked at all of it.
+    pub(in crate::leader) found: Mutex<Found>,
+    /// A follower has come: what was announced may have been read.
+    pub(in crate::leader) was_joined: AtomicBool,
     /// Chosen at random at the start: tells followers that know the extension one start from the next.
     pub(in crate::leader) epoch: u64,
     pub(in crate::leader) admission: Admission,
@@ -96,6 +101,7 @@ impl Core {
 
     /// Adds a follower. One that is here with the same id makes way.
     pub(in crate::leader) fn register(&self, follower: &Arc<FollowerHandle>) {
+        self.was_joined.store(true, Ordering::SeqCst);
         let replaced: Vec<_> = {
             let mut followers = self.followers.lock();
             let replaced = followers.iter().filter(|other| other.id == follower.id).cloned().collect();

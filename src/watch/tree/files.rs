@@ -4,12 +4,13 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use super::{Survey, Tree, Trouble};
+use crate::digests::Stamps;
 use crate::error::AppendError;
 use crate::sys::fs::File;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
-use crate::watch::file::{By, Known, Seen, Tail, Verdict, read_range};
+use crate::watch::file::{By, Known, Seen, Tail, Verdict, ends_as, read_range};
 
 /// Growth from here up is announced by reference: the leader's writers read it from the file.
 pub(in crate::watch) const BY_REFERENCE_BYTES_MIN: u64 = 256 << 10;
@@ -43,6 +44,11 @@ impl<A: Announce> Tree<A> {
         }
         let now = Instant::now();
         let vouched = self.is_vouched_for(path, &seen);
+        self.read_end(path, &file, &seen)?;
+        let may_be_another = match leader_len {
+            Some(len) if len <= seen.len && !self.files.has(path.as_str()) => self.may_be_another(path, &file, len)?,
+            _ => false,
+        };
         let verdict = match (self.files.get_mut(path), leader_len) {
             _ if !vouched => Verdict::Changed("the leader may have read something else of it"),
             (Some(known), leader_len) if leader_len == Some(known.announced) => {
@@ -50,6 +56,9 @@ impl<A: Announce> Tree<A> {
             }
             (Some(_), _) => Verdict::Changed("the leader has another length of it"),
             (None, Some(leader_len)) if leader_len > seen.len => Verdict::Changed("shorter than the leader has it"),
+            (None, Some(_)) if may_be_another => {
+                Verdict::Changed("it changed before it was watched, and may have been read before that")
+            }
             (None, None) if seen.len == 0 => Verdict::Changed("new and empty"),
             (None, _) => Verdict::Grown,
         };
@@ -69,6 +78,28 @@ impl<A: Announce> Tree<A> {
                 self.replace(path, &file, seen)
             }
         }
+    }
+
+    /// Reads the end of a file of which none was read, before it is judged by it.
+    pub(super) fn read_end(&mut self, path: &RelPath, file: &File, seen: &Seen) -> io::Result<()> {
+        let Self { files, announce, .. } = self;
+        match files.get_mut(path) {
+            Some(known) if seen.len >= known.announced && !known.is_unchanged(seen) => {
+                known.read_end(file, || announce.digested(path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what somebody has read of a file that is not known yet may be something else than what it begins with.
+    fn may_be_another(&self, path: &RelPath, file: &File, leader_len: u64) -> io::Result<bool> {
+        let is_as_found = |stamps: &Stamps| self.announce.as_found(path.as_str(), stamps).is_some();
+        if !self.announce.may_be_read(path) || is_as_found(&Stamps::of_file(file)?) {
+            return Ok(false);
+        }
+        // It was found as it looked when it was digested, and has only grown since.
+        let held = self.announce.digested(path).filter(|held| held.bytes == leader_len && is_as_found(&held.stamps));
+        Ok(!held.map_or(Ok(false), |held| ends_as(file, &held))?)
     }
 
     /// Whether the leader found the file under that name whenever it read it. A file that was moved away and back looks as it

@@ -1,12 +1,13 @@
 //! Folders: each is watched, then listed.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::ops::Bound;
 use std::path::Path;
 
-use super::{AGAIN, Tree, Trouble};
-use crate::beneath;
+use super::{AGAIN, Kind, Tree, Trouble};
+use crate::beneath::{self, Entry};
+use crate::digests::now;
 use crate::error::Error;
 use crate::sys::fs::MetadataExt;
 use crate::sys::rustix;
@@ -15,6 +16,10 @@ use crate::sys::rustix::io::Errno;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
+use crate::watch::file::{Known, Seen, TAIL_BYTES_MAX};
+
+/// Of a file of more than that, the end is read at once unless its digests are known: sending it again, should it grow, would cost more.
+const UNREAD_BYTES_MAX: u64 = TAIL_BYTES_MAX;
 
 /// A folder that is known.
 #[derive(Clone, Copy)]
@@ -43,6 +48,85 @@ impl<A: Announce> Tree<A> {
             self.mark_known(path);
         }
         Ok(self.mark(Some(path), folder)?)
+    }
+
+    /// Looks at everything once. A file that is as the leader found it is taken for that, and not even opened; whatever else there
+    /// is, here or at the leader, is marked.
+    pub(super) fn look_first(&mut self) -> io::Result<()> {
+        let mut folders = vec![None];
+        while let Some(folder) = folders.pop() {
+            let looked = self.look_into(folder.as_ref(), &mut folders);
+            match (looked, folder) {
+                (Ok(()), _) => {}
+                // It is looked at again, and its trouble dealt with, as at any time.
+                (Err(_), Some(folder)) => drop(self.dirty.insert(folder)),
+                (Err(Trouble::Io(error)), None) => return Err(error),
+                // Not there for a moment, or for good: its watch tells.
+                (Err(_), None) => self.rescan_at = Some(Instant::now()),
+            }
+        }
+        let as_found = self.files.are_all();
+        let marked = self.dirty.iter().filter(|path| self.announce.file_len(path).is_some()).count() as u64;
+        if as_found + marked != self.announce.file_count() {
+            self.mark_unfound();
+        }
+        Ok(())
+    }
+
+    /// Marks what is announced and was not found by the first look.
+    fn mark_unfound(&mut self) {
+        let unfound: Vec<_> =
+            self.announce.files().into_iter().filter(|(path, _)| !self.files.has(path.as_str())).collect();
+        let is_file = |path: &RelPath| matches!(self.kind_of(path), Ok(Kind::File(_)));
+        let is_in_a_file = |path: &RelPath| above(path).any(|above| self.dirty.get(above).is_some_and(is_file));
+        let (in_files, _): (Vec<_>, Vec<_>) = unfound.iter().cloned().partition(|(path, _)| is_in_a_file(path));
+        for (path, len) in in_files {
+            // So that it is announced as gone before the file that is in its folder's place.
+            self.files.insert(path, Known::lost(len));
+        }
+        self.dirty.extend(unfound.into_iter().map(|(path, _)| path));
+    }
+
+    /// The first look at a folder, `None` being the directory itself: watches it, then looks at what is in it. Adds the folders in it.
+    fn look_into(&mut self, folder: Option<&RelPath>, folders: &mut Vec<Option<RelPath>>) -> Result<(), Trouble> {
+        let opened = self.dir.folder(folder)?.ok_or_else(|| io::Error::from(ErrorKind::NotFound))?;
+        if let Some(path) = folder {
+            let stat = rustix::fs::fstat(&opened).map_err(io::Error::from)?;
+            let now = Folder { watch: None, dev: stat.st_dev, ino: stat.st_ino };
+            self.watch_folder(path, now)?;
+        }
+        let mut names = Vec::new();
+        for entry in beneath::entries(opened.try_clone()?)? {
+            names.push(entry?.file_name().to_owned());
+        }
+        names.sort_unstable();
+        let (mut path, now) = (folder.map_or_else(String::new, |folder| format!("{folder}/")), now());
+        let (name_at, folders_at) = (path.len(), folders.len());
+        for name in names {
+            let entry = beneath::look_in(&opened, &name);
+            path.truncate(name_at);
+            path.push_str(name.to_str().unwrap_or_default());
+            if let Ok(Entry::File(looks)) = &entry
+                && let Some((path, is_digested)) = self.announce.as_found(&path, &looks.stamps)
+            {
+                let seen = Seen::of_looks(looks, now);
+                if seen.settled && (is_digested || seen.len <= UNREAD_BYTES_MAX) {
+                    self.files.add_unread(path, &seen);
+                    continue;
+                }
+            }
+            let Some(path) = entry_path(self.dir.path(), folder, name.to_bytes(), true) else { continue };
+            if let Ok(Entry::Folder) = entry
+                && self.enters(&path)?
+            {
+                folders.push(Some(path));
+            } else {
+                self.dirty.insert(path);
+            }
+        }
+        // In order, so that there is little left to sort.
+        folders[folders_at..].reverse();
+        Ok(())
     }
 
     /// Marks what was in a folder: while there was no watch, no event told what is gone.
@@ -105,8 +189,8 @@ impl<A: Announce> Tree<A> {
 
     /// `Err` if a folder above `path` is on another file system than it was: then nothing is gone that is not there.
     pub(super) fn check_mounts(&self, path: &RelPath) -> io::Result<()> {
-        for (end, _) in path.as_str().rmatch_indices('/') {
-            let Some((above, known)) = self.folders.get_key_value(&path.as_str()[..end]) else { continue };
+        for above in above(path) {
+            let Some((above, known)) = self.folders.get_key_value(above) else { continue };
             match self.dir.metadata(above)? {
                 Some(meta) if meta.dev() != known.dev => return Err(other_file_system()),
                 Some(_) => return Ok(()),
@@ -155,6 +239,11 @@ fn other_file_system() -> io::Error {
     let what = "another file system is there than before, and nothing of what was there counts as gone: mount what was, or \
                 start the leader anew";
     io::Error::other(what)
+}
+
+/// The folders that a path is in, the innermost first.
+fn above(path: &RelPath) -> impl Iterator<Item = &str> {
+    path.as_str().rmatch_indices('/').map(|(end, _)| &path.as_str()[..end])
 }
 
 /// The path of a folder's entry; `None` if its name cannot be sent, with a warning when it appears.

@@ -3,24 +3,35 @@
 use std::collections::BTreeMap;
 
 use super::folders::paths_below;
+use super::unread::Unread;
 use crate::sys::hash::HashMap;
 use crate::types::RelPath;
-use crate::watch::file::{Identity, Known};
+use crate::watch::file::{Identity, Known, Seen};
 
 /// A file with several names (hard links) is found by one of them.
 #[derive(Default)]
 pub(super) struct Files {
     known: BTreeMap<RelPath, Known>,
     paths: HashMap<Identity, RelPath>,
+    /// Those that are as the leader found them, which is most of them, and takes less room.
+    unread: Unread,
 }
 
 impl Files {
-    pub(super) fn get(&self, path: &RelPath) -> Option<&Known> {
-        self.known.get(path)
+    pub(super) fn get(&self, path: &RelPath) -> Option<Known> {
+        self.known.get(path).copied().or_else(|| self.unread.get(path.as_str()))
+    }
+
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.known.contains_key(path) || self.unread.has(path)
     }
 
     /// Its identity must stay what it is.
     pub(super) fn get_mut(&mut self, path: &RelPath) -> Option<&mut Known> {
+        if let Some(known) = self.unread.take(path.as_str()) {
+            self.paths.insert(known.id(), path.clone());
+            self.known.insert(path.clone(), known);
+        }
         self.known.get_mut(path)
     }
 
@@ -31,33 +42,49 @@ impl Files {
     }
 
     pub(super) fn remove(&mut self, path: &RelPath) -> Option<Known> {
-        let known = self.known.remove(path)?;
+        let Some(known) = self.known.remove(path) else { return self.unread.take(path.as_str()) };
         if self.paths.get(&known.id()) == Some(path) {
             self.paths.remove(&known.id());
         }
         Some(known)
     }
 
+    /// A file of the first look; it is here once all are that [`are_all`](Self::are_all) is told of.
+    pub(super) fn add_unread(&mut self, path: RelPath, seen: &Seen) {
+        self.unread.push(path, seen);
+    }
+
+    /// The first look is over. Returns how many files it found as the leader did.
+    pub(super) fn are_all(&mut self) -> u64 {
+        self.unread.sort()
+    }
+
     /// The path under which a file was announced.
     pub(super) fn find(&self, id: Identity) -> Option<&RelPath> {
-        self.paths.get(&id)
+        self.paths.get(&id).or_else(|| self.unread.find(id))
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &RelPath> {
-        self.known.keys()
+        self.known.keys().chain(self.unread.paths())
     }
 
     /// The paths below `folder`.
     pub(super) fn below(&self, folder: &RelPath) -> Vec<RelPath> {
-        paths_below(&self.known, folder)
+        let mut below = paths_below(&self.known, folder);
+        below.extend(self.unread.below(folder).cloned());
+        below
     }
 
     /// Files known under this path, below it, or where it needs a folder: none of them can stay if a file comes there.
     pub(super) fn in_the_way_of(&self, path: &RelPath) -> Vec<RelPath> {
         let folders = path.as_str().match_indices('/').map(|(end, _)| &path.as_str()[..end]);
-        let above = folders.filter_map(|folder| self.known.get_key_value(folder));
-        let mut found: Vec<_> = above.chain(self.known.get_key_value(path)).map(|(path, _)| path.clone()).collect();
+        let above = folders.filter_map(|folder| self.name(folder));
+        let mut found: Vec<_> = above.chain(self.name(path.as_str())).cloned().collect();
         found.extend(self.below(path));
         found
+    }
+
+    fn name(&self, path: &str) -> Option<&RelPath> {
+        self.known.get_key_value(path).map(|(path, _)| path).or_else(|| self.unread.name(path))
     }
 }

@@ -118,11 +118,14 @@ impl<A: Announce> Tree<A> {
 
     /// Announces a rename if what was announced is still what the file begins with.
     fn announce_move(&mut self, from: &RelPath, to: &RelPath, at_once: bool) -> Result<(), Trouble> {
-        let Some(mut known) = self.files.get(from).copied() else { return Ok(()) };
         let file = self.open_file(to)?;
         let seen = Seen::of(&file.metadata()?);
+        let Some(mut known) = self.files.get(from) else { return Ok(()) };
         if !known.is_surely(&seen) || self.announce.file_len(from) != Some(known.announced) {
             return Ok(());
+        }
+        if seen.len >= known.announced && !known.is_unchanged(&seen) {
+            known.read_end(&file, || self.announce.digested(from))?;
         }
         if let Verdict::Changed(why) = known.judge(&seen, &file, Instant::now(), at_once)? {
             log::debug!("{from} is {to} now, but announced anew: {why}");

@@ -39,11 +39,29 @@ pub struct Stat {
 /// As [`::rustix::fs::Statx`]: what is used of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Statx {
+    pub stx_mask: u32,
     pub stx_mode: u16,
     pub stx_ino: u64,
+    pub stx_size: u64,
+    pub stx_btime: StatxTimestamp,
+    pub stx_ctime: StatxTimestamp,
+    pub stx_mtime: StatxTimestamp,
     pub stx_dev_major: u32,
     pub stx_dev_minor: u32,
     pub stx_mnt_id: u64,
+}
+
+/// As [`::rustix::fs::StatxTimestamp`].
+#[derive(Clone, Copy, Debug)]
+pub struct StatxTimestamp {
+    pub tv_sec: i64,
+    pub tv_nsec: u32,
+}
+
+impl StatxTimestamp {
+    fn of(time: Duration) -> Self {
+        Self { tv_sec: seconds(time), tv_nsec: time.subsec_nanos() }
+    }
 }
 
 fn signed(number: u64) -> i64 {
@@ -187,8 +205,13 @@ pub fn statat(at: impl AsFd, path: impl Arg, flags: AtFlags) -> Result<Stat> {
 pub fn statx(at: impl AsFd, path: impl Arg, flags: AtFlags, _: StatxFlags) -> Result<Statx> {
     let looks = look("statx", &at, path, flags)?;
     Ok(Statx {
+        stx_mask: StatxFlags::all().bits(),
         stx_mode: u16::try_from(looks.mode).unwrap_or_default(),
         stx_ino: looks.number,
+        stx_size: looks.size,
+        stx_btime: StatxTimestamp::of(looks.born),
+        stx_ctime: StatxTimestamp::of(looks.changed),
+        stx_mtime: StatxTimestamp::of(looks.modified),
         stx_dev_major: looks.dev.0,
         stx_dev_minor: looks.dev.1,
         stx_mnt_id: looks.mount,
