@@ -133,13 +133,15 @@ impl DataDir {
     /// Keeps the id in `.clustering_id`, and removes `checksums.sha1`: a LavinMQ node that later starts here believes it
     /// blindly. To be done before the first change to the directory; does nothing when done before.
     pub(crate) fn claim(&mut self) -> Result<(), Error> {
-        self.forget_checksums()?;
-        if self.kept_id == Some(self.id) {
-            return Ok(());
-        }
-        self.own.write_beside(ID_FILE, &self.id.to_string())?;
+        self.note_claim()?;
         self.kept_id = Some(self.id);
         Ok(())
+    }
+
+    /// The same on disk only.
+    pub(crate) fn note_claim(&self) -> Result<(), Error> {
+        self.forget_checksums()?;
+        if self.kept_id == Some(self.id) { Ok(()) } else { self.own.write_beside(ID_FILE, &self.id.to_string()) }
     }
 
     /// Removes `checksums.sha1`, as [`claim`](Self::claim) does.
@@ -182,24 +184,29 @@ impl DataDir {
         }
     }
 
-    /// The data set of a directory that leads; made when it does so for the first time.
-    pub(crate) fn data_set_to_lead(&mut self) -> Result<DataSetId, Error> {
-        if let Some(id) = self.data_set {
-            return Ok(id);
+    /// The data set of a directory that is to lead: what it is, or else is to be. Nothing is kept of it yet.
+    pub(crate) fn data_set_to_be(&self) -> Result<DataSetId, Error> {
+        match self.data_set.or_else(|| self.own.proposed_data_set()) {
+            Some(id) => Ok(id),
+            None => DataSetId::random().map_err(|error| Error::io("make a data set id for", self.path(), error)),
         }
-        let id = self.data_set_to_propose()?;
-        self.keep_data_set(id)?;
-        log::info!("{} leads for the first time: it is data set {id} from now on", self.path().display());
-        Ok(id)
+    }
+
+    /// It leads, and is this data set: that is on disk when this returns.
+    pub(crate) fn leads_as(&self, id: DataSetId) -> Result<(), Error> {
+        if self.data_set != Some(id) {
+            self.own.keep_data_set(id)?;
+            log::info!("{} leads for the first time: it is data set {id} from now on", self.path().display());
+        }
+        Ok(())
     }
 
     /// Its data set, or the one that it is to be if a cluster takes it: the same each time. That is on disk when this returns.
     pub(crate) fn data_set_to_propose(&self) -> Result<DataSetId, Error> {
-        if let Some(id) = self.data_set.or_else(|| self.own.proposed_data_set()) {
-            return Ok(id);
+        let id = self.data_set_to_be()?;
+        if self.data_set.is_none() && self.own.proposed_data_set() != Some(id) {
+            self.own.propose_data_set(id)?;
         }
-        let id = DataSetId::random().map_err(|error| Error::io("make a data set id for", self.path(), error))?;
-        self.own.propose_data_set(id)?;
         Ok(id)
     }
 
@@ -268,7 +275,7 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
 pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
     struct Any(bool);
     impl Visitor for Any {
-        fn folder(&mut self, _: &RelPath) -> bool {
+        fn goes_on(&mut self) -> bool {
             !self.0
         }
 
@@ -286,8 +293,16 @@ pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
     Ok(any.0)
 }
 
+/// How many entries of a folder a [`walk`] shows before it asks whether to go on.
+pub(crate) const ASK_EVERY: usize = 64;
+
 /// What a [`walk`] meets.
 pub(crate) trait Visitor {
+    /// Asked now and then, and before each folder; `false`: it has seen enough.
+    fn goes_on(&mut self) -> bool {
+        true
+    }
+
     /// A folder, before what is in it; `false`: it is not entered.
     fn folder(&mut self, path: &RelPath) -> bool {
         let _ = path;
@@ -315,7 +330,9 @@ pub(crate) trait Visitor {
 /// meanwhile is passed over.
 pub(crate) fn walk(root: &Beneath, top: Option<&RelPath>, visitor: &mut impl Visitor) -> Result<(), Error> {
     let mut folders = vec![top.cloned()];
-    while let Some(at) = folders.pop() {
+    while visitor.goes_on()
+        && let Some(at) = folders.pop()
+    {
         let listed = list(root, at.as_ref(), visitor, &mut folders);
         match (listed, at) {
             (Ok(()), _) => {}
@@ -336,7 +353,10 @@ fn list(
     let failed = |error: std::io::Error| Error::io("list", &full, error);
     let Some(folder) = root.folder(at).map_err(failed)? else { return Ok(()) };
     let listed = folder.try_clone().map_err(failed)?;
-    for entry in beneath::entries(listed).map_err(failed)? {
+    for (number, entry) in beneath::entries(listed).map_err(failed)?.enumerate() {
+        if (number + 1) % ASK_EVERY == 0 && !visitor.goes_on() {
+            return Ok(());
+        }
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let path = name
@@ -422,12 +442,13 @@ mod tests {
     #[test]
     fn a_directory_that_led_stays_the_same_data_set() {
         let dir = tempfile::tempdir().unwrap();
-        let mut first = DataDir::open(dir.path(), None).unwrap();
+        let first = DataDir::open(dir.path(), None).unwrap();
         assert_eq!(first.data_set(), None);
-        let id = first.data_set_to_lead().unwrap();
+        let id = first.data_set_to_be().unwrap();
+        first.leads_as(id).unwrap();
         drop(first);
-        let mut again = DataDir::open(dir.path(), None).unwrap();
-        assert_eq!((again.data_set(), again.data_set_to_lead().unwrap()), (Some(id), id));
+        let again = DataDir::open(dir.path(), None).unwrap();
+        assert_eq!((again.data_set(), again.data_set_to_be().unwrap()), (Some(id), id));
     }
 
     #[test]

@@ -416,10 +416,10 @@ fn a_leader_below_which_a_file_system_is_missing_asks_first() {
     let script = stage.path("script");
     let paceline = env!("CARGO_BIN_EXE_paceline");
     let data = data.display();
-    // Each is stopped as soon as it listens, if it does.
+    // Each is stopped as soon as it leads, if it does.
     let lead = format!(
         "lead() {{\nrm -f {data}.log # what the one before said\n{paceline} leader --listen 127.0.0.1:0 --data-dir {data} $1 > {data}.log 2>&1 & p=$!\n\
-         until grep -q 'listening on' {data}.log || ! kill -0 $p; do sleep 0.02; done 2> /dev/null\n\
+         until grep -q ' replicates ' {data}.log || ! kill -0 $p; do sleep 0.02; done 2> /dev/null\n\
          kill $p 2> /dev/null; wait $p; ended=$?; cat {data}.log; return $ended; }}\n"
     );
     let mount = format!("mkdir -p {data}/wal && mount -t tmpfs none {data}/wal && lead || exit 7\n");
@@ -429,7 +429,7 @@ fn a_leader_below_which_a_file_system_is_missing_asks_first() {
     command.args(["--user", "--map-root-user", "--mount", "sh"]).arg(&script).env("PACELINE_SECRET", "s3cret");
     let said = run(&mut command);
     assert!(said.contains("wal was a file system of its own") && said.contains("--accept-missing"), "{said}");
-    assert!(said.matches("listening on").count() == 3, "{said}");
+    assert!(said.matches(" replicates ").count() == 3, "{said}");
 }
 
 #[test]

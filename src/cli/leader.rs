@@ -1,6 +1,7 @@
 //! `paceline leader`: a leader and a watcher on one directory, until a signal.
 //!
-//! The port is taken first, and the directory scanned before anybody is accepted. At the end the watcher goes on while followers acknowledge what is left: who
+//! The port is taken first, and followers are accepted from then on: they wait until the directory is scanned, and then get what there is, while the watcher begins. A signal ends
+//! each of these steps. At the end the watcher goes on while followers acknowledge what is left: who
 //! writes to the directory is perhaps told to end in the same moment, and writes its last then. The last look comes when they
 //! have everything and nothing was written for [`QUIET`].
 
@@ -11,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use paceline::leader::Window;
+use paceline::leader::{Opening, Window};
 use paceline::watch::Watcher;
-use paceline::{Leader, LeaderConfig, OnFull};
+use paceline::{Error, Leader, LeaderConfig, OnFull};
 
 use super::kept::KeepOptions;
 use super::units::{parse_address, parse_duration, parse_size};
@@ -142,13 +143,26 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let window = Window::new(config.queue_bytes / 2);
     // First: a leader that cannot be reached must not leave a directory that looks as if it had led.
     let listener = bind(&options.listen)?;
-    let leader = Arc::new(Leader::open(config)?);
-    let watcher = Watcher::start(leader.clone(), &options.data_dir, Some(window))?;
-    let address = leader.listen_on(listener)?;
-    log::info!("leader {} replicates {}, {} files", leader.id(), options.data_dir.display(), leader.files().len());
+    let opening = Opening::new(config)?;
+    let address = opening.listen_on(listener)?;
     say(&format!("listening on {address}"));
+    let leader = match opening.open(&mut |_| signals.is_empty()) {
+        Ok(leader) => Arc::new(leader),
+        Err(Error::ShuttingDown) => {
+            log::info!("ended before the directory was read");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let watcher = Watcher::begin(leader.clone(), &options.data_dir, Some(window))?;
+    log::info!("leader {} replicates {}, {} files", leader.id(), options.data_dir.display(), leader.files().len());
 
+    let mut watches = false;
     let failure = loop {
+        if !watches && watcher.wait(Duration::ZERO) {
+            watches = true;
+            log::info!("all there is is watched");
+        }
         match signals.recv_timeout(CHECK_EVERY) {
             Err(RecvTimeoutError::Timeout) => {}
             _ => break None,

@@ -82,7 +82,7 @@ impl Runner {
             status.state = State::Waiting;
             status.connections += 1;
             (status.applied_bytes, status.acknowledged_bytes, status.durable_bytes) = (0, 0, 0);
-            status.admitted_in = leader.admitted_in;
+            (status.admitted_in, status.leader_files) = (leader.admitted_in, None);
             if leader.last_eviction.is_some() {
                 status.last_eviction.clone_from(&leader.last_eviction);
             }

@@ -138,7 +138,7 @@ impl Runner {
             }
             self.shared.update(|status| {
                 status.state = if error.is_refusal() { State::Refusing } else { State::Connecting };
-                status.last_disconnect = Some(why);
+                (status.last_disconnect, status.leader_files) = (Some(why), None);
             });
             if moved {
                 continue;

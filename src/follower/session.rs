@@ -4,7 +4,7 @@
 //! thread of `disk`, so that the stream goes on; only the beginning of a sync waits, for its mark to be on disk.
 //!
 //! ```text
-//!   want ─▶ sums told ─▶ tell … tell ends ─▶ inventory told ─┐
+//!   (opening ─▶) want ─▶ sums told ─▶ tell … tell ends ─▶ inventory told ─┐
 //!               │ (all are equal)                            ▼
 //!               └─────────────────────────────────────▶ sync begins ─▶ actions ─▶ sync ends ─▶ actions ─▶ position ─▶ actions …
 //!                                                            ▲                                                │
@@ -39,6 +39,7 @@ use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
+use crate::seldom::Seldom;
 use crate::sys::channel::{self, Receiver};
 use crate::sys::time::Instant;
 use crate::types::{DataSetId, RelPath};
@@ -78,6 +79,8 @@ pub(super) struct Session<'a> {
     /// What waits for its first change: folders to be removed if they are empty, and files to be cut.
     unready: (Vec<RelPath>, Vec<(RelPath, u64)>),
     lag: Lag,
+    /// What is said while the leader opens.
+    waits: Seldom,
     sync: Sync,
     /// The connection is over, as was wanted.
     done: bool,
@@ -144,6 +147,7 @@ impl<'a> Session<'a> {
             contact: None,
             unready: Default::default(),
             lag: Lag::default(),
+            waits: Seldom::default(),
             sync: Sync::default(),
             done: false,
             goodbye: None,
@@ -385,6 +389,7 @@ impl<'a> Session<'a> {
                 self.parts.jobs.put(Job::Flush(unflushed, whole.before));
                 Ok(())
             }
+            Control::Opening(files) => self.opening(files),
             Control::Goodbye { back_in_ms, reason } => Err(self.goodbye(back_in_ms, reason)),
         }
     }
@@ -396,6 +401,21 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// The leader is not ready yet.
+    fn opening(&mut self, files: u64) -> Result<(), Error> {
+        if !matches!(self.asked, Asked::Nothing) {
+            return Err(out_of_place("the leader opens after it had begun"));
+        }
+        if let Some(_unsaid) = self.waits.is_due() {
+            log::info!("the leader is reading its directory, {files} files so far: waiting until it has");
+        }
+        self.parts.shared.update(|status| {
+            status.state = State::LeaderOpening;
+            status.leader_files = Some(files);
+        });
+        Ok(())
+    }
+
     fn want(&mut self, bits: u8) -> Result<(), Error> {
         if !matches!(self.asked, Asked::Nothing) {
             return Err(out_of_place("the sums were asked for twice"));
@@ -404,7 +424,7 @@ impl<'a> Session<'a> {
         self.parts.shared.update(|status| {
             status.state = State::Syncing;
             status.sync = SyncProgress::default();
-            status.admitted_in = None;
+            (status.admitted_in, status.leader_files) = (None, None);
         });
         let names = self.parts.limit.standing != Standing::Trusted;
         self.parts.jobs.put(Job::Sums { bits, names });

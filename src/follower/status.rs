@@ -37,6 +37,8 @@ pub struct Status {
     pub last_eviction: Option<String>,
     /// When the leader said, as the connection began, that it would admit this follower to a sync; `None` once it has.
     pub admitted_in: Option<Duration>,
+    /// How many files the leader has found so far that is still reading its directory, as it said last; `None` once it wants to know what is here.
+    pub leader_files: Option<u64>,
 }
 
 /// What a follower is doing.
@@ -52,6 +54,9 @@ pub enum State {
     /// Accepted; waiting for the leader's list or, with the extension, until it wants the inventory (not all followers are
     /// synced at a time).
     Waiting,
+    /// Accepted by a leader that is still reading its directory: what is missing is sent once it has. [`Status::leader_files`] says how far it is. Not with 1.0.0, which has no word
+    /// for it.
+    LeaderOpening,
     /// In round 1 or 2 of a full sync; with the extension, from the inventory until the copy is whole: what changed during the sync
     /// comes after it.
     Syncing,

@@ -65,7 +65,7 @@ use self::core::Core;
 use crate::error::Error;
 use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
 
-pub use self::api::{ReplicatedFile, ShutdownReport, Window};
+pub use self::api::{Opening, ReplicatedFile, ShutdownReport, Window};
 pub use self::commit::{CommitOutcome, Committed, InSyncStatus, Refusal, Unknown};
 pub use self::files::unreadable::NotReplicated;
 pub use self::peers::history::EVICTIONS_KEPT;

@@ -17,7 +17,7 @@ pub type HostError = Box<dyn StdError + Send + Sync>;
 /// All methods are called by the node's own thread, one after the other: [`prepare`](Self::prepare), [`start`](Self::start),
 /// [`check`](Self::check) again and again, [`stop`](Self::stop). `stop` follows whatever came before, also if that failed.
 pub trait Host: Send + 'static {
-    /// Elected; the leader is open, and nobody can connect to it yet.
+    /// Elected; the leader is open, and whoever connects to it waits until this returns.
     ///
     /// # Errors
     ///

@@ -14,10 +14,11 @@ use super::leaderless::{Leaderless, Obstacle};
 use super::port::Port;
 use super::proxy::Proxy;
 use super::{NodeError, Role, Shared};
+use crate::config::LeaderConfig;
 use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation};
 use crate::datadir::{DataDir, DirLock};
 use crate::error::Error;
-use crate::leader::Leader;
+use crate::leader::{Leader, Opening};
 use crate::own_folder::{OwnFolder, is_incomplete, is_suspect};
 use crate::seldom::Seldom;
 use crate::sys::channel::{Receiver, Select, TryRecvError};
@@ -365,8 +366,16 @@ impl Runner {
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
         // The set is as `may_take` found it.
         let recorded = self.in_sync.as_ref().and_then(Option::as_ref);
-        let leader = match Leader::open_standing_by(config, leadership.clone(), recorded) {
+        let leader = match self.open(config, leadership, recorded) {
             Ok(leader) => Arc::new(leader),
+            Err(Error::ShuttingDown) if !leadership.is_held() => {
+                log::warn!("leadership was lost before the directory was read");
+                return Ok(());
+            }
+            Err(Error::ShuttingDown) => {
+                log::info!("hands leadership over, to shut down, before the directory is read");
+                return Ok(());
+            }
             Err(error) => {
                 log::error!("hands leadership over, cannot lead: {error}");
                 self.stand_back(Duration::ZERO);
@@ -389,13 +398,27 @@ impl Runner {
         failed
     }
 
+    /// Listens at once, and then reads the directory, for as long as that makes sense: followers wait meanwhile.
+    fn open(
+        &self,
+        config: LeaderConfig,
+        leadership: &Arc<dyn Leadership>,
+        recorded: Option<&InSyncSet>,
+    ) -> Result<Leader, Error> {
+        let opening = Opening::standing_by(config, leadership.clone(), recorded)?;
+        let unusable = |source| Error::Listen { who: "followers", at: self.config.listen.clone(), source };
+        opening.listen_on(self.port.listen().map_err(unusable)?)?;
+        log::info!("followers are accepted at {}", self.port.address());
+        let began = Instant::now();
+        let leader = opening.read(&mut |_| leadership.is_held() && !self.shared.stop.is_set())?;
+        log::info!("{} files are there; that took {:.1?}", leader.file_count(), began.elapsed());
+        Ok(leader)
+    }
+
     /// Leads, until it should not.
     fn serve(&mut self, term: &Term, health: &Health) -> Result<End, HostError> {
         self.host.prepare(term)?;
-        let unusable = |source| Error::Listen { who: "followers", at: self.config.listen.clone(), source };
-        let listener = self.port.listen().map_err(unusable)?;
-        term.leader.listen_on(listener)?;
-        log::info!("followers are accepted at {}", self.port.address());
+        term.leader.let_in();
         self.host.start(term)?;
         self.shared.set_role(Role::Leading);
         let own_host = host_of(&self.own.address).to_owned();

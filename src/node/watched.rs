@@ -105,6 +105,20 @@ impl WatchedProgram {
         Self { config, watcher: None, program: None, lost_due: false, restart_delay: RESTART_MIN, restart_at: None }
     }
 
+    /// Until all is watched: what the program writes before that would be found late. Followers get what there is meanwhile.
+    fn wait_for_watcher(&self, term: &Term) -> Result<(), HostError> {
+        let Some(watcher) = &self.watcher else { return Ok(()) };
+        while !watcher.wait(TICK) {
+            if let Some(failure) = watcher.take_failure() {
+                return Err(failure.into());
+            }
+            if let Some(why) = term.over() {
+                return Err(why.into());
+            }
+        }
+        Ok(())
+    }
+
     fn hook(&self, command: Option<&String>) -> Option<Hook> {
         let (timeout, descriptors) = (self.config.hook_timeout, self.config.descriptors);
         command.map(|command| Hook { command: command.clone(), timeout, descriptors })
@@ -172,11 +186,12 @@ impl Host for WatchedProgram {
         let leader = term.leader();
         // Half of the queue: the watcher pauses before a follower that keeps up is anywhere near eviction.
         let window = Window::new(leader.queue_bytes() / 2);
-        self.watcher = Some(Watcher::start(leader.clone(), leader.data_dir(), Some(window))?);
+        self.watcher = Some(Watcher::begin(leader.clone(), leader.data_dir(), Some(window))?);
         Ok(())
     }
 
     fn start(&mut self, term: &Term) -> Result<(), HostError> {
+        self.wait_for_watcher(term)?;
         self.lost_due = true;
         self.restart_delay = RESTART_MIN;
         if let Some(hook) = self.hook(self.config.on_elected.as_ref()) {

@@ -17,7 +17,7 @@
 //!              ◀───────────────────────── 0 accepted | 1 refused
 //!   fields: id, data set, … ───────────────────────────▶
 //!              ◀──────── fields: id, data set, heartbeat interval, …
-//!              ◀────────────── frame: control "want", …          LZ4 frame
+//!              ◀────── frame: controls "opening", …, "want", …   LZ4 frame
 //!   messages: sums, sums' end ─────────────────────────▶         plain
 //!              ◀──────────────────── control "tell", "tell ends"
 //!   messages: inventory, inventory's end ──────────────▶
@@ -503,6 +503,8 @@ pub enum Control {
         /// Its clock: microseconds since 1970.
         clock_us: u64,
     },
+    /// The leader is still reading its directory, and has found so many files; it says nothing else before it has read it. May be passed over.
+    Opening(u64),
     /// The leader lets the follower go.
     Goodbye {
         /// When to come back, in milliseconds.
@@ -529,6 +531,7 @@ impl Control {
             Self::Position(_) => "$paceline/position",
             Self::Heartbeat { .. } => "$paceline/heartbeat",
             Self::MakeDurable => "$paceline/make-durable",
+            Self::Opening(_) => "$paceline/opening?",
             Self::Goodbye { .. } => "$paceline/goodbye",
         }
     }
@@ -571,7 +574,7 @@ impl Control {
                 content.extend_from_slice(&one.to_le_bytes());
                 content.extend_from_slice(&other.to_le_bytes());
             }
-            Self::Position(position) => content.extend_from_slice(&position.to_le_bytes()),
+            Self::Position(number) | Self::Opening(number) => content.extend_from_slice(&number.to_le_bytes()),
             Self::Goodbye { back_in_ms, reason } => {
                 content.extend_from_slice(&back_in_ms.to_le_bytes());
                 content.extend_from_slice(reason.as_bytes());
@@ -619,6 +622,7 @@ impl Control {
             "$paceline/position" => Self::Position(u64(rest)?),
             "$paceline/heartbeat" => Self::Heartbeat { position: u64(rest)?, clock_us: u64(rest)? },
             "$paceline/make-durable" => Self::MakeDurable,
+            "$paceline/opening?" => Self::Opening(u64(rest)?),
             "$paceline/goodbye" => {
                 let back_in_ms = u32::from_le_bytes(*take(rest, WHAT)?);
                 Self::Goodbye { back_in_ms, reason: printable(std::mem::take(rest)) }
@@ -691,6 +695,7 @@ mod tests {
             (number.clone(), number.clone()).prop_map(|(files, bytes)| Control::SyncBegins { files, bytes }),
             Just(Control::SyncEnds),
             number.clone().prop_map(Control::Position),
+            number.clone().prop_map(Control::Opening),
             (number.clone(), number).prop_map(|(position, clock_us)| Control::Heartbeat { position, clock_us }),
             Just(Control::MakeDurable),
             (any::<u32>(), "[a-z ]{0,40}").prop_map(|(back_in_ms, reason)| Control::Goodbye { back_in_ms, reason }),

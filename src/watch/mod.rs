@@ -1,7 +1,8 @@
 //! Feeds a leader from a directory that other programs write.
 //!
-//! [`Watcher::start`] announces what the leader does not know yet, then one thread, `watch`, waits for inotify events, reads
-//! all that are pending, and looks once at each path they name:
+//! One thread, `watch`, announces what the leader does not know yet; then it waits for inotify events, reads
+//! all that are pending, and looks once at each path they name. (Followers may join before it has looked at all there is: it is a host that is about to announce
+//! something.)
 //!
 //! | a file that | is announced as |
 //! |---|---|
@@ -80,7 +81,7 @@ use crate::sys::rustix;
 use crate::sys::rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::sys::rustix::fd::{AsFd, OwnedFd};
 use crate::sys::rustix::io::Errno;
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use announce::{Announce, Paced};
@@ -105,6 +106,28 @@ struct Shared {
     failure: Mutex<Option<Error>>,
     /// Once the last look is done, and what it saw is announced: whether nothing was changed since.
     rest: Mutex<Option<Rest>>,
+    begun: Mutex<Begun>,
+    changed: Condvar,
+}
+
+/// How far the thread is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    /// It looks at all there is.
+    NotYet,
+    /// What there was is announced.
+    Yes,
+    /// It ended before that.
+    Ended,
+}
+
+/// Whoever waits for the thread learns of its end.
+struct EndsWithThread(Arc<Shared>);
+
+impl Drop for EndsWithThread {
+    fn drop(&mut self) {
+        self.0.has_begun(Begun::Ended);
+    }
 }
 
 type Rest = Box<dyn FnMut() -> bool + Send>;
@@ -112,13 +135,22 @@ type Rest = Box<dyn FnMut() -> bool + Send>;
 impl Watcher {
     /// Announces to `leader` what is in its directory `data_dir` and not known to it yet, then keeps announcing what changes.
     ///
-    /// Blocks until the first scan is announced: begin to listen after it. With `window` the watcher waits a little, again
+    /// Blocks until the first scan is announced. With `window` the watcher waits a little, again
     /// and again, while followers that keep up have more than that to acknowledge.
     ///
     /// # Errors
     ///
     /// The directory cannot be read or watched, or is another one than the leader's; [`Error::Setting`] names the limit when the system has no watch left.
     pub fn start(leader: Arc<Leader>, data_dir: impl AsRef<Path>, window: Option<Window>) -> Result<Self, Error> {
+        Self::begin(leader, data_dir, window)?.begun()
+    }
+
+    /// Like [`start`](Self::start), but does not wait for the first scan: [`wait`](Self::wait) does, and [`take_failure`](Self::take_failure) says how it failed.
+    ///
+    /// # Errors
+    ///
+    /// The directory is another one than the leader's, or there is no thread to be had.
+    pub fn begin(leader: Arc<Leader>, data_dir: impl AsRef<Path>, window: Option<Window>) -> Result<Self, Error> {
         // A link may lead elsewhere by now, and what is there is not the leader's.
         let (theirs, data_dir) = (leader.data_dir().to_owned(), data_dir.as_ref());
         let id = |dir: &Path| rustix::fs::stat(dir).map(|stat| (stat.st_dev, stat.st_ino));
@@ -126,18 +158,16 @@ impl Watcher {
             let how = "it is not the one that its leader has";
             return Err(Error::DirectoryLost { dir: data_dir.to_owned(), how });
         }
-        let watcher = Self::start_with(Paced { leader: leader.clone(), window }, &theirs)?;
-        leader.forget_found();
-        Ok(watcher)
+        let of_thread = leader.clone();
+        Self::begin_with(Paced { leader, window }, &theirs, move || of_thread.forget_found())
     }
 
-    fn start_with(announce: impl Announce, data_dir: &Path) -> Result<Self, Error> {
-        let mut tree = Tree::open(data_dir, announce)?;
-        match tree.announce_dirty(false, &|| true) {
-            Ok(()) => {}
-            Err(Trouble::Fatal(error)) => return Err(error),
-            Err(_) => return Err(Error::ShuttingDown),
-        }
+    /// `looked` is called after the first scan.
+    fn begin_with(
+        announce: impl Announce,
+        data_dir: &Path,
+        looked: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, Error> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::io("watch", data_dir, errno))?;
         let shared = Arc::new(Shared {
@@ -145,21 +175,53 @@ impl Watcher {
             wake,
             failure: Mutex::new(None),
             rest: Mutex::new(None),
+            begun: Mutex::new(Begun::NotYet),
+            changed: Condvar::new(),
         });
         let threads = Group::default();
+        let dir = data_dir.to_owned();
         let (of_thread, of_failure) = (shared.clone(), shared.clone());
         threads.on_failure(move |what| *of_failure.failure.lock() = Some(Error::ThreadFailed(what.to_owned())));
         threads
-            .spawn("watch", move || match of_thread.run(&mut tree) {
-                Ok(true) => *of_thread.rest.lock() = Some(Box::new(move || tree.is_settled())),
-                Ok(false) => {}
-                Err(error) => {
-                    log::error!("the directory is no longer watched: {error}");
-                    *of_thread.failure.lock() = Some(error);
+            .spawn("watch", move || {
+                let _told = EndsWithThread(of_thread.clone());
+                let ended =
+                    Tree::open(&dir, announce).and_then(|mut tree| Ok((of_thread.run(&mut tree, looked)?, tree)));
+                match ended {
+                    Ok((true, mut tree)) => *of_thread.rest.lock() = Some(Box::new(move || tree.is_settled())),
+                    Ok((false, _)) => {}
+                    Err(error) => {
+                        log::error!("the directory is no longer watched: {error}");
+                        *of_thread.failure.lock() = Some(error);
+                    }
                 }
             })
             .map_err(|error| Error::io("watch", data_dir, error))?;
         Ok(Self { shared, threads })
+    }
+
+    /// Waits for the first scan.
+    fn begun(self) -> Result<Self, Error> {
+        while !self.wait(Duration::MAX) {
+            if *self.shared.begun.lock() == Begun::Ended {
+                return Err(self.take_failure().unwrap_or(Error::ShuttingDown));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Blocks until the first scan is announced, at most for `timeout`; returns whether it is. `false` at once where watching has ended before.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut begun = self.shared.begun.lock();
+        while *begun == Begun::NotYet {
+            match deadline {
+                None => self.shared.changed.wait(&mut begun),
+                Some(deadline) if self.shared.changed.wait_until(&mut begun, deadline).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        *begun == Begun::Yes
     }
 
     /// Takes the reason why watching ended by itself, if it has; never blocks.
@@ -197,8 +259,27 @@ impl Drop for Watcher {
 }
 
 impl Shared {
+    /// The first word counts.
+    fn has_begun(&self, how: Begun) {
+        {
+            let mut begun = self.begun.lock();
+            if *begun == Begun::NotYet {
+                *begun = how;
+            }
+        }
+        self.changed.notify_all();
+    }
+
     /// Until it is told to stop; returns whether nothing was left to be announced.
-    fn run<A: Announce>(&self, tree: &mut Tree<A>) -> Result<bool, Error> {
+    fn run<A: Announce>(&self, tree: &mut Tree<A>, looked: impl FnOnce()) -> Result<bool, Error> {
+        match tree.announce_dirty(false, &|| !self.stopping.load(Ordering::Acquire)) {
+            Ok(()) => {
+                looked();
+                self.has_begun(Begun::Yes);
+            }
+            Err(Trouble::Fatal(error)) => return Err(error),
+            Err(_) => return Ok(false),
+        }
         loop {
             self.wait(tree)?;
             let stopping = self.stopping.load(Ordering::Acquire);

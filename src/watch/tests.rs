@@ -629,7 +629,7 @@ fn what_the_leader_knows_already_is_not_announced_again() {
     for (name, content) in [("same", "12345"), ("grown", "123"), ("gone", "1")] {
         fake.state.lock().files.insert(name.into(), content.into());
     }
-    let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
     assert_eq!(fake.take_log(), ["delete gone", "append grown 3+2"], "start returned before the first scan");
     append(dir.path().join("same"), b"6");
     watcher.stop();
@@ -643,7 +643,7 @@ fn a_directory_that_vanishes_ends_the_watching_and_deletes_nothing() {
     fs::create_dir(&root).unwrap();
     fs::write(root.join("a"), "1").unwrap();
     let fake = Fake::new(&root);
-    let watcher = Watcher::start_with(fake.clone(), &root).unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), &root, || ()).unwrap().begun().unwrap();
     fs::rename(&root, dir.path().join("elsewhere")).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     let failure = loop {
@@ -734,7 +734,7 @@ fn a_storm_of_operations_leaves_an_equal_copy() {
     for seed in 0..12 {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::new(dir.path());
-        let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+        let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
         let mut storm = Storm { root: dir.path().to_owned(), random: fastrand::Rng::with_seed(seed) };
         for round in 0..6 {
             for _ in 0..storm.random.usize(1..120) {
@@ -753,7 +753,7 @@ fn a_storm_of_operations_leaves_an_equal_copy() {
 fn an_appender_that_is_never_idle_causes_no_replace() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(dir.path());
-    let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
     let mut file = File::create(dir.path().join("log")).unwrap();
     for _ in 0..2_000 {
         file.write_all(&[9; 20_000]).unwrap();

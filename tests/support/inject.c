@@ -4,7 +4,7 @@
  *
  * Of the system calls CALLS (names, separated by commas) of the command and of all it starts, those count that are about a file
  * with PATH in its name ("" for all), while the file ARMED is there ("" for always). From the FIRST of them on (1 is the first),
- * TIMES (0 for all) fail with ERRNO, without having done anything. REPORT holds how many counted and how many failed.
+ * TIMES (0 for all) fail with ERRNO, without having done anything; with 0 they succeed, 10 ms later. REPORT holds how many counted and how many failed.
  *
  * The calls are caught by seccomp, so also those that are made without the C library. The process becomes the command; who decides
  * on each call is another one, which ends when all that it decides for have ended.
@@ -195,7 +195,8 @@ static void decide(int listener, int error, unsigned long first, unsigned long t
             counted++;
             if (counted >= first && (times == 0 || counted - first < times)) {
                 failed++;
-                answer.flags = 0, answer.error = -error;
+                if (error) answer.flags = 0, answer.error = -error;
+                else usleep(10000);
             }
             char text[64];
             int length = snprintf(text, sizeof text, "%12lu %12lu\n", counted, failed);

@@ -16,7 +16,8 @@ use super::processes::{LeaderProcess, Process, Stage, find};
 #[derive(Clone)]
 pub struct Injection {
     calls: String,
-    errno: Errno,
+    /// None: they are slow.
+    errno: Option<Errno>,
     first: u64,
     times: u64,
     part: OsString,
@@ -29,7 +30,21 @@ impl Injection {
     /// name all that may be meant: `&["openat", "openat2"]`. `name` tells this injection from others of the stage.
     pub fn new(stage: &Stage, name: &str, calls: &[&str], errno: Errno) -> Self {
         let report = stage.path(&format!("{name}.injected"));
-        Self { calls: calls.join(","), errno, first: 1, times: 0, part: OsString::new(), armed: PathBuf::new(), report }
+        Self {
+            calls: calls.join(","),
+            errno: Some(errno),
+            first: 1,
+            times: 0,
+            part: OsString::new(),
+            armed: PathBuf::new(),
+            report,
+        }
+    }
+
+    /// They do not fail, but take 10 ms longer, one after another.
+    pub fn slow(mut self) -> Self {
+        self.errno = None;
+        self
     }
 
     /// Only from the `first` that counts on (1 is the first), so many `times`.
@@ -53,7 +68,7 @@ impl Injection {
     /// The command that runs another one so.
     fn command(&self) -> Vec<OsString> {
         let number = |number: u64| OsString::from(number.to_string());
-        let errno = self.errno.raw_os_error().to_string();
+        let errno = self.errno.map_or(0, Errno::raw_os_error).to_string();
         let program = injector().as_os_str().to_owned();
         let (part, armed, report) = (self.part.clone(), self.armed.clone().into(), self.report.clone().into());
         vec![program, (&self.calls).into(), errno.into(), number(self.first), number(self.times), part, armed, report]
@@ -74,6 +89,11 @@ impl Injection {
     /// The same, by a command that runs another one.
     pub fn leader_under(&self, command: &[OsString], stage: &Stage, dir: &Path, options: &[&str]) -> LeaderProcess {
         stage.leader_under(&[command, &self.command()].concat(), dir, options)
+    }
+
+    /// Starts `paceline leader` so, which is perhaps still reading its directory.
+    pub fn opening_leader(&self, stage: &Stage, dir: &Path) -> LeaderProcess {
+        stage.opening_leader_under(&self.command(), dir)
     }
 
     /// Starts `paceline follow` into a directory.

@@ -87,15 +87,21 @@ impl Stage {
 
     /// Starts it on this port, which was one's before; tries again while the system has not given it back.
     pub fn leader_at(&self, listen: &str, dir: &Path, options: &[&str]) -> LeaderProcess {
-        self.leader_by(&[], listen, dir, options)
+        self.leader_by(&[], listen, dir, options, " replicates ")
     }
 
     /// Starts it by a command that runs another one.
     pub fn leader_under(&self, command: &[OsString], dir: &Path, options: &[&str]) -> LeaderProcess {
-        self.leader_by(command, "127.0.0.1:0", dir, options)
+        self.leader_by(command, "127.0.0.1:0", dir, options, " replicates ")
     }
 
-    fn leader_by(&self, command: &[OsString], listen: &str, dir: &Path, options: &[&str]) -> LeaderProcess {
+    /// The same, but one that is perhaps still reading its directory.
+    pub fn opening_leader_under(&self, command: &[OsString], dir: &Path) -> LeaderProcess {
+        self.leader_by(command, "127.0.0.1:0", dir, &[], "")
+    }
+
+    /// Returns once it listens, and has said `says`.
+    fn leader_by(&self, command: &[OsString], listen: &str, dir: &Path, options: &[&str], says: &str) -> LeaderProcess {
         let args = [env!("CARGO_BIN_EXE_paceline"), "leader", "--listen", listen, "--data-dir", dir.to_str().unwrap()];
         let args = args.iter().chain(options).map(OsString::from);
         let args: Vec<_> = command.iter().cloned().chain(args).collect();
@@ -105,7 +111,10 @@ impl Stage {
             let mut process = self.start("leader", &args[0], &args[1..]);
             while !process.has_ended() {
                 let log = process.log();
-                if let Some(address) = log[log_before..].lines().find_map(|line| line.strip_prefix("listening on ")) {
+                let said = &log[log_before..];
+                if said.contains(says)
+                    && let Some(address) = said.lines().find_map(|line| line.strip_prefix("listening on "))
+                {
                     let address = address.parse().unwrap();
                     return LeaderProcess { process, dir: dir.to_owned(), address, log_before };
                 }

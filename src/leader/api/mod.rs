@@ -5,10 +5,13 @@ mod commit;
 mod file;
 mod listen;
 mod open;
+mod opening;
+mod scan;
 mod shutdown;
 mod watched;
 mod window;
 
 pub use self::file::ReplicatedFile;
+pub use self::opening::Opening;
 pub use self::shutdown::ShutdownReport;
 pub use self::window::Window;

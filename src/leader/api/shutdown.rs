@@ -52,7 +52,9 @@ impl Leader {
         });
         core.commits.close();
         let report = core.evict_all(end, durability);
-        if !core.commits.settle(core.stream.end(), Instant::now() + RECORD_MAX) && !core.is_shut_down() {
+        // Before the directory is read nobody was in sync, and nobody records.
+        let settles = core.door.is_open() && !core.is_shut_down();
+        if settles && !core.commits.settle(core.stream.end(), Instant::now() + RECORD_MAX) {
             log::warn!("who was in sync at the end could not be recorded within {RECORD_MAX:?}");
         }
         core.commits.stop();

@@ -292,7 +292,7 @@ mod tests {
     use super::*;
     use crate::config::LeaderConfig;
     use crate::flusher::SystemFlusher;
-    use crate::index::{FileId, Index};
+    use crate::index::FileId;
     use crate::leader::stream::Content;
     use crate::types::Secret;
     use std::fs;
@@ -311,11 +311,7 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("folder")).unwrap();
-            let stream = Stream::new(
-                Index::new(),
-                StreamPosition(0),
-                &LeaderConfig::new("unused", Secret::new("secret").unwrap()),
-            );
+            let stream = Stream::new(&LeaderConfig::new("unused", Secret::new("secret").unwrap()));
             let syncer = Syncer::new(dir.path(), Arc::new(SystemFlusher)).unwrap();
             let this = Self { dir, stream, syncer };
             this.create("log");

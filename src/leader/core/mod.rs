@@ -18,6 +18,7 @@ use crate::leader::files::locks::FileLocks;
 use crate::leader::files::unreadable::Unreadable;
 use crate::leader::peers::admission::Admission;
 use crate::leader::peers::clash::Clashes;
+use crate::leader::peers::door::Door;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::history::History;
 use crate::leader::peers::progress::Progress;
@@ -48,6 +49,8 @@ pub(in crate::leader) struct Core {
     /// How the directory was lost.
     pub(in crate::leader) lost: OnceLock<&'static str>,
     pub(in crate::leader) stream: Arc<Stream>,
+    /// Closed until the directory is read.
+    pub(in crate::leader) door: Door,
     pub(in crate::leader) file_locks: FileLocks,
     pub(in crate::leader) hashes: HashCache,
     pub(in crate::leader) chunks: ChunkCache,
@@ -101,7 +104,6 @@ impl Core {
 
     /// Adds a follower. One that is here with the same id makes way.
     pub(in crate::leader) fn register(&self, follower: &Arc<FollowerHandle>) {
-        self.was_joined.store(true, Ordering::SeqCst);
         let replaced: Vec<_> = {
             let mut followers = self.followers.lock();
             let replaced = followers.iter().filter(|other| other.id == follower.id).cloned().collect();
@@ -146,6 +148,7 @@ impl Core {
             std::mem::take(&mut *listeners)
         };
         listeners.iter().for_each(stop_listening);
+        self.door.give_up();
         self.unauthenticated.close_all();
     }
 }

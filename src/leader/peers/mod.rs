@@ -4,6 +4,7 @@
 
 pub(in crate::leader) mod admission;
 pub(in crate::leader) mod clash;
+pub(in crate::leader) mod door;
 pub(in crate::leader) mod follower;
 pub(in crate::leader) mod gone;
 pub(in crate::leader) mod has;

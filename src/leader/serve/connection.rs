@@ -1,7 +1,7 @@
 //! One connection's life on the leader's side, from its first byte to its last thread.
 //!
 //! ```text
-//! accepted ─▶ handshake ─▶ registered ─▶ full sync or resume ─▶ catch-up ─▶ attached: writes batches as they come
+//! accepted ─▶ handshake ─▶ registered ─▶ door ─▶ full sync or resume ─▶ catch-up ─▶ attached: writes batches as they come
 //!          (handshake.rs,      │        (full_sync.rs, resume.rs)  ▲  (catch_up.rs)     │             │
 //!           one deadline)      └─ starts the ack thread            └──── demoted ───────┘             │
 //!                                 (acks.rs, messages.rs)   any of them may end it ─────▶ cleaned up here
@@ -16,6 +16,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::door::wait_at_door;
 use super::place::may_take_the_place;
 use crate::error::Error;
 use crate::leader::batch::Body;
@@ -116,10 +117,12 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     let mut caught_up = if follower.extension {
         let (messages, answers) = MessageThread::new(core, follower, reading);
         core.threads.spawn(name, move || messages.run()).map_err(broken)?;
+        wait_at_door(core, follower, &mut frame)?;
         Resumer::new(core, follower, &mut frame, reader_ended.insert(answers)).join()?
     } else {
         let (acks, requests) = AckThread::new(core, follower, reading);
         core.threads.spawn(name, move || acks.run()).map_err(broken)?;
+        wait_at_door(core, follower, &mut frame)?;
         Joiner::new(core, follower, &mut frame, requests).join()?
     };
     loop {

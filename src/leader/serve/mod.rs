@@ -2,5 +2,6 @@
 
 pub(in crate::leader) mod accept;
 mod connection;
+mod door;
 mod handshake;
 mod place;

@@ -533,7 +533,7 @@ mod tests {
 
     fn with_file_under(back_pressure: BackPressure) -> (Stream, RelPath) {
         let config = LeaderConfig { back_pressure, ..LeaderConfig::new("unused", Secret::new("secret").unwrap()) };
-        let stream = Stream::new(Index::new(), StreamPosition(0), &config);
+        let stream = Stream::new(&config);
         let path = RelPath::new("f").unwrap();
         stream.replace(&path, Content::OnDisk(8), FILE).unwrap();
         (stream, path)

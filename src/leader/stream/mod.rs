@@ -216,14 +216,14 @@ impl Queue {
 }
 
 impl Stream {
-    /// `position` is that after all that is in the index.
-    pub(in crate::leader) fn new(index: Index, position: StreamPosition, config: &LeaderConfig) -> Self {
+    /// One of nothing.
+    pub(in crate::leader) fn new(config: &LeaderConfig) -> Self {
         Self {
             cut: Mutex::new(()),
             attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
             ordered: Mutex::new(Ordered {
-                index,
-                position: position.0,
+                index: Index::new(),
+                position: StreamPosition::START.0,
                 open: Vec::new(),
                 spares: Vec::with_capacity(SPARES),
                 sealed: Vec::new(),
@@ -254,8 +254,20 @@ impl Stream {
             stalls: Stalls::default(),
             demotion_thread: Parked::default(),
             to_demote: AtomicBool::new(false),
-            pushed: AtomicU64::new(position.0),
+            pushed: AtomicU64::new(StreamPosition::START.0),
         }
+    }
+
+    /// It begins with what is in the index, at the position after that. Before anything is announced, or anybody attached.
+    pub(in crate::leader) fn begin(&self, index: Index, position: StreamPosition) {
+        let nothing = {
+            let mut ordered = self.ordered.lock();
+            debug_assert!(ordered.index.totals() == (0, 0) && ordered.queues == 0);
+            ordered.position = position.0;
+            std::mem::replace(&mut ordered.index, index)
+        };
+        self.pushed.store(position.0, Ordering::Release);
+        drop(nothing);
     }
 
     // ---- the leader thread ----

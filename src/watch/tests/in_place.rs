@@ -110,7 +110,7 @@ fn a_large_file_that_was_changed_in_place_and_grew_soon_after_is_announced_as_it
     append(file.clone(), &[1; 5_000]);
     pass_tick();
     let fake = Fake::new(dir.path());
-    let watcher = Watcher::start_with(fake.clone(), dir.path()).unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
     change_in_place(&file, 5);
     wait_until_equal(&fake, "after it was changed");
     // The watcher sees this, and leaves a pause of two seconds before it replaces such a file once more.

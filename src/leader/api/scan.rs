@@ -1,0 +1,83 @@
+//! The first walk through a leader's directory.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::datadir::{ASK_EVERY, FoundFile, Visitor};
+use crate::digests::file::{Reader, Who};
+use crate::error::Error;
+use crate::index::chunks::ChunkCache;
+use crate::index::{Index, Version};
+use crate::leader::files::exclude::Exclude;
+use crate::leader::files::found::Found;
+use crate::leader::files::unreadable::Unreadable;
+use crate::leader::tasks::directory;
+use crate::own_folder::OwnFolder;
+use crate::sys::time::Instant;
+use crate::types::RelPath;
+
+/// Between two words about how far the directory is read.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// What the first walk finds.
+pub(super) struct Scan<'a> {
+    pub(super) index: Index,
+    /// Each file that is found is a change.
+    pub(super) found: Found,
+    pub(super) exclude: &'a Exclude,
+    pub(super) unreadable: &'a Unreadable,
+    pub(super) root: &'a Path,
+    pub(super) files: &'a AtomicU64,
+    pub(super) go_on: &'a mut dyn FnMut(u64) -> bool,
+    /// It is not to go on.
+    pub(super) ended: bool,
+    pub(super) said: Instant,
+}
+
+impl Visitor for Scan<'_> {
+    fn goes_on(&mut self) -> bool {
+        let files = self.index.totals().0;
+        self.files.store(files, Ordering::Relaxed);
+        if self.said.elapsed() >= SAY_EVERY {
+            self.said = Instant::now();
+            log::info!("reading {}: {files} files so far", self.root.display());
+        }
+        self.ended = self.ended || !(self.go_on)(files);
+        !self.ended
+    }
+
+    fn folder(&mut self, path: &RelPath) -> bool {
+        !self.exclude.folder(path)
+    }
+
+    fn file(&mut self, file: FoundFile) {
+        if !self.exclude.file(&file.path) {
+            let change = self.found.push(&file.stamps);
+            self.index.put(&file.path, file.len, Some(file.id), change);
+        }
+    }
+
+    fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
+        self.unreadable.note(self.root, path, &directory::io_of(error), false);
+        Ok(())
+    }
+}
+
+impl Scan<'_> {
+    /// Takes up the digests that are kept of files that look as they did.
+    pub(super) fn know(&mut self, own: &OwnFolder, chunks: &ChunkCache) {
+        for (at, known) in Reader::open(own, Who::Leader).into_iter().flatten().enumerate() {
+            // What was found sound can be read.
+            let Ok((path, digested)) = known else { break };
+            if at % ASK_EVERY == 0 && !self.goes_on() {
+                break;
+            }
+            let (Version { generation, len }, file) = self.index.announced(path.as_str());
+            let looks = file.and_then(|file| self.found.looks(generation, file, len));
+            if looks.is_some_and(|looks| digested.stamps.are(&looks)) {
+                chunks.know(generation, digested);
+            }
+        }
+    }
+}
