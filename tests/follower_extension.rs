@@ -311,6 +311,42 @@ fn a_change_that_shows_in_no_length_and_no_time_of_change_is_found_by_a_follower
 }
 
 #[test]
+fn what_is_staged_takes_the_files_place_when_it_is_whole_or_never_does() {
+    let (leader, dir, follower) = started();
+    let (mut connection, _) = leader.accept_in_sync();
+    let content = || fs::read_to_string(dir.path().join("a")).unwrap();
+    connection.stream(&append("a", b"as it was"));
+    let begun = [encoded(&[Control::Stage(path("a"))]), append("a", b"new "), append("a", b"content")].concat();
+    connection.stream(&begun);
+    assert_eq!(content(), "as it was");
+    connection.stream(&encoded(&[Control::Unstage]));
+    connection.stream(&append("a", b", and more"));
+    assert_eq!(content(), "as it was, and more");
+    assert!(!dir.path().join(".paceline/incoming").exists());
+    connection.stream(&[begun.clone(), encoded(&[Control::Place]), append("a", b".")].concat());
+    assert_eq!(content(), "new content.");
+    // Cut off in the middle.
+    connection.stream(&begun);
+    drop(connection);
+    let (mut connection, inventory) = leader.accept_in_sync();
+    assert_eq!(inventory, [held("a", b"new content.")]);
+    // Nothing comes in between.
+    connection.send(&[begun.clone(), append("b", b"of another")].concat());
+    connection.wait_closed();
+    says(&follower, "within the replacement of a");
+    for control in [Control::Empty(path("a")), Control::MakeDurable, Control::Stage(path("b"))] {
+        let (mut connection, _) = leader.accept_in_sync();
+        connection.send(&[begun.clone(), encoded(&[control])].concat());
+        connection.wait_closed();
+        says(&follower, "within a replacement, or without one");
+    }
+    let (mut connection, inventory) = leader.accept_in_sync();
+    assert_eq!(inventory, [held("a", b"new content.")]);
+    connection.send(&encoded(&[Control::Place]));
+    connection.wait_closed();
+}
+
+#[test]
 fn the_directory_is_marked_from_the_beginning_of_a_sync_until_it_is_durable() {
     let (leader, dir, follower) = started();
     let mut connection = leader.accept_extension(&about(LONG));

@@ -523,3 +523,45 @@ fn who_has_everything_is_told_of_a_shutdown() {
         healthy.follower.status().last_eviction.is_some_and(|why| why.contains("shuts down"))
     });
 }
+
+#[test]
+fn a_replacement_that_cannot_be_read_to_its_end_is_given_up_and_the_connection_goes_on() {
+    const LONG: usize = 32 << 20;
+    let leader = TestLeader::with(|config| (config.write_timeout, config.ack_timeout) = (PATIENCE, PATIENCE));
+    let mut peer = Peer::connect(&leader).join(&leader);
+    let content = support::noise(LONG);
+    leader.replace("a", &content);
+    peer.expect(&Control::Stage(path("a")));
+    leader.leader.append(&path("a"), LONG as u64, b"has no place there").unwrap();
+    leader.append("b", b"of another");
+    // It is being read: what does not fit the connection was not yet.
+    let file = std::fs::File::options().write(true).open(leader.dir.path().join("a")).unwrap();
+    file.set_len(1000).unwrap();
+    let mut got = Vec::new();
+    let append = |name: &str, bytes: &[u8]| {
+        Said::Action(name.to_owned(), ActionKind::Append(bytes.len() as u64), bytes.to_vec())
+    };
+    loop {
+        match peer.next().expect("the connection goes on") {
+            Said::Action(name, ActionKind::Append(_), bytes) if name == "a" => got.extend_from_slice(&bytes),
+            said => break assert_eq!(said, Said::Control(Control::Unstage)),
+        }
+    }
+    assert!(got.len() < LONG && content.starts_with(&got), "{} bytes that the file never had", got.len());
+    // Positions are told where less was sent than was announced.
+    let mut next = || {
+        loop {
+            match peer.next() {
+                Some(Said::Control(Control::Position(_))) => {}
+                said => return said,
+            }
+        }
+    };
+    assert_eq!(next(), Some(Said::Control(Control::Empty(path("b")))));
+    assert_eq!(next(), Some(append("b", b"of another")));
+    // As it is on disk by now.
+    assert_eq!(next(), Some(Said::Control(Control::Stage(path("a")))));
+    assert_eq!(next(), Some(append("a", &content[..1000])));
+    assert_eq!(next(), Some(Said::Control(Control::Place)));
+    assert!(matches!(peer.next(), Some(Said::Control(Control::Position(_)))));
+}

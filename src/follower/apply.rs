@@ -129,9 +129,17 @@ pub(super) struct Actions<'a> {
     appending: Option<RelPath>,
     /// Bytes for the end of that file that are not written yet.
     gathered: Vec<u8>,
-    replacing: Option<(RelPath, Staged)>,
+    replacing: Option<Replacement>,
     /// Files deleted that were there.
     pub(super) deleted: u64,
+}
+
+/// A replacement under way.
+struct Replacement {
+    path: RelPath,
+    staged: Staged,
+    /// It comes as appends, and is whole when that is said, not with the last byte of an action.
+    in_pieces: bool,
 }
 
 struct OpenFile {
@@ -164,6 +172,13 @@ impl<'a> Actions<'a> {
         {
             return Ok(());
         }
+        if let Some(replacing) = self.replacing.as_ref().filter(|replacing| replacing.in_pieces) {
+            if replacing.path == path && matches!(kind, ActionKind::Append(_)) {
+                return Ok(());
+            }
+            let said = format!("action on {path} within the replacement of {}", replacing.path);
+            return Err(ProtocolError::OutOfPlace(said).into());
+        }
         if path.is_reserved() {
             // Such a delete may be a request of a later protocol, or a probe: acknowledged, and nothing else.
             if kind == ActionKind::Delete && path.as_str().starts_with('$') {
@@ -174,11 +189,7 @@ impl<'a> Actions<'a> {
         self.write_gathered()?;
         match kind {
             ActionKind::Append(_) => self.appending = Some(path),
-            ActionKind::Replace(_) => {
-                self.forget(&path);
-                let staged = self.dir.stage(&path)?;
-                self.replacing = Some((path, staged));
-            }
+            ActionKind::Replace(_) => self.stage(path, false)?,
             ActionKind::Delete => {
                 self.forget(&path);
                 let kept = self.keeper.as_mut().is_some_and(|keeper| keeper.take(&path));
@@ -196,23 +207,10 @@ impl<'a> Actions<'a> {
         if self.patching.is_some() {
             return self.patch(bytes, remaining);
         }
-        if let Some((path, staged)) = &mut self.replacing {
+        if let Some(Replacement { path, staged, in_pieces }) = &mut self.replacing {
             let written = staged.file.write_all(bytes);
             written.map_err(|error| self.dir.failed("write the replacement of", path.as_str(), error))?;
-            if remaining == 0
-                && let Some((path, staged)) = self.replacing.take()
-            {
-                if self.guard && self.dir.holds(&path)? {
-                    self.dir.flush_file(path.as_str(), &staged.file)?;
-                }
-                if let Some(keeper) = &mut self.keeper {
-                    keeper.link(&path);
-                }
-                let file = self.dir.place(staged, &path)?;
-                self.gone(&path);
-                self.writes(&path, &Arc::new(file), 0);
-            }
-            return Ok(());
+            return if remaining == 0 && !*in_pieces { self.place() } else { Ok(()) };
         }
         if self.gathered.len() + bytes.len() > GATHERED_BYTES_MAX || bytes.len() >= WRITTEN_DIRECTLY_BYTES_MIN {
             self.write_gathered()?;
@@ -222,6 +220,47 @@ impl<'a> Actions<'a> {
         }
         self.gathered.extend_from_slice(bytes);
         Ok(())
+    }
+
+    fn stage(&mut self, path: RelPath, in_pieces: bool) -> Result<(), Error> {
+        self.forget(&path);
+        let staged = self.dir.stage(&path)?;
+        self.replacing = Some(Replacement { path, staged, in_pieces });
+        Ok(())
+    }
+
+    /// A replacement begins that comes as appends.
+    pub(super) fn begin_pieces(&mut self, path: RelPath) -> Result<(), Error> {
+        if path.is_reserved() {
+            return Err(ProtocolError::Reserved(path.to_string()).into());
+        }
+        self.settle()?;
+        self.stage(path, true)
+    }
+
+    /// Whether one is under way.
+    pub(super) fn is_in_pieces(&self) -> bool {
+        self.replacing.as_ref().is_some_and(|replacing| replacing.in_pieces)
+    }
+
+    /// The replacement is whole.
+    pub(super) fn place(&mut self) -> Result<(), Error> {
+        let Some(Replacement { path, staged, .. }) = self.replacing.take() else { return Ok(()) };
+        if self.guard && self.dir.holds(&path)? {
+            self.dir.flush_file(path.as_str(), &staged.file)?;
+        }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.link(&path);
+        }
+        let file = self.dir.place(staged, &path)?;
+        self.gone(&path);
+        self.writes(&path, &Arc::new(file), 0);
+        Ok(())
+    }
+
+    /// It never will be.
+    pub(super) fn unstage(&mut self) -> Result<(), Error> {
+        self.replacing.take().map_or(Ok(()), |replacing| self.dir.unstage(&replacing.staged))
     }
 
     /// Leaves nothing of a block unwritten.

@@ -346,7 +346,18 @@ impl<'a> Session<'a> {
         if let (Some((patched, _)), true) = (&self.patch, is_of_files(&control)) {
             return Err(out_of_place(format!("patch of {patched} without its bytes")));
         }
+        let of_pieces = matches!(control, Control::Place | Control::Unstage);
+        let is_passing = matches!(control, Control::Heartbeat { .. } | Control::Goodbye { .. });
+        if !is_passing && of_pieces != self.actions.is_in_pieces() {
+            return Err(out_of_place(format!("{} within a replacement, or without one", whole.path)));
+        }
         match control {
+            Control::Stage(path) => {
+                self.changes(&path, Change::Content)?;
+                self.actions.begin_pieces(path)
+            }
+            Control::Place => self.actions.place(),
+            Control::Unstage => self.actions.unstage(),
             Control::Rename { from, to } => {
                 self.changes(&from, Change::RenameAway)?;
                 self.changes(&to, Change::Content)?;
@@ -575,5 +586,5 @@ fn wait(answer: &Receiver<()>) -> Result<(), Error> {
 }
 
 fn is_of_files(control: &Control) -> bool {
-    control.counts_in_positions() || matches!(control, Control::PatchAt { .. })
+    control.counts_in_positions() || matches!(control, Control::PatchAt { .. } | Control::Stage(_))
 }

@@ -55,6 +55,11 @@ impl Dir {
         Ok(Staged { file, at })
     }
 
+    /// Drops what was staged.
+    pub(super) fn unstage(&self, staged: &Staged) -> Result<(), Error> {
+        self.remove_own(&staged.at)
+    }
+
     /// Makes what was staged the content of `path`, in one step: nobody sees a part of it. Returns the file that is there now.
     pub(super) fn place(&self, staged: Staged, path: &RelPath) -> Result<File, Error> {
         let (folder, name) = self.parent_made(path)?;

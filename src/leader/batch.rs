@@ -4,9 +4,10 @@ use std::io::Read;
 
 use crate::protocol::extension::Control;
 use crate::protocol::{
-    APPEND_BYTES_MAX, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, FRAME_HEADER, encode_action_header, frame_reader,
-    framing_bytes,
+    APPEND_BYTES_MAX, ActionDecoder, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, Event, FRAME_HEADER,
+    encode_action_header, frame_reader, framing_bytes,
 };
+use crate::sys::hash::HashSet;
 use crate::sys::sync::{Mutex, OnceLock};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
@@ -129,6 +130,31 @@ impl Actions {
         read(&raw)
     }
 
+    /// The same less what adds to files that `lack` something before it, which those have no place for; a file that is deleted or replaced lacks nothing
+    /// from then on. `None`: all of it can be applied. Blocks while another thread compresses.
+    pub(super) fn applicable(&self, lack: &mut HashSet<RelPath>) -> Option<Vec<u8>> {
+        self.with_raw(|raw| {
+            let (mut decoder, mut input, mut applicable) = (ActionDecoder::new(), raw, Vec::new());
+            let mut is_kept = true;
+            loop {
+                let action = input;
+                match decoder.next(&mut input).expect("our own actions") {
+                    Some(Event::Action { path, kind: ActionKind::Append(_) }) => is_kept = !lack.contains(&path),
+                    Some(Event::Action { path, .. }) => {
+                        lack.remove(&path);
+                        is_kept = true;
+                    }
+                    Some(_) => {}
+                    None => break,
+                }
+                if is_kept {
+                    applicable.extend_from_slice(&action[..action.len() - input.len()]);
+                }
+            }
+            (applicable.len() < raw.len()).then_some(applicable)
+        })
+    }
+
     /// The LZ4 blocks. The first caller compresses, with `encoder`, and gives back the buffer; others wait for it.
     pub(super) fn blocks(&self, encoder: &mut BlockEncoder, buffers: &Buffers) -> &[u8] {
         self.blocks.get_or_init(|| {
@@ -192,7 +218,8 @@ pub(super) struct FileRange {
 pub(super) enum RangeKind {
     /// Goes as appends of at most [`APPEND_BYTES_MAX`].
     Append,
-    /// Goes as one replace, which protocol 1.0.0 cannot cut; the offset is 0.
+    /// Counts as one replace, which protocol 1.0.0 cannot cut; the offset is 0. To followers that know the extension it goes as
+    /// pieces that are staged.
     Replace,
     /// Goes as patches of at most [`APPEND_BYTES_MAX`], in place; only to followers that know the extension.
     Patch,
@@ -205,8 +232,13 @@ impl FileRange {
             RangeKind::Append | RangeKind::Patch => APPEND_BYTES_MAX as u64,
             RangeKind::Replace => u64::MAX,
         };
+        self.parts(most)
+    }
+
+    /// Offsets and lengths of its parts of at most so many bytes.
+    pub(super) fn parts(&self, most: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
         let (offset, len) = (self.offset, self.len);
-        (0..len.div_ceil(most)).map(move |piece| (offset + piece * most, (len - piece * most).min(most)))
+        (0..len.div_ceil(most)).map(move |part| (offset + part * most, (len - part * most).min(most)))
     }
 
     /// Writes what goes before a piece's bytes to the end of `out`.
@@ -233,6 +265,40 @@ impl FileRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_builds_on_a_file_that_lacks_something_is_left_out_until_it_is_whole() {
+        let path = |name| RelPath::new(name).unwrap();
+        let actions = [
+            ("a", ActionKind::Append(1), false),
+            ("b", ActionKind::Append(2), true),
+            ("a", ActionKind::Append(3), false),
+            ("a", ActionKind::Replace(4), true),
+            ("a", ActionKind::Append(5), true),
+            ("c", ActionKind::Append(6), false),
+            ("c", ActionKind::Delete, true),
+            ("c", ActionKind::Append(7), true),
+            ("d", ActionKind::Append(8), false),
+        ];
+        let encoded = |all: bool| {
+            let mut raw = Vec::new();
+            for (name, kind, _) in actions.iter().filter(|(.., is_kept)| all || *is_kept) {
+                encode_action_header(&mut raw, &path(name), *kind);
+                raw.resize(raw.len() + usize::try_from(kind.payload_bytes()).unwrap(), b'x');
+            }
+            raw
+        };
+        for is_compressed in [false, true] {
+            let Body::Actions(body) = Batch::actions(1, encoded(true)).body else { panic!() };
+            if is_compressed {
+                body.blocks(&mut BlockEncoder::default(), &Buffers::default());
+            }
+            let mut lack = ["a", "c", "d"].map(path).into_iter().collect();
+            assert_eq!(body.applicable(&mut lack), Some(encoded(false)));
+            assert_eq!(lack.into_iter().collect::<Vec<_>>(), [path("d")]);
+            assert_eq!(body.applicable(&mut ["e"].map(path).into_iter().collect()), None);
+        }
+    }
 
     #[test]
     fn a_range_counts_as_the_actions_it_goes_as() {

@@ -475,6 +475,14 @@ pub enum Control {
         /// Where the bytes go.
         offset: u64,
     },
+    /// The file gets a new content: the appends to it that follow, with nothing in between but heartbeats, go to a file beside it, up to
+    /// [`Place`](Self::Place) or [`Unstage`](Self::Unstage). So a replacement can be sent in pieces, and given up in the middle. The
+    /// appends do not count in positions as what they stand for does: a position follows.
+    Stage(RelPath),
+    /// What was staged is all of it: it takes the file's place.
+    Place,
+    /// The rest cannot be sent. What was staged is dropped, and the file stays as it is.
+    Unstage,
     /// Tell the sums of 2^this buckets, at most [`BUCKET_BITS_MAX`]. Once a connection, before anything else.
     Want(u8),
     /// Tell the files of these buckets, at most [`TELL_MAX`]; in ascending order, also from one control to the next.
@@ -523,6 +531,9 @@ impl Control {
             Self::Truncate { .. } => "$paceline/truncate",
             Self::Empty(_) => "$paceline/empty",
             Self::PatchAt { .. } => "$paceline/patch",
+            Self::Stage(_) => "$paceline/stage",
+            Self::Place => "$paceline/place",
+            Self::Unstage => "$paceline/unstage",
             Self::Want(_) => "$paceline/want",
             Self::Tell(_) => "$paceline/tell",
             Self::TellEnds => "$paceline/tell-ends",
@@ -565,9 +576,9 @@ impl Control {
                 name(path);
                 content.extend_from_slice(&number.to_le_bytes());
             }
-            Self::Empty(path) => name(path),
+            Self::Empty(path) | Self::Stage(path) => name(path),
             // An append of nothing would be a delete.
-            Self::TellEnds | Self::SyncEnds | Self::MakeDurable => content.push(0),
+            Self::TellEnds | Self::SyncEnds | Self::MakeDurable | Self::Place | Self::Unstage => content.push(0),
             Self::Want(bits) => content.push(*bits),
             Self::Tell(buckets) => buckets.iter().for_each(|bucket| content.extend_from_slice(&bucket.to_le_bytes())),
             Self::SyncBegins { files: one, bytes: other } | Self::Heartbeat { position: one, clock_us: other } => {
@@ -604,6 +615,9 @@ impl Control {
             "$paceline/truncate" => Self::Truncate { path: name(rest)?, len: u64(rest)? },
             "$paceline/empty" => Self::Empty(name(rest)?),
             "$paceline/patch" => Self::PatchAt { path: name(rest)?, offset: u64(rest)? },
+            "$paceline/stage" => Self::Stage(name(rest)?),
+            "$paceline/place" => Self::Place,
+            "$paceline/unstage" => Self::Unstage,
             "$paceline/want" => match take::<1>(rest, WHAT)? {
                 [bits] if *bits <= BUCKET_BITS_MAX => Self::Want(*bits),
                 _ => return Err(ProtocolError::Malformed(WHAT)),
@@ -689,6 +703,9 @@ mod tests {
             (any_path(), number.clone()).prop_map(|(path, len)| Control::Truncate { path, len }),
             any_path().prop_map(Control::Empty),
             (any_path(), number.clone()).prop_map(|(path, offset)| Control::PatchAt { path, offset }),
+            any_path().prop_map(Control::Stage),
+            Just(Control::Place),
+            Just(Control::Unstage),
             (0..=BUCKET_BITS_MAX).prop_map(Control::Want),
             prop::collection::btree_set(any::<u32>(), 1..50).prop_map(|set| Control::Tell(set.into_iter().collect())),
             Just(Control::TellEnds),
@@ -747,7 +764,7 @@ mod tests {
             let _ = Message::read(&mut &bytes[..]);
             let _ = Fields::read(&mut &bytes[..]);
             let _ = Start::read(&mut &bytes[..]);
-            for name in ["rename", "truncate", "patch", "sync-begins", "position", "heartbeat", "goodbye", "want", "tell"] {
+            for name in ["rename", "truncate", "patch", "stage", "sync-begins", "position", "heartbeat", "goodbye", "want", "tell"] {
                 let _ = Control::decode(&RelPath::new(&format!("$paceline/{name}")).unwrap(), &bytes);
             }
         }
@@ -835,7 +852,9 @@ mod tests {
             Control::MakeDurable,
         ];
         assert!(counting.iter().all(Control::counts_in_positions));
+        let staging = [Control::Stage(path.clone()), Control::Place, Control::Unstage];
         let others = [Control::PatchAt { path: path.clone(), offset: 0 }, Control::Want(0), Control::SyncEnds];
+        assert!(!staging.iter().any(Control::counts_in_positions));
         assert!(!others.iter().any(Control::counts_in_positions));
         for name in ["truncate", "patch"] {
             let control = RelPath::new(&format!("$paceline/{name}")).unwrap();

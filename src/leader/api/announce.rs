@@ -69,12 +69,13 @@ impl Leader {
         if !self.replicates(path) {
             return Err(AppendError::NotReplicated(path.clone()));
         }
+        let noted = self.core.noted(path);
         let announced = {
             let _one_at_a_time = self.core.file_locks.of(path).lock();
             self.core.announce_locked(path, true)
         };
         if announced.is_ok() {
-            self.core.can_read(path);
+            self.core.can_read(path, noted);
         }
         announced
     }
@@ -145,7 +146,7 @@ impl Leader {
 
     /// Ends what [`is_unreadable`](Self::is_unreadable) began.
     pub fn is_readable(&self, path: &RelPath) {
-        self.core.can_read(path);
+        self.core.can_read(path, self.core.noted(path));
     }
 }
 

@@ -59,12 +59,12 @@ fn who_joins_without_a_file_that_cannot_be_read_holds_up_no_commit_and_is_in_syn
     let commits = commits();
     let (bad, of_others) = (RelPath::new("bad").unwrap(), RelPath::new("other").unwrap());
     let follower = follower(&commits, StreamPosition(100));
-    follower.void(&bad, StreamPosition(0));
-    follower.mended(&of_others, StreamPosition(100));
+    follower.void(&bad, StreamPosition(0), StreamPosition(0));
+    follower.mended(&of_others, StreamPosition(0), StreamPosition(100));
     commits.passed(&follower);
     let status = commits.status(StreamPosition(100));
     assert!(status.counted.is_empty() && status.followers.is_empty());
-    follower.mended(&bad, StreamPosition(100));
+    follower.mended(&bad, StreamPosition(0), StreamPosition(100));
     commits.passed(&follower);
     assert_eq!(commits.status(StreamPosition(100)).followers, [follower.id]);
 }

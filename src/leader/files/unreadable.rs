@@ -53,6 +53,8 @@ pub(in crate::leader) struct Unreadable {
 struct Entry {
     shown: NotReplicated,
     forbidden: bool,
+    /// How often somebody found that it is so.
+    times: u64,
     /// When it is tried again, and the pause before; `None` if who noted it does that.
     retry: Option<(Instant, Duration)>,
 }
@@ -66,11 +68,12 @@ impl Unreadable {
             let mut entries = self.entries.lock();
             if let Some(entry) = entries.get_mut(path) {
                 entry.forbidden = forbidden;
+                entry.times += 1;
                 entry.retry = entry.retry.filter(|_| !retried);
                 return;
             }
             let retry = (!retried).then(|| (Instant::now() + PAUSE_MIN, PAUSE_MIN));
-            entries.insert(path.clone(), Entry { shown, forbidden, retry });
+            entries.insert(path.clone(), Entry { shown, forbidden, times: 0, retry });
             (entries.len(), is_in_one_of(path, &entries))
         };
         match count {
@@ -85,13 +88,26 @@ impl Unreadable {
         }
     }
 
-    /// It can be read, or is gone; returns whether it was noted.
-    pub(in crate::leader) fn clear(&self, path: &RelPath) -> bool {
-        let cleared = self.entries.lock().remove(path).is_some();
+    /// How often it was found to be so, to be passed to [`clear`](Self::clear) if it turns out not to be any more.
+    pub(in crate::leader) fn times(&self, path: &RelPath) -> Option<u64> {
+        self.entries.lock().get(path).map(|entry| entry.times)
+    }
+
+    /// It can be read, or is gone, unless somebody has found that it cannot since it was found so many `times`: it is tried again then.
+    pub(in crate::leader) fn clear(&self, path: &RelPath, times: u64) {
+        let cleared = {
+            let mut entries = self.entries.lock();
+            let is_so = entries.get(path).is_some_and(|entry| entry.times == times);
+            is_so && entries.remove(path).is_some()
+        };
         if cleared {
             log::info!("{path} can be looked at again");
         }
-        cleared
+    }
+
+    /// Whether it is noted; then it is as if it had been noted again.
+    pub(in crate::leader) fn is_noted_again(&self, path: &RelPath) -> bool {
+        self.entries.lock().get_mut(path).map(|entry| entry.times += 1).is_some()
     }
 
     pub(in crate::leader) fn is_noted(&self, path: &RelPath) -> bool {

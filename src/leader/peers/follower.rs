@@ -35,7 +35,7 @@ pub(in crate::leader) struct FollowerHandle {
     pub(in crate::leader) address: SocketAddr,
     /// Whether it speaks the extension, or 1.0.0.
     pub(in crate::leader) extension: bool,
-    /// Files of which it lacks something that was void when it was to be sent, and was perhaps sent since. Its writer's.
+    /// Files of which it lacks something that could not be sent; nothing is added to them before they come whole (`ranges.rs`). Its writer's.
     pub(in crate::leader) spoiled: Mutex<HashSet<RelPath>>,
     /// Whether it is still to be told that it is whole, and at which position. Its writer's.
     pub(in crate::leader) owed_position: AtomicBool,
@@ -338,14 +338,14 @@ impl FollowerHandle {
         self.in_flight.lock().written();
     }
 
-    /// Notes that what it is sent of a file after `from` is void; position 0: it joined without ...
-    pub(in crate::leader) fn void(&self, path: &RelPath, from: StreamPosition) {
-        self.in_flight.lock().void(path, from.0);
+    /// Notes that what it has of a file is void after `from` in the stream; position 0: it joined without. That was noticed when the stream was at `noticed` ...
+    pub(in crate::leader) fn void(&self, path: &RelPath, from: StreamPosition, noticed: StreamPosition) {
+        self.in_flight.lock().void(path, from.0, noticed.0);
     }
 
-    /// ... until it has all up to `until`.
-    pub(in crate::leader) fn mended(&self, path: &RelPath, until: StreamPosition) {
-        self.in_flight.lock().mended(path, until.0);
+    /// ... until it has all up to `until`, if all of the file was announced after `since` and that was noticed before.
+    pub(in crate::leader) fn mended(&self, path: &RelPath, since: StreamPosition, until: StreamPosition) {
+        self.in_flight.lock().mended(path, since.0, until.0);
     }
 
     /// Takes an acknowledgement.

@@ -4,8 +4,8 @@
 //! counts in that too, so bytes are mapped back to positions of the stream piece by piece: each piece sent is remembered with
 //! where it ended in both.
 //!
-//! A range of a file may be gone by the time it is to be sent. Then the follower acknowledges something else in its place,
-//! until what made the range void comes further on in the stream: a *hold* on what counts as its own, from there to there.
+//! A range of a file may be gone by the time it is to be sent, or unreadable. Then the follower goes on without it, until the whole
+//! file comes further on in the stream: a *hold* on what counts as its own, from there to there.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::config::Durability;
 use crate::leader::peers::has::{Has, Ticket};
 use crate::protocol::ProtocolError;
-use crate::sys::hash::HashSet;
+use crate::sys::hash::HashMap;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 
@@ -36,8 +36,8 @@ pub(in crate::leader) struct InFlight {
     holds: Vec<Hold>,
     /// From where on something is void that is not made up for yet ...
     void_from: Option<u64>,
-    /// ... and the files that are.
-    voided: HashSet<RelPath>,
+    /// ... and the files that are, each with the stream's position when that was noticed last.
+    voided: HashMap<RelPath, u64>,
     /// Its way to the stream, as commits know it.
     ticket: Ticket,
     /// What its acknowledgements say if it knows 1.0.0 only.
@@ -89,7 +89,7 @@ impl InFlight {
             batches: VecDeque::new(),
             holds: Vec::new(),
             void_from: None,
-            voided: HashSet::default(),
+            voided: HashMap::default(),
             ticket: 0,
             v1_acks,
             sent: 0,
@@ -172,15 +172,17 @@ impl InFlight {
         self.written = self.sent;
     }
 
-    /// What it is sent of a file from here on is not what it should be ...
-    pub(in crate::leader) fn void(&mut self, path: &RelPath, from: u64) {
-        self.voided.insert(path.clone());
+    /// What it has of a file is not what it should be, from here on; see [`FollowerHandle::void`](super::follower::FollowerHandle::void) ...
+    pub(in crate::leader) fn void(&mut self, path: &RelPath, from: u64, noticed: u64) {
+        self.voided.insert(path.clone(), noticed);
         self.void_from = Some(self.void_from.map_or(from, |before| before.min(from)));
     }
 
-    /// ... until it has all up to here, of this file.
-    pub(in crate::leader) fn mended(&mut self, path: &RelPath, until: u64) {
-        self.voided.remove(path);
+    /// ... until it has all up to `until`, which the file was announced in after `since`. What was noticed later may be of that very announcement.
+    pub(in crate::leader) fn mended(&mut self, path: &RelPath, since: u64, until: u64) {
+        if self.voided.get(path).is_none_or(|noticed| *noticed <= since) {
+            self.voided.remove(path);
+        }
         if !self.voided.is_empty() {
             return;
         }
@@ -257,7 +259,14 @@ impl InFlight {
             reached.received = reached.received.max(received);
         }
         let written = self.reached.map_or(0, |reached| reached.written);
-        self.holds.retain(|hold| hold.until > written);
+        let (durable, asked) = (self.durable, &self.durable_points);
+        self.holds.retain(|hold| {
+            // What it made durable before it had that does not count, whenever it says so.
+            let is_within = |position: u64| (hold.from + 1..hold.until).contains(&position);
+            written < hold.until
+                || durable.is_some_and(is_within)
+                || asked.iter().any(|&(_, position)| is_within(position))
+        });
     }
 
     // ---- looking ----
@@ -391,11 +400,11 @@ mod tests {
     fn what_was_void_counts_once_it_is_made_up_for() {
         let mut in_flight = attached();
         send(&mut in_flight, 10, 110);
-        in_flight.void(&path("a"), 110);
+        in_flight.void(&path("a"), 110, 100);
         send(&mut in_flight, 10, 120);
         in_flight.acknowledge(20, Instant::now()).unwrap();
         assert_eq!(marks(&in_flight), (110, 110, 0));
-        in_flight.mended(&path("a"), 150);
+        in_flight.mended(&path("a"), 100, 150);
         send(&mut in_flight, 10, 130);
         send(&mut in_flight, 20, 150);
         in_flight.acknowledge(10, Instant::now()).unwrap();
@@ -405,22 +414,59 @@ mod tests {
     }
 
     #[test]
+    fn what_was_durable_before_it_was_made_up_for_does_not_count_as_durable_after() {
+        for answered_late in [false, true] {
+            let mut in_flight = attached();
+            in_flight.void(&path("a"), 100, 100);
+            send(&mut in_flight, 20, 120);
+            in_flight.asking_for_durable(120);
+            in_flight.mended(&path("a"), 120, 150);
+            send(&mut in_flight, 30, 150);
+            if !answered_late {
+                in_flight.durable(20);
+            }
+            in_flight.acknowledge(50, Instant::now()).unwrap();
+            in_flight.durable(20);
+            assert_eq!(marks(&in_flight), (150, 150, 100));
+            in_flight.asking_for_durable(150);
+            in_flight.durable(50);
+            assert_eq!(marks(&in_flight), (150, 150, 150));
+        }
+    }
+
+    #[test]
     fn what_was_void_of_one_file_is_not_made_up_for_by_another() {
         let mut in_flight = attached();
-        in_flight.void(&path("unreadable"), 0);
-        in_flight.void(&path("gone"), 100);
-        in_flight.mended(&path("gone"), 100);
-        in_flight.mended(&path("of others"), 100);
+        in_flight.void(&path("unreadable"), 0, 100);
+        in_flight.void(&path("gone"), 100, 100);
+        in_flight.mended(&path("gone"), 100, 100);
+        in_flight.mended(&path("of others"), 100, 100);
         assert!(marks(&in_flight) == (0, 0, 0) && in_flight.lacks_from_before());
-        in_flight.mended(&path("unreadable"), 110);
+        in_flight.mended(&path("unreadable"), 100, 110);
         assert!(marks(&in_flight) == (0, 0, 0) && in_flight.lacks_from_before());
         send(&mut in_flight, 10, 110);
         in_flight.acknowledge(10, Instant::now()).unwrap();
         assert!(marks(&in_flight) == (110, 110, 0) && !in_flight.lacks_from_before());
-        in_flight.void(&path("unreadable"), 110);
+        in_flight.void(&path("unreadable"), 110, 100);
         assert!(!in_flight.lacks_from_before());
         in_flight.detached();
         assert!(in_flight.lacks_from_before());
+    }
+
+    #[test]
+    fn what_was_announced_anew_and_could_not_be_sent_either_is_not_made_up_for() {
+        let mut in_flight = attached();
+        in_flight.void(&path("a"), 100, 100);
+        // Announced anew after 120, up to 150; and not sent.
+        in_flight.void(&path("a"), 120, 150);
+        in_flight.mended(&path("a"), 120, 150);
+        send(&mut in_flight, 50, 150);
+        in_flight.acknowledge(50, Instant::now()).unwrap();
+        assert_eq!(marks(&in_flight), (100, 100, 0));
+        in_flight.mended(&path("a"), 150, 180);
+        send(&mut in_flight, 30, 180);
+        in_flight.acknowledge(30, Instant::now()).unwrap();
+        assert_eq!(marks(&in_flight), (180, 180, 0));
     }
 
     #[test]
@@ -439,11 +485,11 @@ mod tests {
     fn it_is_whole_where_what_was_void_before_it_attached_is_made_up_for() {
         let mut in_flight = attached();
         assert!(in_flight.is_whole_at(100));
-        in_flight.void(&path("a"), 0);
+        in_flight.void(&path("a"), 0, 100);
         assert!(!in_flight.is_whole_at(1000));
-        in_flight.mended(&path("a"), 150);
+        in_flight.mended(&path("a"), 100, 150);
         assert!(!in_flight.is_whole_at(149) && in_flight.is_whole_at(150));
-        in_flight.void(&path("a"), 160);
+        in_flight.void(&path("a"), 160, 100);
         assert!(in_flight.is_whole_at(170), "that is of the stream");
     }
 

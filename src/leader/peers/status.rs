@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::protocol::extension::Marks;
 use crate::sys::net::SocketAddr;
 use crate::sys::time::SystemTime;
-use crate::types::{NodeId, StreamPosition};
+use crate::types::{NodeId, RelPath, StreamPosition};
 
 /// A follower as it is now.
 #[derive(Clone, Debug)]
@@ -125,6 +125,9 @@ pub enum EvictionReason {
     ProtocolViolation(String),
     /// A newer connection came with its id.
     Replaced,
+    /// Protocol 1.0.0 has no word for giving up a file that cannot be read on, or was cut short, in the middle of being sent. It
+    /// drops what it has of it.
+    Unreadable(RelPath),
     /// It could not go on, said why, and left: its disk was full, for example.
     Left(String),
     /// The leader shuts down.
@@ -148,6 +151,7 @@ impl fmt::Display for EvictionReason {
             Self::NoSyncProgress => f.write_str("no sync progress"),
             Self::Silent => f.write_str("no heartbeat"),
             Self::ProtocolViolation(what) => write!(f, "protocol violation ({what})"),
+            Self::Unreadable(path) => write!(f, "{path} could not be read on in the middle of being sent"),
             Self::Left(why) => write!(f, "it left ({why})"),
             Self::Replaced => f.write_str("replaced by a newer connection"),
             Self::Shutdown => f.write_str("shutdown"),

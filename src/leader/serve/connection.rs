@@ -171,13 +171,16 @@ fn write_batches(
         };
         ranges.beat(frame)?;
         match &batch.body {
-            Body::Actions(actions) => {
-                let end = StreamPosition(batch.end);
-                follower.sending(actions.len(), Some(end), batch.sealed_at);
-                let blocks = actions.blocks(frame.encoder(), &core.stream.buffers);
-                frame.get_mut().write_all(blocks).map_err(broken)?;
-                follower.written();
-            }
+            Body::Actions(actions) => match ranges.applicable(actions) {
+                Some(some) => ranges.send_some(frame, &some, &batch)?,
+                None => {
+                    let end = StreamPosition(batch.end);
+                    follower.sending(actions.len(), Some(end), batch.sealed_at);
+                    let blocks = actions.blocks(frame.encoder(), &core.stream.buffers);
+                    frame.get_mut().write_all(blocks).map_err(broken)?;
+                    follower.written();
+                }
+            },
             Body::File(range) => ranges.send_queued(frame, range, &batch)?,
             Body::Control(action) => ranges.send_control(frame, action, &batch)?,
         }

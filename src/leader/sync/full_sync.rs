@@ -12,7 +12,8 @@
 //! A file may be replaced, deleted or cut short between the moment of a cut and the moment its bytes are read. Then what the
 //! follower was sent of it is *void*. If the index knows a newer generation, a later round (or the stream) brings that. If
 //! the index still believes in the old one, the file shrank behind the leader's back: it is announced anew from what is on
-//! disk, which mends all followers at once. Lengths that were declared are kept by padding with zeros.
+//! disk, which mends all followers at once. Content whose length was declared is padded with zeros in the first round: the second does not list it, and the
+//! follower deletes it. In the second, where nothing would, the follower is let go.
 
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::leader::peers::admission::{InSlot, wait_admitted};
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
 use crate::leader::peers::status::{EvictionReason, FollowerState};
+use crate::leader::stream::whole;
 use crate::leader::sync::catch_up::{CatchUp, CaughtUp};
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
@@ -90,7 +92,7 @@ impl<'a> Joiner<'a> {
     fn full_sync(&mut self, slot: InSlot<'a>, offer: &Arc<Offer>) -> Result<View, Error> {
         let mut slot = Some(slot);
         let mut void = vec![false; offer.files.len()];
-        for _round in 0..2 {
+        for is_last in [false, true] {
             let turn = match slot.take() {
                 Some(turn) => turn,
                 None => self.turn()?,
@@ -105,7 +107,7 @@ impl<'a> Joiner<'a> {
             let _turn = self.turn()?;
             for at in requests {
                 let (path, version) = &offer.files[at];
-                void[at] |= !self.content(path, *version)?;
+                void[at] |= !self.content(path, *version, is_last)?;
             }
             self.frame.flush().map_err(broken)?;
         }
@@ -170,21 +172,33 @@ impl<'a> Joiner<'a> {
     }
 
     /// Sends size and content; `false`: it is void.
-    fn content(&mut self, path: &RelPath, version: Version) -> Result<bool, Error> {
+    fn content(&mut self, path: &RelPath, version: Version, is_last: bool) -> Result<bool, Error> {
         let file = self.ranges.open(path, version)?;
         let size = if file.is_some() { version.len } else { 0 };
         let declared = i64::try_from(size).expect("files are shorter than 2^63 bytes");
         self.frame.write_all(&declared.to_le_bytes()).map_err(broken)?;
-        let whole = match file {
-            None => false,
-            Some(mut file) => self.ranges.copy(self.frame, path, &mut file, size)?,
-        };
-        if !whole {
+        let Some(mut file) = file else {
             self.ranges.joins_without(path);
             self.ranges.mend(path, version);
+            self.follower.sync.files_sent.fetch_add(1, Ordering::Relaxed);
+            return Ok(false);
+        };
+        let mut is_whole = true;
+        for (_, len) in whole(path, version).parts(self.ranges.piece_bytes()) {
+            if is_whole && let Err(error) = self.ranges.read(&mut file, len)? {
+                is_whole = false;
+                self.ranges.void(path, version, &error);
+                if is_last {
+                    return self.ranges.let_go(path.clone());
+                }
+            }
+            if !is_whole {
+                self.ranges.pad(len);
+            }
+            self.ranges.write(self.frame)?;
         }
         self.follower.sync.files_sent.fetch_add(1, Ordering::Relaxed);
-        Ok(whole)
+        Ok(is_whole)
     }
 
     /// Waits until the follower has dealt with the full sync.

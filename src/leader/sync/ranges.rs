@@ -1,4 +1,19 @@
-//! Ranges of files, read from disk for one follower.
+//! Ranges of files, read from disk for one follower; and what becomes of a copy whose range cannot be read.
+//!
+//! A range is announced once, and read by each writer when it gets there. By then the file may be gone or cut short behind the leader's back, or the disk may
+//! fail. No follower gets anything else in its place, because nobody can tell such a copy from one that is exact, and who has it may be elected: a copy
+//! stays *as it was* until all of the file comes.
+//!
+//! - A piece is read before its action begins. So an append ends where it could be read no further, which is a state that the file was in.
+//! - A replacement goes in pieces, too, to a follower that knows the extension: it is staged there, and dropped if it does not come to an end. Protocol
+//!   1.0.0 says at its beginning how long it is, and has no word for giving it up; such a follower is let go before the first byte that could not be read
+//!   ([`EvictionReason::Unreadable`]). It drops an action that never ended, ours as LavinMQ's. If not even the first piece can be read nothing was begun, and it stays.
+//! - What is appended after that has no place in the copy. The file is *spoiled* from there on, and each writer leaves out, of ranges and
+//!   of the batches that all share, what is appended to a file that is spoiled for its follower ([`Actions::applicable`]). It ends with what does
+//!   not build on the copy: a replacement, a delete, another file renamed over it. In place of renaming or cutting it, it is replaced.
+//!
+//! What it has counts as far as it has come for as long ([`FollowerHandle::void`]), and what is in doubt is announced anew: at once if it is gone or
+//! shorter, and when it can be read again if it cannot (`files/unreadable.rs`). All others go on.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -8,13 +23,14 @@ use std::time::Duration;
 use crate::digests::{Chunked, Stamps, now};
 use crate::error::Error;
 use crate::index::Version;
-use crate::leader::batch::{Batch, ControlAction, FileRange, RangeKind, Step};
+use crate::leader::batch::{Actions, Batch, ControlAction, FileRange, RangeKind, Step};
 use crate::leader::core::Core;
 use crate::leader::link::frame::Frame;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
+use crate::leader::peers::status::EvictionReason;
 use crate::protocol::extension::Control;
-use crate::protocol::{ActionKind, encode_action_header};
+use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header};
 use crate::sys::fs::Metadata;
 use crate::sys::thread;
 use crate::sys::time::{Instant, SystemTime};
@@ -32,6 +48,8 @@ pub(in crate::leader) struct Ranges<'a> {
     in_bulk: bool,
     /// The position before what is being sent: from there on it is void, should it be.
     before: StreamPosition,
+    /// An action was begun that cannot be ended.
+    is_cut_off: bool,
     last_beat: Instant,
 }
 
@@ -51,6 +69,7 @@ impl<'a> Ranges<'a> {
             digest: None,
             in_bulk: false,
             before: StreamPosition(0),
+            is_cut_off: false,
             last_beat: Instant::now(),
         }
     }
@@ -98,9 +117,34 @@ impl<'a> Ranges<'a> {
         batch: &Batch,
     ) -> Result<(), Error> {
         let begin = batch.end - batch.bytes;
-        if !self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))? {
+        let whole = self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))?;
+        if !whole || range.kind == RangeKind::Replace {
             self.tell_position(frame, batch)?;
         }
+        self.sent(frame, batch)
+    }
+
+    /// The actions of a batch less those that a spoiled file has no place for; `None`: it goes as it is.
+    pub(in crate::leader) fn applicable(&self, actions: &Actions) -> Option<Vec<u8>> {
+        let mut spoiled = std::mem::take(&mut *self.follower.spoiled.lock());
+        if spoiled.is_empty() {
+            return None;
+        }
+        let applicable = actions.applicable(&mut spoiled);
+        *self.follower.spoiled.lock() = spoiled;
+        applicable
+    }
+
+    /// Sends these actions of a batch in place of all.
+    pub(in crate::leader) fn send_some(
+        &mut self,
+        frame: &mut Frame,
+        actions: &[u8],
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        self.follower.sending(actions.len() as u64, None, batch.sealed_at);
+        frame.write_all(actions).map_err(broken)?;
+        self.tell_position(frame, batch)?;
         self.sent(frame, batch)
     }
 
@@ -112,11 +156,20 @@ impl<'a> Ranges<'a> {
         batch: &Batch,
     ) -> Result<(), Error> {
         // A rename or truncation of what a void range left incomplete would not make it whole.
-        let spoiled = match &action.control {
-            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
-                self.follower.spoiled.lock().remove(path)
+        let spoiled = {
+            let mut spoiled = self.follower.spoiled.lock();
+            match &action.control {
+                Control::Rename { from, to } => {
+                    spoiled.remove(to);
+                    spoiled.remove(from)
+                }
+                Control::Truncate { path, .. } => spoiled.remove(path),
+                Control::Empty(path) => {
+                    spoiled.remove(path);
+                    false
+                }
+                _ => false,
             }
-            _ => false,
         };
         if self.follower.extension && !spoiled {
             // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
@@ -126,7 +179,20 @@ impl<'a> Ranges<'a> {
             }
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
         } else {
-            for step in &action.instead {
+            // What it has of a spoiled file may have been committed: it goes only when the whole file is there under its new name.
+            let is_last = |step: &&Step| match &action.control {
+                Control::Rename { from, .. } => spoiled && **step == Step::Delete(from.clone()),
+                _ => false,
+            };
+            for step in action.instead.iter().filter(|step| !is_last(step)) {
+                if let Err(path) = self.send_step(frame, step)?
+                    && action.instead.iter().any(|step| is_last(&step))
+                    && self.core.unreadable.is_noted(&path)
+                {
+                    return self.let_go(path);
+                }
+            }
+            for step in action.instead.iter().filter(is_last) {
                 let _ = self.send_step(frame, step)?;
             }
             if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
@@ -180,8 +246,16 @@ impl<'a> Ranges<'a> {
     ) -> Result<Result<(), RelPath>, Error> {
         let mut action = Vec::new();
         match step {
-            Step::Delete(path) => encode_action_header(&mut action, path, ActionKind::Delete),
-            Step::Control(control) => control.encode(&mut action),
+            Step::Delete(path) => {
+                self.follower.spoiled.lock().remove(path);
+                encode_action_header(&mut action, path, ActionKind::Delete);
+            }
+            Step::Control(control) => {
+                if let Control::Rename { to: path, .. } | Control::Empty(path) = control {
+                    self.follower.spoiled.lock().remove(path);
+                }
+                control.encode(&mut action);
+            }
             Step::Send(range) => {
                 let intact = self.send(frame, range, |_| None)?;
                 return Ok(if intact { Ok(()) } else { Err(range.path.clone()) });
@@ -192,8 +266,8 @@ impl<'a> Ranges<'a> {
         Ok(Ok(()))
     }
 
-    /// Writes the range as actions; `at` tells the position after so many of its action bytes. `false`: it is void, and
-    /// was not sent or ends in zeros.
+    /// Writes the range as actions; `at` tells the position after so many of its action bytes. `false`: it is void, and not all of it
+    /// was sent.
     pub(in crate::leader) fn send(
         &mut self,
         frame: &mut Frame,
@@ -201,8 +275,10 @@ impl<'a> Ranges<'a> {
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<bool, Error> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
-        let before = |done| at(done).map_or(StreamPosition(0), |(position, _)| position);
-        self.before = before(0);
+        if range.kind == RangeKind::Append && self.follower.spoiled.lock().contains(&range.path) {
+            return Ok(false);
+        }
+        self.before = at(0).map_or(StreamPosition(0), |(position, _)| position);
         let Some(mut file) = self.open(&range.path, version)? else {
             let is_new = self.follower.spoiled.lock().insert(range.path.clone());
             if at(0).is_some() && is_new && self.core.unreadable.is_noted(&range.path) {
@@ -214,38 +290,137 @@ impl<'a> Ranges<'a> {
                 );
             }
             if at(0).is_some() || !self.core.unreadable.is_forbidden(&range.path) {
-                self.follower.void(&range.path, self.before);
+                self.follower.void(&range.path, self.before, self.core.stream.position());
             }
             self.mend(&range.path, version);
             return Ok(false);
         };
         file.seek(range.offset);
         let looked = self.begin_digest(range, &file);
-        let mut done = 0;
-        let mut header = Vec::new();
-        let mut intact = true;
-        for piece in range.pieces() {
+        let sent = match range.kind {
+            RangeKind::Append | RangeKind::Patch => self.send_pieces(frame, range, &mut file, at)?,
+            RangeKind::Replace if self.follower.extension => self.send_staged(frame, range, &mut file, at)?,
+            RangeKind::Replace => self.send_replace(frame, range, &mut file, at)?,
+        };
+        if !self.in_bulk {
+            // There may be no other for long.
+            self.buffer = Vec::new();
+        }
+        if range.kind == RangeKind::Replace && sent.is_ok() {
+            self.follower.spoiled.lock().remove(&range.path);
+        }
+        let digest = self.digest.take();
+        let Err(error) = sent else {
+            if let (Some(read), Some(looked)) = (digest, looked) {
+                self.core.chunks.was_read(range.generation, read, looked, file.file());
+            }
+            return Ok(true);
+        };
+        self.void(&range.path, version, &error);
+        if self.is_cut_off { self.let_go(range.path.clone()) } else { Ok(false) }
+    }
+
+    /// Lets the follower go, because this file cannot be read and it has to stay as it is.
+    pub(in crate::leader) fn let_go<T>(&self, path: RelPath) -> Result<T, Error> {
+        self.follower.evict_at(EvictionReason::Unreadable(path), self.core.stream.position());
+        Err(gone())
+    }
+
+    /// As actions of a piece each. `Err` within: those before what could not be read.
+    fn send_pieces(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        file: &mut Reader,
+        at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
+    ) -> Result<io::Result<()>, Error> {
+        let (mut done, mut header) = (0, Vec::new());
+        for piece in range.parts(self.piece_bytes()) {
+            if let Err(error) = self.read(file, piece.1)? {
+                return Ok(Err(error));
+            }
             header.clear();
             range.encode_header(&mut header, piece);
             let bytes = header.len() as u64 + piece.1;
-            self.before = before(done);
             done += bytes;
             let (position, since) = at(done).unzip();
             self.follower.sending(bytes, position, since.unwrap_or_else(Instant::now));
             frame.write_all(&header).map_err(broken)?;
-            intact &= self.copy(frame, &range.path, &mut file, piece.1)?;
+            self.write(frame)?;
+            self.before = position.unwrap_or_default();
         }
-        if let (Some(read), Some(looked)) = (self.digest.take(), looked) {
-            self.core.chunks.was_read(range.generation, read, looked, file.file());
+        Ok(Ok(()))
+    }
+
+    /// As pieces that are staged; given up where one cannot be read.
+    fn send_staged(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        file: &mut Reader,
+        at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
+    ) -> Result<io::Result<()>, Error> {
+        let mut action = Vec::new();
+        let since = at(0).map_or_else(Instant::now, |(_, since)| since);
+        for (number, piece) in range.parts(self.piece_bytes()).enumerate() {
+            action.clear();
+            if number == 0 {
+                Control::Stage(range.path.clone()).encode(&mut action);
+            }
+            if let Err(error) = self.read(file, piece.1)? {
+                if number > 0 {
+                    let _ = self.send_step(frame, &Step::Control(Control::Unstage))?;
+                }
+                return Ok(Err(error));
+            }
+            encode_action_header(&mut action, &range.path, ActionKind::Append(piece.1));
+            self.follower.sending(action.len() as u64 + piece.1, None, since);
+            frame.write_all(&action).map_err(broken)?;
+            self.write(frame)?;
         }
-        if intact && range.kind == RangeKind::Replace {
-            self.follower.spoiled.lock().remove(&range.path);
+        action.clear();
+        Control::Place.encode(&mut action);
+        let position = at(range.action_bytes()).map(|(position, _)| position);
+        self.follower.sending(action.len() as u64, position, since);
+        frame.write_all(&action).map_err(broken)?;
+        Ok(Ok(()))
+    }
+
+    /// As one action, which cannot be given up: if it comes to an end before it, the follower has to be let go.
+    fn send_replace(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        file: &mut Reader,
+        at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
+    ) -> Result<io::Result<()>, Error> {
+        for (number, piece) in range.parts(self.piece_bytes()).enumerate() {
+            if let Err(error) = self.read(file, piece.1)? {
+                self.is_cut_off = number > 0;
+                return Ok(Err(error));
+            }
+            if number == 0 {
+                let mut header = Vec::new();
+                range.encode_header(&mut header, (0, range.len));
+                let bytes = range.action_bytes();
+                let (position, since) = at(bytes).unzip();
+                self.follower.sending(bytes, position, since.unwrap_or_else(Instant::now));
+                frame.write_all(&header).map_err(broken)?;
+            }
+            self.write(frame)?;
         }
-        if !intact {
-            self.follower.spoiled.lock().insert(range.path.clone());
-            self.mend(&range.path, version);
+        Ok(Ok(()))
+    }
+
+    /// What the follower has of a file, or lacks, stays as it is from here on, until all of it comes.
+    pub(in crate::leader) fn void(&mut self, path: &RelPath, version: Version, error: &io::Error) {
+        // Before anything that comes after it can be acknowledged.
+        self.follower.void(path, self.before, self.core.stream.position());
+        if error.kind() != ErrorKind::UnexpectedEof {
+            self.core.cannot_read(path, error);
         }
-        Ok(intact)
+        self.follower.spoiled.lock().insert(path.clone());
+        self.mend(path, version);
     }
 
     /// All of a file that is read in bulk is digested on the way, unless that was done: it would be read again to be compared. Returns how it looks now.
@@ -284,47 +459,36 @@ impl<'a> Ranges<'a> {
         error.kind() == ErrorKind::PermissionDenied || self.core.dir.root().unmounted_above(path).is_some()
     }
 
-    /// Copies `len` bytes, with zeros for what is not there. `false`: some were not.
-    pub(in crate::leader) fn copy(
-        &mut self,
-        frame: &mut Frame,
-        path: &RelPath,
-        file: &mut Reader,
-        len: u64,
-    ) -> Result<bool, Error> {
-        const BUFFER_BYTES: usize = 256 << 10;
-        let most = if self.in_bulk { self.core.admission.portion_bytes() } else { BUFFER_BYTES };
-        self.buffer.resize(most, 0);
-        let mut left = len;
-        let mut intact = true;
-        while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(most);
-            let mut length = 0;
-            if self.in_bulk && !self.core.admission.pace(want as u64, self.follower) {
-                return Err(gone());
-            }
-            if intact {
-                length = file.read(&mut self.buffer[..want]).unwrap_or_else(|error| {
-                    self.core.cannot_read(path, &error);
-                    0
-                });
-            }
-            if length == 0 {
-                // Before any of the padding can be acknowledged.
-                self.follower.void(path, self.before);
-                self.buffer.fill(0);
-                intact = false;
-                length = want;
-                self.digest = None;
-            }
-            if let Some(digest) = &mut self.digest {
-                digest.update(&self.buffer[..length]);
-            }
-            frame.write_all(&self.buffer[..length]).map_err(broken)?;
-            self.follower.sync.bytes_sent.fetch_add(length as u64, Ordering::Relaxed);
-            left -= length as u64;
+    /// How many bytes of a range are read before any of them is sent.
+    pub(in crate::leader) fn piece_bytes(&self) -> u64 {
+        let most = if self.in_bulk { self.core.admission.portion_bytes() } else { APPEND_BYTES_MAX };
+        most.clamp(1, APPEND_BYTES_MAX) as u64
+    }
+
+    /// Reads the next piece of a file, for [`write`](Self::write). `Err` within: it cannot be read, or, as `UnexpectedEof`, is not there.
+    pub(in crate::leader) fn read(&mut self, file: &mut Reader, len: u64) -> Result<io::Result<()>, Error> {
+        if self.in_bulk && !self.core.admission.pace(len, self.follower) {
+            return Err(gone());
         }
-        Ok(intact)
+        self.pad(len);
+        let read = file.read_exact(&mut self.buffer);
+        if let (Some(digest), Ok(())) = (&mut self.digest, &read) {
+            digest.update(&self.buffer);
+        }
+        Ok(read)
+    }
+
+    /// Zeros in place of a piece.
+    pub(in crate::leader) fn pad(&mut self, len: u64) {
+        self.buffer.clear();
+        self.buffer.resize(usize::try_from(len).expect("a piece"), 0);
+    }
+
+    /// Writes what was read.
+    pub(in crate::leader) fn write(&mut self, frame: &mut Frame) -> Result<(), Error> {
+        frame.write_all(&self.buffer).map_err(broken)?;
+        self.follower.sync.bytes_sent.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now. What was void
@@ -332,12 +496,13 @@ impl<'a> Ranges<'a> {
     ///
     /// Of a file that cannot be read nothing is known: it is announced when it can be.
     pub(in crate::leader) fn mend(&self, path: &RelPath, believed: Version) {
-        if self.core.unreadable.is_noted(path) {
+        if self.core.unreadable.is_noted_again(path) {
             return;
         }
+        let before = self.core.stream.position();
         let unread = self.announce_anew(path, believed);
         if unread.as_ref() != Some(path) {
-            self.follower.mended(path, self.core.stream.position());
+            self.follower.mended(path, before, self.core.stream.position());
         }
     }
 
@@ -345,7 +510,7 @@ impl<'a> Ranges<'a> {
     pub(in crate::leader) fn joins_without(&self, path: &RelPath) {
         self.follower.spoiled.lock().insert(path.clone());
         if self.core.unreadable.is_noted(path) && !self.core.unreadable.is_forbidden(path) {
-            self.follower.void(path, StreamPosition(0));
+            self.follower.void(path, StreamPosition(0), self.core.stream.position());
         }
     }
 
@@ -361,7 +526,7 @@ impl<'a> Ranges<'a> {
             Ok(found) => found.filter(Metadata::is_file).map(|meta| meta.len()),
             Err(error) => {
                 // Before others can find that it can be read.
-                self.follower.void(&path, self.before);
+                self.follower.void(&path, self.before, stream.position());
                 self.core.cannot_read(&path, &error);
                 return Some(path);
             }

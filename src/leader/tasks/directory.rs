@@ -13,7 +13,7 @@ use crate::error::{AppendError, Error};
 use crate::follower::{self, Bounds};
 use crate::leader::core::Core;
 use crate::sys::time::Instant;
-use crate::types::RelPath;
+use crate::types::{RelPath, StreamPosition};
 use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -57,10 +57,12 @@ pub(in crate::leader) fn run(core: &Arc<Core>) {
 impl Core {
     /// Announces what could not be read, if it can be now.
     fn try_again(&self, path: &RelPath) {
-        let began = Instant::now();
+        let (began, noted) = (Instant::now(), self.noted(path));
         let found = match self.dir.root().metadata(path) {
             Ok(Some(meta)) if meta.is_dir() => self.read_folder(path),
             Ok(Some(meta)) if meta.is_file() && !self.excludes(path) => self.read_file(path),
+            // The host is about to say what became of it.
+            Ok(None) if self.stream.version(path).exists() => Err(ErrorKind::NotFound.into()),
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
@@ -68,7 +70,7 @@ impl Core {
             self.cannot_read(path, &error);
             return self.unreadable.put_off(path, Instant::now() + began.elapsed() * TRY_PAUSE);
         }
-        self.can_read(path);
+        self.can_read(path, noted);
     }
 
     /// Has followers delete what they kept, if it is gone.
@@ -93,8 +95,9 @@ impl Core {
         match self.announce_locked(path, false) {
             Err(AppendError::Io { source, .. }) => Err(source),
             Err(AppendError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
-            // Or never again.
-            _ => Ok(()),
+            Ok(_) | Err(AppendError::NotReplicated(_)) => Ok(()),
+            // It was not announced, and will not be: who lacks something of it goes on lacking it.
+            Err(error) => Err(io::Error::other(error)),
         }
     }
 
@@ -111,14 +114,20 @@ impl Core {
         Ok(())
     }
 
-    /// Notes that what is at `path`, or that it is gone, is known and announced.
-    pub(in crate::leader) fn can_read(&self, path: &RelPath) {
-        if self.unreadable.clear(path) {
-            // Whoever was not sent something of it has all of it once it has what was announced so far.
-            let position = self.stream.position();
-            let followers = self.followers.lock().clone();
-            followers.iter().for_each(|follower| follower.mended(path, position));
-        }
+    /// What is known before a file that is noted as unreadable is announced: how often it was, and where the stream is.
+    pub(in crate::leader) fn noted(&self, path: &RelPath) -> Option<(u64, StreamPosition)> {
+        self.unreadable.times(path).map(|times| (times, self.stream.position()))
+    }
+
+    /// Notes that what is at `path`, or that it is gone, is known and was announced after it was `noted`.
+    pub(in crate::leader) fn can_read(&self, path: &RelPath, noted: Option<(u64, StreamPosition)>) {
+        let Some((times, since)) = noted else { return };
+        // Whoever was not sent something of it has all of it once it has what was announced so far. But for those who could not be sent that: they are
+        // noted before the file is, so that it stays noted and is announced once more.
+        let position = self.stream.position();
+        let followers = self.followers.lock().clone();
+        followers.iter().for_each(|follower| follower.mended(path, since, position));
+        self.unreadable.clear(path, times);
     }
 
     /// Notes that nobody knows what is at `path`, or in it.
