@@ -343,9 +343,10 @@ impl FollowerHandle {
         self.in_flight.lock().void(path, from.0, noticed.0);
     }
 
-    /// ... until it has all up to `until`, if all of the file was announced after `since` and that was noticed before.
-    pub(in crate::leader) fn mended(&self, path: &RelPath, since: StreamPosition, until: StreamPosition) {
-        self.in_flight.lock().mended(path, since.0, until.0);
+    /// ... until it has all up to `until`, if all of the file was announced after `since` and that was noticed before. Returns whether it has to be
+    /// asked to make that durable.
+    pub(in crate::leader) fn mended(&self, path: &RelPath, since: StreamPosition, until: StreamPosition) -> bool {
+        self.in_flight.lock().mended(path, since.0, until.0)
     }
 
     /// Takes an acknowledgement.

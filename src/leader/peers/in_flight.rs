@@ -178,16 +178,23 @@ impl InFlight {
         self.void_from = Some(self.void_from.map_or(from, |before| before.min(from)));
     }
 
-    /// ... until it has all up to `until`, which the file was announced in after `since`. What was noticed later may be of that very announcement.
-    pub(in crate::leader) fn mended(&mut self, path: &RelPath, since: u64, until: u64) {
+    /// ... until it has all up to `until`, which the file was announced in after `since`. What was noticed later may be of that very announcement. Returns
+    /// whether it has to be asked to make that durable before what it made durable counts.
+    pub(in crate::leader) fn mended(&mut self, path: &RelPath, since: u64, until: u64) -> bool {
         if self.voided.get(path).is_none_or(|noticed| *noticed <= since) {
             self.voided.remove(path);
         }
-        if !self.voided.is_empty() {
-            return;
-        }
-        let from = self.void_from.take();
-        self.holds.extend(from.map(|from| Hold { from, until }));
+        let Some(from) = self.void_from.take_if(|_| self.voided.is_empty()) else { return false };
+        let hold = Hold { from, until };
+        let outlasts = self.outlasts(&hold);
+        self.holds.push(hold);
+        outlasts
+    }
+
+    /// Whether what it makes durable before it has all of a hold, and says only then, would count for more than it has.
+    fn outlasts(&self, hold: &Hold) -> bool {
+        let is_within = |position: u64| (hold.from + 1..hold.until).contains(&position);
+        self.durable.is_some_and(is_within) || self.durable_points.iter().any(|&(_, position)| is_within(position))
     }
 
     // ---- acknowledging ----
@@ -259,14 +266,9 @@ impl InFlight {
             reached.received = reached.received.max(received);
         }
         let written = self.reached.map_or(0, |reached| reached.written);
-        let (durable, asked) = (self.durable, &self.durable_points);
-        self.holds.retain(|hold| {
-            // What it made durable before it had that does not count, whenever it says so.
-            let is_within = |position: u64| (hold.from + 1..hold.until).contains(&position);
-            written < hold.until
-                || durable.is_some_and(is_within)
-                || asked.iter().any(|&(_, position)| is_within(position))
-        });
+        let mut holds = std::mem::take(&mut self.holds);
+        holds.retain(|hold| written < hold.until || self.outlasts(hold));
+        self.holds = holds;
     }
 
     // ---- looking ----

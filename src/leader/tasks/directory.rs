@@ -126,8 +126,12 @@ impl Core {
         // noted before the file is, so that it stays noted and is announced once more.
         let position = self.stream.position();
         let followers = self.followers.lock().clone();
-        followers.iter().for_each(|follower| follower.mended(path, since, position));
+        let asks = followers.iter().filter(|follower| follower.mended(path, since, position)).count();
         self.unreadable.clear(path, times);
+        if asks > 0 {
+            // Refused only at the end, where it was asked already.
+            let _ = self.stream.request_durable();
+        }
     }
 
     /// Notes that nobody knows what is at `path`, or in it.
