@@ -438,10 +438,10 @@ fn messages_of_a_later_version_are_passed_over() {
 }
 
 #[test]
-fn a_leader_that_reads_slowly_says_that_it_is_alive_within_an_action_too() {
+fn a_leader_that_reads_slowly_says_that_it_is_alive_between_two_pieces_too() {
     let leader = TestLeader::with(|config| {
         config.heartbeat_interval = Duration::from_millis(10);
-        // Read, and sent, in eight portions.
+        // Read, and sent, in eight pieces.
         config.sync_rate = Some(1 << 20);
     });
     let content: Vec<u8> = std::iter::repeat_with({
@@ -455,10 +455,7 @@ fn a_leader_that_reads_slowly_says_that_it_is_alive_within_an_action_too() {
     peer.say(&Message::InventoryEnd);
     loop {
         match peer.event().expect("it is sent") {
-            (Some((name, ActionKind::Append(length))), _) if name == "log" => {
-                assert_eq!(length, content.len() as u64, "it is one action");
-                break;
-            }
+            (Some((name, ActionKind::Append(_))), _) if name == "log" => break,
             _ => {}
         }
     }
@@ -471,7 +468,7 @@ fn a_leader_that_reads_slowly_says_that_it_is_alive_within_an_action_too() {
         }
         received += peer.event().expect("it is sent").1.len();
     }
-    assert!(within > before, "between two portions nothing said that the leader is alive");
+    assert!(within > before, "between two pieces nothing said that the leader is alive");
 }
 
 #[test]

@@ -248,7 +248,7 @@ fn followers_that_leave_as_they_attach_leave_nothing_behind() {
 }
 
 #[test]
-fn who_was_sent_zeros_in_place_of_content_lacks_it_at_the_end_too() {
+fn who_was_not_sent_what_had_gone_lacks_it_at_the_end_too() {
     let leader = TestLeader::with(patient);
     let relay = Relay::start(leader.address);
     let follower = TestFollower::on(relay.address, tempfile::tempdir().unwrap());
