@@ -172,12 +172,12 @@ impl DataDir {
     }
 
     /// A leader is followed from now on, of this data set if it said so: that is on disk when this returns, and that the directory once
-    /// led is forgotten. To be done before that leader's first change.
+    /// led, and how far it has come, is forgotten. To be done before that leader's first change.
     ///
     /// Where another data set is given up the directory must be marked as incomplete by then: half of the one under the name of
     /// the other would pass for a copy.
     pub(crate) fn follow(&mut self, theirs: Option<DataSetId>) -> Result<(), Error> {
-        self.own.forget_led()?;
+        self.own.forget_stand()?;
         match theirs {
             Some(theirs) => self.keep_data_set(theirs),
             None => Ok(()),

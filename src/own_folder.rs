@@ -6,6 +6,7 @@
 //! | `data-set-proposed` | which data set it is to be once its cluster says so; forgotten when it is of any |
 //! | `digests` | the digests of its files, see `digests/file.rs`; large, so it is streamed; absent where it is torn |
 //! | `last-led` | what there was when it last led, see `leader/files/last_led.rs`; gone once it follows |
+//! | `position` | how far it has come, see `position.rs`; gone before another leader changes it |
 //! | `incomplete` (a mark) | a full sync began and did not end: nobody is to serve from here |
 //! | `suspect` (a mark) | a sync has failed, of a follower or a leader: not all is on disk that can be read from here |
 //! | `incoming` | a file that a follower is receiving; what is left of it goes at the next start |
@@ -51,6 +52,9 @@ const DATA_SET_PROPOSED: &str = "data-set-proposed";
 
 /// What there was when the directory last led.
 pub(crate) const LAST_LED: &str = "last-led";
+
+/// How far it has come.
+pub(crate) const POSITION: &str = "position";
 
 /// The digests of its files.
 pub(crate) const DIGESTS: &str = "digests";
@@ -108,15 +112,19 @@ impl OwnFolder {
         self.write(DATA_SET_PROPOSED, &format!("{id}\n"))
     }
 
-    /// Forgets that the directory led; durably.
-    pub(crate) fn forget_led(&self) -> Result<(), Error> {
+    /// Forgets that the directory led, and how far it has come; durably.
+    pub(crate) fn forget_stand(&self) -> Result<(), Error> {
         let Some(folder) = self.folder()? else { return Ok(()) };
-        let forgotten = match rustix::fs::unlinkat(&folder, LAST_LED, AtFlags::empty()) {
-            Ok(()) => rustix::fs::fsync(&folder),
-            Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error),
-        };
-        forgotten.map_err(|error| Error::io("remove", self.path.join(LAST_LED), error))
+        let mut removed = false;
+        for name in [LAST_LED, POSITION] {
+            match rustix::fs::unlinkat(&folder, name, AtFlags::empty()) {
+                Ok(()) => removed = true,
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::io("remove", self.path.join(name), error)),
+            }
+        }
+        let synced = if removed { rustix::fs::fsync(&folder) } else { Ok(()) };
+        synced.map_err(|error| Error::io("sync", &self.path, error))
     }
 
     /// The content of a file that [`write`](Self::write) wrote; `None` only if it is not there. `remedy` is for one that is damaged.

@@ -12,9 +12,10 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use paceline::coordinator::{
-    Coordinator, CoordinatorError, EtcdConfig, EtcdCoordinator, EtcdUser, InSyncSet, Leadership, Observation, Stop,
+    Bid, Candidate, Coordinator, CoordinatorError, EtcdConfig, EtcdCoordinator, EtcdUser, InSyncSet, Leadership,
+    Observation, Stop,
 };
-use paceline::{NodeId, Secret};
+use paceline::{EpochPosition, NodeId, Secret};
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -95,6 +96,42 @@ fn one_of_two_is_elected_and_the_other_at_once_when_the_first_resigns() {
         assert_eq!(observe(&leader, Option::is_none), None);
     });
     assert_eq!(etcd.leases(), 0);
+}
+
+#[test]
+fn what_candidates_have_is_seen_in_their_order_for_as_long_as_they_stand() {
+    let etcd = Etcd::start();
+    let position = |position: &str| Some(position.parse::<EpochPosition>().unwrap());
+    let (first, second, silent) = (etcd.coordinator(), etcd.coordinator(), etcd.coordinator());
+    let of_old = Bid { term: 0, position: position("7:900") };
+    // Said before it stands.
+    second.bid(id(2), &of_old).unwrap();
+    let leader = elected(&first, 1);
+    let seen = first.observe_candidates().unwrap();
+    let stops = [Stop::new(), Stop::new()];
+    std::thread::scope(|scope| {
+        let other = candidate(scope, &etcd, &second, 2, &stops[0]);
+        let last = candidate(scope, &etcd, &silent, 3, &stops[1]);
+        let told = |candidates: Vec<Candidate>| {
+            candidates.iter().map(|candidate| (candidate.id.unwrap().get(), candidate.bid)).collect::<Vec<_>>()
+        };
+        let all = first.candidates().unwrap();
+        assert!(all.is_sorted_by_key(|candidate| candidate.term) && Some(all[0].term) == leader.term());
+        assert_eq!(told(all), [(1, None), (2, Some(of_old)), (3, None)]);
+        let bid = Bid { term: leader.term().unwrap(), position: position("7:901") };
+        second.bid(id(2), &bid).unwrap();
+        assert_eq!(told(first.candidates().unwrap()), [(1, None), (2, Some(bid)), (3, None)]);
+        observe(&seen, |candidates| candidates.iter().any(|candidate| candidate.bid == Some(bid)));
+        // Nobody says anything beside somebody else's candidacy.
+        silent.bid(id(2), &of_old).unwrap();
+        etcd.put("lavinmq/paceline/positions/3", "what a later version says");
+        assert_eq!(told(first.candidates().unwrap()), [(1, None), (2, Some(bid)), (3, None)]);
+        stops.iter().for_each(Stop::set);
+        assert!(other.join().unwrap().is_none() && last.join().unwrap().is_none());
+        observe(&seen, |candidates| candidates.iter().all(|candidate| candidate.bid.is_none()));
+        assert_eq!(told(first.candidates().unwrap()), [(1, None)]);
+    });
+    wait_until("its key goes with its lease", || etcd.get("lavinmq/paceline/positions/2").is_empty());
 }
 
 #[test]

@@ -4,12 +4,12 @@
 //! those of observations. A leadership lasts until it is resigned, or ended by [`MemoryCoordinator::expire_leadership`]: in
 //! memory nothing comes between a node and the coordinator, so there is nothing to renew by the clock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
+use super::{Bid, Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
 use crate::stop::Stop;
 use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::time::Instant;
@@ -36,6 +36,8 @@ struct State {
     data_set: Option<DataSetId>,
     /// In the order they came; the first is elected.
     candidates: VecDeque<Arc<Candidate>>,
+    /// By handle and id.
+    bids: BTreeMap<(u64, NodeId), Bid>,
     last_term: u64,
     last_handle: u64,
     unreachable: bool,
@@ -197,6 +199,15 @@ impl State {
         Some(LeaderInfo { uri: leader.uri.clone(), id: Some(leader.id), term: leader.term })
     }
 
+    fn candidates(&self) -> Vec<super::Candidate> {
+        let told = |candidate: &Arc<Candidate>| super::Candidate {
+            id: Some(candidate.id),
+            term: candidate.term,
+            bid: self.bids.get(&(candidate.handle, candidate.id)).copied(),
+        };
+        self.candidates.iter().map(told).collect()
+    }
+
     /// Makes room for a candidate with this id: a leadership of the same handle is given up.
     fn admit(&mut self, cluster: &Cluster, id: NodeId, handle: u64) -> Result<(), CoordinatorError> {
         let Some(index) = self.candidates.iter().position(|other| other.id == id) else { return Ok(()) };
@@ -266,6 +277,20 @@ impl Coordinator for MemoryCoordinator {
         self.observe("in-sync-observer", |state| state.in_sync.clone())
     }
 
+    fn bid(&self, id: NodeId, bid: &Bid) -> Result<(), CoordinatorError> {
+        self.cluster.reach()?.bids.insert((self.number, id), *bid);
+        self.cluster.changed.notify_all();
+        Ok(())
+    }
+
+    fn candidates(&self) -> Result<Vec<super::Candidate>, CoordinatorError> {
+        Ok(self.cluster.reach()?.candidates())
+    }
+
+    fn observe_candidates(&self) -> Result<Observation<Vec<super::Candidate>>, CoordinatorError> {
+        self.observe("candidates-observer", State::candidates)
+    }
+
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
         Ok(self.cluster.reach()?.data_set)
     }
@@ -319,6 +344,10 @@ impl Leadership for MemoryLeadership {
 
     fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
         Ok(self.cluster.reach()?.in_sync.clone())
+    }
+
+    fn term(&self) -> Option<u64> {
+        Some(self.candidate.term)
     }
 
     fn is_held(&self) -> bool {

@@ -16,12 +16,14 @@ use crate::sys::rustix;
 use crate::sys::time::Instant;
 use crate::types::{DataSetId, InvalidValue, NodeId, Secret, host_and_port, shorten};
 
+mod candidates;
 #[cfg(all(feature = "etcd", not(feature = "simulate")))]
 pub mod etcd;
 mod in_sync_set;
 pub mod memory;
 mod observation;
 
+pub use self::candidates::{Bid, Candidate};
 #[cfg(all(feature = "etcd", not(feature = "simulate")))]
 pub use self::etcd::{EtcdConfig, EtcdCoordinator, EtcdEndpoint, EtcdUser};
 pub use self::in_sync_set::{IN_SYNC_IDS_MAX, InSyncSet};
@@ -73,6 +75,27 @@ pub trait Coordinator: Send + Sync + 'static {
     /// Watches the recorded in-sync set in the same way.
     fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError>;
 
+    /// Says what the node with this id has, to be seen beside the candidacies that it has through this handle: one that there is, and those that begin
+    /// later. Returns once it can be seen, if there is one. Blocks, within bounds.
+    ///
+    /// Defaults to nothing: nobody waits for a candidate that says nothing.
+    fn bid(&self, id: NodeId, bid: &Bid) -> Result<(), CoordinatorError> {
+        let _ = (id, bid);
+        Ok(())
+    }
+
+    /// Who stands for election now, in the order in which they are elected; the first one is. Blocks, within bounds. Defaults to nobody.
+    fn candidates(&self) -> Result<Vec<Candidate>, CoordinatorError> {
+        Ok(Vec::new())
+    }
+
+    /// Watches that in the same way as the others; a change of those who do not bid may not be seen. Defaults to saying nothing.
+    fn observe_candidates(&self) -> Result<Observation<Vec<Candidate>>, CoordinatorError> {
+        Observation::start("no-candidates", |_latest, stop| {
+            let _ = stop.wait(Duration::MAX);
+        })
+    }
+
     /// Of which data set the cluster is, `None` if no leader said so yet. Blocks, within bounds.
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError>;
 
@@ -109,6 +132,12 @@ pub trait Leadership: Send + Sync + 'static {
     /// leadership that nobody else records beside.
     fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
         Err(CoordinatorError::Unavailable("it does not say what is recorded".into()))
+    }
+
+    /// The term of this election, as [`LeaderInfo::term`] has it: positions in the stream of the one leader that it is used for compare with
+    /// those of other leaders. Defaults to none, for a leadership without a cluster. Never blocks.
+    fn term(&self) -> Option<u64> {
+        None
     }
 
     /// Whether it is still held. Once it is not, it never is again. Never blocks.

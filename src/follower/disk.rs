@@ -17,12 +17,15 @@ use super::report::Report;
 use super::shared::Shared;
 use super::status::State;
 use crate::error::Error;
+use crate::own_folder::OwnFolder;
+use crate::position::{EpochPosition, KEEP_EVERY, Stand};
 use crate::protocol::extension::{Held, Message, split_inventory};
 use crate::sums::{Sums, bucket_of};
 use crate::sys::channel::Sender;
 use crate::sys::hash::HashSet;
 use crate::sys::rustix::fs::OFlags;
 use crate::sys::sync::{Condvar, Mutex};
+use crate::sys::time::Instant;
 use crate::types::RelPath;
 
 /// What the reader has for the thread.
@@ -31,12 +34,14 @@ pub(super) enum Job {
     Sums { bits: u8, names: bool },
     /// Tell the files of these buckets, which are sorted.
     Inventory { bits: u8, buckets: Vec<u32> },
-    /// Make these changes durable, and say that all up to this mark are.
-    Flush(Unflushed, u64),
+    /// Make these changes durable, and say that all up to this mark are, which is this position.
+    Flush(Unflushed, u64, Option<EpochPosition>),
     /// A sync begins: set its mark, and answer.
     Mark(Sender<()>),
     /// What a sync began is whole: make it durable, clear the mark, and answer.
-    Synced(Unflushed, u64, Sender<()>),
+    Synced(Unflushed, u64, Option<EpochPosition>, Sender<()>),
+    /// Keep how far the directory has come.
+    Keep,
 }
 
 /// What was found here: before any change.
@@ -78,7 +83,7 @@ impl Waiting {
     /// Nobody does these jobs any more; whoever waits for an answer is let go.
     fn leave(&mut self) {
         for job in self.jobs.drain(..) {
-            if let Job::Flush(unflushed, _) | Job::Synced(unflushed, ..) = job {
+            if let Job::Flush(unflushed, ..) | Job::Synced(unflushed, ..) = job {
                 self.left.merge(unflushed);
             }
         }
@@ -101,9 +106,10 @@ impl Jobs {
     pub(super) fn put(&self, job: Job) {
         let mut state = self.state.lock();
         match (state.jobs.back_mut(), job) {
-            (Some(Job::Flush(earlier, mark)), Job::Flush(later, later_mark)) => {
+            (Some(Job::Flush(earlier, mark, at)), Job::Flush(later, later_mark, later_at)) => {
                 earlier.merge(later);
                 *mark = later_mark.max(*mark);
+                *at = later_at.max(*at);
             }
             (_, job) => state.jobs.push_back(job),
         }
@@ -141,7 +147,8 @@ impl Jobs {
         self.changed.notify_one();
     }
 
-    fn take(&self) -> Option<Job> {
+    /// The next one; what there always is, at `keep_at`.
+    fn take(&self, keep_at: Instant) -> Option<Job> {
         let mut state = self.state.lock();
         loop {
             if state.closed {
@@ -152,7 +159,9 @@ impl Jobs {
             if job.is_some() {
                 return job;
             }
-            self.changed.wait(&mut state);
+            if self.changed.wait_until(&mut state, keep_at).timed_out() {
+                return Some(Job::Keep);
+            }
         }
     }
 }
@@ -173,8 +182,9 @@ impl Worker {
     pub(super) fn run(&self) {
         let _at_end = AtEnd(&self.jobs);
         let mut found = Vec::new();
-        while let Some(job) = self.jobs.take() {
-            if let Err(error) = self.work(job, &mut found) {
+        let mut keeping = Keeping { kept: None, at: Instant::now() + KEEP_EVERY };
+        while let Some(job) = self.jobs.take(keeping.at) {
+            if let Err(error) = self.work(job, &mut found, &mut keeping) {
                 self.report.fail(error);
                 return;
             }
@@ -182,7 +192,7 @@ impl Worker {
     }
 
     /// `found`: the files that are here, from when their sums are told until it is known which of them are to be.
-    fn work(&self, job: Job, found: &mut Vec<RelPath>) -> Result<(), Error> {
+    fn work(&self, job: Job, found: &mut Vec<RelPath>, keeping: &mut Keeping) -> Result<(), Error> {
         match job {
             Job::Sums { bits, names } => {
                 *found = self.sums(bits, names)?;
@@ -192,19 +202,24 @@ impl Worker {
                 let of_these = |path: &RelPath| buckets.binary_search(&bucket_of(path, bits)).is_ok();
                 self.inventory(std::mem::take(found).into_iter().filter(of_these))
             }
-            Job::Flush(unflushed, mark) => {
+            Job::Flush(unflushed, mark, at) => {
                 self.flush(unflushed)?;
                 self.report.durable(mark);
+                self.shared.durable_at(at);
                 Ok(())
             }
             Job::Mark(answer) => {
+                self.shared.leave_place();
                 self.dir.mark_incomplete()?;
                 // Nobody waits for it when the connection has ended.
                 let _ = answer.send(());
                 Ok(())
             }
-            Job::Synced(unflushed, mark, answer) => {
+            Job::Synced(unflushed, mark, at, answer) => {
                 self.flush(unflushed)?;
+                self.shared.reach_place(at);
+                // In this order: an old position may not be in a directory that counts as complete.
+                self.keep(keeping);
                 self.dir.clear_incomplete()?;
                 self.report.durable(mark);
                 self.jobs.state.lock().synced = true;
@@ -213,6 +228,24 @@ impl Worker {
                 let _ = answer.send(());
                 Ok(())
             }
+            Job::Keep => {
+                self.keep(keeping);
+                Ok(())
+            }
+        }
+    }
+
+    fn keep(&self, keeping: &mut Keeping) {
+        keeping.at = Instant::now() + KEEP_EVERY;
+        let place = self.shared.place();
+        if place == keeping.kept {
+            return;
+        }
+        keeping.kept = place;
+        match (place, OwnFolder::of(self.dir.path())) {
+            (Some(place), Ok(own)) => place.keep(&own),
+            (Some(_), Err(error)) => log::warn!("how far this directory has come could not be noted: {error}"),
+            (None, _) => {}
         }
     }
 
@@ -312,6 +345,12 @@ impl Worker {
     }
 }
 
+/// What was kept last of how far the directory has come, and when it is looked at next.
+struct Keeping {
+    kept: Option<Stand>,
+    at: Instant,
+}
+
 /// Some 64 KB.
 const SUMS_IN_A_MESSAGE: usize = 3200;
 
@@ -379,6 +418,7 @@ mod tests {
                 data,
                 limit: Limit { standing, max_delete: 0.9 },
                 theirs: None,
+                term: None,
                 once: true,
                 keep: Bounds { age: std::time::Duration::ZERO, bytes: 0 },
                 shared: &shared,
@@ -431,10 +471,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let worker = worker(root.path());
         let jobs = &worker.jobs;
-        jobs.put(Job::Flush(Unflushed::default(), 10));
-        jobs.put(Job::Flush(Unflushed::all(), 20));
-        jobs.put(Job::Flush(Unflushed::default(), 0));
-        assert!(matches!(&jobs.state.lock().jobs.make_contiguous()[..], [Job::Flush(_, 20)]));
+        let at = |position| Some(EpochPosition { epoch: 1, position: crate::StreamPosition(position) });
+        jobs.put(Job::Flush(Unflushed::default(), 10, at(1)));
+        jobs.put(Job::Flush(Unflushed::all(), 20, at(2)));
+        jobs.put(Job::Flush(Unflushed::default(), 0, None));
+        let last = at(2);
+        assert!(matches!(&jobs.state.lock().jobs.make_contiguous()[..], [Job::Flush(_, 20, it)] if *it == last));
         jobs.close();
         worker.run();
         let (answer, answered) = crossbeam_channel::bounded(1);

@@ -51,6 +51,7 @@ impl Runner {
             data: &mut self.data,
             limit: Limit { standing, max_delete: self.config.max_delete },
             theirs: leader.data_set,
+            term: leader.term,
             once: self.config.once,
             keep,
             shared: &self.shared,

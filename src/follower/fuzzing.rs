@@ -134,6 +134,7 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
         data: &mut data,
         limit: leader.limit(),
         theirs: None,
+        term: Some(1),
         once: leader.other,
         keep: KEEP,
         shared: &shared,

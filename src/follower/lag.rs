@@ -54,6 +54,11 @@ impl Lag {
         }
     }
 
+    /// Our own position, once the leader has told where we are.
+    pub(super) fn own(&self) -> Option<u64> {
+        self.own
+    }
+
     /// Bytes to where the leader was last heard to be, and since when we have been behind; `None` until the own position is
     /// known.
     pub(super) fn now(&self) -> Option<(u64, Option<Instant>)> {
@@ -74,7 +79,7 @@ mod tests {
         lag.heard(100, at(0));
         assert_eq!(lag.now(), None);
         lag.set_own(40);
-        assert_eq!(lag.now(), Some((60, Some(at(0)))));
+        assert_eq!((lag.now(), lag.own()), (Some((60, Some(at(0)))), Some(40)));
         lag.heard(100, at(1));
         lag.heard(150, at(2));
         lag.advance(59);

@@ -69,6 +69,7 @@ use crate::error::Error;
 pub use crate::flusher::Flusher;
 use crate::flusher::SystemFlusher;
 use crate::own_folder::is_incomplete;
+use crate::position::{EpochPosition, Stand};
 use crate::sys::thread;
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
@@ -121,6 +122,7 @@ impl Follower {
         let id = data.id();
         let (shared, threads) = (Arc::new(Shared::default()), Arc::new(Group::default()));
         shared.update(|status| status.data_set = data.data_set());
+        shared.set_place(Stand::load(data.own()));
         let of_failure = shared.clone();
         threads.on_failure(move |what| of_failure.fail(what));
         shared.follow(Some(&config.leader));
@@ -169,6 +171,12 @@ impl Follower {
     /// is cut. What is known of local files stays known, so that little of them is read again.
     pub fn follow(&self, leader: Option<&str>) {
         self.shared.follow(leader);
+    }
+
+    /// How far the directory has come, once nothing of a former leader is applied any more. Blocks until then, at most for `timeout`; `None` after that.
+    pub(crate) fn position_at_rest(&self, timeout: Duration) -> Option<Option<EpochPosition>> {
+        // In this order: what is told then is the last of it.
+        self.shared.wait_at_rest(timeout).then(|| self.shared.status().position)
     }
 
     /// Blocks until the follower has ended: stopped (`Ok`), synced with [`FollowerConfig::once`] (`Ok`), or failed in a

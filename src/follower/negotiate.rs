@@ -106,6 +106,8 @@ pub(super) struct Introduction {
     pub(super) last_eviction: Option<String>,
     pub(super) admitted_in: Option<Duration>,
     pub(super) data_set: Option<DataSetId>,
+    /// Of the election that it won; `None` outside a cluster.
+    pub(super) term: Option<u64>,
     /// Between two heartbeats of ours.
     pub(super) interval: Duration,
     /// How long the leader may be silent: three intervals and 2 s. `None`: it did not say that it sends heartbeats.
@@ -148,6 +150,7 @@ pub(super) fn introduce(
         last_eviction: theirs.text(field::LAST_EVICTION).filter(|reason| !reason.is_empty()),
         admitted_in: millis(field::ADMITTED_IN_MS),
         data_set: theirs.data_set(),
+        term: theirs.u64(field::TERM),
         interval: interval.unwrap_or(INTERVAL_DEFAULT),
         silence: interval.map(|interval| (interval * 3 + Duration::from_secs(2)).max(Duration::from_secs(3))),
     })

@@ -84,6 +84,9 @@ impl Runner {
         let _ = ended.recv();
         if !matches!(outcome, Err(Error::DirectoryLost { .. })) {
             digester.save_at_end();
+            if let Some(place) = self.shared.place().filter(|_| !self.shared.hurries()) {
+                place.keep(self.data.own());
+            }
         }
         outcome
     }

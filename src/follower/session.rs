@@ -37,12 +37,13 @@ use super::status::{State, SyncProgress};
 use super::track::Track;
 use crate::datadir::DataDir;
 use crate::error::Error;
+use crate::position::EpochPosition;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
 use crate::seldom::Seldom;
 use crate::sys::channel::{self, Receiver};
 use crate::sys::time::Instant;
-use crate::types::{DataSetId, RelPath};
+use crate::types::{DataSetId, RelPath, StreamPosition};
 
 /// Bytes that a sync writes before they are made durable in the background, so that its end has little left to flush.
 const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
@@ -54,6 +55,8 @@ pub(super) struct Parts<'a> {
     pub(super) limit: Limit,
     /// ... and its data set, if it said so.
     pub(super) theirs: Option<DataSetId>,
+    /// The term of the election that it won, if it said one.
+    pub(super) term: Option<u64>,
     pub(super) once: bool,
     pub(super) keep: Bounds,
     pub(super) shared: &'a Shared,
@@ -194,6 +197,9 @@ impl<'a> Session<'a> {
         let (total, deleted, syncing) = (self.total, self.actions.deleted, self.phase == Phase::Syncing);
         let is_marked = self.phase != Phase::Streaming;
         let (bytes, files) = (self.sync.bytes, self.sync.files);
+        if let Some(at) = self.position() {
+            self.parts.shared.written_at(at);
+        }
         // In this order: what is acknowledged was counted as applied.
         self.parts.shared.update_with_lag(self.lag.now(), |status| {
             status.applied_bytes = total;
@@ -212,9 +218,16 @@ impl<'a> Session<'a> {
             self.sync.unflushed_bytes = 0;
             // It covers no mark: a replacement may be under way.
             let unflushed = self.actions.unflushed();
-            self.parts.jobs.put(Job::Flush(unflushed, 0));
+            self.parts.jobs.put(Job::Flush(unflushed, 0, None));
         }
         Ok(())
+    }
+
+    /// Where the directory is in the stream of a leader in a cluster, once all is there that came before. What was read and not yet
+    /// [settled](Self::settle) counts.
+    fn position(&self) -> Option<EpochPosition> {
+        let (epoch, position) = self.parts.term.zip(self.lag.own()).filter(|_| self.phase == Phase::Streaming)?;
+        Some(EpochPosition { epoch, position: StreamPosition(position) })
     }
 
     /// Tells the actions what the phase means to them. In a sync nobody counts on what is here. Once it has ended somebody may, whoever
@@ -312,6 +325,7 @@ impl<'a> Session<'a> {
     }
 
     fn belong(&mut self) -> Result<(), Error> {
+        self.parts.shared.leave_place();
         self.parts.data.follow(self.parts.theirs)?;
         self.parts.data.claim()?;
         self.parts.shared.claimed(true);
@@ -397,7 +411,7 @@ impl<'a> Session<'a> {
             Control::MakeDurable => {
                 self.written_before(whole)?;
                 let unflushed = self.actions.unflushed();
-                self.parts.jobs.put(Job::Flush(unflushed, whole.before));
+                self.parts.jobs.put(Job::Flush(unflushed, whole.before, self.position()));
                 Ok(())
             }
             Control::Opening(files) => self.opening(files),
@@ -535,7 +549,7 @@ impl<'a> Session<'a> {
             }
             keeper.report();
         }
-        self.parts.jobs.put(Job::Flush(unflushed, mark));
+        self.parts.jobs.put(Job::Flush(unflushed, mark, None));
         self.phase = Phase::CatchingUp;
         self.tell_phase();
         let sync = self.parts.shared.status().sync;
@@ -553,9 +567,9 @@ impl<'a> Session<'a> {
         self.settle()?;
         let (answer, synced) = channel::bounded(1);
         let unflushed = self.actions.unflushed();
-        self.parts.jobs.put(Job::Synced(unflushed, mark, answer));
         self.phase = Phase::Streaming;
         self.tell_phase();
+        self.parts.jobs.put(Job::Synced(unflushed, mark, self.position(), answer));
         if self.parts.once {
             wait(&synced)?;
             self.done = true;

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use super::status::{State, Status};
 use crate::error::Error;
+use crate::position::{EpochPosition, Stand};
 use crate::sys::net::Shutdown;
 use crate::sys::socket2::Socket;
 use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::time::Instant;
+use crate::types::StreamPosition;
 
 #[derive(Default)]
 pub(super) struct Shared {
@@ -32,6 +34,18 @@ struct Told {
     status: Status,
     /// Since when the follower has been behind, by its own clock.
     behind_since: Option<Instant>,
+    place: Place,
+}
+
+/// How far the directory has come.
+#[derive(Default)]
+struct Place {
+    /// All up to here is written ...
+    has: Option<EpochPosition>,
+    /// ... and durable up to here, in the same epoch.
+    durable: StreamPosition,
+    /// Nothing of a sync is missing: it counts.
+    counts: bool,
 }
 
 #[derive(Default)]
@@ -135,6 +149,7 @@ impl Shared {
         let mut control = self.control.lock();
         loop {
             control.moved = false;
+            self.changed.notify_all();
             match &control.leader {
                 _ if control.stopping => return None,
                 Some(leader) => return Some(leader.clone()),
@@ -146,6 +161,19 @@ impl Shared {
     /// Whether another leader is to be followed than the one that [`leader`](Self::leader) told last.
     pub(super) fn moved(&self) -> bool {
         self.control.lock().moved
+    }
+
+    /// Waits, at most for `timeout`, until nothing of a former leader is applied any more: the reader thread has heard of the last
+    /// [`follow`](Self::follow), or has ended. Returns whether that is so.
+    pub(super) fn wait_at_rest(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut control = self.control.lock();
+        while control.moved && matches!(control.outcome, Outcome::Running) {
+            if self.changed.wait_until(&mut control, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Waits for `pause`; `false` once a stop was asked for, or it has ended.
@@ -230,6 +258,7 @@ impl Shared {
     pub(super) fn status(&self) -> Status {
         let told = self.status.lock();
         let mut status = told.status.clone();
+        status.position = told.place.has.filter(|_| told.place.counts);
         status.lag = status.lag_bytes.map(|_| told.behind_since.map_or(Duration::ZERO, |since| since.elapsed()));
         status
     }
@@ -241,6 +270,46 @@ impl Shared {
 
     pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock().status);
+    }
+
+    /// What the directory has is what was kept.
+    pub(super) fn set_place(&self, kept: Option<Stand>) {
+        let durable = kept.map(|kept| kept.durable).unwrap_or_default();
+        self.status.lock().place = Place { has: kept.map(|kept| kept.has), durable, counts: kept.is_some() };
+    }
+
+    /// It is about to be changed in a way that no position stands for.
+    pub(super) fn leave_place(&self) {
+        self.status.lock().place = Place::default();
+    }
+
+    /// A sync is whole, and durable up to there: positions count from now on.
+    pub(super) fn reach_place(&self, at: Option<EpochPosition>) {
+        let place = &mut self.status.lock().place;
+        // The reader has gone on meanwhile.
+        place.has = place.has.max(at);
+        place.durable = at.map(|at| at.position).unwrap_or_default();
+        place.counts = true;
+    }
+
+    /// It is durable up to there.
+    pub(super) fn durable_at(&self, at: Option<EpochPosition>) {
+        let place = &mut self.status.lock().place;
+        if let Some(at) = at.filter(|at| place.counts && place.has.is_some_and(|has| has.epoch == at.epoch)) {
+            place.durable = at.position.max(place.durable);
+        }
+    }
+
+    /// What is to be kept of it, if it has come to anything.
+    pub(super) fn place(&self) -> Option<Stand> {
+        let place = &self.status.lock().place;
+        let has = place.has.filter(|_| place.counts)?;
+        Some(Stand { has, durable: place.durable })
+    }
+
+    /// Everything up to there is written. Counts once [`reach_place`](Self::reach_place) was called.
+    pub(super) fn written_at(&self, at: EpochPosition) {
+        self.status.lock().place.has = Some(at);
     }
 
     /// Bytes behind the leader, and since when; `None`: that is not known.

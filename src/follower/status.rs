@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::position::EpochPosition;
 use crate::types::DataSetId;
 
 /// A snapshot of a follower.
@@ -12,6 +13,9 @@ pub struct Status {
     pub state: State,
     /// Of which data set the directory is a copy; `None` before its first leader said so (one of 1.0.0 has no word for it).
     pub data_set: Option<DataSetId>,
+    /// How far the directory has come, in positions that compare between the nodes of a cluster: it has everything up to here. `None` while a
+    /// sync changes it, and after one by a leader that says no term (outside a cluster, or of 1.0.0).
+    pub position: Option<EpochPosition>,
     /// How often it has connected and been accepted.
     pub connections: u64,
     /// Why the last connection, or the last attempt at one, ended.

@@ -135,6 +135,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
         }
         let paths = |files: Vec<(RelPath, Stamps)>| files.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
         let (listed, unlisted) = (paths(listed), paths(unlisted));
+        self.shared.leave_place();
         data.follow(None)?;
         data.claim()?;
         self.singly = listed.len() <= FLUSHED_SINGLY_FILES_MAX;

@@ -63,6 +63,7 @@ use std::time::Duration;
 
 use self::core::Core;
 use crate::error::Error;
+use crate::position::EpochPosition;
 use crate::types::{DataSetId, NodeId, RelPath, StreamPosition};
 
 pub use self::api::{Opening, ReplicatedFile, ShutdownReport, Window};
@@ -177,6 +178,12 @@ impl Leader {
     #[must_use]
     pub fn position(&self) -> StreamPosition {
         self.core.stream.position()
+    }
+
+    /// The same in positions that compare between the nodes of a cluster; `None` outside one.
+    #[must_use]
+    pub fn epoch_position(&self) -> Option<EpochPosition> {
+        Some(EpochPosition { epoch: self.core.term?, position: self.position() })
     }
 
     /// All connected followers, in the order they came.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::NodeError;
-use crate::coordinator::{Coordinator, CoordinatorError, Leadership, Stop};
+use crate::coordinator::{Bid, Coordinator, CoordinatorError, Leadership, Stop};
 use crate::sys::channel::{Receiver, TryRecvError, bounded, never};
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
@@ -24,6 +24,8 @@ pub(super) struct Candidacy {
     coordinator: Arc<dyn Coordinator>,
     id: NodeId,
     uri: String,
+    /// What the node has: said before it stands, so that whoever is elected knows that there is something to wait for.
+    bid: Bid,
     campaign: Option<Campaign>,
     not_before: Instant,
     never: Receiver<Outcome>,
@@ -36,8 +38,14 @@ struct Campaign {
 }
 
 impl Candidacy {
-    pub(super) fn new(coordinator: Arc<dyn Coordinator>, id: NodeId, uri: &str) -> Self {
-        Self { coordinator, id, uri: uri.to_owned(), campaign: None, not_before: Instant::now(), never: never() }
+    pub(super) fn new(coordinator: Arc<dyn Coordinator>, id: NodeId, uri: &str, bid: Bid) -> Self {
+        let uri = uri.to_owned();
+        Self { coordinator, id, uri, bid, campaign: None, not_before: Instant::now(), never: never() }
+    }
+
+    /// Later campaigns begin with this.
+    pub(super) fn set_bid(&mut self, bid: Bid) {
+        self.bid = bid;
     }
 
     /// Campaigns if it is `wanted`, and withdraws if not. Never blocks.
@@ -53,8 +61,10 @@ impl Candidacy {
         let (withdraw, thread) = (Stop::new(), Group::default());
         let (sender, outcome) = bounded(1);
         let (coordinator, id, uri, until) = (self.coordinator.clone(), self.id, self.uri.clone(), withdraw.clone());
+        let bid = self.bid;
         let spawned = thread.spawn("campaign", move || {
-            let _ = sender.send(coordinator.campaign(id, &uri, &until));
+            let said = coordinator.bid(id, &bid);
+            let _ = sender.send(said.and_then(|()| coordinator.campaign(id, &uri, &until)));
         });
         match spawned {
             Ok(()) => self.campaign = Some(Campaign { withdraw, outcome, thread }),

@@ -11,6 +11,8 @@ use crate::config::FollowerConfig;
 use crate::coordinator::LeaderInfo;
 use crate::error::Error;
 use crate::follower::{Follower, State, Status};
+use crate::own_folder::OwnFolder;
+use crate::position::{EpochPosition, Stand};
 use crate::sys::time::Instant;
 use crate::types::NodeId;
 
@@ -30,6 +32,10 @@ pub(super) struct Following {
     config: FollowerConfig,
     own: Own,
     follower: Option<Follower>,
+    /// How far the directory had come before there was a follower.
+    kept: Option<EpochPosition>,
+    /// Nobody is followed for now, whoever is elected.
+    paused: bool,
     leader: Option<LeaderInfo>,
     /// Whether it may be followed: it has the data of which this is a copy.
     may_follow: bool,
@@ -43,16 +49,48 @@ pub(super) struct Following {
 
 impl Following {
     /// Follows nobody at first. The configuration holds the directory's lock.
-    pub(super) fn new(config: FollowerConfig, own: Own) -> Self {
-        let remedy_at = Instant::now() + REMEDY_AFTER;
-        Self { config, own, follower: None, leader: None, may_follow: false, address: None, synced: false, remedy_at }
+    pub(super) fn new(config: FollowerConfig, own: Own) -> Result<Self, NodeError> {
+        let kept = Stand::load(&OwnFolder::of(&config.data_dir)?).map(|stand| stand.has);
+        Ok(Self {
+            config,
+            own,
+            follower: None,
+            kept,
+            paused: false,
+            leader: None,
+            may_follow: false,
+            address: None,
+            synced: false,
+            remedy_at: Instant::now() + REMEDY_AFTER,
+        })
+    }
+
+    /// Follows nobody until it is told of a leader.
+    pub(super) fn pause(&mut self) {
+        if !std::mem::replace(&mut self.paused, true)
+            && let Some(follower) = &self.follower
+        {
+            follower.follow(None);
+        }
+    }
+
+    /// How far the directory has come, once nothing of a former leader is applied any more. Blocks until then, at most for `timeout`;
+    /// `None` after that.
+    pub(super) fn position_at_rest(&self, timeout: Duration) -> Option<Option<EpochPosition>> {
+        self.follower.as_ref().map_or(Some(self.kept), |follower| follower.position_at_rest(timeout))
+    }
+
+    /// The same at once, whatever is being applied.
+    pub(super) fn position(&self) -> Option<EpochPosition> {
+        self.follower.as_ref().map_or(self.kept, |follower| follower.status().position)
     }
 
     /// Follows this leader from now on, or nobody.
     pub(super) fn set_leader(&mut self, leader: Option<LeaderInfo>, may_follow: bool) -> Result<(), NodeError> {
-        if self.leader == leader && self.may_follow == may_follow {
+        if self.leader == leader && self.may_follow == may_follow && !self.paused {
             return Ok(());
         }
+        self.paused = false;
         self.may_follow = may_follow;
         match &leader {
             _ if self.leader == leader => {}

@@ -6,8 +6,8 @@
 //!            │        the recorded in-sync set, or none is recorded, and its  │
 //!            │        directory is no half of a full sync                     │
 //!            │                                                                │
-//!      elected, and that                                     nothing is active here any more,
-//!      still holds                                           and leadership is given up
+//!      elected, that still holds,                            nothing is active here any more,
+//!      and nobody has more                                   and leadership is given up
 //!            ▼                                                                │
 //!        starting ──▶ leading ──────────────────────▶ ending ─────────────────┘
 //!       │  nothing follows;       │ leadership lost: the leader is shut down, then the host stopped
@@ -27,6 +27,7 @@
 //!   node is frozen or killed ([`guard`]).
 //! - Only a directory of the cluster's data set follows and leads (`data_set.rs`): one of another cluster, or a blank one, is neither
 //!   wiped nor does it wipe.
+//! - A node that was elected leads only if no other candidate has more than it, as far as they say so in time (`precedence.rs`).
 //! - A node that was elected without being in the recorded in-sync set steps down before it has opened its directory.
 //! - What a node needs to serve it holds from its start, or tries before the recorded set is touched: the set stays as the election
 //!   found it until the directory is open, followers are accepted, and the host is active ([`Host::is_up`]). A node that fails before
@@ -38,7 +39,7 @@
 //! # Threads
 //!
 //! `node` has the role, and calls the host; `campaign` blocks in the coordinator while the node follows (`candidacy.rs`);
-//! `watchdog` is there while it leads (`health.rs`); the coordinator's three observations have one each. Followers, leaders,
+//! `bids` tells the other candidates what it has (`bidder.rs`); `watchdog` is there while it leads (`health.rs`); the coordinator's four observations have one each. Followers, leaders,
 //! proxies and programs have theirs.
 //!
 //! # Locks and the end
@@ -47,6 +48,7 @@
 //! by, and waits for the end: a node that leads hands over first, which takes as long as its host takes to stop and followers to
 //! drain.
 
+mod bidder;
 mod candidacy;
 mod config;
 mod data_set;
@@ -57,6 +59,7 @@ mod hook;
 mod host;
 mod leaderless;
 mod port;
+mod precedence;
 #[cfg_attr(feature = "simulate", allow(unused_imports))]
 mod program;
 mod proxy;
@@ -83,6 +86,7 @@ use crate::coordinator::{Coordinator, InSyncSet, LeaderInfo, Stop};
 use crate::datadir::{self, DataDir, DirLock};
 use crate::error::Error;
 use crate::follower;
+use crate::position::EpochPosition;
 use crate::seldom::Seldom;
 use crate::sys::channel;
 use crate::sys::sync::{Condvar, Mutex};
@@ -139,6 +143,9 @@ pub struct NodeStatus {
     pub leader: Option<LeaderInfo>,
     /// The recorded in-sync set, as last observed.
     pub in_sync: Option<InSyncSet>,
+    /// How far the directory has come, as last seen, in positions that compare between the nodes of the cluster: in an election who has most
+    /// leads. `None` if that is not known.
+    pub position: Option<EpochPosition>,
     /// Of the follower, as last seen; there is one once there was a leader to follow.
     pub follower: Option<follower::Status>,
     /// In the order of [`NodeConfig::proxies`].
@@ -169,6 +176,10 @@ impl Shared {
         status.leader = leader.cloned();
         status.in_sync = in_sync;
         status.follower = follower;
+    }
+
+    fn note_position(&self, position: Option<EpochPosition>) {
+        self.state.lock().status.position = position;
     }
 
     fn finish(&self, outcome: Result<(), NodeError>) {
@@ -220,6 +231,7 @@ impl Node {
             leaders: coordinator.observe_leader()?,
             sets: coordinator.observe_in_sync_set()?,
             data_sets: coordinator.observe_data_set()?,
+            candidates: coordinator.observe_candidates()?,
             config,
             own,
             lock,

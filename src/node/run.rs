@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::bidder::Bidder;
 use super::candidacy::{Candidacy, observed};
 use super::config::{NodeConfig, host_of};
 use super::data_set::{Bar, Standing};
@@ -12,10 +13,13 @@ use super::health::Health;
 use super::host::{Host, HostError, Term};
 use super::leaderless::{Leaderless, Obstacle};
 use super::port::Port;
+use super::precedence::{BIDS_MAX_WAIT, Verdict, judge};
 use super::proxy::Proxy;
 use super::{NodeError, Role, Shared};
 use crate::config::LeaderConfig;
-use crate::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation};
+use crate::coordinator::{
+    Bid, Candidate, Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation,
+};
 use crate::datadir::{DataDir, DirLock};
 use crate::error::Error;
 use crate::leader::{Leader, Opening};
@@ -25,7 +29,7 @@ use crate::sys::channel::{Receiver, Select, TryRecvError};
 use crate::sys::thread;
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, deadline};
-use crate::types::DataSetId;
+use crate::types::{DataSetId, NodeId};
 
 /// How often the follower, the host and the proxies are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -46,6 +50,15 @@ enum End {
     Failed(HostError),
 }
 
+/// A won election, before it is known whether somebody else has more.
+struct Won {
+    leadership: Arc<dyn Leadership>,
+    /// How long the others are waited for.
+    until: Instant,
+    /// Something may have changed since they were looked at.
+    look: bool,
+}
+
 /// All that the node's thread owns.
 pub(super) struct Runner {
     pub(super) config: NodeConfig,
@@ -59,6 +72,7 @@ pub(super) struct Runner {
     pub(super) leaders: Observation<Option<LeaderInfo>>,
     pub(super) sets: Observation<Option<InSyncSet>>,
     pub(super) data_sets: Observation<Option<DataSetId>>,
+    pub(super) candidates: Observation<Vec<Candidate>>,
     /// As last observed; `None`: nothing was observed yet.
     pub(super) in_sync: Option<Option<InSyncSet>>,
     /// Of which data set the cluster is, in the same way.
@@ -100,11 +114,23 @@ impl Runner {
         if self.shared.stop.is_set() {
             return Ok(None);
         }
+        let mut won = None;
+        let taken = self.follow_until_elected(&mut won);
+        if let Some(won) = won {
+            won.leadership.resign();
+        }
+        taken
+    }
+
+    /// `won` is what is left of an election when this ends otherwise.
+    fn follow_until_elected(&mut self, won: &mut Option<Won>) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
         self.shared.set_role(Role::Following);
         let mut config = self.config.follower.clone();
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
-        let mut following = Following::new(config, self.own.clone());
-        let mut candidacy = Candidacy::new(self.coordinator.clone(), self.own.id, &self.own.uri);
+        let mut following = Following::new(config, self.own.clone())?;
+        let mut bid = Bid { term: 0, position: following.position() };
+        let mut candidacy = Candidacy::new(self.coordinator.clone(), self.own.id, &self.own.uri, bid);
+        let bidder = Bidder::start(self.coordinator.clone(), self.own.id).map_err(CoordinatorError::Thread)?;
         let mut leaderless = Leaderless::default();
         while !self.shared.stop.is_set() {
             self.ours = following.status().and_then(|status| status.data_set).or(self.ours);
@@ -113,18 +139,39 @@ impl Runner {
             let standing = self.standing();
             self.say_barred(standing);
             let may_follow = standing.is_some_and(|standing| standing.bars_following().is_none());
-            following.set_leader(self.leader.clone(), may_follow)?;
+            match won {
+                Some(_) => following.pause(),
+                None => following.set_leader(self.leader.clone(), may_follow)?,
+            }
             following.check()?;
             self.check_threads(None)?;
             self.shared.note(following.leader(), self.in_sync.clone().flatten(), following.status());
+            self.shared.note_position(following.position());
             self.open_proxies(following.synced_host().map(str::to_owned).as_deref(), true);
-            self.stand(&mut candidacy, &mut leaderless);
+            if let Some(next) = self.next_bid(bid, &following) {
+                bid = next;
+                candidacy.set_bid(bid);
+                bidder.tell(bid);
+            }
+            let takes = won.as_mut().and_then(|won| self.takes(won, &following));
+            if let Some(Won { leadership, .. }) = won.take_if(|_| takes.is_some()) {
+                if takes == Some(true) && self.may_take(&*leadership) {
+                    self.close_proxies();
+                    following.end_to_lead();
+                    return Ok(Some(leadership));
+                }
+                leadership.resign();
+                continue;
+            }
+            self.stand(&mut candidacy, &mut leaderless, won.is_some());
             let (leaders, sets) = (self.leaders.receiver().clone(), self.sets.receiver().clone());
             let data_sets = self.data_sets.receiver().clone();
+            let candidates = self.candidates.receiver().clone();
             let mut select = Select::new();
             select.recv(&leaders);
             select.recv(&sets);
             select.recv(&data_sets);
+            select.recv(&candidates);
             select.recv(candidacy.outcome());
             select.recv(&self.stopped);
             let _ = select.ready_timeout(TICK);
@@ -135,16 +182,63 @@ impl Runner {
             }
             self.in_sync = observed(&sets)?.or(self.in_sync.take());
             self.clusters = observed(&data_sets)?.or(self.clusters.take());
-            if let Some(leadership) = candidacy.take()? {
-                if self.may_take(&*leadership) {
-                    self.close_proxies();
-                    following.end_to_lead();
-                    return Ok(Some(leadership));
+            if let Some(candidates) = observed(&candidates)? {
+                let own = candidates.iter().find(|candidate| candidate.id == Some(self.own.id));
+                // A campaign began with what it had before.
+                if own.and_then(|own| own.bid).is_some_and(|told| told != bid) {
+                    bidder.tell(bid);
                 }
-                leadership.resign();
+                won.iter_mut().for_each(|won| won.look = true);
+            }
+            if let Some(leadership) = candidacy.take()? {
+                *won = Some(Won { leadership, until: Instant::now() + BIDS_MAX_WAIT, look: true });
             }
         }
         Ok(None)
+    }
+
+    /// What this node has at the election of a leader that is another one than its last bid was for, once nothing of those before is applied any more.
+    fn next_bid(&self, last: Bid, following: &Following) -> Option<Bid> {
+        let term = self.leader.as_ref()?.term;
+        let position = if term == last.term { None } else { following.position_at_rest(TICK) };
+        position.map(|position| Bid { term, position })
+    }
+
+    /// Whether a leadership that was won is to be taken: not if another candidate has more. `None`: it is still waited for what others have.
+    fn takes(&self, won: &mut Won, following: &Following) -> Option<bool> {
+        let Some(term) = won.leadership.term() else { return Some(true) };
+        let is_late = Instant::now() >= won.until;
+        if !won.leadership.is_held() {
+            return Some(false);
+        }
+        let Some(has) = following.position_at_rest(TICK) else { return is_late.then_some(true) };
+        if !std::mem::take(&mut won.look) && !is_late {
+            return None;
+        }
+        let candidates = match self.retry(&*won.leadership, || self.coordinator.candidates()) {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                log::warn!("elected, and it is not known what the other candidates have: {error}");
+                return Some(true);
+            }
+        };
+        let set = self.in_sync.as_ref().and_then(Option::as_ref);
+        match judge(term, has, &candidates, |id| set.is_none_or(|set| set.contains(id))) {
+            Verdict::Leads => Some(true),
+            Verdict::GivesWay { to, has: theirs } => {
+                let ours = has.map(|has| has.to_string()).unwrap_or_default();
+                log::info!("elected, but gives way to node {to}, which has more: {theirs}, and this one {ours}");
+                Some(false)
+            }
+            Verdict::Waits(ids) if is_late => {
+                let ids = ids.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ");
+                log::warn!(
+                    "elected, and leads though it is not known what {ids} has: it did not say so within {BIDS_MAX_WAIT:?}"
+                );
+                Some(true)
+            }
+            Verdict::Waits(_) => None,
+        }
     }
 
     /// Why this node may not stand for election, if it may not: only one in the recorded set has what was committed, and who is told
@@ -168,9 +262,9 @@ impl Runner {
     }
 
     /// Campaigns if it may; says why not while nobody leads.
-    fn stand(&self, candidacy: &mut Candidacy, leaderless: &mut Leaderless) {
+    fn stand(&self, candidacy: &mut Candidacy, leaderless: &mut Leaderless, has_won: bool) {
         let obstacle = self.obstacle();
-        candidacy.update(obstacle.is_none());
+        candidacy.update(obstacle.is_none() && !has_won);
         if leaderless.is_to_be_said(self.leader.is_none() && obstacle.is_some(), Instant::now())
             && let Some(obstacle) = obstacle
         {
@@ -420,6 +514,7 @@ impl Runner {
         self.host.prepare(term)?;
         term.leader.let_in();
         self.host.start(term)?;
+        self.shared.note_position(term.leader.epoch_position());
         self.shared.set_role(Role::Leading);
         let own_host = host_of(&self.own.address).to_owned();
         let pulse = health.pulse();
@@ -440,6 +535,7 @@ impl Runner {
             }
             self.open_proxies(Some(&own_host), false);
             self.observe();
+            self.shared.note_position(term.leader.epoch_position());
             if term.leader.has_sync_failed() && self.has_successor(&term.leader) {
                 return Err("a sync of its own disk has failed, and another node is in sync".into());
             }

@@ -165,6 +165,8 @@ pub mod field {
     /// 16 bytes: which data set the sender's directory is. A follower that has none, or would give up the one it has, leaves it out; one
     /// that says another than the leader's is told the leader's, and the connection ends: it follows no leader of another data set.
     pub const DATA_SET: u16 = 6;
+    /// `u64`, leader: the term of the election that it won, which makes the positions of its stream compare with those of other leaders. One outside a cluster leaves it out.
+    pub const TERM: u16 = 7;
 }
 
 impl Fields {

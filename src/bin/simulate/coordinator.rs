@@ -3,12 +3,14 @@
 //! It is no process of the world: its state changes between two scheduling points, so that a node which is killed in the middle of a
 //! call leaves nothing half done.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use paceline::coordinator::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, Stop};
+use paceline::coordinator::{
+    self, Bid, Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, Stop,
+};
 use paceline::sys::thread;
 use paceline::sys::time::Instant;
 use paceline::sys::world;
@@ -34,6 +36,8 @@ struct State {
     data_set: Option<DataSetId>,
     /// In the order they came; the first is elected.
     candidates: VecDeque<Candidate>,
+    /// What nodes said last that they have: seen beside their candidacies.
+    bids: BTreeMap<NodeId, Bid>,
     term: u64,
     /// Nodes that cannot reach it.
     cut: BTreeSet<NodeId>,
@@ -53,6 +57,15 @@ struct Write {
 }
 
 impl State {
+    fn told(&self) -> Vec<coordinator::Candidate> {
+        let told = |candidate: &Candidate| coordinator::Candidate {
+            id: Some(candidate.id),
+            term: candidate.term,
+            bid: self.bids.get(&candidate.id).copied(),
+        };
+        self.candidates.iter().map(told).collect()
+    }
+
     /// Whether it is done; `None`: its election is over.
     fn record(&mut self, write: &Write) -> Option<bool> {
         if self.candidates.front().is_none_or(|front| front.term != write.term) {
@@ -293,6 +306,19 @@ impl Coordinator for Handle {
         self.observe("in-sync-set", |state| state.in_sync.clone())
     }
 
+    fn bid(&self, id: NodeId, bid: &Bid) -> Result<(), CoordinatorError> {
+        self.ask(|state| state.bids.insert(id, *bid))?;
+        Ok(())
+    }
+
+    fn candidates(&self) -> Result<Vec<coordinator::Candidate>, CoordinatorError> {
+        Ok(self.ask(|state| state.told())?)
+    }
+
+    fn observe_candidates(&self) -> Result<Observation<Vec<coordinator::Candidate>>, CoordinatorError> {
+        self.observe("candidates", State::told)
+    }
+
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
         Ok(self.ask(|state| state.data_set)?)
     }
@@ -386,6 +412,10 @@ impl Leadership for Election {
 
     fn in_sync_set(&self) -> Result<Option<InSyncSet>, CoordinatorError> {
         Ok(self.handle.ask(|state| state.in_sync.clone())?)
+    }
+
+    fn term(&self) -> Option<u64> {
+        Some(self.term)
     }
 
     fn is_held(&self) -> bool {

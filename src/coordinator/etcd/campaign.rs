@@ -22,7 +22,7 @@ use super::lease::{self, Lease};
 use super::watch::Watch;
 use super::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, compare, compare_value, get, put, put_leased};
 use super::{Names, data_set_in, in_sync_in, leader_in};
-use crate::coordinator::{CoordinatorError, InSyncSet, Leadership};
+use crate::coordinator::{Bid, CoordinatorError, InSyncSet, Leadership};
 use crate::stop::Stop;
 use crate::types::{DataSetId, NodeId};
 
@@ -34,6 +34,8 @@ pub(super) struct Candidate<'a> {
     pub(super) uri: &'a str,
     pub(super) span: Span,
     pub(super) stop: &'a Stop,
+    /// What the node has, as it said last.
+    pub(super) bid: &'a dyn Fn() -> Option<Bid>,
 }
 
 /// How a candidacy ended that was not won.
@@ -92,8 +94,18 @@ impl Candidate<'_> {
 
     /// Puts the key there and waits until it is the first.
     fn stand(&self, lease: &Lease, lookout: &mut Lookout) -> Result<(), Ended> {
-        let created = self.create_key(lease)?;
+        let bid = (self.bid)();
+        let created = self.create_key(lease, bid)?;
         lease.set_created(created);
+        let said = (self.bid)().filter(|said| Some(*said) != bid);
+        if let Some(said) = said {
+            // Meanwhile, when it was not known yet beside what.
+            let request = json!({
+                "compare": [compare(lease.key(), Revision::Create(created))],
+                "success": [self.put_bid(lease, said)],
+            });
+            self.txn(lease, &request)?;
+        }
         let mut watch = Watch::new(self.client.clone(), self.names.leaders(), self.stop.clone());
         let mut leader = None;
         let mut is_out_of_reach = false;
@@ -177,12 +189,15 @@ impl Candidate<'_> {
     }
 
     /// Creates the node's key, or finds it created by an earlier attempt. Returns the revision that did.
-    fn create_key(&self, lease: &Lease) -> Result<i64, Ended> {
+    fn create_key(&self, lease: &Lease, bid: Option<Bid>) -> Result<i64, Ended> {
         let key = lease.key();
         let lease_id = i64::from(lease.id().get());
+        // In one step: whoever is elected sees no candidate without its bid, unless it is one that makes none.
+        let bid = bid.map(|bid| self.put_bid(lease, bid));
+        let puts: Vec<_> = [Some(put_leased(key, self.uri, lease_id)), bid].into_iter().flatten().collect();
         let create = json!({
             "compare": [compare(key, Revision::Create(0))],
-            "success": [put_leased(key, self.uri, lease_id)],
+            "success": puts,
             "failure": [get(key)],
         });
         let answer = self.txn(lease, &create)?;
@@ -197,9 +212,13 @@ impl Candidate<'_> {
         }
         let replace = json!({
             "compare": [compare(key, Revision::Create(created))],
-            "success": [put_leased(key, self.uri, lease_id)],
+            "success": puts,
         });
         if self.txn(lease, &replace)?.succeeded { Ok(created) } else { Err(Ended::Lapsed) }
+    }
+
+    fn put_bid(&self, lease: &Lease, bid: Bid) -> serde_json::Value {
+        put_leased(&self.names.bid(self.id), bid.to_string(), i64::from(lease.id().get()))
     }
 
     fn txn(&self, lease: &Lease, request: &serde_json::Value) -> Result<TxnAnswer, Ended> {
@@ -303,6 +322,10 @@ impl Leadership for EtcdLeadership {
         let answer: RangeAnswer =
             self.client.call("kv/range", &range, self.client.limit(&stop)).map_err(CallError::of_read)?;
         answer.kvs.first().map(in_sync_in).transpose()
+    }
+
+    fn term(&self) -> Option<u64> {
+        u64::try_from(self.lease.created()).ok()
     }
 
     fn is_held(&self) -> bool {

@@ -13,7 +13,7 @@ use super::watch::tells_a_change;
 use super::wire::{
     KeepAliveAnswer, KeyValue, Keys, LeaseAnswer, RangeAnswer, Refusal, TimeToLiveAnswer, TokenAnswer, TxnAnswer,
 };
-use super::{data_set_in, in_sync_in, leader_in, secret_in};
+use super::{candidates_in, data_set_in, in_sync_in, leader_in, secret_in};
 use crate::coordinator::CoordinatorError;
 use crate::stop::Stop;
 
@@ -28,6 +28,9 @@ pub fn read_etcd_answer(answer: &[u8]) {
     }
     if let Some(txn) = read::<TxnAnswer>(answer) {
         (0..3).filter_map(|place| txn.found(place)).for_each(read_pair);
+        for bid in candidates_in(&txn).into_iter().filter_map(|candidate| candidate.bid) {
+            assert_eq!(bid.to_string().parse().ok(), Some(bid));
+        }
     }
     if let Some(lease) = read::<TimeToLiveAnswer>(answer) {
         assert!(lease.keys().all(|key| !key.contains(char::is_control)));

@@ -3,7 +3,7 @@
 //! With prefix P: `P/leader/<node id in hex>` are the candidates, each with what it announces (`tcp://HOST:PORT`); `P/isr` is
 //! the recorded in-sync set, ids in base 36 joined by `,`; `P/clustering_secret` the secret. Nodes of LavinMQ and ours can be in one
 //! cluster. Below `P/paceline/` are keys of our own, which LavinMQ ignores: `term` says who leads or led last (`former.rs`), `data_set`
-//! of which data set the cluster is, in hexadecimal.
+//! of which data set the cluster is, in hexadecimal; `positions/<node id in hex>`, with the lease of a candidate, what that has ([`Bid`] as text).
 //!
 //! Threads: one for each lease (`etcd-lease`), one for each candidate that waits (`etcd-lookout`) and one for each observation, ended and joined by whoever holds those. Locks:
 //! `leases` here, the token's in `client`, those of a lease; each for moments, none within another, none while etcd is asked.
@@ -31,13 +31,18 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use self::campaign::Candidate;
+use self::campaign::Candidate as Standing;
 use self::client::{CallError, Client, Kind};
 use self::config::Span;
 use self::lease::Lease;
 use self::watch::Watch;
-use self::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, list_names, one_line, put};
-use super::{Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
+use self::wire::{
+    KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, base64, compare, get, get_all, list_names, one_line, put,
+    put_leased,
+};
+use super::{
+    Bid, Candidate, Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes,
+};
 use crate::stop::Stop;
 use crate::types::{DataSetId, NodeId, Secret};
 
@@ -49,12 +54,14 @@ pub struct EtcdCoordinator {
     names: Arc<Names>,
     span: Span,
     leases: Mutex<BTreeMap<NodeId, Held>>,
+    /// What was said last of what each node has.
+    bids: Mutex<BTreeMap<NodeId, Bid>>,
 }
 
 /// What this handle has of an id.
 enum Held {
-    /// A campaign runs.
-    Campaign,
+    /// A campaign runs, with this lease once there is one.
+    Campaign(Option<Arc<Lease>>),
     /// The lease that a campaign left, held or not.
     Lease(Arc<Lease>),
 }
@@ -71,6 +78,18 @@ impl Names {
 
     fn candidate(&self, id: NodeId) -> String {
         format!("{}/leader/{:x}", self.prefix, id.get())
+    }
+
+    fn candidates(&self) -> Keys {
+        Keys::AllBelow(format!("{}/leader/", self.prefix))
+    }
+
+    fn bids(&self) -> Keys {
+        Keys::AllBelow(format!("{}/paceline/positions/", self.prefix))
+    }
+
+    fn bid(&self, id: NodeId) -> String {
+        format!("{}/paceline/positions/{:x}", self.prefix, id.get())
     }
 
     fn in_sync(&self) -> String {
@@ -98,6 +117,7 @@ impl EtcdCoordinator {
             names: Arc::new(Names { prefix: config.prefix.clone() }),
             span: config.span(),
             leases: Mutex::default(),
+            bids: Mutex::default(),
         })
     }
 
@@ -105,10 +125,10 @@ impl EtcdCoordinator {
     fn begin_campaign(&self, id: NodeId, uri: &str) -> Result<(), CoordinatorError> {
         let earlier = {
             let mut leases = self.leases.lock();
-            if let Some(Held::Campaign) = leases.get(&id) {
+            if let Some(Held::Campaign(_)) = leases.get(&id) {
                 return Err(CoordinatorError::IdInUse { id, uri: Some(uri.to_owned()) });
             }
-            leases.insert(id, Held::Campaign)
+            leases.insert(id, Held::Campaign(None))
         };
         if let Some(Held::Lease(lease)) = earlier {
             lease.give_up();
@@ -122,14 +142,23 @@ impl EtcdCoordinator {
         keys: Keys,
         read: fn(&KeyValue) -> Result<T, CoordinatorError>,
     ) -> Result<Observation<Option<T>>, CoordinatorError> {
+        self.observe_all(name, keys, move |answer, _, _| answer.kvs.first().map(read).transpose())
+    }
+
+    fn observe_all<T: PartialEq + Clone + Send + 'static>(
+        &self,
+        name: &'static str,
+        keys: Keys,
+        read: impl Fn(&RangeAnswer, &Client, &Stop) -> Result<T, CoordinatorError> + Send + 'static,
+    ) -> Result<Observation<T>, CoordinatorError> {
         let client = self.client.clone();
         Observation::start(name, move |latest, stop| {
-            let mut watch = Watch::new(client, keys, stop);
+            let mut watch = Watch::new(client.clone(), keys, stop.clone());
             let mut outage = Outage::default();
             let mut last = None;
             loop {
                 let state = match watch.next() {
-                    Ok(answer) => answer.kvs.first().map(read).transpose(),
+                    Ok(answer) => read(&answer, &client, &stop),
                     Err(error) if matches!(error.kind, Kind::Stopped) => return,
                     Err(error) => Err(error.of_read()),
                 };
@@ -248,9 +277,14 @@ impl Coordinator for EtcdCoordinator {
             .address()
             .map_err(|error| CoordinatorError::Setting { name: "advertised URI", reason: error.to_string() })?;
         self.begin_campaign(id, uri)?;
-        let candidate = Candidate { client: &self.client, names: &self.names, id, uri, span: self.span, stop };
+        let bid = || self.bids.lock().get(&id).copied();
+        let candidate =
+            Standing { client: &self.client, names: &self.names, id, uri, span: self.span, stop, bid: &bid };
         let mut last = None;
-        let outcome = candidate.run(|lease| last = Some(lease));
+        let outcome = candidate.run(|lease| {
+            self.leases.lock().insert(id, Held::Campaign(Some(lease.clone())));
+            last = Some(lease);
+        });
         match last {
             Some(lease) => self.leases.lock().insert(id, Held::Lease(lease)),
             None => self.leases.lock().remove(&id),
@@ -272,6 +306,35 @@ impl Coordinator for EtcdCoordinator {
 
     fn observe_in_sync_set(&self) -> Result<Observation<Option<InSyncSet>>, CoordinatorError> {
         self.observe("etcd-in-sync", Keys::One(self.names.in_sync()), in_sync_in)
+    }
+
+    fn bid(&self, id: NodeId, bid: &Bid) -> Result<(), CoordinatorError> {
+        self.bids.lock().insert(id, *bid);
+        let lease = match self.leases.lock().get(&id) {
+            Some(Held::Campaign(Some(lease)) | Held::Lease(lease)) => lease.clone(),
+            _ => return Ok(()),
+        };
+        let created = lease.created();
+        if created == 0 || !lease.is_held() {
+            // It goes with the key.
+            return Ok(());
+        }
+        let request = json!({
+            "compare": [compare(lease.key(), Revision::Create(created))],
+            "success": [put_leased(&self.names.bid(id), bid.to_string(), i64::from(id.get()))],
+        });
+        let stop = Stop::new();
+        let answer = self.client.call::<TxnAnswer>("kv/txn", &request, self.client.limit(&stop));
+        answer.map(drop).map_err(CallError::of_write)
+    }
+
+    fn candidates(&self) -> Result<Vec<Candidate>, CoordinatorError> {
+        candidates(&self.client, &self.names, &Stop::new())
+    }
+
+    fn observe_candidates(&self) -> Result<Observation<Vec<Candidate>>, CoordinatorError> {
+        let names = self.names.clone();
+        self.observe_all("etcd-candidates", self.names.bids(), move |_, client, stop| candidates(client, &names, stop))
     }
 
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
@@ -303,9 +366,32 @@ fn leader_in(kv: &KeyValue) -> Result<LeaderInfo, CoordinatorError> {
         let key = one_line(&key);
         return Err(CoordinatorError::Unexpected(format!("{key} in etcd is not the URI of a leader")));
     };
-    // A lease that got its id from etcd has a far greater one than a node.
-    let id = i32::try_from(kv.lease).ok().and_then(|id| NodeId::new(id).ok());
-    Ok(LeaderInfo { uri: uri.to_owned(), id, term: u64::try_from(kv.create_revision).unwrap_or(0) })
+    Ok(LeaderInfo { uri: uri.to_owned(), id: node_of(kv), term: term_of(kv) })
+}
+
+/// A lease that got its id from etcd has a far greater one than a node.
+fn node_of(kv: &KeyValue) -> Option<NodeId> {
+    i32::try_from(kv.lease).ok().and_then(|id| NodeId::new(id).ok())
+}
+
+fn term_of(kv: &KeyValue) -> u64 {
+    u64::try_from(kv.create_revision).unwrap_or(0)
+}
+
+/// All at one revision.
+fn candidates(client: &Client, names: &Names, stop: &Stop) -> Result<Vec<Candidate>, CoordinatorError> {
+    let request = json!({"success": [get_all(&names.candidates()), get_all(&names.bids())]});
+    client.call("kv/txn", &request, client.limit(stop)).map(|answer| candidates_in(&answer)).map_err(CallError::of_read)
+}
+
+fn candidates_in(answer: &TxnAnswer) -> Vec<Candidate> {
+    let bid_of = |lease| {
+        let bid = answer.all_found(1).iter().find(|bid| bid.lease == lease)?;
+        // One of a later version that says it in another way is not waited for.
+        std::str::from_utf8(&bid.value).ok()?.parse().ok()
+    };
+    let told = |kv: &KeyValue| Candidate { id: node_of(kv), term: term_of(kv), bid: bid_of(kv.lease) };
+    answer.all_found(0).iter().map(told).collect()
 }
 
 fn in_sync_in(kv: &KeyValue) -> Result<InSyncSet, CoordinatorError> {

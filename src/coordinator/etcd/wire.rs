@@ -29,20 +29,20 @@ pub(super) enum Keys {
     One(String),
     /// All below a prefix that ends in `/`; reading them gives the one that was created first.
     FirstBelow(String),
+    /// The same; reading them gives all, in the order in which they were created.
+    AllBelow(String),
 }
+
+/// More nodes than any cluster has.
+const KEYS_MAX: u32 = 1024;
 
 impl Keys {
     /// The request that reads them, linearizably.
     pub(super) fn range(&self) -> Value {
         match self {
             Self::One(key) => json!({"key": base64(key)}),
-            Self::FirstBelow(prefix) => json!({
-                "key": base64(prefix),
-                "range_end": base64(end_of_prefix(prefix)),
-                "limit": "1",
-                "sort_order": "ASCEND",
-                "sort_target": "CREATE",
-            }),
+            Self::FirstBelow(prefix) => in_order(prefix, 1),
+            Self::AllBelow(prefix) => in_order(prefix, KEYS_MAX),
         }
     }
 
@@ -50,13 +50,23 @@ impl Keys {
     pub(super) fn watch(&self, revision: i64) -> Value {
         let mut request = match self {
             Self::One(key) => json!({"key": base64(key)}),
-            Self::FirstBelow(prefix) => {
+            Self::FirstBelow(prefix) | Self::AllBelow(prefix) => {
                 json!({"key": base64(prefix), "range_end": base64(end_of_prefix(prefix))})
             }
         };
         request["start_revision"] = revision.to_string().into();
         json!({"create_request": request})
     }
+}
+
+fn in_order(prefix: &str, limit: u32) -> Value {
+    json!({
+        "key": base64(prefix),
+        "range_end": base64(end_of_prefix(prefix)),
+        "limit": limit.to_string(),
+        "sort_order": "ASCEND",
+        "sort_target": "CREATE",
+    })
 }
 
 /// The request that lists the names of all keys there are, up to `limit`.
@@ -98,6 +108,10 @@ pub(super) fn put_leased(key: &str, value: impl AsRef<[u8]>, lease: i64) -> Valu
 
 pub(super) fn get(key: &str) -> Value {
     json!({"request_range": {"key": base64(key)}})
+}
+
+pub(super) fn get_all(keys: &Keys) -> Value {
+    json!({"request_range": keys.range()})
 }
 
 pub(super) fn delete(key: &str) -> Value {
@@ -153,7 +167,13 @@ struct TxnPart {
 impl TxnAnswer {
     /// What the read at this place of the transaction found, if it found something.
     pub(super) fn found(&self, place: usize) -> Option<&KeyValue> {
-        self.responses.get(place)?.response_range.as_ref()?.kvs.first()
+        self.all_found(place).first()
+    }
+
+    /// All that it found.
+    pub(super) fn all_found(&self, place: usize) -> &[KeyValue] {
+        let range = self.responses.get(place).and_then(|part| part.response_range.as_ref());
+        range.map(|range| &range.kvs[..]).unwrap_or_default()
     }
 }
 

@@ -35,6 +35,7 @@ use crate::leader::peers::unauthenticated::Unauthenticated;
 use crate::leader::stream::Stream;
 use crate::leader::tasks::beats;
 use crate::own_folder::{is_incomplete, is_suspect};
+use crate::position::Stand;
 use crate::stop::Stop;
 use crate::sys::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use crate::sys::random;
@@ -73,7 +74,8 @@ impl Opening {
         Self::begin(config, Arc::new(Alone), None, true)
     }
 
-    /// The same for a node of a cluster that has won an election; see [`Leader::open_elected`].
+    /// The same for a node of a cluster that has won an election; see [`Leader::open_elected`]. One leader for an election: positions
+    /// ([`epoch_position`](Leader::epoch_position)) would not compare if a second one began anew in the same term.
     ///
     /// # Errors
     ///
@@ -113,6 +115,7 @@ impl Opening {
         }
         let looked = dir.root().look_at_mounts();
         looked.map_err(|error| Error::io("look at the mounts below", dir.path(), error))?;
+        let term = leadership.term();
         let core = Arc::new(Core {
             stream: Arc::new(Stream::new(&config)),
             door: Door::default(),
@@ -131,6 +134,7 @@ impl Opening {
             found: Mutex::default(),
             was_joined: AtomicBool::new(false),
             epoch: random::u64(1..),
+            term,
             followers: Mutex::default(),
             history: History::default(),
             clashes: Clashes::default(),
@@ -221,6 +225,10 @@ impl Opening {
         core.dir.note_claim()?;
         core.dir.own().tidy()?;
         digests::file::led(core.dir.own())?;
+        match core.term {
+            Some(term) => Stand::of_leader(term).keep(core.dir.own()),
+            None => Stand::forget(core.dir.own()),
+        }
         *core.found.lock() = found;
         core.stream.begin(index, position);
         self.leader.start_threads(led).map_err(|error| Error::io("start a thread for", core.dir.path(), error))?;

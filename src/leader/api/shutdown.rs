@@ -8,6 +8,7 @@ use crate::leader::Leader;
 use crate::leader::core::Core;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::status::EvictionReason;
+use crate::position::Stand;
 use crate::sys::time::Instant;
 use crate::thread::DROP_JOIN_MAX;
 use crate::thread::deadline;
@@ -59,6 +60,9 @@ impl Leader {
         }
         core.commits.stop();
         core.stream.stop();
+        if let Some(term) = core.term.filter(|_| !core.is_shut_down()) {
+            Stand::led(core.dir.own(), term, core.stream.end());
+        }
         core.ended.set();
         let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
         core.shut_down.store(true, Ordering::SeqCst);

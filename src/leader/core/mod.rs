@@ -60,6 +60,8 @@ pub(in crate::leader) struct Core {
     pub(in crate::leader) was_joined: AtomicBool,
     /// Chosen at random at the start: tells followers that know the extension one start from the next.
     pub(in crate::leader) epoch: u64,
+    /// Of the election that was won; `None` outside a cluster.
+    pub(in crate::leader) term: Option<u64>,
     pub(in crate::leader) admission: Admission,
     /// All that have authenticated, in the order they came.
     pub(in crate::leader) followers: Mutex<Vec<Arc<FollowerHandle>>>,

@@ -245,7 +245,7 @@ mod tests {
         let kept = LastLed { files: 3, bytes: u64::MAX, exclude: vec!["*.tmp".to_owned()], mounts };
         kept.keep(&dir).unwrap();
         assert_eq!(LastLed::kept(&dir).unwrap(), Some(kept));
-        dir.own().forget_led().unwrap();
+        dir.own().forget_stand().unwrap();
         assert_eq!(LastLed::kept(&dir).unwrap(), None);
     }
 

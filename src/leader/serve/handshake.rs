@@ -120,6 +120,10 @@ fn about_us(core: &Core, follower: NodeId) -> Fields {
         .with(field::DATA_SET, &core.data_set.to_bytes())
         .with(field::EPOCH, &core.epoch.to_le_bytes())
         .with(field::HEARTBEAT_MS, &heartbeat_ms.to_le_bytes());
+    let fields = match core.term {
+        Some(term) => fields.with(field::TERM, &term.to_le_bytes()),
+        None => fields,
+    };
     let fields = match admitted_in(&core.config, &core.history, follower) {
         Duration::ZERO => fields,
         delay => {
