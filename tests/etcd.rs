@@ -318,6 +318,8 @@ fn an_id_in_use_by_another_node_is_refused_and_one_left_by_a_crash_is_waited_for
     // A node that crashed left its lease, and a key.
     etcd.call("lease/grant", &json!({"ID": "1", "TTL": "2"}));
     etcd.call("kv/put", &json!({"key": encode("lavinmq/leader/1"), "value": encode("tcp://old:1"), "lease": "1"}));
+    let bid = encode("lavinmq/paceline/positions/1");
+    etcd.call("kv/put", &json!({"key": bid, "value": encode("0 -"), "lease": "1"}));
     let leader = other.observe_leader().unwrap();
     observe(&leader, |state| state.as_ref().is_some_and(|leader| leader.uri == "tcp://old:1"));
     let first = elected(&one, 1);

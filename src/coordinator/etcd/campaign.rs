@@ -58,14 +58,14 @@ impl Ended {
 impl Candidate<'_> {
     /// Blocks until elected, stopped (`None`) or failed. `keep` gets each lease as soon as there is one.
     pub(super) fn run(&self, mut keep: impl FnMut(Arc<Lease>)) -> Result<Option<EtcdLeadership>, CoordinatorError> {
-        let key = self.names.candidate(self.id);
+        let (key, bid) = (self.names.candidate(self.id), self.names.bid(self.id));
         let mut lookout = Lookout::start(self.client, self.names.term())?;
         while !self.stop.is_set() {
             // It may be this node's own, from before a crash, which is waited for next.
             let range = self.names.leaders().range();
             let leaders = self.client.call::<RangeAnswer>("kv/range", &range, self.client.limit(self.stop));
             leaders.iter().filter_map(|answer| answer.kvs.first()).for_each(|leader| lookout.sees(leader));
-            let Some(lease) = lease::grant(self.client, self.id, &key, self.span, self.stop)? else { break };
+            let Some(lease) = lease::grant(self.client, self.id, (&key, &bid), self.span, self.stop)? else { break };
             keep(lease.clone());
             let ended = match self.stand(&lease, &mut lookout).and_then(|()| self.take_over(&lease, &lookout)) {
                 // Whoever no longer wants it does not get it.

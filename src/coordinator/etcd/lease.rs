@@ -76,12 +76,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// More than this, and a wait or a clock is remarkable.
 const JUMP_MIN: Duration = Duration::from_secs(1);
 
-/// Gets the lease that has the node's id. An id in use is waited for as long as the lease there may last without its holder: a
+/// Gets the lease that has the node's id, for the node's keys in the election. An id in use is waited for as long as the lease there may last without its holder: a
 /// crashed node finds its own. Returns `None` when `stop` is set.
 pub(super) fn grant(
     client: &Arc<Client>,
     id: NodeId,
-    key: &str,
+    (key, bid): (&str, &str),
     span: Span,
     stop: &Stop,
 ) -> Result<Option<Arc<Lease>>, CoordinatorError> {
@@ -104,7 +104,7 @@ pub(super) fn grant(
             Some(deadline) => deadline,
             None => {
                 let there = look_at(client, id, stop)?;
-                if let Some(key) = there.keys().find(|held| held != key) {
+                if let Some(key) = there.keys().find(|held| held != key && held != bid) {
                     return Err(CoordinatorError::IdInOtherCluster { id, key });
                 }
                 // It answers in whole seconds, rounded down.
