@@ -6,10 +6,13 @@
 //! How a file looks that was at rest while it was read is remembered as well, so that its digests may outlive the process (see [`digests`](crate::digests)).
 
 use std::io::{self, ErrorKind, Read};
+use std::num::NonZeroI64;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha1::{Digest, Sha1};
 
+use super::FileId;
 use crate::digests::{Chunked, Digested, Stamps, now};
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest, Held};
 use crate::sys::fs::File;
@@ -23,33 +26,122 @@ const _: () = assert!(READ_AT_ONCE_BYTES.is_multiple_of(CHUNK));
 /// Digests computed so far, from each file's beginning, by generation.
 #[derive(Default)]
 pub(crate) struct ChunkCache {
-    known: Mutex<HashMap<u64, Known>>,
+    known: Mutex<Table>,
     /// Files of which it became known how they look at rest.
     learned: AtomicU64,
 }
 
+/// What is known of files. Most are those that were found at the start, whose generations follow each other.
+#[derive(Default)]
+struct Table {
+    first: u64,
+    found: Vec<Known>,
+    later: HashMap<u64, Known>,
+}
+
 #[derive(Clone, Default)]
 struct Known {
-    digests: Vec<ChunkDigest>,
+    digests: Chunks,
     /// What they are of.
     bytes: u64,
-    /// How the file looked when it had been at rest, if they are of all of it.
-    stamps: Option<Stamps>,
+    /// When the file had last changed, and its inode, in nanoseconds since 1970: as it looked when it had been at rest, if they are of all of it.
+    times: Option<Times>,
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    mtime: i64,
+    // Not zero, so that there is room for a file of which it is not known.
+    ctime: NonZeroI64,
+}
+
+/// Most files have one.
+#[derive(Clone)]
+enum Chunks {
+    One(ChunkDigest),
+    More(Box<[ChunkDigest]>),
+}
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self::More(Box::default())
+    }
+}
+
+impl From<Vec<ChunkDigest>> for Chunks {
+    fn from(digests: Vec<ChunkDigest>) -> Self {
+        match digests[..] {
+            [one] => Self::One(one),
+            _ => Self::More(digests.into()),
+        }
+    }
+}
+
+impl Chunks {
+    fn all(&self) -> &[ChunkDigest] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::More(more) => more,
+        }
+    }
+}
+
+impl Times {
+    fn of(stamps: &Stamps) -> Option<Self> {
+        NonZeroI64::new(stamps.ctime).map(|ctime| Self { mtime: stamps.mtime, ctime })
+    }
 }
 
 impl Known {
-    /// What of it is true of the first `len` bytes.
-    fn of(mut self, len: u64) -> Self {
-        if self.bytes != len {
-            self.digests.truncate(usize::try_from(self.bytes.min(len) / CHUNK_BYTES).unwrap_or(usize::MAX));
-            self.bytes = self.digests.len() as u64 * CHUNK_BYTES;
-            self.stamps = None;
+    /// What of it is true of the first `len` bytes: the digests, and how many bytes they are of.
+    fn of(&self, len: u64) -> (Vec<ChunkDigest>, u64) {
+        let digests = self.digests.all();
+        if self.bytes == len {
+            return (digests.to_vec(), len);
         }
-        self
+        let whole = usize::try_from(self.bytes.min(len) / CHUNK_BYTES).unwrap_or(usize::MAX).min(digests.len());
+        (digests[..whole].to_vec(), whole as u64 * CHUNK_BYTES)
+    }
+}
+
+impl Table {
+    /// Where a generation stands among those found.
+    fn place(&self, generation: u64) -> Option<usize> {
+        let place = usize::try_from(generation.checked_sub(self.first)?).ok()?;
+        (place < self.found.len()).then_some(place)
+    }
+
+    fn get(&self, generation: u64) -> Option<&Known> {
+        match self.place(generation) {
+            Some(place) => Some(&self.found[place]).filter(|known| known.bytes > 0),
+            None => self.later.get(&generation),
+        }
+    }
+
+    fn get_mut(&mut self, generation: u64) -> Option<&mut Known> {
+        match self.place(generation) {
+            Some(place) => Some(&mut self.found[place]).filter(|known| known.bytes > 0),
+            None => self.later.get_mut(&generation),
+        }
+    }
+
+    fn insert(&mut self, generation: u64, known: Known) {
+        match self.place(generation) {
+            Some(place) => self.found[place] = known,
+            None => drop(self.later.insert(generation, known)),
+        }
     }
 }
 
 impl ChunkCache {
+    /// Makes room for files of generations that follow each other. Nothing is known before.
+    pub(crate) fn make_room(&self, generations: Range<u64>) {
+        let count = usize::try_from(generations.end - generations.start).unwrap_or_default();
+        let mut found = Vec::new();
+        found.resize_with(count, Known::default);
+        *self.known.lock() = Table { first: generations.start, found, ..Table::default() };
+    }
+
     /// The digests of the first `len` bytes of the file of this generation that `open` opens; `None` if it has gone or is shorter than that.
     ///
     /// Blocks for as long as it takes to read what was not digested before; `go_on` is told the bytes of each chunk, and its
@@ -61,9 +153,12 @@ impl ChunkCache {
         len: u64,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> io::Result<Option<Vec<ChunkDigest>>> {
-        let known = self.known.lock().get(&generation).cloned().unwrap_or_default();
-        let was_known = known.bytes;
-        let Known { mut digests, bytes: mut done, .. } = known.of(len);
+        let (mut digests, mut done, was_known) = {
+            let known = self.known.lock();
+            let known = known.get(generation);
+            let (digests, done) = known.map(|known| known.of(len)).unwrap_or_default();
+            (digests, done, known.map_or(0, |known| known.bytes))
+        };
         if done == len {
             return Ok(Some(digests));
         }
@@ -88,7 +183,7 @@ impl ChunkCache {
         }
         if len > was_known {
             let stamps = looks.at_rest(len, began, file.file());
-            self.learn(generation, Known { digests: digests.clone(), bytes: len, stamps });
+            self.learn(generation, digests.clone(), len, stamps.as_ref());
         }
         Ok(Some(digests))
     }
@@ -99,12 +194,13 @@ impl ChunkCache {
         let (bytes, mut digests) = (read.bytes(), Vec::new());
         read.take(&mut digests);
         if bytes > self.digested(generation) {
-            self.learn(generation, Known { digests, bytes, stamps: looks.at_rest(bytes, began, file) });
+            self.learn(generation, digests, bytes, looks.at_rest(bytes, began, file).as_ref());
         }
     }
 
-    fn learn(&self, generation: u64, known: Known) {
-        self.learned.fetch_add(u64::from(known.stamps.is_some()), Ordering::Relaxed);
+    fn learn(&self, generation: u64, digests: Vec<ChunkDigest>, bytes: u64, stamps: Option<&Stamps>) {
+        let known = Known { digests: digests.into(), bytes, times: stamps.and_then(Times::of) };
+        self.learned.fetch_add(u64::from(known.times.is_some()), Ordering::Relaxed);
         self.known.lock().insert(generation, known);
     }
 
@@ -113,40 +209,59 @@ impl ChunkCache {
         self.learned.load(Ordering::Relaxed)
     }
 
-    /// What is known of a generation that would still be, and be true, after a restart.
-    pub(crate) fn kept(&self, generation: u64) -> Option<Digested> {
-        let known = self.known.lock().get(&generation).cloned()?;
-        known.stamps.map(|stamps| Digested { stamps, bytes: known.bytes, chunks: known.digests })
-    }
-
-    /// Takes what was known before a restart, of a file that looks as it did.
-    pub(crate) fn know(&self, generation: u64, digested: Digested) {
-        let Digested { stamps, bytes, chunks: digests } = digested;
-        self.known.lock().insert(generation, Known { digests, bytes, stamps: Some(stamps) });
+    /// What is known of all of a generation, which is this file, that would still be, and be true, after a restart.
+    pub(crate) fn kept(&self, generation: u64, (dev, ino): FileId) -> Option<Digested> {
+        let known = self.known.lock();
+        let known = known.get(generation)?;
+        let Times { mtime, ctime } = known.times?;
+        let stamps = Stamps { dev, ino, size: known.bytes, mtime, ctime: ctime.get() };
+        Some(Digested { stamps, bytes: known.bytes, chunks: known.digests.all().to_vec() })
     }
 
     /// Whether [`kept`](Self::kept) knows all of it.
     pub(crate) fn is_kept(&self, generation: u64) -> bool {
-        let is_all = |known: &Known| known.stamps.is_some_and(|stamps| stamps.size == known.bytes);
-        self.known.lock().get(&generation).is_some_and(is_all)
+        self.known.lock().get(generation).is_some_and(|known| known.times.is_some())
+    }
+
+    /// Takes what was known before a restart, of a file that looks as it did.
+    pub(crate) fn know(&self, generation: u64, digested: Digested) {
+        let Digested { stamps, bytes, chunks } = digested;
+        let times = Times::of(&stamps).filter(|_| stamps.size == bytes);
+        self.known.lock().insert(generation, Known { digests: chunks.into(), bytes, times });
     }
 
     /// How many of the first bytes of a generation are digested.
     pub(crate) fn digested(&self, generation: u64) -> u64 {
-        self.known.lock().get(&generation).map_or(0, |known| known.bytes)
+        self.known.lock().get(generation).map_or(0, |known| known.bytes)
     }
 
     /// Notes how the file looks that has been at rest since it became what this generation is.
     pub(crate) fn is_at_rest(&self, generation: u64, stamps: Stamps) {
-        if let Some(known) = self.known.lock().get_mut(&generation).filter(|known| known.bytes == stamps.size) {
-            known.stamps = Some(stamps);
+        if let Some(known) = self.known.lock().get_mut(generation).filter(|known| known.bytes == stamps.size) {
+            known.times = Times::of(&stamps);
             self.learned.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Forgets all files that `keep` refuses.
+    /// Shows the digests of the first `len` bytes of a generation, if they are known. `false`: they are not.
+    pub(crate) fn show(&self, generation: u64, len: u64, show: impl FnOnce(&[ChunkDigest])) -> bool {
+        if len == 0 {
+            show(&[]);
+            return true;
+        }
+        let known = self.known.lock();
+        let known = known.get(generation).filter(|known| known.bytes == len);
+        known.map(|known| show(known.digests.all())).is_some()
+    }
+
+    /// Of how many files that were not found at the start something is known.
+    pub(crate) fn later_files(&self) -> usize {
+        self.known.lock().later.len()
+    }
+
+    /// Forgets all those of them that `keep` refuses.
     pub(crate) fn retain(&self, mut keep: impl FnMut(u64) -> bool) {
-        self.known.lock().retain(|generation, _| keep(*generation));
+        self.known.lock().later.retain(|generation, _| keep(*generation));
     }
 }
 

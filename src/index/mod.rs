@@ -8,17 +8,19 @@
 //! are linked in the order of their last change ([`recency`]), so what changed since a position is found without looking at anything else, however many files there are.
 //! Files that are gone stay for a while, so that this is said too: a bounded number of them, and the index says from which position on it knows of all ([`Index::complete_since`]).
 //!
-//! No step grows with the number of files: entries are in chunks, names in many small maps, so nothing is ever moved or hashed anew as a whole.
+//! No step grows with the number of files: entries are in chunks, where names stand in many small tables, so nothing is ever moved or hashed anew as a whole.
 
 pub(crate) mod chunks;
 pub(crate) mod hash;
 mod names;
 pub(crate) mod recency;
+mod slots;
 
 use std::collections::VecDeque;
 
 use self::names::Names;
 use self::recency::Recency;
+use self::slots::Slots;
 use crate::types::RelPath;
 
 /// What a file was at a moment: which incarnation of the name, and how long.
@@ -155,7 +157,7 @@ const TOMBSTONES_MAX: usize = 1 << 16;
 #[derive(Debug)]
 pub(crate) struct Index {
     entries: Entries,
-    names: Names<RelPath, Slot>,
+    slots: Slots,
     free: Vec<Slot>,
     /// Where the files are now whose generation began under another name.
     renamed: Names<u64, RelPath>,
@@ -173,7 +175,7 @@ impl Index {
     pub(crate) fn new() -> Self {
         Self {
             entries: Entries::default(),
-            names: Names::default(),
+            slots: Slots::default(),
             free: Vec::new(),
             renamed: Names::default(),
             recency: Recency::default(),
@@ -225,7 +227,7 @@ impl Index {
 
     /// What `path` is now.
     pub(crate) fn get(&self, path: &str) -> Version {
-        self.names.get(path).map_or(Version::ABSENT, |&slot| self.entries[slot].now)
+        self.slot(path).map_or(Version::ABSENT, |slot| self.entries[slot].now)
     }
 
     /// What `path` is now, and which file on disk, if that is sure.
@@ -241,7 +243,7 @@ impl Index {
 
     /// Where `path` is, if it is or recently was there; for [`grow`](Self::grow).
     pub(crate) fn slot(&self, path: &str) -> Option<Slot> {
-        self.names.get(path).copied()
+        self.slots.get(path, &self.entries)
     }
 
     /// Whether the slot holds a file now.
@@ -367,7 +369,7 @@ impl Index {
         if entry.changed == went && !entry.now.exists() {
             self.complete_since = went;
             self.recency.unlink(&mut self.entries, slot);
-            self.names.remove(self.entries[slot].path.as_str());
+            self.slots.remove(&self.entries[slot].path, &self.entries);
             self.free.push(slot);
         }
     }
@@ -392,7 +394,7 @@ impl Index {
             None => self.entries.push(entry),
         };
         self.recency.link(&mut self.entries, slot);
-        self.names.insert(path.clone(), slot);
+        self.slots.insert(slot, &self.entries);
         slot
     }
 

@@ -4,7 +4,6 @@ use std::borrow::Borrow;
 use std::hash::Hash;
 
 use crate::sys::hash::HashMap;
-use crate::types::RelPath;
 
 /// A power of two. Some ten microseconds is what it takes to grow one of them where there are a million entries.
 const MAPS: usize = 1 << 12;
@@ -12,17 +11,6 @@ const MAPS: usize = 1 << 12;
 /// What tells the maps apart: any part of a key that mostly differs, and costs nothing to compute.
 pub(super) trait Spread {
     fn spread(&self) -> u64;
-}
-
-impl Spread for str {
-    /// By its end: names of one folder begin alike.
-    fn spread(&self) -> u64 {
-        let mut last = [0; 8];
-        let bytes = self.as_bytes();
-        let tail = &bytes[bytes.len().saturating_sub(8)..];
-        last[..tail.len()].copy_from_slice(tail);
-        u64::from_le_bytes(last) ^ bytes.len() as u64
-    }
 }
 
 impl Spread for u64 {
@@ -45,12 +33,6 @@ impl<K, V> Default for Names<K, V> {
 fn map_of(key: &(impl Spread + ?Sized)) -> usize {
     let highest = key.spread().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - MAPS.trailing_zeros());
     usize::try_from(highest).expect("fewer than MAPS")
-}
-
-impl Spread for RelPath {
-    fn spread(&self) -> u64 {
-        self.as_str().spread()
-    }
 }
 
 impl<K: Hash + Eq + Spread, V> Names<K, V> {

@@ -174,7 +174,7 @@ proptest! {
             } else {
                 change(&mut index, &mut model, step);
             }
-            prop_assert_eq!(index.names.iter().filter(|(_, slot)| index.entries[**slot].now.exists()).count(), model.len());
+            prop_assert_eq!(index.slots.iter().filter(|slot| index.entries[*slot].now.exists()).count(), model.len());
             for (path, version) in &model {
                 prop_assert_eq!(index.get(path.as_str()), *version);
                 prop_assert_eq!(index.find(&self::path(0), version.generation).or_else(|| index.find(path, version.generation)), Some(path.clone()));

@@ -53,9 +53,9 @@ mod real {
 /// Maps and sets whose order of iteration is another one in each run, but the same for each run of a simulated history.
 pub(crate) mod hash {
     #[cfg(feature = "simulate")]
-    use foldhash::fast::FixedState as State;
+    pub(crate) use foldhash::fast::FixedState as State;
     #[cfg(not(feature = "simulate"))]
-    use foldhash::fast::RandomState as State;
+    pub(crate) use foldhash::fast::RandomState as State;
 
     pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, State>;
     pub(crate) type HashSet<T> = std::collections::HashSet<T, State>;

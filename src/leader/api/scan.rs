@@ -15,7 +15,7 @@ use crate::leader::files::unreadable::Unreadable;
 use crate::leader::tasks::directory;
 use crate::own_folder::OwnFolder;
 use crate::sys::time::Instant;
-use crate::types::RelPath;
+use crate::types::{RelPath, StreamPosition};
 
 /// Between two words about how far the directory is read.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -67,6 +67,7 @@ impl Visitor for Scan<'_> {
 impl Scan<'_> {
     /// Takes up the digests that are kept of files that look as they did.
     pub(super) fn know(&mut self, own: &OwnFolder, chunks: &ChunkCache) {
+        chunks.make_room(StreamPosition::START.0 + 1..self.found.position().0 + 1);
         for (at, known) in Reader::open(own, Who::Leader).into_iter().flatten().enumerate() {
             // What was found sound can be read.
             let Ok((path, digested)) = known else { break };

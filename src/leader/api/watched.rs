@@ -29,7 +29,8 @@ impl Leader {
 
     /// What the file holds, and how it looked then, if it was at rest as it was announced.
     pub(crate) fn digested(&self, path: &RelPath) -> Option<Digested> {
-        self.core.chunks.kept(self.core.stream.version(path).generation)
+        let (version, file) = self.core.stream.announced(path);
+        self.core.chunks.kept(version.generation, file?)
     }
 
     /// Whether anybody may have read of the file what was announced.

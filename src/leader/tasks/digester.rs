@@ -74,7 +74,7 @@ impl<'a> Digester<'a> {
         self.since = changes.as_of;
         let now = Instant::now();
         for (path, version) in changes.files {
-            if version.exists() {
+            if version.exists() && !self.core.chunks.is_kept(version.generation) {
                 self.due.insert(path, now);
             } else {
                 self.due.remove(&path);
@@ -167,7 +167,11 @@ impl Core {
         let mut writer = file::Writer::begin(self.dir.own(), Who::Leader)?;
         let mut files = 0;
         for (path, version) in self.stream.all().files {
-            if let Some(known) = self.chunks.kept(version.generation) {
+            if self.chunks.is_kept(version.generation)
+                && let (now, Some(file)) = self.stream.announced(&path)
+                && now.generation == version.generation
+                && let Some(known) = self.chunks.kept(version.generation, file)
+            {
                 files += u64::from(writer.push(&path, &known.stamps, &known)?);
             }
         }
@@ -199,7 +203,7 @@ mod tests {
 
     fn is_kept(leader: &Leader, name: &str) -> bool {
         let (version, _) = leader.core.stream.announced(&RelPath::new(name).unwrap());
-        leader.core.chunks.kept(version.generation).is_some()
+        leader.core.chunks.is_kept(version.generation)
     }
 
     #[test]
