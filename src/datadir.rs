@@ -326,6 +326,8 @@ pub(crate) trait Visitor {
 /// Shows `visitor` every regular file and every folder below `top` (`None` is the directory itself), reserved names left out, and the `lost+found` of a file
 /// system.
 ///
+/// Files of a folder come in order of their names, then what is in its folders: there is little left to sort.
+///
 /// What is neither (symbolic links, sockets) and names that are not UTF-8 are passed over with a warning. What vanishes
 /// meanwhile is passed over.
 pub(crate) fn walk(root: &Beneath, top: Option<&RelPath>, visitor: &mut impl Visitor) -> Result<(), Error> {
@@ -353,16 +355,23 @@ fn list(
     let failed = |error: std::io::Error| Error::io("list", &full, error);
     let Some(folder) = root.folder(at).map_err(failed)? else { return Ok(()) };
     let listed = folder.try_clone().map_err(failed)?;
-    for (number, entry) in beneath::entries(listed).map_err(failed)?.enumerate() {
+    let mut names = Vec::new();
+    for entry in beneath::entries(listed).map_err(failed)? {
+        names.push(entry.map_err(failed)?.file_name().to_owned());
+    }
+    names.sort_unstable();
+    let mut path = at.map_or_else(String::new, |at| format!("{at}/"));
+    let (name_at, folders_at) = (path.len(), folders.len());
+    for (number, name) in names.iter().enumerate() {
         if (number + 1) % ASK_EVERY == 0 && !visitor.goes_on() {
             return Ok(());
         }
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        let path = name
-            .to_str()
-            .ok()
-            .and_then(|name| RelPath::new(&at.map_or_else(|| name.to_owned(), |at| format!("{at}/{name}"))).ok());
+        let name = name.as_c_str();
+        path.truncate(name_at);
+        let path = name.to_str().ok().and_then(|name| {
+            path.push_str(name);
+            RelPath::new(&path).ok()
+        });
         let shown = || full.join(name.to_string_lossy().as_ref());
         let Some(path) = path else {
             log::warn!("not replicated, its name cannot be sent: {}", shown().display());
@@ -388,6 +397,8 @@ fn list(
             Err(errno) => visitor.unseen(&path, Error::io("stat", shown(), errno))?,
         }
     }
+    // The last one is next.
+    folders[folders_at..].reverse();
     Ok(())
 }
 

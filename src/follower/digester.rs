@@ -133,7 +133,7 @@ fn save(own: &OwnFolder, dir: &Dir, digests: &Digests, ends: &dyn Fn() -> bool) 
     let mut writer = Writer::begin(own, Who::Follower { is_marked: false })?;
     digests.begin_save();
     let mut files = dir.inventory()?.files;
-    files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    files.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (path, looks) in &files {
         if ends() {
             return Err(Error::ShuttingDown);

@@ -178,6 +178,9 @@ impl Digests {
     pub(super) fn keep(&self, sorted: &[(RelPath, Stamps)]) {
         let state = &mut *self.state.lock();
         let had = state.files.len();
+        if sorted.iter().filter(|(path, _)| state.files.contains_key(path)).count() == had {
+            return;
+        }
         state.files.retain(|path, _| sorted.binary_search_by(|(found, _)| found.cmp(path)).is_ok());
         state.changed |= state.files.len() < had;
     }

@@ -30,6 +30,8 @@ use crate::uncached::READ_AT_ONCE_BYTES;
 
 pub(in crate::leader) struct Admission {
     pub(in crate::leader) syncs: Slots,
+    /// Who prepares a comparison before it has a slot: one at a time, since that takes memory for each file.
+    pub(in crate::leader) ahead: Slots,
     pub(in crate::leader) catch_ups: Slots,
     rate: Option<u64>,
     throttle: Option<Mutex<Bucket>>,
@@ -39,6 +41,7 @@ impl Admission {
     pub(in crate::leader) fn new(config: &LeaderConfig) -> Self {
         Self {
             syncs: Slots::new(config.syncs_max),
+            ahead: Slots::new(1),
             catch_ups: Slots::new(config.catch_ups_max),
             rate: config.sync_rate,
             throttle: config.sync_rate.map(|rate| Mutex::new(Bucket::new(rate, Instant::now()))),
@@ -146,6 +149,16 @@ impl Slots {
         }
         holders.push(Holder::new(follower, Instant::now()));
         Ok(InSlot { slots: self, follower })
+    }
+
+    /// The same, if there is one at once.
+    pub(in crate::leader) fn try_acquire<'a>(&'a self, follower: &'a Arc<FollowerHandle>) -> Option<InSlot<'a>> {
+        let mut holders = self.holders.lock();
+        let is_free = holders.len() < self.most;
+        is_free.then(|| {
+            holders.push(Holder::new(follower, Instant::now()));
+            InSlot { slots: self, follower }
+        })
     }
 }
 

@@ -29,7 +29,7 @@ use crate::leader::peers::admission::wait_admitted;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
 use crate::leader::peers::status::FollowerState;
-use crate::leader::stream::whole;
+use crate::leader::stream::{Changes, whole};
 use crate::leader::sync::catch_up::{CatchUp, CaughtUp};
 use crate::leader::sync::moves::{in_order, is_at_or_below};
 use crate::leader::sync::ranges::Ranges;
@@ -43,6 +43,10 @@ use crate::types::RelPath;
 
 /// The most digests that are kept of files that may have another name here: 20 bytes each, for 256 KiB of theirs.
 const DIGESTS_KEPT_MAX: usize = 4 << 20;
+
+/// What is known of files that are gone is forgotten when something is known of more than so many, and an eighth of all, that were not there at the
+/// start.
+const FORGOTTEN_MIN: usize = 1000;
 
 pub(in crate::leader) struct Resumer<'a> {
     core: &'a Arc<Core>,
@@ -69,6 +73,34 @@ struct Question<'a> {
     theirs: HashMap<RelPath, Copy>,
 }
 
+/// Our side of the comparison, as far as nothing has to be read for it.
+struct Ours {
+    all: Changes,
+    /// What a follower has that got all of it.
+    view: View,
+    sums: Sums,
+    /// Where those files stand of which it is not known what they hold.
+    unknown: Vec<usize>,
+}
+
+impl Ours {
+    fn known(core: &Core, bits: u8) -> Self {
+        let all = core.stream.all();
+        let mut sums = Sums::new(bits);
+        let is_unknown = |(path, version): &(RelPath, Version)| {
+            let Version { generation, len } = *version;
+            !core.chunks.show(generation, len, |digests| sums.add(path, len, digests))
+        };
+        let numbered = all.files.iter().map(is_unknown).enumerate();
+        let unknown = numbered.filter_map(|(at, is_unknown)| is_unknown.then_some(at)).collect();
+        if core.chunks.later_files() > all.files.len() / 8 + FORGOTTEN_MIN {
+            let alive: HashSet<u64> = all.files.iter().map(|(_, version)| version.generation).collect();
+            core.chunks.retain(|generation| alive.contains(&generation));
+        }
+        Self { view: View::of(&all.files), all, sums, unknown }
+    }
+}
+
 impl<'a> Resumer<'a> {
     pub(in crate::leader) fn new(
         core: &'a Arc<Core>,
@@ -87,18 +119,20 @@ impl<'a> Resumer<'a> {
         let bits = bits_for(core.stream.totals().0);
         self.answers.ask(true);
         self.tell(&Control::Want(bits))?;
+        // While the follower is at the same. For one at a time: that is held until it is compared.
+        let ahead = core.admission.ahead.try_acquire(self.follower);
+        let ours = ahead.as_ref().map(|_| Ours::known(core, bits));
         let theirs = self.receive_sums(bits)?;
         self.ranges.wait_out_of_sync()?;
         let turn = core.admission.syncs.acquire(self.follower)?;
         self.follower.set_state(FollowerState::Syncing);
-        let mut all = core.stream.all();
-        let mut view = View::of(&all.files);
-        let buckets = self.differing(&all.files, &theirs, bits)?;
+        let Ours { mut all, mut view, sums, unknown } = ours.unwrap_or_else(|| Ours::known(core, bits));
+        let buckets = self.differing(&all.files, unknown, sums, &theirs, bits)?;
         let steps = self.plan(&all.files, &buckets, bits, &mut view)?;
         self.answers.ask(false);
         all.files = Vec::new();
         self.sync(steps, &mut view)?;
-        drop(turn);
+        drop((turn, ahead));
         let Self { core, follower, frame, ranges, .. } = self;
         log::info!(
             "follower {} at {}: sync sent: {} files or parts of them, {} bytes in {:.1} s",
@@ -135,13 +169,17 @@ impl<'a> Resumer<'a> {
     }
 
     /// The buckets in which anything differs.
-    fn differing(&mut self, files: &[(RelPath, Version)], theirs: &[Sum], bits: u8) -> Result<Vec<u32>, Error> {
-        let alive: HashSet<u64> = files.iter().map(|(_, version)| version.generation).collect();
-        self.core.chunks.retain(|generation| alive.contains(&generation));
-        drop(alive);
+    fn differing(
+        &mut self,
+        files: &[(RelPath, Version)],
+        unknown: Vec<usize>,
+        mut sums: Sums,
+        theirs: &[Sum],
+        bits: u8,
+    ) -> Result<Vec<u32>, Error> {
         let is_empty = |bucket: u32| theirs[bucket as usize] == Sum::default();
-        let mut sums = Sums::new(bits);
-        for (path, version) in files {
+        for at in unknown {
+            let (path, version) = &files[at];
             // Of what it has none of, nothing has to be read to know.
             let digests = match is_empty(bucket_of(path, bits)) {
                 true => Some(Vec::new()),
