@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::digests::{Digested, Stamps};
 use crate::error::AppendError;
 use crate::leader::{Leader, Window};
+use crate::tail::Tail;
 use crate::types::RelPath;
 
 /// The part of [`Leader`]'s API that the watcher uses; each method means what it means there.
@@ -22,6 +23,7 @@ pub(super) trait Announce: Send + 'static {
     fn files(&self) -> Vec<(RelPath, u64)>;
     fn file_count(&self) -> u64;
     fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)>;
+    fn tail_found(&self, path: &RelPath) -> Option<Tail>;
     fn digested(&self, path: &RelPath) -> Option<Digested>;
     fn may_be_read(&self, path: &RelPath) -> bool;
     fn replicates(&self, path: &RelPath) -> bool;
@@ -91,6 +93,10 @@ impl Announce for Paced {
 
     fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)> {
         self.leader.as_found(path, looks)
+    }
+
+    fn tail_found(&self, path: &RelPath) -> Option<Tail> {
+        self.leader.tail_found(path)
     }
 
     fn digested(&self, path: &RelPath) -> Option<Digested> {

@@ -4,18 +4,12 @@
 use std::io;
 use std::time::Duration;
 
-use sha1::{Digest, Sha1};
-
 use crate::beneath::FileLooks;
 use crate::digests::{Digested, Stamps, nanos, now};
-use crate::protocol::extension::{CHUNK, CHUNK_BYTES};
-use crate::sys::fs::{File, FileExt, Metadata, MetadataExt};
+use crate::sys::fs::{File, Metadata, MetadataExt};
 use crate::sys::rustix;
 use crate::sys::time::{Instant, SystemTime};
-
-/// Bytes before the announced length that are compared before growth is taken for an append.
-pub(super) const TAIL_BYTES_MAX: u64 = 4096;
-const TAIL_BYTES: usize = 4096;
+use crate::tail::{TAIL_BYTES_MAX, Tail};
 
 /// How long after a file's last change another change still could carry the same time: clock ticks of file systems last
 /// up to 10 ms.
@@ -69,92 +63,6 @@ impl Seen {
     pub(super) fn id(&self) -> Identity {
         self.id
     }
-}
-
-/// A hash of the last bytes before `end`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tail {
-    end: u64,
-    hash: [u8; 20],
-    /// Where the run of equal bytes begins that these are, if they are: what is inserted before it moves it. Not before
-    /// [`RUN_BYTES_MAX`].
-    run: Option<u64>,
-}
-
-/// How far back the beginning of a run of equal bytes is looked for.
-const RUN_BYTES_MAX: u64 = 1 << 20;
-const RUN_BYTES: usize = 1 << 20;
-
-/// The byte that all of them are.
-fn only_byte(bytes: &[u8]) -> Option<u8> {
-    let (first, rest) = bytes.split_first()?;
-    rest.iter().all(|byte| byte == first).then_some(*first)
-}
-
-/// Where the run of this byte begins that ends at `end`.
-fn run_start(file: &File, byte: u8, end: u64) -> io::Result<u64> {
-    let mut from = end;
-    while from > end.saturating_sub(RUN_BYTES_MAX) {
-        let before = from.saturating_sub(64 << 10);
-        let bytes = read_range(file, before, from)?;
-        if let Some(last) = bytes.iter().rposition(|other| *other != byte) {
-            return Ok(before + last as u64 + 1);
-        }
-        from = before;
-    }
-    Ok(from)
-}
-
-impl Tail {
-    /// Of a file with no content.
-    pub(super) fn empty() -> Self {
-        Self { end: 0, hash: Sha1::digest([]).into(), run: None }
-    }
-
-    /// Of content of `file` that ends at `end`, of which `bytes` are the last (at least what a tail needs).
-    pub(super) fn of(file: &File, end: u64, bytes: &[u8]) -> io::Result<Self> {
-        let from = bytes.len().saturating_sub(usize::try_from(TAIL_BYTES_MAX).unwrap_or(usize::MAX));
-        let run = only_byte(&bytes[from..]).map(|byte| run_start(file, byte, Self::start(end))).transpose()?;
-        Ok(Self { end, hash: Sha1::digest(&bytes[from..]).into(), run })
-    }
-
-    /// Of content that ends at `end`, of which `bytes` are the last: all, or as much as a run is looked for in.
-    fn within(bytes: &[u8], end: u64) -> Self {
-        let at = bytes.len() - bytes.len().min(TAIL_BYTES);
-        let (before, tail) = bytes.split_at(at);
-        let start = end - bytes.len() as u64;
-        let run = only_byte(tail).map(|byte| {
-            let searched = &before[before.len().saturating_sub(RUN_BYTES)..];
-            let equal = searched.iter().rev().take_while(|other| **other == byte).count();
-            start + (at - equal) as u64
-        });
-        Self { end, hash: Sha1::digest(tail).into(), run }
-    }
-
-    /// Where the bytes begin that a tail before `end` covers.
-    pub(super) fn start(end: u64) -> u64 {
-        end.saturating_sub(TAIL_BYTES_MAX)
-    }
-
-    pub(super) fn read(file: &File, end: u64) -> io::Result<Self> {
-        Self::of(file, end, &read_range(file, Self::start(end), end)?)
-    }
-
-    fn still_there(&self, file: &File) -> io::Result<bool> {
-        Ok(Self::read(file, self.end)? == *self)
-    }
-
-    /// Whether it covers all of a file of this length.
-    fn covers(&self, len: u64) -> bool {
-        self.end == len && len <= TAIL_BYTES_MAX
-    }
-}
-
-/// Reads exactly `from..to`; `UnexpectedEof` if the file has become shorter.
-pub(super) fn read_range(file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).map_err(io::Error::other)?];
-    file.read_exact_at(&mut bytes, from)?;
-    Ok(bytes)
 }
 
 /// What is known of the last bytes of what was announced.
@@ -233,7 +141,7 @@ impl Known {
             return Ok(());
         }
         let is_of_all = |held: &Digested| held.bytes == self.announced && self.looked(&held.stamps);
-        let read = held().filter(is_of_all).map(|held| verified_tail(file, &held)).transpose()?;
+        let read = held().filter(is_of_all).map(|held| Tail::verified(file, &held)).transpose()?;
         self.end = read.flatten().map_or(End::Unknown, End::Read);
         Ok(())
     }
@@ -321,21 +229,6 @@ impl Known {
         }
         Ok(Verdict::LookAgain(suspected + SUSPICION))
     }
-}
-
-/// Whether the file still ends, where that ended, as what had these digests.
-pub(super) fn ends_as(file: &File, held: &Digested) -> io::Result<bool> {
-    verified_tail(file, held).map(|tail| tail.is_some())
-}
-
-/// The tail of what had these digests; `None` if the file does not end so any more.
-fn verified_tail(file: &File, held: &Digested) -> io::Result<Option<Tail>> {
-    let end = held.bytes;
-    let from = Tail::start(end).saturating_sub(RUN_BYTES_MAX) / CHUNK_BYTES;
-    let last = usize::try_from(from).ok().and_then(|from| held.chunks.get(from..)).unwrap_or_default();
-    let bytes = read_range(file, from * CHUNK_BYTES, end)?;
-    let is_there = bytes.chunks(CHUNK).map(|chunk| <[u8; 20]>::from(Sha1::digest(chunk))).eq(last.iter().copied());
-    Ok(is_there.then(|| Tail::within(&bytes, end)))
 }
 
 /// Whether a file that looks changed without having grown is being appended to: looks until a write that was under way has ended.

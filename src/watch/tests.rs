@@ -19,6 +19,7 @@ use super::announce::Announce;
 use super::tree::{BY_REFERENCE_BYTES_MIN, Tree, Trouble};
 use crate::digests::{Digested, Stamps};
 use crate::error::AppendError;
+use crate::tail::Tail;
 use crate::types::RelPath;
 
 type Model = BTreeMap<String, Vec<u8>>;
@@ -41,6 +42,8 @@ struct State {
     found: BTreeMap<String, Stamps>,
     /// ... and what is known of what they held.
     digested: BTreeMap<String, Digested>,
+    /// What those ended with that had changed just before.
+    tails: BTreeMap<String, Tail>,
     /// Somebody may have read what was found.
     is_joined: bool,
 }
@@ -183,6 +186,10 @@ impl Announce for Fake {
         let state = self.state.lock();
         let is_digested = state.digested.contains_key(path);
         (state.found.get(path) == Some(looks)).then(|| (RelPath::new(path).unwrap(), is_digested))
+    }
+
+    fn tail_found(&self, path: &RelPath) -> Option<Tail> {
+        self.state.lock().tails.get(path.as_str()).copied()
     }
 
     fn digested(&self, path: &RelPath) -> Option<Digested> {

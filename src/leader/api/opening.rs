@@ -205,6 +205,7 @@ impl Opening {
             exclude: &core.exclude,
             unreadable: &core.unreadable,
             root: core.dir.path(),
+            dir: core.dir.root(),
             files: &core.door.files,
             go_on,
             ended: false,

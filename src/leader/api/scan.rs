@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::beneath::Beneath;
 use crate::datadir::{ASK_EVERY, FoundFile, Visitor};
 use crate::digests::file::{Reader, Who};
 use crate::error::Error;
@@ -28,6 +29,7 @@ pub(super) struct Scan<'a> {
     pub(super) exclude: &'a Exclude,
     pub(super) unreadable: &'a Unreadable,
     pub(super) root: &'a Path,
+    pub(super) dir: &'a Beneath,
     pub(super) files: &'a AtomicU64,
     pub(super) go_on: &'a mut dyn FnMut(u64) -> bool,
     /// It is not to go on.
@@ -53,7 +55,7 @@ impl Visitor for Scan<'_> {
 
     fn file(&mut self, file: FoundFile) {
         if !self.exclude.file(&file.path) {
-            let change = self.found.push(&file.stamps);
+            let change = self.found.push_file(self.dir, &file.path, &file.stamps);
             self.index.put(&file.path, file.len, Some(file.id), change);
         }
     }

@@ -6,6 +6,7 @@ use crate::digests::Digested;
 use crate::digests::Stamps;
 use crate::leader::Leader;
 use crate::leader::files::found::Found;
+use crate::tail::Tail;
 use crate::types::RelPath;
 
 impl Leader {
@@ -20,6 +21,12 @@ impl Leader {
         };
         let is_as_found = then == *looks && !self.core.unreadable.is_noted(&path);
         is_as_found.then(|| (path, self.core.chunks.is_kept(version.generation)))
+    }
+
+    /// What a file ended with when the leader was opened, if it had changed just before.
+    pub(crate) fn tail_found(&self, path: &RelPath) -> Option<Tail> {
+        let version = self.core.stream.version(path);
+        self.core.found.lock().tail(version.generation, version.len)
     }
 
     /// That is not asked any more.

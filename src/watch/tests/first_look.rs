@@ -142,6 +142,24 @@ fn what_only_grew_between_the_two_looks_is_an_append_also_where_it_was_read() {
 }
 
 #[test]
+fn what_changed_just_before_the_leaders_look_is_known_by_what_it_ended_with() {
+    for is_cut in [false, true] {
+        let found = Found::new(&[("f", 5000)], false);
+        let file = File::open(found.dir.path().join("f")).unwrap();
+        let tail = Tail::read(&file, 5000).unwrap();
+        found.fake.state.lock().tails.insert("f".to_owned(), tail);
+        if is_cut {
+            found.cut("f", 4999);
+        }
+        found.append("f", b"more");
+        found.fake.state.lock().is_joined = true;
+        let mut tree = found.open();
+        let expected = if is_cut { "replace f 5003" } else { "append f 5000+4" };
+        assert_eq!(found.announced(&mut tree), [expected]);
+    }
+}
+
+#[test]
 fn what_went_and_what_came_between_the_two_looks_is_announced() {
     let found = Found::new(&[("d/a", 1), ("d/b", 1), ("e/c", 1), ("z", 1)], false);
     fs::remove_dir_all(found.dir.path().join("d")).unwrap();

@@ -8,9 +8,10 @@ use crate::digests::Stamps;
 use crate::error::AppendError;
 use crate::sys::fs::File;
 use crate::sys::time::Instant;
+use crate::tail::{Tail, read_range};
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
-use crate::watch::file::{By, Known, Seen, Tail, Verdict, ends_as, read_range};
+use crate::watch::file::{By, Known, Seen, Verdict};
 
 /// Growth from here up is announced by reference: the leader's writers read it from the file.
 pub(in crate::watch) const BY_REFERENCE_BYTES_MIN: u64 = 256 << 10;
@@ -97,9 +98,13 @@ impl<A: Announce> Tree<A> {
         if !self.announce.may_be_read(path) || is_as_found(&Stamps::of_file(file)?) {
             return Ok(false);
         }
+        if let Some(tail) = self.announce.tail_found(path) {
+            return Ok(!tail.still_there(file)?);
+        }
         // It was found as it looked when it was digested, and has only grown since.
         let held = self.announce.digested(path).filter(|held| held.bytes == leader_len && is_as_found(&held.stamps));
-        Ok(!held.map_or(Ok(false), |held| ends_as(file, &held))?)
+        let tail = held.map(|held| Tail::verified(file, &held)).transpose()?;
+        Ok(tail.flatten().is_none())
     }
 
     /// Whether the leader found the file under that name whenever it read it. A file that was moved away and back looks as it

@@ -14,9 +14,10 @@ use crate::sys::rustix;
 use crate::sys::rustix::fd::OwnedFd;
 use crate::sys::rustix::io::Errno;
 use crate::sys::time::Instant;
+use crate::tail::TAIL_BYTES_MAX;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
-use crate::watch::file::{Known, Seen, TAIL_BYTES_MAX};
+use crate::watch::file::{Known, Seen};
 
 /// Of a file of more than that, the end is read at once unless its digests are known: sending it again, should it grow, would cost more.
 const UNREAD_BYTES_MAX: u64 = TAIL_BYTES_MAX;
