@@ -1,5 +1,6 @@
 //! The node's own thread: which role it has, and the way from one to the next. See [`super`] for the drawing.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::leader::{Leader, Opening};
 use crate::own_folder::{OwnFolder, is_incomplete, is_suspect};
 use crate::seldom::Seldom;
 use crate::sys::channel::{Receiver, Select, TryRecvError};
+use crate::sys::net::TcpListener;
 use crate::sys::thread;
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, deadline};
@@ -53,11 +55,16 @@ enum End {
 /// A won election, before it is known whether somebody else has more.
 struct Won {
     leadership: Arc<dyn Leadership>,
+    /// Since then: whoever else has heard of the election comes now, and waits rather than being refused.
+    listener: io::Result<TcpListener>,
     /// How long the others are waited for.
     until: Instant,
     /// Something may have changed since they were looked at.
     look: bool,
 }
+
+/// An election that may be taken, and what listens for followers since.
+type Taken = (Arc<dyn Leadership>, io::Result<TcpListener>);
 
 /// All that the node's thread owns.
 pub(super) struct Runner {
@@ -100,8 +107,8 @@ pub(super) struct Runner {
 impl Runner {
     /// The thread's life: it follows and leads in turns, until it is told to stop or cannot go on.
     pub(super) fn run(mut self) -> Result<(), NodeError> {
-        while let Some(leadership) = self.follow()? {
-            self.lead(&leadership)?;
+        while let Some((leadership, listener)) = self.follow()? {
+            self.lead(&leadership, listener)?;
         }
         Ok(())
     }
@@ -110,7 +117,7 @@ impl Runner {
 
     /// Follows whoever is elected, and campaigns while it may. Returns the leadership that was won and may be taken, when
     /// nothing follows any more; `None` to stop.
-    fn follow(&mut self) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
+    fn follow(&mut self) -> Result<Option<Taken>, NodeError> {
         if self.shared.stop.is_set() {
             return Ok(None);
         }
@@ -123,7 +130,7 @@ impl Runner {
     }
 
     /// `won` is what is left of an election when this ends otherwise.
-    fn follow_until_elected(&mut self, won: &mut Option<Won>) -> Result<Option<Arc<dyn Leadership>>, NodeError> {
+    fn follow_until_elected(&mut self, won: &mut Option<Won>) -> Result<Option<Taken>, NodeError> {
         self.shared.set_role(Role::Following);
         let mut config = self.config.follower.clone();
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
@@ -154,11 +161,11 @@ impl Runner {
                 bidder.tell(bid);
             }
             let takes = won.as_mut().and_then(|won| self.takes(won, &following));
-            if let Some(Won { leadership, .. }) = won.take_if(|_| takes.is_some()) {
+            if let Some(Won { leadership, listener, .. }) = won.take_if(|_| takes.is_some()) {
                 if takes == Some(true) && self.may_take(&*leadership) {
                     self.close_proxies();
                     following.end_to_lead();
-                    return Ok(Some(leadership));
+                    return Ok(Some((leadership, listener)));
                 }
                 leadership.resign();
                 continue;
@@ -191,7 +198,12 @@ impl Runner {
                 won.iter_mut().for_each(|won| won.look = true);
             }
             if let Some(leadership) = candidacy.take()? {
-                *won = Some(Won { leadership, until: Instant::now() + BIDS_MAX_WAIT, look: true });
+                *won = Some(Won {
+                    leadership,
+                    listener: self.port.listen(),
+                    until: Instant::now() + BIDS_MAX_WAIT,
+                    look: true,
+                });
             }
         }
         Ok(None)
@@ -416,11 +428,11 @@ impl Runner {
     // ---- leading ----
 
     /// Leads until that is over, and returns when nothing is active here any more. An error ends the node.
-    fn lead(&mut self, leadership: &Arc<dyn Leadership>) -> Result<(), NodeError> {
+    fn lead(&mut self, leadership: &Arc<dyn Leadership>, listener: io::Result<TcpListener>) -> Result<(), NodeError> {
         self.shared.set_role(Role::Starting);
         log::info!("elected: {} leads", self.own.id);
         let mut unmarked = Arc::default();
-        let led = self.lead_while_held(leadership, &mut unmarked);
+        let led = self.lead_while_held(leadership, listener, &mut unmarked);
         // The next one is elected at once, and waits if something here may still be active: also a node that ends because it lost
         // its directory, or a thread, has stopped its host by now.
         match &led {
@@ -450,6 +462,7 @@ impl Runner {
     fn lead_while_held(
         &mut self,
         leadership: &Arc<dyn Leadership>,
+        listener: io::Result<TcpListener>,
         unmarked: &mut Arc<AtomicBool>,
     ) -> Result<(), NodeError> {
         // Before anything that a disk could hold up.
@@ -460,7 +473,7 @@ impl Runner {
         (config.id, config.lock) = (Some(self.own.id), Some(self.lock.clone()));
         // The set is as `may_take` found it.
         let recorded = self.in_sync.as_ref().and_then(Option::as_ref);
-        let leader = match self.open(config, leadership, recorded) {
+        let leader = match self.open(config, leadership, recorded, listener) {
             Ok(leader) => Arc::new(leader),
             Err(Error::ShuttingDown) if !leadership.is_held() => {
                 log::warn!("leadership was lost before the directory was read");
@@ -492,16 +505,17 @@ impl Runner {
         failed
     }
 
-    /// Listens at once, and then reads the directory, for as long as that makes sense: followers wait meanwhile.
+    /// Accepts followers, and then reads the directory, for as long as that makes sense: they wait meanwhile.
     fn open(
         &self,
         config: LeaderConfig,
         leadership: &Arc<dyn Leadership>,
         recorded: Option<&InSyncSet>,
+        listener: io::Result<TcpListener>,
     ) -> Result<Leader, Error> {
         let opening = Opening::standing_by(config, leadership.clone(), recorded)?;
         let unusable = |source| Error::Listen { who: "followers", at: self.config.listen.clone(), source };
-        opening.listen_on(self.port.listen().map_err(unusable)?)?;
+        opening.listen_on(listener.map_err(unusable)?)?;
         log::info!("followers are accepted at {}", self.port.address());
         let began = Instant::now();
         let leader = opening.read(&mut |_| leadership.is_held() && !self.shared.stop.is_set())?;
