@@ -1,5 +1,4 @@
-//! Followers that fall behind and are demoted to catching up from disk instead of evicted: they end with exact copies, on the
-//! same connection.
+//! Followers that fall behind and are demoted instead of evicted: they sync anew on the same connection, and end with exact copies.
 #![allow(missing_docs)]
 
 mod support;
@@ -97,17 +96,24 @@ fn a_follower_that_is_too_far_behind_with_what_is_read_from_files_catches_up_on_
 }
 
 #[test]
-fn what_is_discarded_may_be_of_any_kind() {
-    discard_all_kinds(Protocol::Auto);
+fn a_follower_of_1_0_0_is_evicted_in_this_mode_too() {
+    let (leader, relay, follower) = scene(Protocol::V1, |_| ());
+    let id = follower.follower.id();
+    relay.hold();
+    let bytes = noise(50_000);
+    wait_until("it is evicted", || {
+        leader.append("log", &bytes);
+        leader.leader.evictions().iter().any(|eviction| eviction.id == id)
+    });
+    leader.wait_evicted_for(id, &EvictionReason::QueueFull);
+    relay.release();
+    leader.assert_copies(&[&follower]);
+    leader.shut_down();
 }
 
 #[test]
-fn what_is_discarded_may_be_of_any_kind_with_1_0_0() {
-    discard_all_kinds(Protocol::V1);
-}
-
-fn discard_all_kinds(protocol: Protocol) {
-    let (leader, relay, follower) = scene(protocol, |_| ());
+fn what_is_discarded_may_be_of_any_kind() {
+    let (leader, relay, follower) = scene(Protocol::Auto, |_| ());
     let id = follower.follower.id();
     let address = status(&leader, id).address;
     for name in ["replaced", "deleted", "made-again", "by-reference", "emptied", "tmp-twin", "tmp-twin.tmp"] {
@@ -197,7 +203,7 @@ fn a_follower_may_be_demoted_again_and_again() {
 
 #[test]
 fn a_follower_slower_than_the_writers_is_kept_and_ends_exact() {
-    let (leader, relay, follower) = scene(Protocol::V1, |_| ());
+    let (leader, relay, follower) = scene(Protocol::Auto, |_| ());
     let id = follower.follower.id();
     let address = status(&leader, id).address;
     let stop = AtomicBool::new(false);
@@ -250,30 +256,18 @@ fn a_follower_that_takes_nothing_is_evicted_in_this_mode_too() {
 }
 
 #[test]
-fn a_follower_that_takes_what_it_missed_and_acknowledges_nothing_is_evicted() {
-    let leader = TestLeader::with(|config| {
-        demoting(config);
-        config.ack_timeout = Duration::from_millis(400);
-    });
-    leader.append("log", b"from before ");
-    let mut silent = leader.narrow_fake().join();
-    let id = silent.id();
-    leader.wait_state(id, FollowerState::InSync);
-    append_until_demoted(&leader, id, 1);
-    let reader = std::thread::spawn(move || std::io::copy(&mut silent.frame, &mut std::io::sink()).unwrap());
-    let eviction = leader.wait_evicted_for(id, &EvictionReason::NoAckProgress);
-    assert_eq!(eviction.state, FollowerState::CatchingUp);
-    assert!(reader.join().unwrap() > 0);
-}
-
-#[test]
 fn who_catches_up_no_faster_than_writers_append_is_reported() {
     let leader = TestLeader::with(demoting);
     leader.append("log", b"from before ");
-    let mut slow = leader.narrow_fake().join();
+    let mut slow = leader.narrow_fake();
     let id = slow.id();
-    leader.wait_state(id, FollowerState::InSync);
-    append_until_demoted(&leader, id, 1);
+    for _ in 0..2 {
+        slow.list();
+        slow.request([]);
+    }
+    // Of which neither list tells.
+    leader.append("log", &noise(4 << 20));
+    slow.pass_probe();
     let (in_first_round, appended) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {

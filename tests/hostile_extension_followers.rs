@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use paceline::NodeId;
 use paceline::leader::{EvictionReason, FollowerState};
 use paceline::protocol::extension::{
     CHUNK_BYTES, Control, Fields, Held, MESSAGE_BYTES_MAX, Marks, Message, Start, VERSION, field,
 };
 use paceline::protocol::{ACCEPTED, ActionDecoder, ActionKind, EMPTY_BLOCK, Event, FRAME_HEADER};
+use paceline::{NodeId, OnFull};
 use support::logs::lines;
 use support::{PATIENCE, TestFollower, TestLeader, path, wait_until};
 
@@ -298,6 +298,32 @@ fn bad_fields_are_refused() {
     }
     assert!(leader.leader.evictions().is_empty());
     assert_unharmed(&leader, &healthy);
+}
+
+#[test]
+fn who_is_demoted_and_does_not_tell_what_it_has_is_evicted() {
+    let leader = TestLeader::with(|config| {
+        config.on_full = OnFull::CatchUp;
+        config.queue_bytes = 1 << 20;
+        config.sync_timeout = Duration::from_millis(400);
+        (config.write_timeout, config.ack_timeout) = (PATIENCE, PATIENCE);
+    });
+    leader.append("log", b"content");
+    let mut silent = Peer::connect(&leader).join(&leader);
+    let bytes = support::noise(50_000);
+    wait_until("it is demoted", || {
+        leader.append("log", &bytes);
+        leader.leader.followers().iter().any(|follower| follower.id == silent.id && follower.demotions > 0)
+    });
+    let mut asked = false;
+    while let Some(said) = silent.next() {
+        asked |= said == Said::Control(Control::Want(0));
+        silent.acknowledge();
+    }
+    assert!(asked, "it was not asked what it has");
+    let eviction = leader.wait_evicted_for(silent.id, &EvictionReason::NoSyncProgress);
+    assert_ne!(eviction.state, FollowerState::InSync);
+    leader.shut_down();
 }
 
 #[test]

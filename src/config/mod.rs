@@ -128,12 +128,9 @@ pub enum OnFull {
     /// It is evicted. When it comes back it syncs anew.
     #[default]
     Evict,
-    /// It is *demoted*: its connection stays, its queue is thrown away, and it catches up from disk until it can be attached to
-    /// the stream again. It counts as in sync only then. A follower whose connection makes no progress at all is evicted
-    /// nevertheless, after the write or the ack timeout.
-    ///
-    /// Until the leader gets to it, within milliseconds mostly, up to another `queue_bytes` (at least 16 MiB) may be held for
-    /// the follower; should that not do, it is evicted.
+    /// It is *demoted*: its queue is thrown away, and it syncs anew at once, on the connection that it has: what moves is what it missed.
+    /// It counts as in sync only after that. A follower whose connection makes no progress at all is evicted
+    /// nevertheless, after the write or the ack timeout; and so is one of protocol 1.0.0, which cannot sync in the middle of a stream.
     CatchUp,
 }
 

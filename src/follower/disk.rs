@@ -259,6 +259,11 @@ impl Worker {
 
     /// Tells the sums of all that is here, and returns the files.
     fn sums(&self, bits: u8, names: bool) -> Result<Vec<RelPath>, Error> {
+        {
+            let mut state = self.jobs.state.lock();
+            // Of the sync before.
+            (state.told, state.told_files) = (None, false);
+        }
         let Inventory { mut files, folders } = self.dir.inventory()?;
         // Stable, which is quick for what is nearly in order.
         files.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -7,8 +7,8 @@
 //!   (opening ─▶) want ─▶ sums told ─▶ tell … tell ends ─▶ inventory told ─┐
 //!               │ (all are equal)                            ▼
 //!               └─────────────────────────────────────▶ sync begins ─▶ actions ─▶ sync ends ─▶ actions ─▶ position ─▶ actions …
-//!                                                            ▲                                                │
-//!                                                            └────────────── the leader resumes ◀─────────────┘
+//!    ▲                                                                                                                │
+//!    └──────────────────────── the leader has thrown away what it should have sent ◀──────────────────────────────────┘
 //! ```
 //!
 //! A sync moves files while they change: some of them it leaves empty, missing, or half of one content and half of another, and
@@ -428,7 +428,7 @@ impl<'a> Session<'a> {
 
     /// The leader is not ready yet.
     fn opening(&mut self, files: u64) -> Result<(), Error> {
-        if !matches!(self.asked, Asked::Nothing) {
+        if self.phase != Phase::Before || !matches!(self.asked, Asked::Nothing) {
             return Err(out_of_place("the leader opens after it had begun"));
         }
         if let Some(_unsaid) = self.waits.is_due() {
@@ -441,10 +441,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// What is here, before a sync. In the stream as well: the leader has thrown away what it should have sent.
     fn want(&mut self, bits: u8) -> Result<(), Error> {
-        if !matches!(self.asked, Asked::Nothing) {
-            return Err(out_of_place("the sums were asked for twice"));
+        if self.phase == Phase::Syncing || !matches!(self.asked, Asked::Nothing) {
+            return Err(out_of_place("the sums were asked for out of turn"));
         }
+        // What came before is told of.
+        self.settle()?;
         self.asked = Asked::Sums { bits, buckets: Vec::new() };
         self.parts.shared.update(|status| {
             status.state = State::Syncing;
@@ -488,30 +491,26 @@ impl<'a> Session<'a> {
     }
 
     fn sync_begins(&mut self, files: u64, bytes: u64) -> Result<(), Error> {
-        match self.phase {
-            Phase::Syncing => return Err(out_of_place("a sync began within another")),
-            Phase::CatchingUp => {}
-            Phase::Streaming => self.mark()?,
-            Phase::Before => {
-                let told =
-                    self.told().ok_or_else(|| out_of_place("a sync began before all was told that was asked for"))?;
-                if told.files == 0 {
-                    // Of what is not there nothing has to be made durable.
-                    self.actions.unflushed();
-                }
-                self.unready = (told.folders, told.cut);
-                if self.parts.limit.standing == Standing::Trusted || told.files == 0 {
-                    self.take_over()?;
-                } else {
-                    if self.parts.limit.standing == Standing::Guest {
-                        // Not ours to remove.
-                        self.unready.0.clear();
-                    }
-                    self.contact = Some(Contact::new(self.parts.limit, told.names));
-                }
-                self.actions.keeper = Some(Keeper::new(self.actions.dir, self.parts.keep));
-            }
+        let Some(told) = self.told().filter(|_| self.phase != Phase::Syncing) else {
+            return Err(out_of_place("a sync began before all was told that was asked for"));
+        };
+        self.asked = Asked::Nothing;
+        if told.files == 0 {
+            // Of what is not there nothing has to be made durable.
+            self.actions.unflushed();
         }
+        self.unready = (told.folders, told.cut);
+        let is_first = self.phase == Phase::Before;
+        if !is_first || self.parts.limit.standing == Standing::Trusted || told.files == 0 {
+            self.take_over()?;
+        } else {
+            if self.parts.limit.standing == Standing::Guest {
+                // Not ours to remove.
+                self.unready.0.clear();
+            }
+            self.contact = Some(Contact::new(self.parts.limit, told.names));
+        }
+        self.actions.keeper = Some(Keeper::new(self.actions.dir, self.parts.keep));
         self.phase = Phase::Syncing;
         self.tell_phase();
         self.sync = Sync::default();

@@ -37,8 +37,6 @@ pub(super) enum Body {
 #[derive(Debug)]
 pub(super) struct ControlAction {
     pub(super) control: Control,
-    /// The length its file had before.
-    pub(super) had: u64,
     /// What a 1.0.0 follower gets instead, to the same effect (an empty file is none to it).
     pub(super) instead: Vec<Step>,
 }

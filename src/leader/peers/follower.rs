@@ -209,6 +209,12 @@ impl FollowerHandle {
         self.leave_stream();
     }
 
+    /// All that it has is about to be compared with what there is: what it was not sent before says nothing any more.
+    pub(in crate::leader) fn compared(&self) {
+        self.spoiled.lock().clear();
+        self.in_flight.lock().compared();
+    }
+
     fn leave_stream(&self) {
         let mut in_flight = self.in_flight.lock();
         in_flight.detached();
@@ -248,6 +254,11 @@ impl FollowerHandle {
     /// Whether it ever was: then the first, and longest, flush of what it was sent is behind it.
     pub(in crate::leader) fn was_in_sync(&self) -> bool {
         self.was_in_sync.load(Ordering::Acquire)
+    }
+
+    /// Whether it was demoted since it was attached.
+    pub(in crate::leader) fn is_demoted(&self) -> bool {
+        self.demoted.load(Ordering::Acquire)
     }
 
     /// How often it was demoted.

@@ -122,6 +122,13 @@ impl InFlight {
         self.holds.iter_mut().for_each(|hold| hold.from = 0);
     }
 
+    /// All that it has is compared with what there is: what it was not sent before says nothing any more.
+    pub(in crate::leader) fn compared(&mut self) {
+        self.void_from = None;
+        self.voided.clear();
+        self.holds.clear();
+    }
+
     // ---- sending ----
 
     /// A batch was taken from its queue; see [`FollowerHandle::taken`](crate::leader::peers::follower::FollowerHandle::taken).

@@ -29,8 +29,6 @@ use crate::leader::peers::follower::{End, FollowerHandle};
 use crate::leader::peers::status::EvictionReason;
 use crate::leader::serve::handshake::{Shaken, shake};
 use crate::leader::stream::AttachedQueue;
-use crate::leader::stream::Demotion;
-use crate::leader::sync::catch_up::CatchUp;
 use crate::leader::sync::full_sync::Joiner;
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::resume::Resumer;
@@ -128,9 +126,11 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     loop {
         let queue = caught_up.finish(core, follower, &mut frame)?;
         frame.get_mut().set_limit(core.config.write_timeout, EvictionReason::WriteTimeout).map_err(broken)?;
-        let Some(demotion) = write_batches(core, follower, &mut frame, &queue)? else { break };
-        drop(queue);
-        caught_up = CatchUp::after_demotion(core, follower, &mut frame, demotion)?;
+        write_batches(core, follower, &mut frame, &queue)?;
+        drop(queue.batches);
+        let _ = queue.emptied.recv();
+        let Some(answers) = reader_ended.as_ref().filter(|_| follower.is_demoted()) else { break };
+        caught_up = Resumer::new(core, follower, &mut frame, answers).join()?;
     }
     if let Some(reader_ended) = reader_ended.filter(|_| !follower.has_ended()) {
         // Detached without an end: we shut down, and it has everything.
@@ -142,14 +142,13 @@ fn follow(core: &Arc<Core>, follower: &Arc<FollowerHandle>, socket: TcpStream) -
     Ok(())
 }
 
-/// Writes batches until the channel ends, which is when the follower is detached. Returns how it goes on, if it was only
-/// demoted.
+/// Writes batches until the channel ends, which is when the follower is detached or demoted.
 fn write_batches(
     core: &Arc<Core>,
     follower: &FollowerHandle,
     frame: &mut Frame,
     queue: &AttachedQueue,
-) -> Result<Option<Demotion>, Error> {
+) -> Result<(), Error> {
     let broken = |error: io::Error| Error::connection("writing to a follower", error);
     let mut ranges = Ranges::new(core, follower);
     let mut arrival = Select::new();
@@ -187,5 +186,5 @@ fn write_batches(
         ranges.tell_whole(frame, StreamPosition(batch.end))?;
         follower.queue.remove(batch.cost());
     }
-    Ok(queue.demotions.recv().ok())
+    Ok(())
 }

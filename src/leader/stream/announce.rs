@@ -150,7 +150,7 @@ impl Stream {
         }
         ordered.closed = ordered.closed.map(|_| ordered.position);
         if ordered.durable_at_end {
-            ordered.encode_control(Control::MakeDurable, 0, Vec::new());
+            ordered.encode_control(Control::MakeDurable, Vec::new());
         }
         self.finish(ordered);
     }
@@ -176,7 +176,7 @@ impl Stream {
             } else if was.len > 0 {
                 instead.push(Step::Delete(to.clone()));
             }
-            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, version.len, instead);
+            ordered.encode_control(Control::Rename { from: from.clone(), to: to.clone() }, instead);
         }
         Ok(Some(self.finish(ordered)))
     }
@@ -197,7 +197,7 @@ impl Stream {
         if ordered.closed.is_some() {
             return Err(AppendError::ShuttingDown);
         }
-        ordered.encode_control(Control::MakeDurable, 0, Vec::new());
+        ordered.encode_control(Control::MakeDurable, Vec::new());
         let taken = take(&mut ordered.index);
         Ok((self.finish(ordered), taken))
     }
@@ -221,7 +221,7 @@ impl Stream {
                 0 => vec![Step::Delete(path.clone())],
                 _ => ordered.replace_steps(path, version),
             };
-            ordered.encode_control(Control::Truncate { path: path.clone(), len }, was.len, instead);
+            ordered.encode_control(Control::Truncate { path: path.clone(), len }, instead);
         }
         Ok(self.finish(ordered))
     }
@@ -296,7 +296,7 @@ impl Stream {
         if ordered.closed.is_none() {
             ordered.closed = Some(ordered.position);
             if durable {
-                ordered.encode_control(Control::MakeDurable, 0, Vec::new());
+                ordered.encode_control(Control::MakeDurable, Vec::new());
                 ordered.durable_at_end = true;
             }
         }

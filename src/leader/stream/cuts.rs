@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::discarded::Discarded;
-use super::{Demotable, Lost, Ordered, Queue, Stream};
+use super::{Ordered, Queue, Stream};
 use crate::config::OnFull;
 use crate::index::Version;
 use crate::index::recency::{Found, WalkId};
@@ -79,9 +78,9 @@ impl Stream {
     /// What changed since a position, exactly as of now, and from this very moment on the follower gets all batches.
     pub(in crate::leader) fn attach(&self, follower: &Arc<FollowerHandle>, since: StreamPosition) -> Attachment {
         let (sender, batches) = channel::bounded(self.limits.queue_batches);
-        let (demotion, demotions) = channel::bounded(1);
-        let demotable =
-            (self.limits.on_full == OnFull::CatchUp).then(|| Demotable { batches: batches.clone(), demotion });
+        let (handled, emptied) = channel::bounded(0);
+        let may_be_demoted = self.limits.on_full == OnFull::CatchUp && follower.extension;
+        let demotable = may_be_demoted.then(|| (batches.clone(), handled));
         let _cutting = self.cut.lock();
         let mut attached = self.attached.lock();
         let mut at = None;
@@ -95,7 +94,6 @@ impl Stream {
             follower: follower.clone(),
             sender,
             demotable,
-            lost: None,
             over_soft_since: None,
             grace: Grace::default(),
         });
@@ -108,7 +106,7 @@ impl Stream {
             self.detach(follower);
         }
         let changes = Some(self.walk(since, Some((walk, position)))).filter(|_| self.knows_since(since));
-        Attachment { changes, position, queue: AttachedQueue { batches, demotions } }
+        Attachment { changes, position, queue: AttachedQueue { batches, emptied } }
     }
 }
 
@@ -132,58 +130,18 @@ pub(in crate::leader) struct Attachment {
 pub(in crate::leader) struct AttachedQueue {
     /// All batches from the moment on. They end when the follower is taken off the list ...
     pub(in crate::leader) batches: Receiver<Arc<Batch>>,
-    /// ... and then there is something here if it was demoted.
-    pub(in crate::leader) demotions: Receiver<Demotion>,
+    /// ... and this ends when nobody but its writer takes any out of it.
+    pub(in crate::leader) emptied: Receiver<()>,
 }
 
-/// What a writer needs to go on from disk.
-pub(in crate::leader) struct Demotion {
-    /// All files as of the cut.
-    pub(in crate::leader) at_cut: Arc<Changes>,
-    /// What the follower was not sent up to the cut.
-    pub(in crate::leader) discarded: Discarded,
-}
-
-/// A follower just taken off the list, to be demoted.
-pub(in crate::leader) struct Unqueued {
+/// A follower just taken off the list, because its queue was full or it was too far behind, to catch up on the same connection.
+pub(in crate::leader) struct Demoted {
     pub(in crate::leader) follower: Arc<FollowerHandle>,
-    /// As it was when its queue was full, or it was too far behind.
+    /// As it was before that.
     pub(in crate::leader) status: FollowerStatus,
     pub(in crate::leader) reason: EvictionReason,
-    /// What waited in its queue; its writer may still take some of it.
+    /// What waits in its queue; its writer may still take some of it.
     pub(in crate::leader) batches: Receiver<Arc<Batch>>,
-    /// What came after, up to the cut.
-    pub(in crate::leader) lost: Vec<Arc<Batch>>,
-    pub(in crate::leader) demotion: Sender<Demotion>,
-    /// Its end tells the writer to look for a demotion: dropped after that was sent.
-    pub(in crate::leader) sender: Sender<Arc<Batch>>,
-}
-
-impl Stream {
-    /// Takes all followers whose queues were full off the list, at one cut of everything, and returns the files as of it.
-    ///
-    /// Blocks while others read cuts, and reads this one; only the list's own lock is held where batches are pushed.
-    pub(in crate::leader) fn unqueue_lost(&self) -> (Vec<Unqueued>, Changes) {
-        let _cutting = self.cut.lock();
-        let mut attached = self.attached.lock();
-        let mut cut = None;
-        // Up to this cut its batches are in the queue or among the lost ones.
-        let gone = self.push_locked(&mut attached, |ordered| cut = Some(ordered.cut(StreamPosition(0))));
-        // Including those whose queues only this push has found full: up to the cut, they too have everything.
-        let full: Vec<_> = attached.followers.extract_if(.., |queue| queue.lost.is_some()).collect();
-        self.ordered.lock().queues -= full.len();
-        drop(attached);
-        drop(gone);
-        let mut changes = self.walk(StreamPosition(0), cut);
-        changes.files.retain(|(_, version)| version.exists());
-        (full.into_iter().filter_map(Queue::unqueue).collect(), changes)
-    }
-}
-
-impl Queue {
-    fn unqueue(self) -> Option<Unqueued> {
-        let Self { follower, sender, demotable, lost, .. } = self;
-        let (Demotable { batches, demotion }, Lost { status, reason, batches: lost, .. }) = demotable.zip(lost)?;
-        Some(Unqueued { follower, status, reason, batches, lost, demotion, sender })
-    }
+    /// Its end tells its writer that the queue is empty.
+    pub(in crate::leader) handled: Sender<()>,
 }

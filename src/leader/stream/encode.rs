@@ -42,7 +42,7 @@ impl Ordered {
         if version.len == 0 {
             // To a 1.0.0 follower an empty file and none are the same: it may hold either.
             let instead = if was.len > 0 { vec![Step::Delete(path.clone())] } else { Vec::new() };
-            self.encode_control(Control::Empty(path.clone()), was.len, instead);
+            self.encode_control(Control::Empty(path.clone()), instead);
         } else {
             self.encode_replace(path, version, content);
         }
@@ -116,14 +116,13 @@ impl Ordered {
     }
 
     /// What 1.0.0 has no words for is a batch of its own.
-    /// `had` is the length of its file before.
-    pub(super) fn encode_control(&mut self, control: Control, had: u64, instead: Vec<Step>) {
+    pub(super) fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
         if self.queues > 0 {
             self.seal();
         }
         self.position += control_bytes(&control);
         if self.queues > 0 {
-            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, had, instead })));
+            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
         }
     }
 

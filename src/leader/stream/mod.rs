@@ -33,7 +33,6 @@
 
 mod announce;
 mod cuts;
-pub(in crate::leader) mod discarded;
 mod encode;
 mod pressure;
 mod push;
@@ -43,7 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use self::announce::SEALED_BYTES_MAX;
-pub(in crate::leader) use self::cuts::{AttachedQueue, Attachment, Changes, Demotion, Unqueued};
+pub(in crate::leader) use self::cuts::{AttachedQueue, Attachment, Changes, Demoted};
 pub(in crate::leader) use self::encode::{Content, INLINE_BYTES_MAX, temporary_of, whole};
 use self::pressure::Pressure;
 use crate::config::{BackPressure, LeaderConfig, OnFull};
@@ -51,7 +50,6 @@ use crate::index::Index;
 use crate::leader::batch::{BATCH_BYTES_MAX, Batch, Buffers};
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::stalls::{Grace, Stalls};
-use crate::leader::peers::status::{EvictionReason, FollowerStatus};
 use crate::sys::channel::{Receiver, Sender};
 use crate::sys::sync::{Mutex, OnceLock};
 use crate::sys::thread::{self, Thread};
@@ -98,9 +96,10 @@ pub(in crate::leader) struct Stream {
     limits: Limits,
     pressure: Pressure,
     pub(in crate::leader) stalls: Stalls,
-    /// Parked until `to_demote`; there is one with [`OnFull::CatchUp`].
+    /// Parked until there is one in `demoted`; there is a thread with [`OnFull::CatchUp`].
     demotion_thread: Parked,
-    to_demote: AtomicBool,
+    /// Followers whose queues were full, off the list already. A leaf. `None` once nobody takes them any more.
+    demoted: Mutex<Option<Vec<Demoted>>>,
     /// Everything up to this position was pushed.
     pushed: AtomicU64,
 }
@@ -128,29 +127,12 @@ struct Attached {
 struct Queue {
     follower: Arc<FollowerHandle>,
     sender: Sender<Arc<Batch>>,
-    /// With [`OnFull::CatchUp`].
-    demotable: Option<Demotable>,
-    /// Once it was full, and until the demotion thread takes it off the list.
-    lost: Option<Lost>,
+    /// With [`OnFull::CatchUp`], of a follower that knows the extension: the other end of `sender`, so that its queue is emptied at once,
+    /// whatever its writer is at; and what that waits for after it was.
+    demotable: Option<(Receiver<Arc<Batch>>, Sender<()>)>,
     /// Since when it holds more than the soft limit, as of the last push.
     over_soft_since: Option<Instant>,
     grace: Grace,
-}
-
-/// What it takes to demote a follower without waiting for its writer.
-struct Demotable {
-    /// The other end of `sender`: a queue is emptied at once, whatever its writer is at.
-    batches: Receiver<Arc<Batch>>,
-    demotion: Sender<Demotion>,
-}
-
-/// What was not queued any more: bounded by [`Stream::lost_bytes_max`].
-struct Lost {
-    /// As it was when the queue was full, or it was too far behind.
-    status: FollowerStatus,
-    reason: EvictionReason,
-    batches: Vec<Arc<Batch>>,
-    bytes: u64,
 }
 
 struct Ordered {
@@ -246,7 +228,7 @@ impl Stream {
             pressure: Pressure::default(),
             stalls: Stalls::default(),
             demotion_thread: Parked::default(),
-            to_demote: AtomicBool::new(false),
+            demoted: Mutex::new(Some(Vec::new())),
             pushed: AtomicU64::new(StreamPosition::START.0),
         }
     }
@@ -370,16 +352,23 @@ impl Stream {
 
     // ---- the demotion thread ----
 
-    /// Waits until a follower is to be demoted. `false`: [`stop`](Self::stop) was called.
-    pub(in crate::leader) fn wait_to_demote(&self) -> bool {
+    /// Waits until followers were demoted. `None`: [`stop`](Self::stop) was called.
+    pub(in crate::leader) fn wait_demoted(&self) -> Option<Vec<Demoted>> {
         self.demotion_thread.enter();
-        while !self.stopped.load(Ordering::Acquire) {
-            if self.to_demote.swap(false, Ordering::AcqRel) {
-                return true;
+        loop {
+            let stopped = self.stopped.load(Ordering::Acquire);
+            let mut waiting = self.demoted.lock();
+            let demoted = waiting.as_mut().map(std::mem::take).filter(|demoted| !demoted.is_empty());
+            if stopped && demoted.is_none() {
+                *waiting = None;
+                return None;
+            }
+            drop(waiting);
+            if demoted.is_some() {
+                return demoted;
             }
             thread::park();
         }
-        false
     }
 
     /// Takes a follower that has ended off the list, so that its writer sees the channel's end.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::pressure::{OVERRUN_BYTES_MAX, is_in_sync};
-use super::{Attached, Limits, Lost, Ordered, Queue, SPARES, Stream};
-use crate::config::OnFull;
+use super::{Attached, Demoted, Limits, Ordered, Queue, SPARES, Stream};
 use crate::leader::batch::Batch;
+use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::stalls::Stalls;
 use crate::leader::peers::status::EvictionReason;
-use crate::sys::channel::TrySendError;
+use crate::sys::channel::{Receiver, Sender, TrySendError};
 use crate::sys::time::Instant;
 use crate::types::StreamPosition;
 
@@ -96,14 +96,6 @@ impl Stream {
             return false;
         }
         let (cost, counts) = (batch.cost(), self.counts(batch));
-        if let Some(lost) = &mut queue.lost {
-            lost.bytes += cost;
-            lost.batches.push(batch.clone());
-            if lost.bytes > self.lost_bytes_max() {
-                follower.evict_at(EvictionReason::QueueFull, StreamPosition(batch.end));
-            }
-            return lost.bytes <= self.lost_bytes_max();
-        }
         // One batch larger than the whole budget passes alone.
         let held = follower.queue.bytes();
         let protected = protects && is_in_sync(follower);
@@ -122,17 +114,11 @@ impl Stream {
         follower.dispatched(counts);
         match if fits { queue.sender.try_send(batch.clone()) } else { Err(TrySendError::Full(batch.clone())) } {
             Ok(()) => true,
-            Err(TrySendError::Full(batch)) if self.limits.on_full == OnFull::CatchUp => {
-                let status = follower.status(StreamPosition(batch.end));
-                follower.queue.remove(cost);
-                follower.demoted();
-                queue.lost = Some(Lost { status, reason, batches: vec![batch], bytes: cost });
-                self.to_demote.store(true, Ordering::Release);
-                self.demotion_thread.wake();
-                true
-            }
             Err(TrySendError::Full(_)) => {
-                follower.evict_at(reason, StreamPosition(batch.end));
+                match queue.demotable.take() {
+                    Some((batches, handled)) => self.demote(follower, batch, reason, (batches, handled)),
+                    None => follower.evict_at(reason, StreamPosition(batch.end)),
+                }
                 false
             }
             Err(TrySendError::Disconnected(_)) => false,
@@ -144,12 +130,21 @@ impl Stream {
         batch.bytes.min(self.limits.batch_lag_bytes)
     }
 
-    /// How much a full queue may lose while the demotion thread waits for its turn to make a cut; beyond it the follower is
-    /// evicted after all. As much as a queue holds, so that what is held for a follower at most doubles, for as long as that
-    /// takes; queues that are small only for a test are not held to it.
-    pub(super) fn lost_bytes_max(&self) -> u64 {
-        const SMALLEST: u64 = 16 << 20;
-        self.limits.queue_bytes.max(SMALLEST)
+    /// Has a follower leave the stream for which there is no room for `batch`. The demotion thread does the rest.
+    fn demote(
+        &self,
+        follower: &Arc<FollowerHandle>,
+        batch: &Batch,
+        reason: EvictionReason,
+        (batches, handled): (Receiver<Arc<Batch>>, Sender<()>),
+    ) {
+        let status = follower.status(StreamPosition(batch.end));
+        follower.queue.remove(batch.cost());
+        follower.demoted();
+        if let Some(demoted) = &mut *self.demoted.lock() {
+            demoted.push(Demoted { follower: follower.clone(), status, reason, batches, handled });
+        }
+        self.demotion_thread.wake();
     }
 
     /// Provides what buffers are missing, from the system if need be. Not called where an append waits.

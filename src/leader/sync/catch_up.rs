@@ -1,4 +1,4 @@
-//! Catching up: from a view of what a follower has to the stream, for who has just synced and for who was demoted.
+//! Catching up: from a view of what a follower has to the stream, for who has just synced.
 //!
 //! In *rounds*: what changed since the last one began is read from disk and sent, as ordinary actions. In each the follower attaches to
 //! the stream at the very moment of the cut; if what is then left to catch up with is more than a quarter of its queue could
@@ -16,7 +16,6 @@ use crate::leader::link::frame::Frame;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
 use crate::leader::peers::status::{CatchUpStatus, EvictionReason};
-use crate::leader::stream::Demotion;
 use crate::leader::stream::{AttachedQueue, Attachment, Changes};
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
@@ -34,27 +33,6 @@ pub(in crate::leader) struct CatchUp<'a> {
 }
 
 impl<'a> CatchUp<'a> {
-    /// Brings a demoted follower back to the stream. Once it was in sync, its ack thread watches it as it does in the stream.
-    pub(in crate::leader) fn after_demotion(
-        core: &'a Arc<Core>,
-        follower: &'a Arc<FollowerHandle>,
-        frame: &'a mut Frame,
-        demotion: Demotion,
-    ) -> Result<CaughtUp, Error> {
-        let Demotion { at_cut, discarded } = demotion;
-        let (mut view, files) = View::behind(&at_cut.files, discarded, follower.extension);
-        let changes = Changes { files, as_of: at_cut.as_of, whole: false };
-        drop(at_cut);
-        // Of these it was not sent what it should have been.
-        for path in follower.spoiled.lock().iter() {
-            view.void(path);
-        }
-        let ranges = Ranges::in_bulk(core, follower);
-        ranges.wait_out_of_sync()?;
-        let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
-        Self { core, follower, frame, ranges, view, ack_timeout }.run(changes)
-    }
-
     /// Blocks until the follower is attached, with little left to send. What it lacks of `changes` comes first, and then what changed
     /// since.
     pub(in crate::leader) fn run(mut self, changes: Changes) -> Result<CaughtUp, Error> {
@@ -82,8 +60,8 @@ impl<'a> CatchUp<'a> {
                 steps => {
                     self.core.stream.detach(self.follower);
                     drop(queue.batches);
-                    // If it was full already, the demotion thread is at it: nobody may be when it is used again.
-                    let _ = queue.demotions.recv();
+                    // If it was full already, the demotion thread is at it: nobody may be when it attaches again.
+                    let _ = queue.emptied.recv();
                     self.follower.detached();
                     match steps {
                         Some(steps) => {

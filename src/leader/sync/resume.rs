@@ -126,6 +126,7 @@ impl<'a> Resumer<'a> {
         self.ranges.wait_out_of_sync()?;
         let turn = core.admission.syncs.acquire(self.follower)?;
         self.follower.set_state(FollowerState::Syncing);
+        self.follower.compared();
         let Ours { mut all, mut view, sums, unknown } = ours.unwrap_or_else(|| Ours::known(core, bits));
         let buckets = self.differing(&all.files, unknown, sums, &theirs, bits)?;
         let steps = self.plan(&all.files, &buckets, bits, &mut view)?;
@@ -134,6 +135,8 @@ impl<'a> Resumer<'a> {
         self.sync(steps, &mut view)?;
         drop((turn, ahead));
         let Self { core, follower, frame, ranges, .. } = self;
+        // Who was in sync is watched as in the stream.
+        let ack_timeout = (!follower.was_in_sync()).then_some(core.config.sync_timeout);
         log::info!(
             "follower {} at {}: sync sent: {} files or parts of them, {} bytes in {:.1} s",
             follower.id,
@@ -142,7 +145,7 @@ impl<'a> Resumer<'a> {
             follower.sync.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout) }.run(all)
+        CatchUp { core, follower, frame, ranges, view, ack_timeout }.run(all)
     }
 
     fn tell(&mut self, control: &Control) -> Result<(), Error> {

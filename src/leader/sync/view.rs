@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use crate::index::Version;
 use crate::leader::batch::{FileRange, RangeKind, Step};
 use crate::leader::link::acks::Offer;
-use crate::leader::stream::discarded::Discarded;
 use crate::leader::stream::{Changes, temporary_of, whole};
 use crate::leader::sync::moves::{in_order, is_at_or_below};
 use crate::protocol::extension::Control;
@@ -24,8 +23,6 @@ type Files<T> = HashMap<RelPath, T>;
 #[derive(Clone, Copy, PartialEq)]
 pub(in crate::leader) enum Held {
     Exact(Version),
-    /// The same, and more after it; only of a follower that knows the extension.
-    Longer(Version),
     /// Something under that name, but not what any version says.
     Void,
 }
@@ -43,37 +40,6 @@ impl View {
     pub(in crate::leader) fn of(files: &[(RelPath, Version)]) -> Self {
         let held = files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version)));
         Self { held: held.collect(), extension: true }
-    }
-
-    /// Of `files` the follower has what was not changed by what was discarded. Returns what was, as of the same cut.
-    pub(in crate::leader) fn behind(
-        files: &[(RelPath, Version)],
-        discarded: Discarded,
-        extension: bool,
-    ) -> (Self, Vec<(RelPath, Version)>) {
-        let mut held: Files<Held> = files.iter().map(|(path, version)| (path.clone(), Held::Exact(*version))).collect();
-        let mut at_cut = |path: &RelPath| match held.insert(path.clone(), Held::Void) {
-            Some(Held::Exact(version)) => version,
-            _ => Version::ABSENT,
-        };
-        let changed: Vec<_> = discarded.0.into_iter().map(|(path, missing)| (at_cut(&path), path, missing)).collect();
-        let mut changes = Vec::with_capacity(changed.len());
-        for (version, path, missing) in changed {
-            changes.push((path.clone(), version));
-            let Some(origin) = missing.origin(&path) else { continue };
-            let Some(len) = version.len.checked_sub(origin.tail).filter(|_| version.exists()) else { continue };
-            let had = Version { len, ..version };
-            let is_moved = origin.from != path;
-            match origin.cut {
-                // Of what is empty it may have no file, to be renamed or cut.
-                _ if len == 0 && (is_moved || origin.cut.is_some() || version.len == 0) => {}
-                None => drop(held.insert(origin.from, Held::Exact(had))),
-                Some(_) if extension => drop(held.insert(origin.from, Held::Longer(had))),
-                // Protocol 1.0.0 cannot cut a file short.
-                Some(_) => {}
-            }
-        }
-        (Self { held, extension }, changes)
     }
 
     /// What it takes to bring the follower to `changes`, and the view there. Renames and deletes come first: a folder may come
@@ -104,9 +70,6 @@ impl View {
             }
             self.held.insert(path.clone(), Held::Exact(version));
             let had = prefix(held, version);
-            if let (Some(len), Some(Held::Longer(_))) = (had, held) {
-                sends.push(Step::Control(Control::Truncate { path: path.clone(), len }));
-            }
             match had {
                 Some(had) if had == version.len => {}
                 Some(had) => sends.push(Step::Send(FileRange {
@@ -131,7 +94,7 @@ impl View {
         let held: HashMap<u64, &RelPath> = changes
             .iter()
             .filter_map(|(path, _)| match self.held.get(path) {
-                Some(Held::Exact(had) | Held::Longer(had)) => Some((had.generation, path)),
+                Some(Held::Exact(had)) => Some((had.generation, path)),
                 _ => None,
             })
             .collect();
@@ -188,11 +151,7 @@ impl View {
 /// How many bytes of `version` a follower has from the beginning; `None` if what it has is something else.
 fn prefix(held: Option<Held>, version: Version) -> Option<u64> {
     match held {
-        Some(Held::Exact(had) | Held::Longer(had))
-            if had.generation == version.generation && had.len <= version.len =>
-        {
-            Some(had.len)
-        }
+        Some(Held::Exact(had)) if had.generation == version.generation && had.len <= version.len => Some(had.len),
         _ => None,
     }
 }
