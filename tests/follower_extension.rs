@@ -373,7 +373,8 @@ fn the_directory_is_marked_from_the_beginning_of_a_sync_until_it_is_durable() {
     let (mut connection, _) = leader.accept_in_sync();
     eventually("in sync", || follower.status().state == State::Streaming);
     assert!(!incomplete(&dir));
-    // A leader that resumes on the same connection.
+    // A leader that asks again, on the same connection.
+    assert_eq!(connection.inventory(), [held("a", b"0123456789")]);
     connection.sync(&append("a", b"!"));
     assert!(!incomplete(&dir));
     assert_eq!(files_in(dir.path()), files(&[("a", b"0123456789!")]));

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crate::error::Error;
@@ -34,12 +34,11 @@ pub(in crate::leader) enum Told {
     End,
 }
 
-/// What may be told.
-#[derive(Clone, Copy)]
-enum Awaited {
-    Sums,
-    Files,
-    Nothing,
+/// What was asked for, and is not told to its end.
+mod awaited {
+    pub(super) const NOTHING: u8 = 0;
+    pub(super) const SUMS: u8 = 1;
+    pub(super) const FILES: u8 = 2;
 }
 
 const NOT_ASKED: ProtocolError = ProtocolError::Malformed("inventory: it was not asked for");
@@ -49,19 +48,24 @@ pub(in crate::leader) struct MessageThread {
     follower: Arc<FollowerHandle>,
     socket: TcpStream,
     told: Sender<Told>,
-    asked: Arc<AtomicBool>,
+    awaited: Arc<AtomicU8>,
 }
 
 /// What a follower tells, for the writer thread.
 pub(in crate::leader) struct Answers {
     told: Receiver<Told>,
-    asked: Arc<AtomicBool>,
+    awaited: Arc<AtomicU8>,
 }
 
 impl Answers {
-    /// Whether something is asked for.
-    pub(in crate::leader) fn ask(&self, asked: bool) {
-        self.asked.store(asked, Ordering::Release);
+    /// The sums of all buckets are about to be asked for.
+    pub(in crate::leader) fn await_sums(&self) {
+        self.awaited.store(awaited::SUMS, Ordering::Release);
+    }
+
+    /// Files are.
+    pub(in crate::leader) fn await_files(&self) {
+        self.awaited.store(awaited::FILES, Ordering::Release);
     }
 
     /// The next part. Blocks until it comes. Who tells nothing for `sync_timeout`, and has not digested anything either, is evicted.
@@ -99,9 +103,9 @@ impl MessageThread {
         socket: TcpStream,
     ) -> (Self, Answers) {
         let (told, parts) = channel::bounded(WAITING_MAX);
-        let asked = Arc::new(AtomicBool::new(false));
-        let answers = Answers { told: parts, asked: asked.clone() };
-        (Self { core: core.clone(), follower: follower.clone(), socket, told, asked }, answers)
+        let awaited = Arc::new(AtomicU8::new(awaited::NOTHING));
+        let answers = Answers { told: parts, awaited: awaited.clone() };
+        (Self { core: core.clone(), follower: follower.clone(), socket, told, awaited }, answers)
     }
 
     pub(in crate::leader) fn run(self) {
@@ -113,17 +117,13 @@ impl MessageThread {
     fn read_all(&self) -> Result<Infallible, ProtocolError> {
         let watched = Watched::new(&self.core, &self.follower, &self.socket)?;
         let mut reader = BufReader::with_capacity(64 << 10, watched);
-        let mut awaited = Awaited::Sums;
         loop {
-            match (Message::read(&mut reader)?, awaited) {
-                (Some(Message::Sums(sums)), Awaited::Sums) => self.hand_over(Told::Sums(sums))?,
-                (Some(Message::SumsEnd), Awaited::Sums) => {
-                    awaited = Awaited::Files;
-                    self.hand_over(Told::End)?;
-                }
-                (Some(Message::Inventory(files)), Awaited::Files) => self.hand_over(Told::Files(files))?,
-                (Some(Message::InventoryEnd), Awaited::Files) => {
-                    awaited = Awaited::Nothing;
+            match (Message::read(&mut reader)?, self.awaited.load(Ordering::Acquire)) {
+                (Some(Message::Sums(sums)), awaited::SUMS) => self.hand_over(Told::Sums(sums))?,
+                (Some(Message::Inventory(files)), awaited::FILES) => self.hand_over(Told::Files(files))?,
+                (Some(Message::SumsEnd), awaited::SUMS) | (Some(Message::InventoryEnd), awaited::FILES) => {
+                    // Before the writer thread, which then may ask for more, hears of it.
+                    self.awaited.store(awaited::NOTHING, Ordering::Release);
                     self.hand_over(Told::End)?;
                 }
                 (Some(Message::Sums(_) | Message::SumsEnd | Message::Inventory(_) | Message::InventoryEnd), _) => {
@@ -147,9 +147,6 @@ impl MessageThread {
 
     /// Waits for the writer thread, which may be reading our own files.
     fn hand_over(&self, told: Told) -> Result<(), ProtocolError> {
-        if !self.asked.load(Ordering::Acquire) {
-            return Err(NOT_ASKED);
-        }
         // Fails once the writer thread has gone, which ends when the connection does.
         self.told.send(told).map_err(|_| io::Error::from(ErrorKind::ConnectionAborted).into())
     }

@@ -117,7 +117,7 @@ impl<'a> Resumer<'a> {
         wait_admitted(&core.config, &core.history, self.follower)?;
         let begun = Instant::now();
         let bits = bits_for(core.stream.totals().0);
-        self.answers.ask(true);
+        self.answers.await_sums();
         self.tell(&Control::Want(bits))?;
         // While the follower is at the same. For one at a time: that is held until it is compared.
         let ahead = core.admission.ahead.try_acquire(self.follower);
@@ -130,7 +130,6 @@ impl<'a> Resumer<'a> {
         let Ours { mut all, mut view, sums, unknown } = ours.unwrap_or_else(|| Ours::known(core, bits));
         let buckets = self.differing(&all.files, unknown, sums, &theirs, bits)?;
         let steps = self.plan(&all.files, &buckets, bits, &mut view)?;
-        self.answers.ask(false);
         all.files = Vec::new();
         self.sync(steps, &mut view)?;
         drop((turn, ahead));
@@ -211,6 +210,7 @@ impl<'a> Resumer<'a> {
         let in_question: Vec<_> = files.iter().filter(|(path, _)| is_asked(path)).cloned().collect();
         let ours = in_question.iter().map(|(path, version)| (path, *version)).collect();
         let mut question = Question { ours, theirs: HashMap::default() };
+        self.answers.await_files();
         for some in buckets.chunks(TELL_MAX) {
             self.tell(&Control::Tell(some.to_vec()))?;
         }
