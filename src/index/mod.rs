@@ -369,7 +369,7 @@ impl Index {
         if entry.changed == went && !entry.now.exists() {
             self.complete_since = went;
             self.recency.unlink(&mut self.entries, slot);
-            self.slots.remove(&self.entries[slot].path, &self.entries);
+            self.slots.remove(slot, &self.entries);
             self.free.push(slot);
         }
     }
