@@ -20,6 +20,14 @@
 //!   writes so, a follower only while its directory is marked incomplete. So a follower believes what only a follower has written since, unless the
 //!   directory is marked; a leader believes nothing. Devices may have other numbers then.
 //!
+//! # A file that grows all the time
+//!
+//! After a kill of its holder such a file is read whole: it looks different from when its digests were kept, and nothing shows that it has only grown. That it has
+//! would have to be written down, durably, with how it looks after each append, which costs a sync of its own for each. Less than that is not enough: with "only
+//! appended to since" for a promise, broken durably before the first other change, whatever somebody else did to the file between the last look and
+//! the next start (a backup put in its place by `cp`, an editor, a repair) would pass for growth, in a copy that differs for good with nobody to notice; and so would
+//! what an interval of looks leaves out. Times of change tell the two apart only for a file that has come to rest.
+//!
 //! # How it is used
 //!
 //! ```ignore
