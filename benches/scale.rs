@@ -23,7 +23,9 @@
 //! where the leader goes. A step that is not done within `--limit` seconds (start and first sync: ten times that) is printed so, with what both
 //! sides complained of; it is no error, and the next one begins where it left off.
 //!
-//! - *listens*, *serves*: when the leader had its port, and when it accepted followers there.
+//! - *listens*, *serves*, *watches*: when the leader had its port, when it let followers in, and when all of the directory was watched.
+//! - *CPU*: time on a core, of all threads of the process. Of a process that was started in the step all it took, otherwise what it took in it. On a machine that
+//!   is busy with other things this is what can be compared, and not the time.
 //! - *moved*: bytes over the network, both ways, through a relay of the bench's.
 //! - *read*: bytes that the process read by system calls from files, in the page cache or not (`rchar` of `/proc/PID/io`; what is
 //!   received from sockets is not in it), and those that came from the disk (`read_bytes`). Of a process that was started
@@ -70,7 +72,11 @@ use tempfile::TempDir;
 const SECRET: &str = "the benches' secret";
 const PACELINE: &str = env!("CARGO_BIN_EXE_paceline");
 const IN_SYNC: &str = "in sync, following the stream";
+/// What the embedded leader says when it accepts followers, and what `paceline leader` says, which listens before that ...
 const SERVES: &str = "listening on ";
+const PROGRAM_SERVES: &str = " replicates ";
+/// ... and when it has looked at everything.
+const WATCHES: &str = "all there is is watched";
 const SPARSE: &str = "sparse";
 /// What is shown of what was said in a step that was not done.
 const COMPLAINTS_MOST: usize = 4;
@@ -222,6 +228,7 @@ struct Pass<'a> {
 struct Reached {
     listens: Option<Duration>,
     serves: Option<Duration>,
+    watches: Option<Duration>,
 }
 
 impl<'a> Pass<'a> {
@@ -342,6 +349,7 @@ impl<'a> Pass<'a> {
         match step {
             Step::Start => {
                 self.start_leader(step, reached)?;
+                self.wait_until_watched(step, reached)?;
                 return Ok(reached.serves.expect("it has"));
             }
             Step::First | Step::Nothing | Step::Missed | Step::Killed => self.follower = Some(self.follow(1)),
@@ -351,7 +359,25 @@ impl<'a> Pass<'a> {
         let began = newest.expect("one was started");
         let limit = self.limit(step);
         let follower = self.follower.as_mut().ok_or("there is no follower")?;
-        follower.wait_for(IN_SYNC, began + limit).map(|(at, _)| at - began).map_err(|missing| not_done(&missing, limit))
+        let in_sync = follower.wait_for(IN_SYNC, began + limit);
+        let time = in_sync.map(|(at, _)| at - began).map_err(|missing| not_done(&missing, limit))?;
+        if reached.serves.is_some() {
+            self.wait_until_watched(step, reached)?;
+        }
+        Ok(time)
+    }
+
+    /// That is no part of the time until somebody is in sync.
+    fn wait_until_watched(&mut self, step: Step, reached: &mut Reached) -> Result<(), String> {
+        let limit = self.limit(step);
+        if self.by == By::Program
+            && let Some(leader) = &mut self.leader
+        {
+            let watched = leader.wait_for(WATCHES, leader.began + limit);
+            let (at, _) = watched.map_err(|missing| not_done(&missing, limit))?;
+            reached.watches = Some(at - leader.began);
+        }
+        Ok(())
     }
 
     fn limit(&self, step: Step) -> Duration {
@@ -371,7 +397,8 @@ impl<'a> Pass<'a> {
         }
         let listens = leader.began.elapsed();
         reached.listens = Some(listens);
-        let (at, _) = leader.wait_for(SERVES, until).map_err(|missing| not_done(&missing, limit))?;
+        let says = if self.by == By::Program { PROGRAM_SERVES } else { SERVES };
+        let (at, _) = leader.wait_for(says, until).map_err(|missing| not_done(&missing, limit))?;
         let serves = at - leader.began;
         (reached.listens, reached.serves) = (Some(listens.min(serves)), Some(serves));
         Ok(())
@@ -561,9 +588,11 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
 fn show(by: By, step: Step, seen: &Seen) {
     let time = seen.failed.clone().unwrap_or_else(|| seconds(seen.time.as_secs_f64()));
     println!(
-        "{:>9}  {:>16}  {time:>17}  {:>10} moved  {:>10} and {:>10} read  {:>10} and {:>10} resident",
+        "{:>9}  {:>16}  {time:>17}  {:>8} and {:>8} of CPU  {:>10} moved  {:>10} and {:>10} read  {:>10} and {:>10} resident",
         by.name(),
         step.name(),
+        seconds(seen.leader.cpu.as_secs_f64()),
+        seconds(seen.follower.cpu.as_secs_f64()),
         mib(seen.moved as f64),
         mib(seen.leader.read as f64),
         mib(seen.follower.read as f64),
@@ -595,8 +624,20 @@ fn median_of(seen: &[Seen], pick: impl Fn(&Seen) -> f64) -> f64 {
 }
 
 fn print_times(results: &Results) {
-    let header =
-        ["time", "min-max", "listens", "serves", "moved", "leader read", "from disk", "follower read", "from disk"];
+    let header = [
+        "time",
+        "min-max",
+        "listens",
+        "serves",
+        "watches",
+        "CPU",
+        "follower's",
+        "moved",
+        "leader read",
+        "from disk",
+        "follower read",
+        "from disk",
+    ];
     print_table(results, &header, |seen| {
         let done: Vec<f64> = seen.iter().filter(|it| it.failed.is_none()).map(|it| it.time.as_secs_f64()).collect();
         let (min, max) = bounds(done.iter().copied());
@@ -611,6 +652,9 @@ fn print_times(results: &Results) {
             if done.is_empty() { "-".to_owned() } else { format!("{}-{}", seconds(min), seconds(max)) },
             leader(|reached| reached.listens),
             leader(|reached| reached.serves),
+            leader(|reached| reached.watches),
+            seconds(median_of(seen, |it| it.leader.cpu.as_secs_f64())),
+            seconds(median_of(seen, |it| it.follower.cpu.as_secs_f64())),
             mib(median_of(seen, |it| it.moved as f64)),
             mib(median_of(seen, |it| it.leader.read as f64)),
             mib(median_of(seen, |it| it.leader.read_from_disk as f64)),

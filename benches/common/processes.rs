@@ -119,6 +119,7 @@ impl Process {
             read_from_disk: field(&io, "read_bytes:"),
             resident: field(&status, "VmRSS:") << 10,
             peak: field(&status, "VmHWM:") << 10,
+            cpu: self.cpu(),
         }
     }
 
@@ -173,12 +174,19 @@ pub struct Usage {
     pub resident: u64,
     /// The most that was resident.
     pub peak: u64,
+    /// Time on a core, of all its threads.
+    pub cpu: Duration,
 }
 
 impl Usage {
     pub fn since(self, before: Self) -> Self {
         let read_from_disk = self.read_from_disk.saturating_sub(before.read_from_disk);
         // It may have ended.
-        Self { read: self.read.saturating_sub(before.read), read_from_disk, ..self }
+        Self {
+            read: self.read.saturating_sub(before.read),
+            read_from_disk,
+            cpu: self.cpu.saturating_sub(before.cpu),
+            ..self
+        }
     }
 }
