@@ -20,9 +20,10 @@ const PORT: u16 = 5687;
 /// More than sockets hold.
 const BURST_BYTES: usize = 24 << 20;
 
+/// Nodes end before what they use.
 struct Cluster {
-    etcd: Etcd,
     nodes: Vec<Member>,
+    etcd: Etcd,
 }
 
 struct Member {
@@ -44,7 +45,7 @@ impl Member {
 
 impl Cluster {
     fn start() -> Self {
-        let mut cluster = Self { etcd: Etcd::start(), nodes: Vec::new() };
+        let mut cluster = Self { nodes: Vec::new(), etcd: Etcd::start() };
         for index in 0..NODES {
             let node = cluster.launch(index);
             cluster.nodes.push(node);
