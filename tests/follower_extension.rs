@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use paceline::follower::State;
 use paceline::protocol::extension::{CHUNK_BYTES, Control, Fields, Message, Start, VERSION, field};
 use paceline::protocol::{ACCEPTED, REFUSED, read_node_id, read_secret};
-use paceline::{Error, Follower, FollowerConfig, Protocol, Secret};
+use paceline::{EpochPosition, Error, Follower, FollowerConfig, Protocol, Secret, StreamPosition};
 use support::extension_leader::{LONG, about, encoded, held, path};
 use support::fake_leader::{FakeLeader, Files, append, delete, eventually, files, files_in, replace};
 use tempfile::TempDir;
@@ -701,5 +701,45 @@ fn stopping_is_prompt_at_every_stage() {
     let (mut connection, _) = leader.accept_in_sync();
     connection.control(Control::Goodbye { back_in_ms: u32::MAX, reason: String::new() });
     says(&follower, "let this follower go");
+    stops_promptly(&follower);
+}
+
+// --- Positions --------------------------------------------------------------------------------------------------------
+
+#[test]
+fn how_far_the_copy_has_come_counts_from_a_whole_sync_on_and_only_in_the_stream_of_a_leader_that_says_its_term() {
+    let (leader, dir, follower) = started();
+    let at = |position| Some(EpochPosition { epoch: 7, position: StreamPosition(position) });
+    let kept = dir.path().join(".paceline/position");
+    let mut connection = leader.accept_extension(&about(LONG).with(field::TERM, &7_u64.to_le_bytes()));
+    assert!(connection.inventory().is_empty());
+    connection.control(Control::SyncBegins { files: 1, bytes: 0 });
+    connection.stream(&append("log", b"1234"));
+    connection.control(Control::SyncEnds);
+    assert_eq!(follower.status().position, None, "what changed during the sync is not there yet");
+    let end = connection.control(Control::Position(1000));
+    connection.wait_durable(end);
+    assert_eq!((follower.status().position, kept.exists()), (at(1000), true));
+    // Heartbeats are no part of the stream.
+    let more = append("log", b"56");
+    connection.control(Control::Heartbeat { position: 5000, clock_us: 0 });
+    connection.stream(&more);
+    assert_eq!(follower.status().position, at(1000 + more.len() as u64));
+    connection.control(Control::SyncBegins { files: 0, bytes: 0 });
+    eventually("a sync has begun", || follower.status().position.is_none());
+    connection.control(Control::SyncEnds);
+    let end = connection.control(Control::Position(2000));
+    connection.wait_durable(end);
+    assert_eq!(follower.status().position, at(2000));
+    drop(connection);
+    follower.stop();
+    drop(follower);
+    let follower = Follower::start(config(&leader, dir.path())).unwrap();
+    assert_eq!(follower.status().position, at(2000), "it was stopped");
+    let mut connection = leader.accept_extension(&about(LONG));
+    assert_eq!(connection.inventory(), [held("log", b"123456")]);
+    assert_eq!((follower.status().position, kept.exists()), (at(2000), true), "nothing has changed yet");
+    connection.sync(b"");
+    assert_eq!((follower.status().position, kept.exists()), (None, false));
     stops_promptly(&follower);
 }
