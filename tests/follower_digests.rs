@@ -41,7 +41,12 @@ impl Scene {
         });
         connection.sync(&actions.collect::<Vec<_>>().concat());
         eventually("in sync", || follower.status().state == State::Streaming);
-        // Digested as it came.
+        connection.close_now();
+        // Small ones were digested as they came. As for the others nobody waits until the background has done so.
+        let (_connection, _) = scene.leader.accept_in_sync();
+        eventually("in sync", || follower.status().state == State::Streaming);
+        let large: usize = scene.contents.iter().map(|(_, bytes)| bytes.len()).filter(|len| *len > 64 << 10).sum();
+        assert_eq!(follower.status().sync.bytes_hashed, large as u64);
         follower.stop();
         assert!(scene.kept().exists());
         scene

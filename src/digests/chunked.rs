@@ -4,6 +4,10 @@ use sha1::{Digest, Sha1};
 
 use crate::protocol::extension::{CHUNK, ChunkDigest};
 
+/// Files of no more than that are digested on the way when they are moved: to open them again would cost more. For each byte it costs as much again as sending
+/// it does, which a first sync of large files is spared: the digesters take those after it, at their pace.
+pub(crate) const ON_THE_WAY_BYTES_MAX: u64 = 64 << 10;
+
 /// A file's content from its beginning on.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chunked {

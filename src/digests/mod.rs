@@ -52,7 +52,7 @@ mod stamps;
 
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
 
-pub(crate) use self::chunked::Chunked;
+pub(crate) use self::chunked::{Chunked, ON_THE_WAY_BYTES_MAX};
 pub(crate) use self::stamps::{SETTLED, SETTLED_COARSE, Stamps, nanos, now};
 
 /// What is known of a file's content.

@@ -5,7 +5,7 @@
 //! of a core, and of a disk, at most; and it stands aside while a sync is under way. (No niceness, see `leader/peers/admission.rs`.) A stop
 //! ends it between two pieces, and between two files that it saves. What it cannot read it leaves: the next comparison tells.
 //!
-//! What a sync brings of files that were not here is digested as it comes, and saved soon after the sync.
+//! What a sync brings of small files that were not here is digested as it comes, and saved soon after the sync.
 //!
 //! Saving looks at every file and syncs the file systems. In the background it is done when much would have to be read again, or after a while, not
 //! while a sync is under way, and not more often than every minute, nor for more than a fiftieth of the time.

@@ -5,7 +5,7 @@
 //! change by another within the same tick of the file system's clock as a write of ours, which keeps the length, is not seen (kernels since 6.13
 //! have no such ticks for files that are looked at).
 //!
-//! What a sync puts into files that were empty is digested as it comes ([`Track::appended`](super::track::Track::appended)). What our other writes leave undigested waits here for the [`digester`](super::digester), which takes it when the file has been at rest for [`REST`]; or
+//! What a sync puts into small files that were empty is digested as it comes ([`Track::appended`](super::track::Track::appended)). What our other writes leave undigested waits here for the [`digester`](super::digester), which takes it when the file has been at rest for [`REST`]; or
 //! as much as there is of whole chunks, where it goes on growing.
 //!
 //! One lock around all of it, a leaf, held for lookups and never while a file is read.
@@ -420,7 +420,7 @@ mod tests {
                 .known(&path, &Stamps::of_file(&*file).unwrap(), 100, |len, told| known = Some((len, told.to_vec())));
             known.map(|(_, digests)| digests)
         };
-        for (at, len) in [10, CHUNK - 10, CHUNK + 1, 3 * CHUNK, 1].into_iter().enumerate() {
+        for (at, len) in [10, 20_000, 1, 40_000].into_iter().enumerate() {
             let expected = append(&vec![u8::try_from(at).unwrap(); len], true, &mut track);
             if at != 2 {
                 track.settle();
@@ -428,6 +428,9 @@ mod tests {
             }
         }
         assert!(digests.next_due(Instant::now() + 2 * REST).is_none(), "it is read again");
+        append(&[1; 6000], true, &mut track);
+        track.settle();
+        assert_eq!(known(&digests), None, "a large one is left to the digester");
         append(b"the stream's", false, &mut track);
         append(b"more", true, &mut track);
         track.settle();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::digests::Digests;
 use super::flush::{Changed, FILES_KEPT_MAX, Unflushed};
-use crate::digests::Chunked;
+use crate::digests::{Chunked, ON_THE_WAY_BYTES_MAX};
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
 use crate::types::RelPath;
@@ -62,13 +62,17 @@ impl Track {
         self.written.insert(path.clone(), Written { file: file.clone(), from: offset, len, filled });
     }
 
-    /// A file was appended to in bulk. All of a file that was empty is digested as it comes: it would be read again to be compared.
+    /// A file was appended to in bulk. All of a small file that was empty is digested as it comes: it would be read again to be compared.
     pub(super) fn appended(&mut self, path: &RelPath, bytes: &[u8]) {
         let Some(written) = self.written.get_mut(path) else { return };
         if written.len.take() == Some(0) && written.from == u64::MAX {
             written.filled = Some(Chunked::default());
         }
         if let Some(filled) = &mut written.filled {
+            if filled.bytes() + bytes.len() as u64 > ON_THE_WAY_BYTES_MAX {
+                written.filled = None;
+                return;
+            }
             filled.update(bytes);
             if self.filling.as_ref() != Some(path) {
                 self.filling = Some(path.clone());

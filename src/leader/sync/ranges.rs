@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::digests::{Chunked, Stamps, now};
+use crate::digests::{Chunked, ON_THE_WAY_BYTES_MAX, Stamps, now};
 use crate::error::Error;
 use crate::index::Version;
 use crate::leader::batch::{Actions, Batch, ControlAction, FileRange, RangeKind, Step};
@@ -423,9 +423,10 @@ impl<'a> Ranges<'a> {
         self.mend(path, version);
     }
 
-    /// All of a file that is read in bulk is digested on the way, unless that was done: it would be read again to be compared. Returns how it looks now.
+    /// All of a small file that is read in bulk is digested on the way, unless that was done: it would be read again to be compared. Returns how it looks now.
     fn begin_digest(&mut self, range: &FileRange, file: &Reader) -> Option<(Stamps, i64)> {
-        let is_wanted = self.in_bulk && range.offset == 0 && self.core.chunks.digested(range.generation) < range.len;
+        let is_small = range.offset == 0 && range.len <= ON_THE_WAY_BYTES_MAX;
+        let is_wanted = self.in_bulk && is_small && self.core.chunks.digested(range.generation) < range.len;
         let began = now();
         let looks = is_wanted.then(|| Stamps::of_file(file.file()).ok()).flatten();
         self.digest = looks.map(|_| Chunked::default());
