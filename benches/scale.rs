@@ -39,6 +39,11 @@
 //! Last, so many followers (`--followers-many`) follow an embedded leader of small queues that is appended to, 4 records each
 //! millisecond, and a tenth of them: what the leader's CPU time and the longest append make of it. Of small files there are none then.
 //!
+//! # What was measured
+//!
+//! The README has a table of 200,000 and 1,000,000 files. Where memory is told, some of it is what the allocator keeps of what a sync took for a moment. The longest
+//! append is up to tens of milliseconds where many other processes want the cores: then who holds the lock of appends is made to wait for one.
+//!
 //! # How to read it
 //!
 //! Medians over the rounds, with the lowest and highest. In each round there are new followers, with empty directories, and a leader that has
