@@ -210,6 +210,8 @@ impl Worker {
             }
             Job::Mark(answer) => {
                 self.shared.leave_place();
+                // Nor is it in the directory any more.
+                keeping.kept = None;
                 self.dir.mark_incomplete()?;
                 // Nobody waits for it when the connection has ended.
                 let _ = answer.send(());
