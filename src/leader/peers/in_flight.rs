@@ -193,9 +193,10 @@ impl InFlight {
         }
         let Some(from) = self.void_from.take_if(|_| self.voided.is_empty()) else { return false };
         let hold = Hold { from, until };
-        let outlasts = self.outlasts(&hold);
+        // Nothing is asked of one that lacks something from before, as long as it does.
+        let must_ask = from == 0 || self.outlasts(&hold);
         self.holds.push(hold);
-        outlasts
+        must_ask
     }
 
     /// Whether what it makes durable before it has all of a hold, and says only then, would count for more than it has.
@@ -441,6 +442,19 @@ mod tests {
             in_flight.durable(50);
             assert_eq!(marks(&in_flight), (150, 150, 150));
         }
+    }
+
+    #[test]
+    fn it_is_asked_to_make_durable_what_makes_up_for_what_it_lacked_where_nothing_else_would() {
+        let mended = |from, durable: Option<u64>| {
+            let mut in_flight = InFlight { durable, ..attached() };
+            in_flight.void(&path("a"), from, 120);
+            in_flight.void(&path("b"), from, 120);
+            assert!(!in_flight.mended(&path("a"), 120, 150), "not yet");
+            in_flight.mended(&path("b"), 120, 150)
+        };
+        assert!(mended(0, None) && mended(0, Some(100)) && mended(110, Some(120)));
+        assert!(!mended(110, None) && !mended(110, Some(110)));
     }
 
     #[test]

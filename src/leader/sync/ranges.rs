@@ -155,6 +155,8 @@ impl<'a> Ranges<'a> {
         action: &ControlAction,
         batch: &Batch,
     ) -> Result<(), Error> {
+        // Should it be so just now, it is asked to make durable what follows here.
+        self.tell_whole(frame, StreamPosition(batch.end - batch.bytes))?;
         // A rename or truncation of what a void range left incomplete would not make it whole.
         let spoiled = {
             let mut spoiled = self.follower.spoiled.lock();
