@@ -87,7 +87,7 @@ impl Core {
 
     /// All of it: announced is what can be sent.
     fn read_file(&self, path: &RelPath) -> io::Result<()> {
-        let Some(file) = self.dir.root().file(path)? else { return Ok(()) };
+        let Some(file) = self.dir.root().file(path)? else { return Err(ErrorKind::NotFound.into()) };
         let (mut file, mut buffer) = (Reader::uncached(file), vec![0; READ_AT_ONCE_BYTES]);
         while !self.ended.is_set() && file.read(&mut buffer)? > 0 {}
         let _one_at_a_time = self.file_locks.of(path).lock();
