@@ -25,7 +25,7 @@
 //! without being opened. Why that is safe, and where it ends:
 //!
 //! - It is watched before it is looked at: what happens after the look raises an event. What happened between the walk and the look shows in how the
-//!   file looks, because it was at rest at the walk (see [`digests`](crate::digests) for what that takes); so it does if another file has its name.
+//!   file looks, because it was at rest at the walk (see `src/digests` for what that takes); so it does if another file has its name.
 //!   Times that come again, and writes through `mmap`, are not seen at any other time either.
 //! - What looks different was perhaps read for a follower, or digested, as it was at the walk. It is announced as replaced then, unless what it ended with at the
 //!   walk, which is remembered of files that were being written to, or its digests, made of how it looked at the walk, show that it has only grown. If nobody can have read it, what there is now is what was announced.

@@ -48,7 +48,7 @@ pub enum Control {
     Unstage,
     /// Tell the sums of 2^this buckets, at most [`BUCKET_BITS_MAX`]. Once a connection, before anything else.
     Want(u8),
-    /// Tell the files of these buckets, at most [`TELL_MAX`]; in ascending order, also from one control to the next.
+    /// Tell the files of these buckets, at most [`TELL_MAX`](super::TELL_MAX); in ascending order, also from one control to the next.
     Tell(Vec<u32>),
     /// Those are all.
     TellEnds,
