@@ -214,7 +214,15 @@ impl Commits {
         self.passed(follower);
         let ticket = follower.ticket();
         let mut state = self.state.lock();
-        state.rule.left(follower.id, ticket, end.0);
+        {
+            let State { rule, waiting, .. } = &mut *state;
+            rule.left(follower.id, ticket, end.0);
+            for (level, waiters) in waiting {
+                if let Some(((position, _), _)) = waiters.last_key_value() {
+                    rule.awaited(*position, *level);
+                }
+            }
+        }
         self.changed(state);
     }
 

@@ -27,7 +27,7 @@
 //! - `In`: it is wanted in the recorded set, and counts before the write that adds it is sent. It gets here once it has also made durable
 //!   what it was synced with: leaders before this one may have called any of that durable on all.
 //! - Who leaves stops to count only when a set without it is confirmed. Who had all there was lingers in the set until
-//!   there is more: after a clean end of the leader it may take over.
+//!   there is more, or a commit waits for it to be more durable than it said: after a clean end of the leader it may take over.
 //! - Who joins gets out of every set that may be recorded before it is made to change anything:
 //!   [`Rule::may_be_recorded`] says when.
 
@@ -212,6 +212,18 @@ impl Rule {
     pub(super) fn appended(&mut self, end: u64) {
         for member in self.members.values_mut() {
             if member.stage == Stage::Lingering && member.has.written < end {
+                member.stage = Stage::Gone;
+            }
+        }
+        self.forget();
+    }
+
+    /// A commit waits for everything up to `position`: who is gone and never says that it has that is out of sync. To be said of each commit as it begins to wait, and of
+    /// all that wait when somebody has left.
+    pub(super) fn awaited(&mut self, position: u64, level: CommitLevel) {
+        for member in self.members.values_mut() {
+            let is_missing = member.has.at(level.durability) < position;
+            if level.quorum == Quorum::All && member.stage == Stage::Lingering && is_missing {
                 member.stage = Stage::Gone;
             }
         }

@@ -107,6 +107,20 @@ fn a_connection_that_was_replaced_does_not_take_the_place_of_its_successor() {
 }
 
 #[test]
+fn who_leaves_while_a_commit_waits_for_it_to_be_durable_lingers_in_no_set() {
+    let commits = commits();
+    let follower = follower(&commits, StreamPosition(100));
+    commits.passed(&follower);
+    commits.call(wanted(101), Duration::from_secs(3600), Box::new(|_| ()));
+    follower.sending(1, Some(StreamPosition(101)), Instant::now());
+    follower.take_marks(Marks { received: 1, written: 1, durable: 0 }).unwrap();
+    commits.passed(&follower);
+    assert_eq!(commits.status(StreamPosition(101)).followers, [follower.id]);
+    commits.left(&follower, StreamPosition(101));
+    assert!(commits.status(StreamPosition(101)).followers.is_empty());
+}
+
+#[test]
 fn nothing_is_held_of_a_commit_that_was_called() {
     let commits = commits();
     let (sender, outcomes) = crossbeam_channel::unbounded();

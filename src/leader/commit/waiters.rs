@@ -54,6 +54,7 @@ impl Commits {
         if let Some(outcome) = self.outcome_now(&mut state, position, level) {
             return Err((waiter, outcome));
         }
+        state.rule.awaited(position.0, level);
         state.last_waiter += 1;
         let number = state.last_waiter;
         let at = (position.0, number);

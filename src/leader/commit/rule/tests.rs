@@ -330,6 +330,25 @@ fn who_left_with_everything_stays_until_there_is_more() {
 }
 
 #[test]
+fn who_left_before_what_it_had_was_durable_holds_up_no_commit_that_waits_for_that() {
+    let mut rule = rule(0, &[]);
+    rule.joins(id(1), 1, true);
+    rule.has(id(1), 1, Has { durable: 9, ..all(10) });
+    rule.next_set();
+    rule.recorded_now();
+    rule.left(id(1), 1, 10);
+    rule.awaited(10, CommitLevel::ALL_WRITTEN);
+    rule.awaited(9, CommitLevel::ALL_DURABLE);
+    assert!(rule.lingers(), "it has that");
+    rule.awaited(10, CommitLevel::ALL_DURABLE);
+    assert!(!rule.lingers() && rule.in_sync().count() == 0);
+    rule.next_set();
+    rule.recorded_now();
+    rule.local_durable(10);
+    assert_eq!(rule.committed(CommitLevel::ALL_DURABLE, 10), 10);
+}
+
+#[test]
 fn who_leaves_before_it_was_in_sync_is_in_no_set() {
     let mut rule = rule(0, &[]);
     rule.joins(id(1), 1, true);
