@@ -116,6 +116,12 @@ impl Cluster {
         self.lock().in_sync.clone()
     }
 
+    /// Whether who leads has renewed its lease not long ago: who was cut off for long may find out after that that it does not lead any more.
+    pub(crate) fn is_renewed(&self) -> bool {
+        let now = world::current().now();
+        self.lock().candidates.front().is_some_and(|front| front.until > now + LEASE - 2 * RENEW_EVERY)
+    }
+
     /// Whether a node can reach it.
     pub(crate) fn set_cut(&self, id: NodeId, cut: bool) {
         let mut state = self.lock();

@@ -383,7 +383,7 @@ impl History {
             // What is watched may not be announced yet.
             let wrong =
                 leader.filter(|_| self.shared.plan.kind == Kind::Watched).and_then(|leader| self.unequal(leader));
-            if leader.is_some() && wrong.is_none() {
+            if leader.is_some() && wrong.is_none() && self.shared.cluster.is_renewed() {
                 break;
             }
             if let (Some(wrong), true) = (wrong, self.world.now() > began + REST_MAX) {
