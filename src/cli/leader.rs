@@ -73,7 +73,7 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "SIZE", env = "PACELINE_LAG_BYTES", value_parser = parse_size, help_heading = "Limits")]
     lag_bytes: Option<u64>,
     /// What becomes of a follower whose queue is full, or that is too far behind: 'evict' lets it go, and it syncs anew when it returns; 'catch-up' keeps its
-    /// connection and sends what it lacks from disk
+    /// connection, and syncs it anew at once (not with 1.0.0)
     #[arg(long, value_name = "WHAT", env = "PACELINE_ON_FULL", value_parser = parse_on_full, default_value = "evict", help_heading = "Limits")]
     on_full: OnFull,
     /// Followers that should be in sync, without this leader: falling below it, and coming back, are logged. Nothing waits for it
