@@ -5,15 +5,22 @@ use std::io;
 use std::time::Duration;
 
 use crate::beneath::FileLooks;
-use crate::digests::{Digested, Stamps, nanos, now};
+use crate::digests::{Digested, SETTLED_COARSE, Stamps, nanos, now};
 use crate::sys::fs::{File, Metadata, MetadataExt};
 use crate::sys::rustix;
 use crate::sys::time::{Instant, SystemTime};
-use crate::tail::{TAIL_BYTES_MAX, Tail};
+use crate::tail::Tail;
 
 /// How long after a file's last change another change still could carry the same time: clock ticks of file systems last
-/// up to 10 ms.
-const TICK_MAX_NANOS: i64 = 12_000_000;
+/// up to 10 ms, where they do not count seconds.
+const TICK_MAX: Duration = Duration::from_millis(12);
+
+/// Whether a time, in nanoseconds since 1970, does not come again. One of whole seconds may be that of a clock which counts no more than those.
+fn is_past(at: i64, now: i64) -> bool {
+    let tick = if at % 1_000_000_000 == 0 { SETTLED_COARSE } else { TICK_MAX };
+    let age = now.checked_sub(at).and_then(|age| u64::try_from(age).ok());
+    age.is_some_and(|age| Duration::from_nanos(age) > tick)
+}
 
 /// How long a file may look changed without having grown before that is believed. A write sets the time first, then copies,
 /// then sets the length: between, an append looks just like a change in place.
@@ -56,8 +63,8 @@ impl Seen {
     }
 
     fn at(now: i64, id: Identity, len: u64, modified: i64) -> Self {
-        let past = |at: i64| now.checked_sub(at).is_some_and(|age| age > TICK_MAX_NANOS);
-        Self { id, len, modified, settled: past(modified), unique: id.born.is_some_and(past) }
+        let unique = id.born.is_some_and(|born| is_past(born, now));
+        Self { id, len, modified, settled: is_past(modified, now), unique }
     }
 
     pub(super) fn id(&self) -> Identity {
@@ -159,7 +166,8 @@ impl Known {
     /// Whether `seen` is this very file, and not a later one with its inode. Where that cannot be told from its times, the
     /// tail must cover all that was announced.
     pub(super) fn is_surely(&self, seen: &Seen) -> bool {
-        let is_covered = self.announced <= TAIL_BYTES_MAX && !matches!(self.end, End::Unread);
+        // Which it may not if it grew between our look and the leader's.
+        let is_covered = matches!(&self.end, End::Read(tail) if tail.covers(self.announced));
         self.seen.id == seen.id && (self.seen.unique || is_covered)
     }
 
@@ -244,4 +252,33 @@ fn grows_at_once(file: &File, seen: &Seen) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_a_clock_that_counts_seconds_another_file_may_be_born_at_the_same_time_for_longer() {
+        const SECOND: i64 = 1_000_000_000;
+        let seen = |born: i64, now: i64| {
+            let stamps = Stamps { dev: 1, ino: 2, size: 3, mtime: born, ctime: born };
+            let seen = Seen::of_looks(&FileLooks { stamps, born: Some(born) }, now);
+            (seen.settled, seen.unique)
+        };
+        let born = 1_700_000_000 * SECOND;
+        assert_eq!(seen(born, born + SECOND), (false, false));
+        assert_eq!(seen(born, born + 6 * SECOND), (true, true));
+        assert_eq!(seen(born + 1, born + 13_000_000), (true, true));
+        assert_eq!(seen(born + 1, born + 12_000_000), (false, false));
+        assert_eq!(seen(born + 1, born), (false, false), "later than now");
+    }
+
+    #[test]
+    fn a_file_that_had_grown_by_the_time_it_was_announced_is_not_known_by_an_end_that_covers_less() {
+        let id = Identity { dev: 1, ino: 2, born: Some(0) };
+        let seen = Seen { id, len: 0, modified: 0, settled: false, unique: false };
+        let known = |announced| Known::new(seen, announced, Some(Tail::empty()), By::Replace, Instant::now());
+        assert!(known(0).is_surely(&seen) && !known(102).is_surely(&seen));
+    }
 }
