@@ -41,7 +41,7 @@
 //!
 //! # What was measured
 //!
-//! The README has a table of 200,000 and 1,000,000 files. Where memory is told, some of it is what the allocator keeps of what a sync took for a moment. The longest
+//! The README has a table of 500,000 files. Where memory is told, some of it is what the allocator keeps of what a sync took for a moment. The longest
 //! append is up to tens of milliseconds where many other processes want the cores: then who holds the lock of appends is made to wait for one.
 //!
 //! # How to read it
