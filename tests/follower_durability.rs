@@ -438,6 +438,10 @@ fn power_loss_in_the_extension(steps: &[Step], wanted: usize) -> Result<(), Test
     let durable = steps.iter().take(wanted).rposition(asks).map_or(0, |last| last + 1);
     let (durable, later) = steps.split_at(durable);
     for (_, step, wire) in durable {
+        if matches!(step, Step::Patch(_)) {
+            // A sync comes after what is here was told.
+            connection.inventory();
+        }
         let before = connection.send(wire);
         match step {
             Step::Durable => mark = before,
