@@ -725,6 +725,7 @@ fn how_far_the_copy_has_come_counts_from_a_whole_sync_on_and_only_in_the_stream_
     connection.control(Control::Heartbeat { position: 5000, clock_us: 0 });
     connection.stream(&more);
     assert_eq!(follower.status().position, at(1000 + more.len() as u64));
+    connection.inventory();
     connection.control(Control::SyncBegins { files: 0, bytes: 0 });
     eventually("a sync has begun", || follower.status().position.is_none());
     connection.control(Control::SyncEnds);

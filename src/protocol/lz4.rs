@@ -257,8 +257,10 @@ impl<R: Read> Read for Blocks<R> {
                 let most = bytes.len().min(HEADER_BYTES - *seen);
                 let read = self.inner.read(&mut bytes[..most])?;
                 let flags = FLAGS_AT.checked_sub(*seen).and_then(|at| bytes[..read].get(at));
+                let magic = FRAME_HEADER[..FLAGS_AT].get(*seen..).unwrap_or_default();
+                let is_other = magic.iter().zip(&bytes[..read]).any(|(ours, theirs)| ours != theirs);
                 *seen += read;
-                if flags.is_some_and(|flags| flags & FLAGS_OF_MORE != 0) {
+                if is_other || flags.is_some_and(|flags| flags & FLAGS_OF_MORE != 0) {
                     self.at = At::Unknown;
                 } else if *seen == HEADER_BYTES {
                     self.at = At::Within(0);
