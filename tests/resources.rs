@@ -170,8 +170,11 @@ fn whichever_thread_a_leader_or_a_follower_does_not_get_it_ends_with_a_reason_or
             let log = fs::read_to_string(stage.path(&format!("{name}.log"))).unwrap();
             log.lines().find_map(|line| line.strip_prefix("listening on ")?.parse().ok())
         };
-        wait_until("it listens, or ends", || leader.has_ended() || address().is_some());
-        if let Some(address) = address() {
+        // It listens before it has all of its threads.
+        wait_until("it has read its directory, or ends", || {
+            leader.has_ended() || leader.log().contains(" replicates ")
+        });
+        if let Some(address) = address().filter(|_| !leader.has_ended()) {
             let mut copy = stage.follower(&format!("copy-of-{n}"), address);
             wait_says(&mut copy.process, "following the stream");
             wait_same(&dir, &copy.dir);
