@@ -588,25 +588,3 @@ fn a_replacement_that_cannot_be_read_to_its_end_is_given_up_and_the_connection_g
     assert_eq!(next(), Some(Said::Control(Control::Place)));
     assert!(matches!(peer.next(), Some(Said::Control(Control::Position(_)))));
 }
-
-#[test]
-fn who_lacks_something_of_a_file_that_is_renamed_keeps_what_it_has_of_it_and_is_let_go() {
-    let leader = TestLeader::with(|config| (config.write_timeout, config.ack_timeout) = (PATIENCE, PATIENCE));
-    let mut peer = Peer::connect(&leader).join(&leader);
-    leader.append("a", b"what it has");
-    // More than the connection holds: what follows is to be read when it is gone.
-    leader.append("first", &support::noise(32 << 20));
-    leader.append("a", &support::noise(1 << 20));
-    std::fs::File::options().write(true).open(leader.dir.path().join("a")).unwrap().set_len(11).unwrap();
-    leader.rename("a", "b");
-    let mut of_a = Vec::new();
-    while let Some(said) = peer.next() {
-        match said {
-            Said::Action(name, ..) if name == "first" => {}
-            Said::Control(Control::Empty(_) | Control::Position(_)) => {}
-            said => of_a.push(said),
-        }
-    }
-    assert_eq!(of_a, [Said::Action("a".to_owned(), ActionKind::Append(11), b"what it has".to_vec())]);
-    leader.wait_evicted_for(peer.id, &EvictionReason::Unreadable(path("a")));
-}

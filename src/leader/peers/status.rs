@@ -125,8 +125,8 @@ pub enum EvictionReason {
     ProtocolViolation(String),
     /// A newer connection came with its id.
     Replaced,
-    /// A file could not be read, or was cut short, by the time it was to be sent, and the follower cannot go on without: it was sent a part of
-    /// it, and protocol 1.0.0 has no word for giving that up; or the file was given another name.
+    /// Protocol 1.0.0 has no word for giving up a file that cannot be read on, or was cut short, in the middle of being sent. It
+    /// drops what it has of it.
     Unreadable(RelPath),
     /// It could not go on, said why, and left: its disk was full, for example.
     Left(String),
@@ -151,7 +151,7 @@ impl fmt::Display for EvictionReason {
             Self::NoSyncProgress => f.write_str("no sync progress"),
             Self::Silent => f.write_str("no heartbeat"),
             Self::ProtocolViolation(what) => write!(f, "protocol violation ({what})"),
-            Self::Unreadable(path) => write!(f, "{path} could not be read to its end when it was to be sent"),
+            Self::Unreadable(path) => write!(f, "{path} could not be read on in the middle of being sent"),
             Self::Left(why) => write!(f, "it left ({why})"),
             Self::Replaced => f.write_str("replaced by a newer connection"),
             Self::Shutdown => f.write_str("shutdown"),

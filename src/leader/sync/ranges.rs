@@ -10,9 +10,7 @@
 //!   ([`EvictionReason::Unreadable`]). It drops an action that never ended, ours as LavinMQ's. If not even the first piece can be read nothing was begun, and it stays.
 //! - What is appended after that has no place in the copy. The file is *spoiled* from there on, and each writer leaves out, of ranges and
 //!   of the batches that all share, what is appended to a file that is spoiled for its follower ([`Actions::applicable`]). It ends with what does
-//!   not build on the copy: a replacement, a delete, another file renamed over it. In place of cutting it, it is replaced.
-//! - Of a file that is spoiled the follower may have what was committed. Renamed, that is in no one step of what can be sent: the new name would come with its
-//!   content, and then the old one go, and a loss of power between leave neither. So it is let go as well, and comes back by a sync, out of the in-sync set.
+//!   not build on the copy: a replacement, a delete, another file renamed over it. In place of renaming or cutting it, it is replaced.
 //!
 //! What it has counts as far as it has come for as long ([`FollowerHandle::void`]), and what is in doubt is announced anew: at once if it is gone or
 //! shorter, and when it can be read again if it cannot (`files/unreadable.rs`). All others go on.
@@ -175,9 +173,6 @@ impl<'a> Ranges<'a> {
                 _ => false,
             }
         };
-        if let (Control::Rename { from, .. }, true, true) = (&action.control, spoiled, self.follower.extension) {
-            return self.let_go(from.clone());
-        }
         if self.follower.extension && !spoiled {
             // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
             let is_told_whole = !self.follower.owed_position.load(Ordering::Relaxed);
@@ -186,7 +181,20 @@ impl<'a> Ranges<'a> {
             }
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
         } else {
-            for step in &action.instead {
+            // What it has of a spoiled file may have been committed: it goes only when the whole file is there under its new name.
+            let is_last = |step: &&Step| match &action.control {
+                Control::Rename { from, .. } => spoiled && **step == Step::Delete(from.clone()),
+                _ => false,
+            };
+            for step in action.instead.iter().filter(|step| !is_last(step)) {
+                if let Err(path) = self.send_step(frame, step)?
+                    && action.instead.iter().any(|step| is_last(&step))
+                    && self.core.unreadable.is_noted(&path)
+                {
+                    return self.let_go(path);
+                }
+            }
+            for step in action.instead.iter().filter(is_last) {
                 let _ = self.send_step(frame, step)?;
             }
             if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
