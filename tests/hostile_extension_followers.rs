@@ -588,3 +588,34 @@ fn a_replacement_that_cannot_be_read_to_its_end_is_given_up_and_the_connection_g
     assert_eq!(next(), Some(Said::Control(Control::Place)));
     assert!(matches!(peer.next(), Some(Said::Control(Control::Position(_)))));
 }
+
+#[test]
+fn what_it_has_of_a_file_that_cannot_be_sent_and_is_renamed_is_renamed_and_never_deleted() {
+    let leader = TestLeader::with(|config| (config.write_timeout, config.ack_timeout) = (PATIENCE, PATIENCE));
+    let mut peer = Peer::connect(&leader).join(&leader);
+    leader.append("a", b"what it has");
+    // More than the connection holds: what follows is to be read when it is gone.
+    leader.append("first", &support::noise(32 << 20));
+    leader.append("a", &support::noise(1 << 20));
+    std::fs::File::options().write(true).open(leader.dir.path().join("a")).unwrap().set_len(11).unwrap();
+    leader.rename("a", "b");
+    let mut said = Vec::new();
+    while said.last() != Some(&Said::Control(Control::Place)) {
+        match peer.next().expect("it is not let go") {
+            Said::Action(name, ..) if name == "first" => {}
+            Said::Control(Control::Position(_) | Control::Empty(_)) => {}
+            other => said.push(other),
+        }
+    }
+    let append = |name: &str| Said::Action(name.to_owned(), ActionKind::Append(11), b"what it has".to_vec());
+    let expected = [
+        append("a"),
+        Said::Control(Control::Rename { from: path("a"), to: path("b") }),
+        // As it was found, and announced anew.
+        Said::Control(Control::Stage(path("b"))),
+        append("b"),
+        Said::Control(Control::Place),
+    ];
+    assert_eq!(said, expected);
+    assert!(leader.leader.evictions().is_empty());
+}

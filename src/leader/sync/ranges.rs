@@ -10,7 +10,7 @@
 //!   ([`EvictionReason::Unreadable`]). It drops an action that never ended, ours as LavinMQ's. If not even the first piece can be read nothing was begun, and it stays.
 //! - What is appended after that has no place in the copy. The file is *spoiled* from there on, and each writer leaves out, of ranges and
 //!   of the batches that all share, what is appended to a file that is spoiled for its follower ([`Actions::applicable`]). It ends with what does
-//!   not build on the copy: a replacement, a delete, another file renamed over it. In place of renaming or cutting it, it is replaced.
+//!   not build on the copy: a replacement, a delete, another file renamed over it. In place of cutting it, and before it is renamed, it is replaced.
 //!
 //! What it has counts as far as it has come for as long ([`FollowerHandle::void`]), and what is in doubt is announced anew: at once if it is gone or
 //! shorter, and when it can be read again if it cannot (`files/unreadable.rs`). All others go on.
@@ -158,22 +158,16 @@ impl<'a> Ranges<'a> {
         // Should it be so just now, it is asked to make durable what follows here.
         self.tell_whole(frame, StreamPosition(batch.end - batch.bytes))?;
         // A rename or truncation of what a void range left incomplete would not make it whole.
-        let spoiled = {
-            let mut spoiled = self.follower.spoiled.lock();
-            match &action.control {
-                Control::Rename { from, to } => {
-                    spoiled.remove(to);
-                    spoiled.remove(from)
-                }
-                Control::Truncate { path, .. } => spoiled.remove(path),
-                Control::Empty(path) => {
-                    spoiled.remove(path);
-                    false
-                }
-                _ => false,
+        let spoiled = match &action.control {
+            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
+                self.follower.spoiled.lock().remove(path)
             }
+            _ => false,
         };
-        if self.follower.extension && !spoiled {
+        if let (Control::Rename { from, to }, true, true) = (&action.control, spoiled, self.follower.extension) {
+            self.rename_spoiled(frame, from, to, &action.instead)?;
+            self.tell_position(frame, batch)?;
+        } else if self.follower.extension && !spoiled {
             // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
             let is_told_whole = !self.follower.owed_position.load(Ordering::Relaxed);
             if action.control == Control::MakeDurable && is_told_whole {
@@ -181,31 +175,43 @@ impl<'a> Ranges<'a> {
             }
             let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
         } else {
-            // What it has of a spoiled file may have been committed: it goes only when the whole file is there under its new name.
-            let is_last = |step: &&Step| match &action.control {
-                Control::Rename { from, .. } => spoiled && **step == Step::Delete(from.clone()),
-                _ => false,
-            };
-            for step in action.instead.iter().filter(|step| !is_last(step)) {
-                if let Err(path) = self.send_step(frame, step)?
-                    && action.instead.iter().any(|step| is_last(&step))
-                    && self.core.unreadable.is_noted(&path)
-                {
-                    return self.let_go(path);
-                }
-            }
-            for step in action.instead.iter().filter(is_last) {
+            for step in &action.instead {
                 let _ = self.send_step(frame, step)?;
             }
             if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
                 // 1.0.0 has no empty files.
-                if let Control::Rename { to: path, .. } | Control::Truncate { path, .. } = &action.control {
+                if let Control::Truncate { path, .. } = &action.control {
                     let _ = self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?;
                 }
             }
             self.tell_position(frame, batch)?;
         }
         self.sent(frame, batch)
+    }
+
+    /// Renames a spoiled file. It may hold what was committed, so it is made whole under the name that it has, and then renamed: should the power go, there is one of
+    /// the two. If it cannot be read it is renamed as it is, and stays spoiled.
+    fn rename_spoiled(
+        &mut self,
+        frame: &mut Frame,
+        from: &RelPath,
+        to: &RelPath,
+        instead: &[Step],
+    ) -> Result<(), Error> {
+        let content = instead.iter().find_map(|step| match step {
+            Step::Send(range) if range.path == *to => Some(range),
+            _ => None,
+        });
+        let is_whole = match content {
+            Some(range) => self.send_as(frame, range, from, |_| None)?,
+            None => self.send_step(frame, &Step::Control(Control::Empty(from.clone())))?.is_ok(),
+        };
+        let renamed = Control::Rename { from: from.clone(), to: to.clone() };
+        let _ = self.send_step(frame, &Step::Control(renamed))?;
+        if !is_whole {
+            self.follower.spoiled.lock().insert(to.clone());
+        }
+        Ok(())
     }
 
     /// All of a batch that stands in the stream was written.
@@ -276,6 +282,17 @@ impl<'a> Ranges<'a> {
         range: &FileRange,
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<bool, Error> {
+        self.send_as(frame, range, &range.path, at)
+    }
+
+    /// The same. To a follower that knows the extension a replacement goes under this `name`.
+    fn send_as(
+        &mut self,
+        frame: &mut Frame,
+        range: &FileRange,
+        name: &RelPath,
+        at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
+    ) -> Result<bool, Error> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
         if range.kind == RangeKind::Append && self.follower.spoiled.lock().contains(&range.path) {
             return Ok(false);
@@ -301,7 +318,7 @@ impl<'a> Ranges<'a> {
         let looked = self.begin_digest(range, &file);
         let sent = match range.kind {
             RangeKind::Append | RangeKind::Patch => self.send_pieces(frame, range, &mut file, at)?,
-            RangeKind::Replace if self.follower.extension => self.send_staged(frame, range, &mut file, at)?,
+            RangeKind::Replace if self.follower.extension => self.send_staged(frame, range, name, &mut file, at)?,
             RangeKind::Replace => self.send_replace(frame, range, &mut file, at)?,
         };
         if !self.in_bulk {
@@ -359,6 +376,7 @@ impl<'a> Ranges<'a> {
         &mut self,
         frame: &mut Frame,
         range: &FileRange,
+        name: &RelPath,
         file: &mut Reader,
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<io::Result<()>, Error> {
@@ -367,7 +385,7 @@ impl<'a> Ranges<'a> {
         for (number, piece) in range.parts(self.piece_bytes()).enumerate() {
             action.clear();
             if number == 0 {
-                Control::Stage(range.path.clone()).encode(&mut action);
+                Control::Stage(name.clone()).encode(&mut action);
             }
             if let Err(error) = self.read(file, piece.1)? {
                 if number > 0 {
@@ -375,7 +393,7 @@ impl<'a> Ranges<'a> {
                 }
                 return Ok(Err(error));
             }
-            encode_action_header(&mut action, &range.path, ActionKind::Append(piece.1));
+            encode_action_header(&mut action, name, ActionKind::Append(piece.1));
             self.follower.sending(action.len() as u64 + piece.1, None, since);
             frame.write_all(&action).map_err(broken)?;
             self.write(frame)?;
