@@ -70,6 +70,7 @@ impl Leader {
             return Err(AppendError::NotReplicated(path.clone()));
         }
         let noted = self.core.noted(path);
+        self.core.stream.admit()?;
         let announced = {
             let _one_at_a_time = self.core.file_locks.of(path).lock();
             self.core.announce_locked(path, true)
@@ -89,6 +90,7 @@ impl Leader {
     ///
     /// If the leader is shut down.
     pub fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
+        self.core.stream.admit()?;
         let _one_at_a_time = self.core.file_locks.of(path).lock();
         self.core.stream.delete(path)
     }
@@ -106,6 +108,7 @@ impl Leader {
         if !self.replicates(to) {
             return self.delete(from);
         }
+        self.core.stream.admit()?;
         let _one_at_a_time = self.core.file_locks.both(from, to);
         match self.core.stream.rename(from, to, self.core.file_at(to))? {
             Some(position) => Ok(position),
@@ -123,6 +126,7 @@ impl Leader {
     ///
     /// If `len` is beyond the announced length, or the leader is shut down.
     pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
+        self.core.stream.admit()?;
         let _one_at_a_time = self.core.file_locks.of(path).lock();
         self.core.stream.truncate(path, len)
     }

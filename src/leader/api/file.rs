@@ -36,6 +36,9 @@ impl Leader {
             return Err(AppendError::NotReplicated(path.clone()));
         }
         let core = &self.core;
+        if !core.stream.version(path).exists() {
+            core.stream.admit()?;
+        }
         let _one_at_a_time = core.file_locks.of(path).lock();
         let open = || {
             if let Some(lost) = core.dir.lost() {
@@ -76,13 +79,14 @@ impl ReplicatedFile<'_> {
     pub fn append(&mut self, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "write", path: self.path.clone(), source };
         let core = &self.leader.core;
+        // Before anything is written: what is on disk is announced, whether a follower keeps up by then or not. And before the lock: others wait
+        // for that who must not wait for a follower.
+        core.stream.admit()?;
         let _one_at_a_time = core.file_locks.of(&self.path).lock();
         let announced = core.stream.version(&self.path);
         if announced.generation != self.generation {
             return Err(failed(io::Error::other("it was replaced or deleted since it was opened: open it again")));
         }
-        // Before anything is written: what is on disk is announced, whether a follower keeps up by then or not.
-        core.stream.admit()?;
         if let Err(error) = self.file.write_all_at(bytes, announced.len) {
             self.cut_off(announced);
             return Err(failed(error));

@@ -25,8 +25,8 @@ const ANNOUNCED_LOOK_EVERY: Duration = Duration::from_millis(2);
 impl Core {
     /// Opens the file of a generation, announced as `path` at some time; `None` if there is none, or not with `len` bytes.
     ///
-    /// If another file than the one that was announced is in its place, its host is about to say so: waits for that, up to [`ANNOUNCED_WITHIN`]. Otherwise
-    /// some of the new content would go as if it were all of the old.
+    /// If another file than the one that was announced is in its place, or none, its host is about to say so: waits for that, up to [`ANNOUNCED_WITHIN`]. Otherwise
+    /// some of the new content would go as if it were all of the old; or followers would delete what the host has renamed, and be in sync without it.
     pub(in crate::leader) fn open_announced(
         &self,
         path: &RelPath,
@@ -38,7 +38,13 @@ impl Core {
             // Bytes below an announced length are on disk before they are announced: a file opened after this look has
             // them, or is newer, and then the index will say so.
             let Some(path) = self.stream.find(path, generation) else { return Ok(None) };
-            let Some(file) = self.dir.root().file(&path)? else { return Ok(None) };
+            let Some(file) = self.dir.root().file(&path)? else {
+                if Instant::now() >= until {
+                    return Ok(None);
+                }
+                thread::park_timeout(ANNOUNCED_LOOK_EVERY);
+                continue;
+            };
             let meta = file.metadata()?;
             // It may be there for a moment only, in another one's place. Is it still, now that it is noted which one is read,
             // then whoever moves it away finds the note after that.
@@ -63,14 +69,14 @@ impl Core {
 
     /// Announces the file's content as it is on disk.
     ///
-    /// Held back, where that is called for, only if it `waits`. Reading and announcing are one step under the file's lock, which the caller holds: whoever reads last announces last.
+    /// Refused, where announcements are held back, if it was not `admitted` before. Reading and announcing are one step under the file's lock, which the caller holds: whoever reads last announces last.
     pub(in crate::leader) fn announce_locked(
         &self,
         path: &RelPath,
-        waits: bool,
+        admitted: bool,
     ) -> Result<StreamPosition, AppendError> {
         let failed = |source| AppendError::Io { doing: "read", path: path.clone(), source };
-        let announce = |content: Content<'_>, file| match waits {
+        let announce = |content: Content<'_>, file| match admitted {
             true => self.stream.replace(path, content, file),
             false => self.stream.replace_at_once(path, content, file),
         };

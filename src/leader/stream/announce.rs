@@ -83,6 +83,8 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
+    // What follows is announced with the file's lock held, and so is never held back: see [`admit`](Self::admit), which was to be called before that.
+
     /// Announces that `path` has new content, that of this file.
     pub(in crate::leader) fn replace(
         &self,
@@ -90,12 +92,12 @@ impl Stream {
         content: Content<'_>,
         file: FileId,
     ) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.enter()?;
+        let mut ordered = self.entered()?;
         ordered.put(path, content, Some(file));
         Ok(self.finish(ordered))
     }
 
-    /// The same for a thread that must not be held back: [`AppendError::WouldBlock`] instead.
+    /// The same for a thread that was not admitted, and must not wait: [`AppendError::WouldBlock`] if announcements are held back.
     pub(in crate::leader) fn replace_at_once(
         &self,
         path: &RelPath,
@@ -109,7 +111,7 @@ impl Stream {
 
     /// Announces that `path` has gone. For an unknown file there is nothing to announce.
     pub(in crate::leader) fn delete(&self, path: &RelPath) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.enter()?;
+        let mut ordered = self.entered()?;
         if ordered.index.get(path.as_str()).exists() {
             ordered.remove(path);
         }
@@ -163,7 +165,7 @@ impl Stream {
         to: &RelPath,
         file: Option<FileId>,
     ) -> Result<Option<StreamPosition>, AppendError> {
-        let mut ordered = self.enter()?;
+        let mut ordered = self.entered()?;
         if !ordered.index.get(from.as_str()).exists() || !ordered.index.only_read_from(from, file) {
             return Ok(None);
         }
@@ -209,7 +211,7 @@ impl Stream {
 
     /// Announces that `path` ends at `len` from now on, which is less than its announced length.
     pub(in crate::leader) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
-        let mut ordered = self.enter()?;
+        let mut ordered = self.entered()?;
         let was = ordered.index.get(path.as_str());
         if was.len < len {
             return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len });
