@@ -164,10 +164,10 @@ impl Known {
     }
 
     /// Whether `seen` is this very file, and not a later one with its inode. Where that cannot be told from its times, the
-    /// tail must cover all that was announced.
+    /// tail must cover all that was announced, and that something: an empty file looks like any other.
     pub(super) fn is_surely(&self, seen: &Seen) -> bool {
         // Which it may not if it grew between our look and the leader's.
-        let is_covered = matches!(&self.end, End::Read(tail) if tail.covers(self.announced));
+        let is_covered = self.announced > 0 && matches!(&self.end, End::Read(tail) if tail.covers(self.announced));
         self.seen.id == seen.id && (self.seen.unique || is_covered)
     }
 
@@ -275,10 +275,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_had_grown_by_the_time_it_was_announced_is_not_known_by_an_end_that_covers_less() {
+    fn where_births_say_nothing_a_file_is_not_known_by_an_end_that_covers_less_or_nothing() {
         let id = Identity { dev: 1, ino: 2, born: Some(0) };
         let seen = Seen { id, len: 0, modified: 0, settled: false, unique: false };
         let known = |announced| Known::new(seen, announced, Some(Tail::empty()), By::Replace, Instant::now());
-        assert!(known(0).is_surely(&seen) && !known(102).is_surely(&seen));
+        assert!(!known(0).is_surely(&seen) && !known(102).is_surely(&seen));
     }
 }

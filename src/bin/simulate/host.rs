@@ -359,6 +359,8 @@ impl Writing {
         let log = path(&format!("{}/log", folder(number)));
         let tag = model::tag(number, self.host.writers[number].records.fetch_add(1, Ordering::Relaxed));
         let record = model::record(&tag, length);
+        // Also if nothing is in it yet.
+        self.host.model.appended(self.term, log.as_str(), &[]);
         let mut file = self.leader.file(&log)?;
         // It may be there in part, should this fail.
         self.host.model.appended(self.term, log.as_str(), &record);

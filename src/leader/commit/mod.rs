@@ -80,7 +80,7 @@ struct State {
     requested: u64,
     /// ... and are to be asked again.
     sync_wanted: bool,
-    /// One began to be counted, and is to be asked at least.
+    /// One began to be counted, or came to have what it lacked, and is to be asked at least.
     ask_wanted: bool,
     /// One began to count since the syncer last began a turn: whether it is asked in that turn is not known.
     counted_anew: bool,
@@ -205,6 +205,7 @@ impl Commits {
             state.sync_wanted |= waiting;
             state.ask_wanted = true;
         }
+        state.ask_wanted |= follower.is_to_flush();
         self.changed(state);
     }
 

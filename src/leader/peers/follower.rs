@@ -354,10 +354,15 @@ impl FollowerHandle {
         self.in_flight.lock().void(path, from.0, noticed.0);
     }
 
-    /// ... until it has all up to `until`, if all of the file was announced after `since` and that was noticed before. Returns whether it has to be
-    /// asked to make that durable.
-    pub(in crate::leader) fn mended(&self, path: &RelPath, since: StreamPosition, until: StreamPosition) -> bool {
-        self.in_flight.lock().mended(path, since.0, until.0)
+    /// ... until it has all up to `until`, if all of the file was announced after `since` and that was noticed before. Commits are to be told that it
+    /// [passed](crate::leader::core::Core::passed).
+    pub(in crate::leader) fn mended(&self, path: &RelPath, since: StreamPosition, until: StreamPosition) {
+        self.in_flight.lock().mended(path, since.0, until.0);
+    }
+
+    /// Whether what it came to have late counts only once it is asked to make that durable, and it was not.
+    pub(in crate::leader) fn is_to_flush(&self) -> bool {
+        self.in_flight.lock().is_to_flush()
     }
 
     /// Takes an acknowledgement.

@@ -185,18 +185,22 @@ impl InFlight {
         self.void_from = Some(self.void_from.map_or(from, |before| before.min(from)));
     }
 
-    /// ... until it has all up to `until`, which the file was announced in after `since`. What was noticed later may be of that very announcement. Returns
-    /// whether it has to be asked to make that durable before what it made durable counts.
-    pub(in crate::leader) fn mended(&mut self, path: &RelPath, since: u64, until: u64) -> bool {
+    /// ... until it has all up to `until`, which the file was announced in after `since`. What was noticed later may be of that very announcement.
+    pub(in crate::leader) fn mended(&mut self, path: &RelPath, since: u64, until: u64) {
         if self.voided.get(path).is_none_or(|noticed| *noticed <= since) {
             self.voided.remove(path);
         }
-        let Some(from) = self.void_from.take_if(|_| self.voided.is_empty()) else { return false };
-        let hold = Hold { from, until };
-        // Nothing is asked of one that lacks something from before, as long as it does.
-        let must_ask = from == 0 || self.outlasts(&hold);
-        self.holds.push(hold);
-        must_ask
+        if let Some(from) = self.void_from.take_if(|_| self.voided.is_empty()) {
+            self.holds.push(Hold { from, until });
+        }
+    }
+
+    /// Whether it has written all of a hold, and has to be asked to make that durable: all that it was asked before was of less.
+    pub(in crate::leader) fn is_to_flush(&self) -> bool {
+        let written = self.reached.map_or(0, |reached| reached.written);
+        let is_over = |hold: &Hold| written >= hold.until && self.outlasts(hold);
+        let last_asked = self.durable_points.back().map(|&(_, position)| position).or(self.durable);
+        self.holds.iter().any(|hold| is_over(hold) && last_asked.is_some_and(|asked| asked < hold.until))
     }
 
     /// Whether what it makes durable before it has all of a hold, and says only then, would count for more than it has.
@@ -446,15 +450,22 @@ mod tests {
 
     #[test]
     fn it_is_asked_to_make_durable_what_makes_up_for_what_it_lacked_where_nothing_else_would() {
-        let mended = |from, durable: Option<u64>| {
+        let mended = |from, durable: Option<u64>, asked: &[u64]| {
             let mut in_flight = InFlight { durable, ..attached() };
             in_flight.void(&path("a"), from, 120);
             in_flight.void(&path("b"), from, 120);
-            assert!(!in_flight.mended(&path("a"), 120, 150), "not yet");
-            in_flight.mended(&path("b"), 120, 150)
+            in_flight.mended(&path("a"), 120, 150);
+            in_flight.mended(&path("b"), 120, 150);
+            // Also if that is asked after it was mended.
+            asked.iter().for_each(|position| in_flight.asking_for_durable(*position));
+            send(&mut in_flight, 50, 150);
+            assert!(!in_flight.is_to_flush(), "not yet");
+            in_flight.acknowledge(50, Instant::now()).unwrap();
+            in_flight.is_to_flush()
         };
-        assert!(mended(0, None) && mended(0, Some(100)) && mended(110, Some(120)));
-        assert!(!mended(110, None) && !mended(110, Some(110)));
+        assert!(mended(0, Some(100), &[]) && mended(110, Some(120), &[]));
+        assert!(mended(110, Some(110), &[120]) && mended(110, None, &[120]));
+        assert!(!mended(110, None, &[]) && !mended(110, Some(110), &[]) && !mended(110, Some(120), &[160]));
     }
 
     #[test]

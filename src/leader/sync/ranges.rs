@@ -522,9 +522,9 @@ impl<'a> Ranges<'a> {
         }
         let before = self.core.stream.position();
         let unread = self.announce_anew(path, believed);
-        if unread.as_ref() != Some(path) && self.follower.mended(path, before, self.core.stream.position()) {
-            // Refused only at the end, where it is asked.
-            let _ = self.core.stream.request_durable();
+        if unread.as_ref() != Some(path) {
+            self.follower.mended(path, before, self.core.stream.position());
+            self.core.passed(self.follower);
         }
     }
 

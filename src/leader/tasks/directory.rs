@@ -126,12 +126,9 @@ impl Core {
         // noted before the file is, so that it stays noted and is announced once more.
         let position = self.stream.position();
         let followers = self.followers.lock().clone();
-        let asks = followers.iter().filter(|follower| follower.mended(path, since, position)).count();
+        followers.iter().for_each(|follower| follower.mended(path, since, position));
         self.unreadable.clear(path, times);
-        if asks > 0 {
-            // Refused only at the end, where it was asked already.
-            let _ = self.stream.request_durable();
-        }
+        followers.iter().for_each(|follower| self.passed(follower));
     }
 
     /// Notes that nobody knows what is at `path`, or in it.

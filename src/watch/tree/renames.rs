@@ -143,6 +143,8 @@ impl<A: Announce> Tree<A> {
             self.later.remove(path);
             self.readable(path);
         }
+        // Whatever is under it now, if anything, is another file.
+        self.dirty.insert(from.clone());
         // Under its new name it is looked at next, and mended if the leader had something else under the old one.
         self.files.insert(to.clone(), known);
         Ok(())
