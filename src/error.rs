@@ -112,7 +112,7 @@ pub enum Error {
     },
     /// The directory is no complete copy, so it must not be served from.
     #[error(
-        "{} is no complete copy (a full sync did not end, or a flush has failed): follow a leader with it until it is in sync; or, if \
+        "{} is no complete copy (a full sync into it did not end): follow a leader with it until it is in sync; or, if \
          nothing better is left, remove .paceline/incomplete in it and serve what there is",
         .0.display()
     )]
@@ -120,8 +120,7 @@ pub enum Error {
     /// A sync of the directory has failed, so it must not be served from before it has followed.
     #[error(
         "a sync of {} has failed, so what can be read there may be on no disk: follow another leader with it, which mends it; if there \
-         is none, restart this machine, so that all is read from the disk, check the files, then remove .paceline/suspect and \
-         .paceline/incomplete in it",
+         is none, restart this machine, so that all is read from the disk, check the files, then remove .paceline/suspect in it",
         .0.display()
     )]
     Suspect(PathBuf),

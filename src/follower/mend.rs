@@ -15,10 +15,9 @@
 //! have `O_DIRECT`. A new file has no past. It costs reading and writing the files in question, and room for the largest of them.
 //!
 //! Which those are is known as long as their handles are kept (see [`flush`](super::flush)); otherwise, all. A failure also
-//! leaves two marks: `.paceline/incomplete`, because bytes that were durable share pages with those that failed, so nobody is
-//! to serve from the directory before its next sync has ended; and `.paceline/suspect`, so that a follower that is started anew
-//! mends as well. The second need not be durable: when the system itself starts anew, its cache is empty. A leader whose sync fails leaves
-//! both, too (see `leader/commit/syncer.rs`), and whoever follows with its directory then copies all of it.
+//! leaves a mark, `.paceline/suspect`: a follower that is started anew mends as well, and nobody serves from the directory, because bytes that
+//! were durable share pages with those that failed. What is mended is marked as incomplete until its next sync has ended. A leader whose sync fails leaves
+//! the same mark (see `leader/commit/syncer.rs`), and whoever follows with its directory then copies all of it.
 //!
 //! Entries of folders cannot be mended. It is taken for granted that the file system is journaled or copies on write, and so stops
 //! (becomes read-only) when it cannot write them, as ext4, XFS and btrfs do.
@@ -59,9 +58,7 @@ impl Dir {
     /// To be called when any call that makes durable has failed.
     pub(super) fn flush_failed(&self, path: &str, error: io::Error) -> Error {
         if !self.suspect.swap(true, Ordering::AcqRel) {
-            // The one first that says all, should this end in between.
-            let marked = self.leave_mark(&self.own.suspect).and_then(|()| self.leave_mark(&self.own.incomplete));
-            if let Err(error) = marked {
+            if let Err(error) = self.leave_mark(&self.own.suspect) {
                 log::warn!("the failed flush leaves no mark: {error}; have this process go on until it has mended it");
             }
         }
@@ -73,6 +70,8 @@ impl Dir {
     pub(super) fn mend(&self, lost: &Unflushed, go_on: &dyn Fn() -> Result<(), Error>) -> Result<u64, Error> {
         // What has failed so far is answered by what follows; the flush at the end is to tell of nothing but that.
         let _ = self.sync_file_systems()?;
+        // Before the mark goes that is there: mended, it is no copy yet.
+        self.mark_incomplete()?;
         let suspects = lost.files().map(|files| files.map(identity).collect::<io::Result<HashSet<_>>>());
         let suspects = suspects.transpose().map_err(|error| self.failed("stat", "", error))?;
         let (mut bytes, mut buffer) = (0, vec![0; BUFFER_BYTES]);

@@ -66,7 +66,7 @@ impl fmt::Display for Obstacle<'_> {
                 f,
                 "a sync of {} has failed, so what can be read there may be on no disk: start another node, one that has everything, and \
                  this one follows it and is mended. If there is none: restart this machine, so that all is read from the disk, check the \
-                 files, and remove .paceline/suspect and .paceline/incomplete in it",
+                 files, and remove .paceline/suspect in it",
                 dir.display()
             ),
             Self::StandsBack(left) => {
@@ -127,7 +127,7 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         let text = Obstacle::Suspect(Path::new("/data")).to_string();
-        for part in ["/data has failed", "start another node", "remove .paceline/suspect and .paceline/incomplete"] {
+        for part in ["/data has failed", "start another node", "remove .paceline/suspect"] {
             assert!(text.contains(part), "{text}");
         }
         let text = Obstacle::Incomplete(Path::new("/data")).to_string();

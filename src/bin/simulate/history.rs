@@ -18,7 +18,7 @@ use paceline::{BackPressure, Follower, FollowerConfig, Leader, LeaderConfig, Nod
 
 use crate::coordinator::{Cluster, secret};
 use crate::host::{Calm, CalmOutcome, Host, Writer, Writers};
-use crate::machine::{INCOMPLETE, Machine, SUSPECT};
+use crate::machine::{Machine, SUSPECT};
 use crate::model::{Kept, Looked, Model, See, Tree, differs};
 use crate::plan::{Event, Fault, Kind, Plan};
 
@@ -45,7 +45,7 @@ struct Member {
     failed: bool,
     /// Until when nobody may start it.
     down_until: Duration,
-    /// A person has looked at the files of its suspect directory, and takes the marks away before it starts.
+    /// A person has looked at the files of its suspect directory, and takes the mark away before it starts.
     cleared: bool,
 }
 
@@ -178,7 +178,7 @@ impl History {
         let cleared = member.cleared;
         self.world.start_process(process, move || {
             if cleared {
-                clear_marks(&dir);
+                clear_mark(&dir);
             }
             let result = match shared.plan.kind {
                 Kind::Cluster => shared.run_node(id, &dir, address, &post),
@@ -218,7 +218,7 @@ impl History {
         }
     }
 
-    /// Where nobody can lead because syncs have failed: restarts a machine, so that all is read from the disk, and has the marks taken away.
+    /// Where nobody can lead because syncs have failed: restarts a machine, so that all is read from the disk, and has the mark taken away.
     fn act_as_a_person(&mut self, number: usize) {
         let suspect = |member: &Member| member.machine.is_suspect();
         let stuck = if self.shared.plan.kind == Kind::Cluster {
@@ -233,7 +233,7 @@ impl History {
         };
         let member = &mut self.members[number];
         if member.cleared {
-            member.cleared = member.machine.is_incomplete() || suspect(member);
+            member.cleared = suspect(member);
         } else if stuck && suspect(member) {
             member.cleared = true;
             let until = member.down_until;
@@ -477,11 +477,9 @@ impl History {
     }
 }
 
-fn clear_marks(dir: &Path) {
+fn clear_mark(dir: &Path) {
     use paceline::sys::fs::{File, remove_file};
-    for mark in [SUSPECT, INCOMPLETE] {
-        let _ = remove_file(dir.join(mark));
-    }
+    let _ = remove_file(dir.join(SUSPECT));
     let _ = File::open(dir.join(".paceline")).and_then(|folder| folder.sync_all());
 }
 

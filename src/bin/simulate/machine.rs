@@ -13,7 +13,7 @@ use crate::model::{See, Tree};
 /// More than any history writes.
 const DISK_BYTES: u64 = 1 << 30;
 /// Below the data directory, while a sync is under way.
-pub(crate) const INCOMPLETE: &str = ".paceline/incomplete";
+const INCOMPLETE: &str = ".paceline/incomplete";
 /// From when a sync has failed until that is mended.
 pub(crate) const SUSPECT: &str = ".paceline/suspect";
 

@@ -158,9 +158,10 @@ fn pieces(at: u64, bytes: &[u8], block: u64) -> impl Iterator<Item = (u64, &[u8]
     })
 }
 
-/// The writes that are on their way to the medium never get there, though nobody will say so again.
-pub(super) fn lose(pending: &mut Vec<Effect>) {
+/// The writes that are on their way to the medium never get there. Returns whether there are any that were not lost before.
+pub(super) fn lose(pending: &mut Vec<Effect>) -> bool {
     let mut lost = Vec::with_capacity(pending.len());
+    let is_dirty = pending.iter().any(|effect| !effect.lost && matches!(effect.change, Change::Write { .. }));
     for effect in pending.drain(..) {
         match &effect.change {
             Change::Write { at, bytes } => {
@@ -175,6 +176,7 @@ pub(super) fn lose(pending: &mut Vec<Effect>) {
         }
     }
     *pending = lost;
+    is_dirty
 }
 
 /// Brings what was done up to then to the medium. Writes that were lost get there only with a page that was written again.

@@ -382,14 +382,11 @@ impl State {
         let volume = self.volume(sync.place)?;
         let is_folder = volume.get(sync.place.id)?.node.is_folder();
         match sync.kind {
-            SyncKind::Disk => {
-                volume.sync_all(sync.upto);
-                return self.tell_of_failures(who, number, sync.place.volume);
-            }
+            SyncKind::Disk => volume.sync_all(sync.upto),
             _ if is_folder => volume.sync_names(Some(sync.place.id), sync.upto),
             kind => volume.sync_file(sync.place.id, sync.upto, kind == SyncKind::All),
         }
-        Ok(())
+        self.tell_of_failures(who, number, sync)
     }
 
     /// A sync failed: what is dirty counts as clean from then on.
@@ -397,23 +394,22 @@ impl State {
         let only = (sync.kind != SyncKind::Disk).then_some(sync.place.id);
         let volume = &mut self.volumes[sync.place.volume];
         volume.lose_dirty(only);
-        volume.failures.count += 1;
-        volume.failures.is_told = false;
-        if sync.kind == SyncKind::Disk {
-            // Told by this call.
-            let _ = self.tell_of_failures(who, number, sync.place.volume);
-        }
+        volume.failures.another();
+        // Told by this call.
+        let _ = self.tell_of_failures(who, number, sync);
     }
 
-    /// `syncfs` fails once for each open file when something of the file system has failed since that was opened, or before and nobody was
-    /// told.
-    fn tell_of_failures(&mut self, who: ProcessId, number: i32, volume: usize) -> Result<(), Stop> {
-        let count = self.volumes[volume].failures.count;
-        if std::mem::replace(&mut self.file(who, number)?.failures_told, count) == count {
-            return Ok(());
-        }
-        self.volumes[volume].failures.is_told = true;
-        Err(Errno::IO.into())
+    /// `syncfs` tells of what failed in the file system, other syncs of what did in their file, by whichever of the two.
+    fn tell_of_failures(&mut self, who: ProcessId, number: i32, sync: Sync) -> Result<(), Stop> {
+        let file = self.file(who, number)?;
+        let is_of_disk = sync.kind == SyncKind::Disk;
+        let mut told = if is_of_disk { file.disk_failures_told } else { file.failures_told };
+        let volume = &mut self.volumes[sync.place.volume];
+        let failures = if is_of_disk { &mut volume.failures } else { &mut volume.get_mut(sync.place.id)?.failures };
+        let result = failures.tell(&mut told);
+        let file = self.file(who, number)?;
+        *(if is_of_disk { &mut file.disk_failures_told } else { &mut file.failures_told }) = told;
+        Ok(result?)
     }
 
     pub(in super::super) fn readlink(&mut self, who: ProcessId, at: i32, path: &[u8]) -> Result<Vec<u8>, Stop> {

@@ -3,7 +3,7 @@
 //! Each change is seen at once by all who look, and waits until a sync (`fsync`, `fdatasync`, `syncfs`) brings it to the medium.
 //! [`power_cut`] leaves of what waits whatever a real file system could: any of the sectors of a file, a length without its bytes, bytes
 //! without their time, any of the names that POSIX lets, each rename whole or not at all. A sync that fails (a [`Fault`] of `fsync`,
-//! `fdatasync` or `syncfs`) loses what was dirty, as Linux does: the next one succeeds, but for a `syncfs` that has not been told.
+//! `fdatasync` or `syncfs`) loses what was dirty, as Linux does: the next one succeeds, once the open file was told.
 //!
 //! Programs reach the disks through [`super::fs`], [`super::fd`] and [`super::rustix`]. What is here is for the driver of a history:
 //! to make disks and mount them, to take their power, fill, stall and restore them, and to look at what is on them.

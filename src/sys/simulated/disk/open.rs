@@ -47,8 +47,10 @@ pub(super) struct OpenFile {
     /// For the trace.
     pub(super) path: String,
     pub(super) listing: Option<Listing>,
-    /// How many failures of its file system it was told of, or others before it.
+    /// How many failures of its file it was told of, or others before it ...
     pub(super) failures_told: u64,
+    /// ... and how many of its file system.
+    pub(super) disk_failures_told: u64,
     descriptors: u32,
 }
 
@@ -63,7 +65,17 @@ pub(super) struct Listing {
 impl OpenFile {
     pub(super) fn new(object: Object, flags: OFlags, path: &[u8]) -> Self {
         let path = String::from_utf8_lossy(path).into_owned();
-        Self { object, flags, offset: 0, name: None, path, listing: None, failures_told: 0, descriptors: 0 }
+        Self {
+            object,
+            flags,
+            offset: 0,
+            name: None,
+            path,
+            listing: None,
+            failures_told: 0,
+            disk_failures_told: 0,
+            descriptors: 0,
+        }
     }
 
     pub(super) fn reads(&self) -> bool {
@@ -98,14 +110,16 @@ impl State {
     /// Gives a descriptor of something new.
     pub(super) fn add_open(&mut self, who: ProcessId, file: OpenFile) -> Result<i32, Errno> {
         let number = self.free_number(who)?;
-        let mut failures_told = 0;
+        let (mut failures_told, mut disk_failures_told) = (0, 0);
         if let Object::Inode(at) | Object::Path(at) = file.object {
-            self.volumes[at.volume].get_mut(at.id)?.opens += 1;
-            failures_told = self.volumes[at.volume].failures.told_to_new();
+            let live = self.volumes[at.volume].get_mut(at.id)?;
+            live.opens += 1;
+            failures_told = live.failures.told_to_new();
+            disk_failures_told = self.volumes[at.volume].failures.told_to_new();
         }
         let open = self.next_open;
         self.next_open += 1;
-        self.open.insert(open, OpenFile { descriptors: 1, failures_told, ..file });
+        self.open.insert(open, OpenFile { descriptors: 1, failures_told, disk_failures_told, ..file });
         self.descriptors.insert((who, number), open);
         Ok(number)
     }

@@ -255,9 +255,16 @@ fn a_failed_sync_is_told_once_to_each_that_was_open_and_to_one_that_is_opened_la
         let later = top();
         assert_eq!([&later, &later, &first, &first].map(sync_all), [false, true, false, true]);
         assert_eq!([&top(), &second, &second].map(sync_all), [true, false, true]);
+        let others = [File::open("/data/log").unwrap(), File::open("/data/log").unwrap()];
+        log.write_all_at(b"y", 0).unwrap();
         fail("syncfs");
         assert_eq!([&first, &first].map(sync_all), [false, true]);
         assert_eq!([&top(), &second, &second].map(sync_all), [true, false, true]);
+        // And of the file, where pages of it were lost.
+        let clean = File::create("/data/clean").unwrap();
+        let sync = |file: &File| file.sync_data().is_ok();
+        assert_eq!([&log, &log, &others[0], &others[0], &clean].map(sync), [false, true, false, true, true]);
+        assert_eq!([&File::open("/data/log").unwrap(), &others[1]].map(sync), [true, false]);
     });
 }
 

@@ -125,6 +125,7 @@ pub(super) struct Live {
     pub(super) opens: u32,
     /// What was done to a file and may not be on the medium.
     pub(super) pending: Vec<Effect>,
+    pub(super) failures: Failures,
 }
 
 /// A change to names that is not on the medium: each of these is set to an inode, or removed, or nothing of it is done.
@@ -136,15 +137,29 @@ pub(super) struct NameChange {
     pub(super) moves_folder: bool,
 }
 
-/// What a file system knows of syncs that failed.
+/// What a file, or a file system, knows of syncs that failed: each open file is told once of those since it was opened, or before if nobody was
+/// told.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
-    pub(super) count: u64,
-    /// Some `syncfs` has told of the last one.
-    pub(super) is_told: bool,
+    count: u64,
+    /// Somebody was told of the last one.
+    is_told: bool,
 }
 
 impl Failures {
+    pub(super) fn another(&mut self) {
+        (self.count, self.is_told) = (self.count + 1, false);
+    }
+
+    /// Fails if there is one that an open file, which was told of so many, was not told of.
+    pub(super) fn tell(&mut self, told: &mut u64) -> Result<(), Errno> {
+        if std::mem::replace(told, self.count) == self.count {
+            return Ok(());
+        }
+        self.is_told = true;
+        Err(Errno::IO)
+    }
+
     /// Whoever opens a file now is told of none that others were told of.
     pub(super) fn told_to_new(&self) -> u64 {
         if self.is_told { self.count } else { 0 }
@@ -189,7 +204,14 @@ impl Volume {
             changed: at,
             born: at,
         };
-        let top = Live { node: node.clone(), links: 1, parent: ROOT, opens: 0, pending: Vec::new() };
+        let top = Live {
+            node: node.clone(),
+            links: 1,
+            parent: ROOT,
+            opens: 0,
+            pending: Vec::new(),
+            failures: Failures::default(),
+        };
         Self {
             settings,
             dev,
@@ -241,7 +263,8 @@ impl Volume {
         let number = self.new_number();
         let node = Node { number, kind, mode, modified: at, changed: at, born: at };
         self.durable.insert(id, node.clone());
-        self.live.insert(id, Live { node, links: 0, parent, opens: 0, pending: Vec::new() });
+        self.live
+            .insert(id, Live { node, links: 0, parent, opens: 0, pending: Vec::new(), failures: Failures::default() });
         id
     }
 
@@ -391,7 +414,9 @@ impl Volume {
     pub(super) fn lose_dirty(&mut self, only: Option<Id>) {
         for (id, live) in &mut self.live {
             if only.is_none_or(|only| only == *id) {
-                super::content::lose(&mut live.pending);
+                if super::content::lose(&mut live.pending) || only.is_some() {
+                    live.failures.another();
+                }
             }
         }
     }
@@ -426,7 +451,8 @@ impl Volume {
             }
             let opens = opens.get(&id).copied().unwrap_or_default();
             self.durable.insert(id, node.clone());
-            self.live.insert(id, Live { node, links, parent, opens, pending: Vec::new() });
+            self.live
+                .insert(id, Live { node, links, parent, opens, pending: Vec::new(), failures: Failures::default() });
         }
         self.free_numbers = (12..self.next_number).filter(|number| !numbers.contains(number)).collect();
     }
