@@ -6,6 +6,9 @@
 //! What is on its way to it, and what it has, is in `in_flight.rs`. Its lock is a leaf: nothing is locked or awaited while it is
 //! held, except the condition that somebody acknowledged.
 
+mod end;
+mod looks;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,19 +17,19 @@ use crate::config::Durability;
 use crate::leader::batch::Batch;
 use crate::leader::peers::has::{Has, Ticket};
 use crate::leader::peers::in_flight::InFlight;
-use crate::leader::peers::meter::{Meter, Moment};
+use crate::leader::peers::meter::Meter;
 use crate::leader::peers::stalls::tick;
-use crate::leader::peers::status::{CatchUpStatus, Eviction, EvictionReason, FollowerState, FollowerStatus, SyncSent};
+use crate::leader::peers::status::{Eviction, FollowerState};
 use crate::leader::peers::turn::Turn;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::Marks;
 use crate::sys::channel::{Receiver, TryRecvError};
 use crate::sys::hash::HashSet;
-use crate::sys::net::{Shutdown, SocketAddr, TcpStream};
+use crate::sys::net::{SocketAddr, TcpStream};
 #[cfg(test)]
 use crate::sys::sync::MutexGuard;
 use crate::sys::sync::{Condvar, Mutex, OnceLock};
-use crate::sys::time::{Instant, SystemTime};
+use crate::sys::time::Instant;
 use crate::types::{NodeId, RelPath, StreamPosition};
 
 /// See the module's documentation.
@@ -118,7 +121,7 @@ impl QueueDepth {
     }
 }
 
-/// Counters behind [`SyncSent`].
+/// Counters behind [`SyncSent`](super::status::SyncSent).
 #[derive(Default)]
 pub(in crate::leader) struct SyncCounters {
     pub(in crate::leader) bytes_hashed: AtomicU64,
@@ -266,64 +269,6 @@ impl FollowerHandle {
         self.demotions.load(Ordering::Relaxed)
     }
 
-    // ---- the end ----
-
-    pub(in crate::leader) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
-    }
-
-    /// Why it ended, once it has.
-    pub(in crate::leader) fn end(&self) -> Option<&End> {
-        self.end.get()
-    }
-
-    /// Lets it go, unless it is gone already. Never blocks. `now` is the stream's position.
-    pub(in crate::leader) fn evict_at(&self, reason: EvictionReason, now: StreamPosition) {
-        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Both);
-    }
-
-    /// Lets it go once it has read what was written to it: whoever calls this hangs up later.
-    pub(in crate::leader) fn evict_gently(&self, reason: EvictionReason, now: StreamPosition) {
-        self.finish(End::Evicted(self.eviction(reason, now)), Shutdown::Write);
-    }
-
-    /// Closes the connection for good.
-    pub(in crate::leader) fn hang_up(&self) {
-        // Fails only if the peer was faster.
-        let _ = self.socket.shutdown(Shutdown::Both);
-    }
-
-    fn eviction(&self, reason: EvictionReason, now: StreamPosition) -> Eviction {
-        let status = self.status(now);
-        Eviction {
-            at: SystemTime::now(),
-            id: self.id,
-            address: self.address,
-            reason,
-            state: status.state,
-            lag_bytes: status.lag_bytes,
-            lag: status.lag,
-            queued_batches: status.queued_batches,
-            queued_bytes: status.queued_bytes,
-        }
-    }
-
-    /// Notes that it went, unless it was let go before. Never blocks.
-    pub(in crate::leader) fn disconnected(&self, why: impl Into<String>) {
-        self.finish(End::Disconnected(why.into()), Shutdown::Both);
-    }
-
-    fn finish(&self, end: End, directions: Shutdown) {
-        if self.end.set(end).is_ok() {
-            self.ended.store(true, Ordering::Release);
-            // Fails only if the peer was faster.
-            let _ = self.socket.shutdown(directions);
-            // With the lock taken once, a waiter has either seen the flag or sleeps, and is woken.
-            drop(self.in_flight.lock());
-            self.acknowledged.notify_all();
-        }
-    }
-
     // ---- what is on its way ----
 
     /// Notes action bytes that are about to be written: before the write, or a quick acknowledgement looks excessive. With
@@ -436,66 +381,6 @@ impl FollowerHandle {
         self.in_flight.lock()
     }
 
-    // ---- waiting ----
-
-    /// Waits until `when`. `false`: it ended first.
-    fn wait_until(&self, when: Instant) -> bool {
-        let mut in_flight = self.in_flight.lock();
-        while !self.has_ended() && Instant::now() < when {
-            self.acknowledged.wait_until(&mut in_flight, when);
-        }
-        !self.has_ended()
-    }
-
-    /// Waits until `when` for its next full sync. `false`: it ended first.
-    pub(in crate::leader) fn wait_admitted(&self, when: Instant) -> bool {
-        *self.admitted_at.lock() = Some(when);
-        let goes_on = self.wait_until(when);
-        *self.admitted_at.lock() = None;
-        goes_on
-    }
-
-    /// Waits until `when` for the rate of syncs. `false`: it ended first.
-    pub(in crate::leader) fn throttled(&self, when: Instant) -> bool {
-        if when <= Instant::now() {
-            return !self.has_ended();
-        }
-        *self.throttled_at.lock() = Some(when);
-        self.wait_until(when)
-    }
-
-    /// Whether it waited for the rate of syncs after `since`.
-    pub(in crate::leader) fn was_throttled_since(&self, since: Instant) -> bool {
-        self.throttled_at.lock().is_some_and(|when| when > since)
-    }
-
-    // ---- catching up ----
-
-    /// Begins to catch up. `now` is the stream's position, here and below.
-    pub(in crate::leader) fn catches_up(&self, now: StreamPosition) {
-        let moment = self.moment(now);
-        *self.meter.lock() = Some(Meter::new(moment));
-        self.set_state(FollowerState::CatchingUp);
-    }
-
-    /// A round begins, with this much missing. Returns what is known from those before, if there were any.
-    pub(in crate::leader) fn catch_up_round(&self, now: StreamPosition, bytes: u64) -> Option<CatchUpStatus> {
-        let moment = self.moment(now);
-        let mut meter = self.meter.lock();
-        let meter = meter.as_mut()?;
-        let before = meter.status(moment);
-        meter.round(moment, bytes);
-        before.map(|before| CatchUpStatus { missing_bytes: bytes, ..before })
-    }
-
-    pub(in crate::leader) fn caught_up(&self) {
-        *self.meter.lock() = None;
-    }
-
-    fn moment(&self, now: StreamPosition) -> Moment {
-        Moment { at: Instant::now(), position: now.0, acknowledged: self.in_flight.lock().acknowledged }
-    }
-
     // ---- commits ----
 
     /// It begins its way to the stream anew.
@@ -526,78 +411,5 @@ impl FollowerHandle {
 
     pub(in crate::leader) fn ticket(&self) -> Ticket {
         self.in_flight.lock().ticket()
-    }
-
-    // ---- looking ----
-
-    /// Bytes read from disk or written to its socket for its sake so far: says whether a full sync moves.
-    pub(in crate::leader) fn moved_bytes(&self) -> u64 {
-        self.sync.bytes_hashed.load(Ordering::Relaxed) + self.sent_bytes.load(Ordering::Relaxed)
-    }
-
-    /// How long ago the oldest of what it has not acknowledged was sealed; zero if there is nothing.
-    pub(in crate::leader) fn owes_for(&self) -> Duration {
-        self.in_flight.lock().oldest().map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
-    /// For how long it has acknowledged nothing of what it was sent; zero if there is nothing.
-    pub(in crate::leader) fn silent_for(&self) -> Duration {
-        self.in_flight.lock().silent_for()
-    }
-
-    /// Everything up to here is acknowledged, once it is in sync.
-    pub(in crate::leader) fn position(&self) -> Option<StreamPosition> {
-        let position = self.position.load(Ordering::Acquire);
-        (position != NOWHERE).then_some(StreamPosition(position))
-    }
-
-    /// Whether it leaves more than `bytes` before `now` unacknowledged, although it acknowledged something within `grace`.
-    pub(in crate::leader) fn is_behind_but_moving(&self, now: StreamPosition, bytes: u64, grace: Duration) -> bool {
-        let reached = self.position().map_or(self.attached_at.load(Ordering::Acquire), |position| position.0);
-        if self.has_ended() || now.since(StreamPosition(reached)) <= bytes {
-            return false;
-        }
-        self.in_flight.lock().silent_for() < grace
-    }
-
-    /// A snapshot. `now` is the stream's position.
-    pub(in crate::leader) fn status(&self, now: StreamPosition) -> FollowerStatus {
-        let attached_at = self.attached_at.load(Ordering::Acquire);
-        let attached = attached_at != NOWHERE;
-        let acknowledged = self.position();
-        let lag_bytes = attached.then(|| now.since(acknowledged.unwrap_or(StreamPosition(attached_at))));
-        let (oldest, durable) = {
-            let in_flight = self.in_flight.lock();
-            (in_flight.oldest(), in_flight.durable_position())
-        };
-        let lag = lag_bytes.map(|bytes| match oldest {
-            Some(since) if bytes > 0 => since.elapsed(),
-            _ => Duration::ZERO,
-        });
-        let admitted_in = self.admitted_at.lock().map(|when| when.saturating_duration_since(Instant::now()));
-        let moment = self.moment(now);
-        let catch_up = self.meter.lock().as_ref().and_then(|meter| meter.status(moment));
-        FollowerStatus {
-            id: self.id,
-            address: self.address,
-            state: self.state(),
-            connected: self.connected_at.elapsed(),
-            acknowledged,
-            lag_bytes,
-            lag,
-            demotions: self.demotions(),
-            catch_up,
-            admitted_in,
-            queued_batches: self.queue.batches.load(Ordering::Relaxed),
-            queued_bytes: self.queue.bytes(),
-            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
-            durable: durable.map(StreamPosition),
-            marks: self.extension.then(|| *self.marks.lock()),
-            sync: SyncSent {
-                files_requested: self.sync.files_requested.load(Ordering::Relaxed),
-                files_sent: self.sync.files_sent.load(Ordering::Relaxed),
-                bytes_sent: self.sync.bytes_sent.load(Ordering::Relaxed),
-            },
-        }
     }
 }

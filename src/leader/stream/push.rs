@@ -64,8 +64,9 @@ impl Stream {
         };
         let mut spare = None;
         if !open.is_empty() {
-            let raw = if open.len() * 2 < open.capacity() {
-                // A small batch may wait in a queue for long, next to many others: it holds what it needs.
+            let raw = if open.len() < open.capacity() / 8 * 7 {
+                // It may wait in a queue for long, next to many others: it holds, and counts for, what it needs. Else a host that keeps to half
+                // of what a queue holds could fill it.
                 let small = open.as_slice().to_vec();
                 spare = Some(open);
                 small

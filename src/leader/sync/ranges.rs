@@ -15,25 +15,24 @@
 //! What it has counts as far as it has come for as long ([`FollowerHandle::void`]), and what is in doubt is announced anew: at once if it is gone or
 //! shorter, and when it can be read again if it cannot (`files/unreadable.rs`). All others go on.
 
-use std::io::{self, ErrorKind, Read, Write};
+mod controls;
+mod lost;
+
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::digests::{Chunked, ON_THE_WAY_BYTES_MAX, Stamps, now};
 use crate::error::Error;
 use crate::index::Version;
-use crate::leader::batch::{Actions, Batch, ControlAction, FileRange, RangeKind, Step};
+use crate::leader::batch::{Actions, Batch, FileRange, RangeKind, Step};
 use crate::leader::core::Core;
 use crate::leader::link::frame::Frame;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
-use crate::leader::peers::status::EvictionReason;
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header};
-use crate::sys::fs::Metadata;
-use crate::sys::thread;
-use crate::sys::time::{Instant, SystemTime};
+use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 use crate::uncached::Reader;
 
@@ -53,13 +52,6 @@ pub(in crate::leader) struct Ranges<'a> {
     last_beat: Instant,
 }
 
-/// Pauses before a file is opened once more that could not be: twice as long each time, a second in all.
-const OPEN_PAUSE_MIN: Duration = Duration::from_millis(8);
-const OPEN_PAUSE_MAX: Duration = Duration::from_millis(512);
-
-/// When a follower may come back after a shutdown: a leader that is started anew is there by then.
-const BACK_IN_MS: u32 = 1000;
-
 impl<'a> Ranges<'a> {
     pub(in crate::leader) fn new(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
         Self {
@@ -78,35 +70,6 @@ impl<'a> Ranges<'a> {
     /// page cache.
     pub(in crate::leader) fn in_bulk(core: &'a Arc<Core>, follower: &'a FollowerHandle) -> Self {
         Self { in_bulk: true, ..Self::new(core, follower) }
-    }
-
-    /// Tells a follower that knows the extension where the stream is, and our clock, once a heartbeat's interval. It is not what tells that we are alive: that is done in
-    /// every phase (`beats.rs`).
-    pub(in crate::leader) fn beat(&mut self, frame: &mut Frame) -> Result<(), Error> {
-        if !self.follower.extension || self.last_beat.elapsed() < self.core.config.heartbeat_interval {
-            return Ok(());
-        }
-        self.last_beat = Instant::now();
-        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let clock_us = u64::try_from(clock.as_micros()).unwrap_or(u64::MAX);
-        let beat = Control::Heartbeat { position: self.core.stream.position().0, clock_us };
-        let _ = self.send_step(frame, &Step::Control(beat))?;
-        frame.flush().map_err(broken)?;
-        self.follower.written();
-        Ok(())
-    }
-
-    /// Waits until no node can be elected for having been in sync that is about to be made to change its files in any
-    /// other way than by the stream. Blocks while the coordinator cannot be reached.
-    pub(in crate::leader) fn wait_out_of_sync(&self) -> Result<(), Error> {
-        if self.core.commits.wait_out(self.follower) { Ok(()) } else { Err(gone()) }
-    }
-
-    /// Tells a follower that knows the extension that it is let go.
-    pub(in crate::leader) fn goodbye(&mut self, frame: &mut Frame, reason: &str) -> Result<(), Error> {
-        let goodbye = Control::Goodbye { back_in_ms: BACK_IN_MS, reason: reason.to_owned() };
-        let _ = self.send_step(frame, &Step::Control(goodbye))?;
-        frame.flush().map_err(broken)
     }
 
     /// Sends a range that stands in the stream.
@@ -148,101 +111,12 @@ impl<'a> Ranges<'a> {
         self.sent(frame, batch)
     }
 
-    /// Sends a control that stands in the stream, or to a 1.0.0 follower what it gets instead.
-    pub(in crate::leader) fn send_control(
-        &mut self,
-        frame: &mut Frame,
-        action: &ControlAction,
-        batch: &Batch,
-    ) -> Result<(), Error> {
-        // Should it be so just now, it is asked to make durable what follows here.
-        self.tell_whole(frame, StreamPosition(batch.end - batch.bytes))?;
-        // A rename or truncation of what a void range left incomplete would not make it whole.
-        let spoiled = match &action.control {
-            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
-                self.follower.spoiled.lock().remove(path)
-            }
-            _ => false,
-        };
-        if let (Control::Rename { from, to }, true, true) = (&action.control, spoiled, self.follower.extension) {
-            self.rename_spoiled(frame, from, to, &action.instead)?;
-            self.tell_position(frame, batch)?;
-        } else if self.follower.extension && !spoiled {
-            // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
-            let is_told_whole = !self.follower.owed_position.load(Ordering::Relaxed);
-            if action.control == Control::MakeDurable && is_told_whole {
-                self.follower.asking_for_durable(StreamPosition(batch.end));
-            }
-            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
-        } else {
-            for step in &action.instead {
-                let _ = self.send_step(frame, step)?;
-            }
-            if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
-                // 1.0.0 has no empty files.
-                if let Control::Truncate { path, .. } = &action.control {
-                    let _ = self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?;
-                }
-            }
-            self.tell_position(frame, batch)?;
-        }
-        self.sent(frame, batch)
-    }
-
-    /// Renames a spoiled file. It may hold what was committed, so it is made whole under the name that it has, and then renamed: should the power go, there is one of
-    /// the two. If it cannot be read it is renamed as it is, and stays spoiled.
-    fn rename_spoiled(
-        &mut self,
-        frame: &mut Frame,
-        from: &RelPath,
-        to: &RelPath,
-        instead: &[Step],
-    ) -> Result<(), Error> {
-        let content = instead.iter().find_map(|step| match step {
-            Step::Send(range) if range.path == *to => Some(range),
-            _ => None,
-        });
-        let is_whole = match content {
-            Some(range) => self.send_as(frame, range, from, |_| None)?,
-            None => self.send_step(frame, &Step::Control(Control::Empty(from.clone())))?.is_ok(),
-        };
-        let renamed = Control::Rename { from: from.clone(), to: to.clone() };
-        let _ = self.send_step(frame, &Step::Control(renamed))?;
-        if !is_whole {
-            self.follower.spoiled.lock().insert(to.clone());
-        }
-        Ok(())
-    }
-
     /// All of a batch that stands in the stream was written.
     fn sent(&self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
         frame.flush().map_err(broken)?;
         self.follower.sending(0, Some(StreamPosition(batch.end)), batch.sealed_at);
         self.follower.written();
         self.core.passed(self.follower);
-        Ok(())
-    }
-
-    /// Tells a follower that counts positions the one after `batch`, which was not sent as it counts.
-    fn tell_position(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
-        // Not the first one, which says more.
-        if self.follower.extension && !self.follower.owed_position.load(Ordering::Relaxed) {
-            let _ = self.send_step(frame, &Step::Control(Control::Position(batch.end)))?;
-        }
-        Ok(())
-    }
-
-    /// Tells a follower that it is whole, and at this position, as soon as that is so: what was void when it attached is made up for by
-    /// what is in its queue.
-    pub(in crate::leader) fn tell_whole(&mut self, frame: &mut Frame, position: StreamPosition) -> Result<(), Error> {
-        let owed = &self.follower.owed_position;
-        if !owed.load(Ordering::Relaxed) || !self.follower.is_whole_at(position) {
-            return Ok(());
-        }
-        owed.store(false, Ordering::Relaxed);
-        let _ = self.send_step(frame, &Step::Control(Control::Position(position.0)))?;
-        frame.flush().map_err(broken)?;
-        self.follower.written();
         Ok(())
     }
 
@@ -339,12 +213,6 @@ impl<'a> Ranges<'a> {
         if self.is_cut_off { self.let_go(range.path.clone()) } else { Ok(false) }
     }
 
-    /// Lets the follower go, because this file cannot be read and it has to stay as it is.
-    pub(in crate::leader) fn let_go<T>(&self, path: RelPath) -> Result<T, Error> {
-        self.follower.evict_at(EvictionReason::Unreadable(path), self.core.stream.position());
-        Err(gone())
-    }
-
     /// As actions of a piece each. `Err` within: those before what could not be read.
     fn send_pieces(
         &mut self,
@@ -432,17 +300,6 @@ impl<'a> Ranges<'a> {
         Ok(Ok(()))
     }
 
-    /// What the follower has of a file, or lacks, stays as it is from here on, until all of it comes.
-    pub(in crate::leader) fn void(&mut self, path: &RelPath, version: Version, error: &io::Error) {
-        // Before anything that comes after it can be acknowledged.
-        self.follower.void(path, self.before, self.core.stream.position());
-        if error.kind() != ErrorKind::UnexpectedEof {
-            self.core.cannot_read(path, error);
-        }
-        self.follower.spoiled.lock().insert(path.clone());
-        self.mend(path, version);
-    }
-
     /// All of a small file that is read in bulk is digested on the way, unless that was done: it would be read again to be compared. Returns how it looks now.
     fn begin_digest(&mut self, range: &FileRange, file: &Reader) -> Option<(Stamps, i64)> {
         let is_small = range.offset == 0 && range.len <= ON_THE_WAY_BYTES_MAX;
@@ -451,33 +308,6 @@ impl<'a> Ranges<'a> {
         let looks = is_wanted.then(|| Stamps::of_file(file.file()).ok()).flatten();
         self.digest = looks.map(|_| Chunked::default());
         looks.map(|looks| (looks, began))
-    }
-
-    /// Opens the file if it is still what `version` says. `None`: it is not, or cannot be opened, which is noted then.
-    ///
-    /// Blocks a little if that may pass.
-    pub(in crate::leader) fn open(&self, path: &RelPath, version: Version) -> Result<Option<Reader>, Error> {
-        let mut pause = OPEN_PAUSE_MIN;
-        loop {
-            match self.core.open_announced(path, version.generation, version.len) {
-                Ok(file) => return Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
-                Err(error) if pause > OPEN_PAUSE_MAX || self.may_last(path, &error) => {
-                    self.core.cannot_read(path, &error);
-                    return Ok(None);
-                }
-                // Out of descriptors or memory, perhaps.
-                Err(_) => thread::park_timeout(pause),
-            }
-            pause *= 2;
-            if self.follower.has_ended() {
-                return Err(gone());
-            }
-        }
-    }
-
-    /// Whether what keeps a file from being opened does not pass in a moment.
-    fn may_last(&self, path: &RelPath, error: &io::Error) -> bool {
-        error.kind() == ErrorKind::PermissionDenied || self.core.dir.root().unmounted_above(path).is_some()
     }
 
     /// How many bytes of a range are read before any of them is sent.
@@ -510,51 +340,5 @@ impl<'a> Ranges<'a> {
         frame.write_all(&self.buffer).map_err(broken)?;
         self.follower.sync.bytes_sent.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Announces a file anew that is not on disk what the index believes it to be, unless the index knows by now. What was void
-    /// at the follower is not once it has all up to where this ends.
-    ///
-    /// Of a file that cannot be read nothing is known: it is announced when it can be.
-    pub(in crate::leader) fn mend(&self, path: &RelPath, believed: Version) {
-        if self.core.unreadable.is_noted_again(path) {
-            return;
-        }
-        let before = self.core.stream.position();
-        let unread = self.announce_anew(path, believed);
-        if unread.as_ref() != Some(path) {
-            self.follower.mended(path, before, self.core.stream.position());
-            self.core.passed(self.follower);
-        }
-    }
-
-    /// A follower that joins lacks a file, or part of it, which was not sent. What may not be read is as good as excluded.
-    pub(in crate::leader) fn joins_without(&self, path: &RelPath) {
-        self.follower.spoiled.lock().insert(path.clone());
-        if self.core.unreadable.is_noted(path) && !self.core.unreadable.is_forbidden(path) {
-            self.follower.void(path, StreamPosition(0), self.core.stream.position());
-        }
-    }
-
-    /// Files are the host's: one that is gone may be back in a moment, with its folder. So the doubt is noted *before* the look
-    /// at the disk. What happens to the file after the look is for the host to announce, and when it looks, it finds the doubt
-    /// as well ([`Leader::vouches_for`](crate::leader::Leader::vouches_for)).
-    ///
-    /// Returns where it is, if it cannot be looked at: it is void until it can.
-    fn announce_anew(&self, path: &RelPath, believed: Version) -> Option<RelPath> {
-        let stream = &self.core.stream;
-        let (path, doubted) = stream.doubt(path, believed.generation)?;
-        let found = match self.core.dir.root().metadata(&path) {
-            Ok(found) => found.filter(Metadata::is_file).map(|meta| meta.len()),
-            Err(error) => {
-                // Before others can find that it can be read.
-                self.follower.void(&path, self.before, stream.position());
-                self.core.cannot_read(&path, &error);
-                return Some(path);
-            }
-        };
-        log::debug!("{path} could not be read as announced: of {} bytes there are now {found:?}", doubted.len);
-        stream.mend(&path, doubted, found);
-        None
     }
 }

@@ -227,11 +227,14 @@ impl Network {
     pub fn set_link(&self, from: IpAddr, to: IpAddr, change: impl FnOnce(&mut Link)) {
         self.act(|core| {
             let mut link = core.link(from, to);
-            let was_cut = link.cut;
+            let before = link;
             change(&mut link);
             core.links.insert((from, to), link);
+            if link.bandwidth != before.bandwidth {
+                core.send_again(from, to);
+            }
             core.say(|_| format!("link {from} > {to}: {link:?}"));
-            if link.cut != was_cut {
+            if link.cut != before.cut {
                 core.path_changed(&[from, to], link.cut);
             }
         });

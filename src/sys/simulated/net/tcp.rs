@@ -51,9 +51,15 @@ impl Core {
     pub fn launch(&mut self, id: SocketId, packet: Packet) {
         let Some(socket) = self.sockets.get(&id) else { return };
         let Some(to_host) = self.peer_host(socket) else { return };
-        let (from_host, to, last) = (socket.host, socket.peer.unwrap_or(0), socket.last_arrival);
-        let arrival = self.send(Flight { from: id, to, from_host, to_host, packet }, last);
-        if let (Some(arrival), Some(socket)) = (arrival, self.sockets.get_mut(&id)) {
+        let (from_host, to) = (socket.host, socket.peer.unwrap_or(0));
+        self.send_in_order(Flight { from: id, to, from_host, to_host, packet });
+    }
+
+    /// After what its socket has sent before.
+    fn send_in_order(&mut self, flight: Flight) {
+        let sender = flight.from;
+        let last = self.sockets.get(&sender).map_or(self.now, |socket| socket.last_arrival);
+        if let (Some(arrival), Some(socket)) = (self.send(flight, last), self.sockets.get_mut(&sender)) {
             socket.last_arrival = arrival;
         }
     }
@@ -77,6 +83,24 @@ impl Core {
         let arrival = (depart + latency).max(after + Duration::from_nanos(1));
         self.at(arrival, Event::Arrive(flight));
         Some(arrival)
+    }
+
+    /// What is on its way over a link goes at its new speed.
+    pub fn send_again(&mut self, from: IpAddr, to: IpAddr) {
+        self.free_at.remove(&(from, to));
+        let is_on_it =
+            |event: &mut Event| matches!(event, Event::Arrive(it) if (it.from_host, it.to_host) == (from, to));
+        let taken: Vec<_> = self.queue.extract_if(.., |_, event| is_on_it(event)).collect();
+        let flights: Vec<_> = taken
+            .into_iter()
+            .filter_map(|(_, event)| if let Event::Arrive(flight) = event { Some(flight) } else { None })
+            .collect();
+        for flight in &flights {
+            if let Some(socket) = self.sockets.get_mut(&flight.from) {
+                socket.last_arrival = self.now;
+            }
+        }
+        flights.into_iter().for_each(|flight| self.send_in_order(flight));
     }
 
     pub fn draw(&mut self, (least, most): (Duration, Duration)) -> Duration {

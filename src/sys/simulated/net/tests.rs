@@ -147,6 +147,20 @@ fn exchange(length: usize) {
 }
 
 #[test]
+fn what_waits_for_a_slow_link_arrives_soon_once_it_is_slow_no_more() {
+    for_seeds(25, || {
+        network(|network| network.set_links(A, B, |link| link.bandwidth = Some(100)));
+        thread::spawn(|| {
+            thread::sleep(millis(1000));
+            network(|network| network.set_links(A, B, |link| link.bandwidth = None));
+        });
+        let began = Instant::now();
+        exchange(20_000);
+        assert!(began.elapsed() < millis(3000), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
 fn a_stream_arrives_whole_and_in_order_over_every_kind_of_link() {
     let disturb: [(Disturb, usize); 6] = [
         (|| {}, 300_000),
