@@ -113,6 +113,11 @@ impl Recency {
 }
 
 impl Index {
+    /// The number of the last change; 0 if there was none.
+    pub(crate) fn last_change(&self) -> u64 {
+        if self.recency.newest == NONE { 0 } else { self.entries[self.recency.newest].changed }
+    }
+
     /// Begins a walk over what changed after position `since`. `cut`: the position now, of which everything is wanted exactly.
     pub(crate) fn begin_walk(&mut self, since: u64, cut: Option<u64>) -> WalkId {
         let recency = &mut self.recency;

@@ -53,8 +53,11 @@ impl Ordered {
         self.put(path, Content::OnDisk(len), None);
     }
 
-    /// Adds bytes to a file that exists.
+    /// Adds bytes to a file that exists. None are no change: it would be one beyond the position, and who attaches here is told of those up to it.
     pub(super) fn append(&mut self, path: &RelPath, slot: Slot, bytes: Content<'_>) {
+        if bytes.len() == 0 {
+            return;
+        }
         self.index.grow(slot, bytes.len(), self.change());
         match bytes {
             Content::Bytes(bytes) => {
@@ -180,6 +183,7 @@ impl Ordered {
 
     /// To be called last in the critical section.
     pub(super) fn after(&mut self) -> After {
+        debug_assert!(self.index.last_change() <= self.position, "a change is in the stream");
         let wake = match self.sleep {
             Sleep::Awake => false,
             Sleep::UntilAppend => !self.open.is_empty() || !self.sealed.is_empty(),

@@ -46,6 +46,18 @@ fn a_file_in_doubt_is_announced_as_it_was_found() {
 }
 
 #[test]
+fn an_append_of_nothing_is_no_change() {
+    let (stream, path) = with_file();
+    let before = stream.position();
+    assert_eq!(stream.append(&path, 8, Content::Bytes(b"")).unwrap(), Some(before));
+    let ordered = stream.ordered.lock();
+    assert!(
+        ordered.index.last_change() <= ordered.position,
+        "who attaches now is not told of it, nor of what the file got before"
+    );
+}
+
+#[test]
 fn what_is_left_of_a_file_is_announced_under_pressure_and_after_the_end() {
     const LONG: Duration = Duration::from_secs(3600);
     for pressure in [BackPressure::Wait(LONG), BackPressure::WouldBlock(LONG)] {
