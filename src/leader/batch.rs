@@ -24,21 +24,16 @@ pub(super) struct Batch {
     pub(super) bytes: u64,
     pub(super) sealed_at: Instant,
     pub(super) body: Body,
+    /// What a follower of 1.0.0 gets instead, to the same effect (an empty file is none to it); `None`: the same.
+    pub(super) instead: Option<Vec<Step>>,
 }
 
 #[derive(Debug)]
 pub(super) enum Body {
     Actions(Actions),
     File(FileRange),
-    Control(ControlAction),
-}
-
-/// An action that protocol 1.0.0 has no words for; alone in its batch, which counts as many bytes as the control has.
-#[derive(Debug)]
-pub(super) struct ControlAction {
-    pub(super) control: Control,
-    /// What a 1.0.0 follower gets instead, to the same effect (an empty file is none to it).
-    pub(super) instead: Vec<Step>,
+    /// What protocol 1.0.0 has no words for.
+    Control(Control),
 }
 
 /// A step that changes one file of a follower.
@@ -51,6 +46,11 @@ pub(super) enum Step {
 }
 
 impl Step {
+    /// Whether it changes this file.
+    pub(super) fn is_of(&self, path: &RelPath) -> bool {
+        matches!(self, Self::Delete(of) | Self::Send(FileRange { path: of, .. }) if of == path)
+    }
+
     /// Action bytes it goes as.
     pub(super) fn bytes(&self) -> u64 {
         match self {
@@ -88,15 +88,17 @@ impl Batch {
         // Blocks that do not shrink go raw, so the compressed form is never larger than this either.
         let held = raw.capacity() as u64 + OVERHEAD_BYTES;
         let body = Body::Actions(Actions { raw: Mutex::new(raw), len, held, blocks: OnceLock::new() });
-        Self { end, bytes: len, sealed_at: Instant::now(), body }
+        Self { end, bytes: len, sealed_at: Instant::now(), body, instead: None }
     }
 
     pub(super) fn file(end: u64, range: FileRange) -> Self {
-        Self { end, bytes: range.action_bytes(), sealed_at: Instant::now(), body: Body::File(range) }
+        let (bytes, body) = (range.action_bytes(), Body::File(range));
+        Self { end, bytes, sealed_at: Instant::now(), body, instead: None }
     }
 
-    pub(super) fn control(end: u64, action: ControlAction) -> Self {
-        Self { end, bytes: control_bytes(&action.control), sealed_at: Instant::now(), body: Body::Control(action) }
+    pub(super) fn control(end: u64, control: Control, instead: Vec<Step>) -> Self {
+        let (bytes, body) = (control_bytes(&control), Body::Control(control));
+        Self { end, bytes, sealed_at: Instant::now(), body, instead: Some(instead) }
     }
 
     /// Bytes of memory it counts for in a queue.

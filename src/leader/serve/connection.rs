@@ -170,6 +170,7 @@ fn write_batches(
         };
         ranges.beat(frame)?;
         match &batch.body {
+            _ if batch.instead.is_some() && !follower.extension => ranges.send_instead(frame, &batch)?,
             Body::Actions(actions) => match ranges.applicable(actions) {
                 Some(some) => ranges.send_some(frame, &some, &batch)?,
                 None => {
@@ -181,7 +182,7 @@ fn write_batches(
                 }
             },
             Body::File(range) => ranges.send_queued(frame, range, &batch)?,
-            Body::Control(action) => ranges.send_control(frame, action, &batch)?,
+            Body::Control(control) => ranges.send_control(frame, control, &batch)?,
         }
         ranges.tell_whole(frame, StreamPosition(batch.end))?;
         follower.queue.remove(batch.cost());

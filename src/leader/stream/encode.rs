@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{After, Ordered, SEALED_BYTES_MAX, Sleep};
 use crate::index::{FileId, Slot, Version};
-use crate::leader::batch::{BATCH_BYTES_MAX, Batch, ControlAction, FileRange, RangeKind, Step, control_bytes};
+use crate::leader::batch::{BATCH_BYTES_MAX, Batch, FileRange, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::RelPath;
@@ -125,18 +125,15 @@ impl Ordered {
         }
         self.position += control_bytes(&control);
         if self.queues > 0 {
-            self.sealed.push(Arc::new(Batch::control(self.position, ControlAction { control, instead })));
+            self.sealed.push(Arc::new(Batch::control(self.position, control, instead)));
         }
     }
 
     /// A replace by reference, as 1.0.0 followers need it. A LavinMQ follower replaces `x` by way of `x.tmp`, and so destroys a
     /// replicated file of that name: that one goes first, and comes back after.
     pub(super) fn replace_steps(&self, path: &RelPath, version: Version) -> Vec<Step> {
-        let temporary = temporary_of(path)
-            .map(|temporary| (self.index.get(temporary.as_str()), temporary))
-            .filter(|(version, _)| version.exists());
         let mut steps = vec![Step::Send(whole(path, version))];
-        if let Some((version, temporary)) = temporary {
+        if let Some((temporary, version)) = self.spoiled_temporary(path) {
             steps.insert(0, Step::Delete(temporary.clone()));
             if version.len > 0 {
                 // As an append to the deleted file: a replace would go by way of a temporary file again.
@@ -146,17 +143,27 @@ impl Ordered {
         steps
     }
 
-    /// The same with the content at hand.
-    pub(super) fn encode_replace(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
-        for step in self.replace_steps(path, version) {
-            match (step, content) {
-                (Step::Delete(temporary), _) => self.encode(&temporary, ActionKind::Delete, &[]),
-                (Step::Send(range), Content::Bytes(bytes)) if range.kind == RangeKind::Replace => {
-                    self.encode(path, ActionKind::Replace(version.len), bytes);
-                }
-                (Step::Send(range), _) => self.encode_range(range),
-                (Step::Control(_), _) => {}
-            }
+    fn spoiled_temporary(&self, path: &RelPath) -> Option<(RelPath, Version)> {
+        let temporary = temporary_of(path)?;
+        let version = self.index.get(temporary.as_str());
+        version.exists().then_some((temporary, version))
+    }
+
+    /// The same with the content at hand. Who knows the extension keeps the file that 1.0.0 spoils: it may hold what was committed.
+    fn encode_replace(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
+        let instead = self.spoiled_temporary(path).map(|_| self.replace_steps(path, version));
+        if instead.is_some() && self.queues > 0 {
+            self.seal();
+        }
+        let before = self.sealed.len();
+        match content {
+            Content::Bytes(bytes) => self.encode(path, ActionKind::Replace(version.len), bytes),
+            Content::OnDisk(_) => self.encode_range(whole(path, version)),
+        }
+        if instead.is_some() && self.queues > 0 {
+            self.seal();
+            let [batch] = &mut self.sealed[before..] else { unreachable!("one action is one batch") };
+            Arc::get_mut(batch).expect("it is not pushed yet").instead = instead;
         }
     }
 

@@ -58,6 +58,24 @@ fn an_append_of_nothing_is_no_change() {
 }
 
 #[test]
+fn a_replacement_goes_by_way_of_another_file_for_1_0_0_only() {
+    let (stream, path) = with_file();
+    let temporary = RelPath::new("f.tmp").unwrap();
+    stream.replace(&temporary, Content::OnDisk(5), FILE).unwrap();
+    stream.ordered.lock().queues = 1;
+    for content in [Content::Bytes(b"abc"), Content::OnDisk(3)] {
+        let before = stream.position();
+        stream.replace(&path, content, FILE).unwrap();
+        assert_eq!(stream.position().since(before), framing_bytes(&path) + 3);
+        let sealed = std::mem::take(&mut stream.ordered.lock().sealed);
+        let [batch] = &sealed[..] else { panic!("{sealed:?}") };
+        let steps = batch.instead.as_deref().unwrap();
+        let [Step::Delete(first), Step::Send(replace), Step::Send(back)] = steps else { panic!("{steps:?}") };
+        assert_eq!([first, &replace.path, &back.path], [&temporary, &path, &temporary]);
+    }
+}
+
+#[test]
 fn what_is_left_of_a_file_is_announced_under_pressure_and_after_the_end() {
     const LONG: Duration = Duration::from_secs(3600);
     for pressure in [BackPressure::Wait(LONG), BackPressure::WouldBlock(LONG)] {

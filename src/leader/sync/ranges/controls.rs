@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Ranges;
 use crate::error::Error;
-use crate::leader::batch::{Batch, ControlAction, Step};
+use crate::leader::batch::{Batch, Step};
 use crate::leader::link::frame::Frame;
 use crate::leader::peers::gone::{broken, gone};
 use crate::protocol::extension::Control;
@@ -45,43 +45,46 @@ impl Ranges<'_> {
         frame.flush().map_err(broken)
     }
 
-    /// Sends a control that stands in the stream, or to a 1.0.0 follower what it gets instead.
+    /// Sends a follower of 1.0.0 what it gets instead of a batch.
+    pub(in crate::leader) fn send_instead(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
+        for step in batch.instead.iter().flatten() {
+            let _ = self.send_step(frame, step)?;
+        }
+        self.sent(frame, batch)
+    }
+
+    /// Sends a control that stands in the stream to a follower that knows the extension.
     pub(in crate::leader) fn send_control(
         &mut self,
         frame: &mut Frame,
-        action: &ControlAction,
+        control: &Control,
         batch: &Batch,
     ) -> Result<(), Error> {
         // Should it be so just now, it is asked to make durable what follows here.
         self.tell_whole(frame, StreamPosition(batch.end - batch.bytes))?;
+        let instead = batch.instead.as_deref().unwrap_or_default();
         // A rename or truncation of what a void range left incomplete would not make it whole.
-        let spoiled = match &action.control {
-            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
-                self.follower.spoiled.lock().remove(path)
+        match control {
+            Control::Rename { from, to } if self.follower.spoiled.lock().remove(from) => {
+                self.rename_spoiled(frame, from, to, instead)?;
+                self.tell_position(frame, batch)?;
             }
-            _ => false,
-        };
-        if let (Control::Rename { from, to }, true, true) = (&action.control, spoiled, self.follower.extension) {
-            self.rename_spoiled(frame, from, to, &action.instead)?;
-            self.tell_position(frame, batch)?;
-        } else if self.follower.extension && !spoiled {
-            // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
-            let is_told_whole = !self.follower.owed_position.load(Ordering::Relaxed);
-            if action.control == Control::MakeDurable && is_told_whole {
-                self.follower.asking_for_durable(StreamPosition(batch.end));
-            }
-            let _ = self.send_step(frame, &Step::Control(action.control.clone()))?;
-        } else {
-            for step in &action.instead {
-                let _ = self.send_step(frame, step)?;
-            }
-            if self.follower.extension && !action.instead.iter().any(|step| matches!(step, Step::Send(_))) {
-                // 1.0.0 has no empty files.
-                if let Control::Truncate { path, .. } = &action.control {
-                    let _ = self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?;
+            Control::Truncate { path, .. } if self.follower.spoiled.lock().remove(path) => {
+                match instead.iter().find(|step| matches!(step, Step::Send(_)) && step.is_of(path)) {
+                    Some(whole) => drop(self.send_step(frame, whole)?),
+                    // 1.0.0 has no empty files.
+                    None => drop(self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?),
                 }
+                self.tell_position(frame, batch)?;
             }
-            self.tell_position(frame, batch)?;
+            _ => {
+                // Of a copy that was not told to be whole nothing is durable that counts: its mark is still there when it answers.
+                let is_told_whole = !self.follower.owed_position.load(Ordering::Relaxed);
+                if *control == Control::MakeDurable && is_told_whole {
+                    self.follower.asking_for_durable(StreamPosition(batch.end));
+                }
+                let _ = self.send_step(frame, &Step::Control(control.clone()))?;
+            }
         }
         self.sent(frame, batch)
     }
