@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
@@ -15,14 +16,17 @@ pub struct Relay {
     acceptor: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    passed: [AtomicU64; 2],
 }
 
-#[derive(Default)]
 struct State {
+    leader: SocketAddr,
+    /// Whoever comes is sent away.
+    refuses: bool,
+    connections: u64,
     /// How many bytes of the leader's may pass; `None` for all.
     allowed: Option<u64>,
     closed: bool,
@@ -34,11 +38,19 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let accepting = listener.try_clone().unwrap();
-        let gate = Arc::new(Gate::default());
+        let state = State { leader, refuses: false, connections: 0, allowed: None, closed: false, sockets: Vec::new() };
+        let gate = Arc::new(Gate { state: Mutex::new(state), changed: Condvar::new(), passed: Default::default() });
         let on = gate.clone();
         let acceptor = std::thread::spawn(move || {
             let mut pumps = Vec::new();
             while let Ok((near, _)) = accepting.accept() {
+                let (leader, refuses) = {
+                    let state = on.state.lock();
+                    (state.leader, state.refuses)
+                };
+                if refuses {
+                    continue;
+                }
                 // A small buffer: what is held is soon held at the leader.
                 let far = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
                 far.set_recv_buffer_size(16 << 10).unwrap();
@@ -53,12 +65,16 @@ impl Relay {
                     if state.closed {
                         break;
                     }
+                    if state.refuses {
+                        continue;
+                    }
+                    state.connections += 1;
                     state.sockets.extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
                 }
                 let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-                let gate = on.clone();
-                pumps.push(std::thread::spawn(move || pump(&far, &near, Some(&gate))));
-                pumps.push(std::thread::spawn(move || pump(&near_too, &far_too, None)));
+                let (gate, counts) = (on.clone(), on.clone());
+                pumps.push(std::thread::spawn(move || pump(&far, &near, &gate.passed[0], Some(&gate))));
+                pumps.push(std::thread::spawn(move || pump(&near_too, &far_too, &counts.passed[1], None)));
             }
             pumps.into_iter().for_each(|pump| pump.join().unwrap());
         });
@@ -83,6 +99,24 @@ impl Relay {
     /// Whether all that is allowed has passed.
     pub fn is_idle(&self) -> bool {
         self.gate.state.lock().allowed == Some(0)
+    }
+
+    /// Breaks all connections there are, and lets nobody through until [`lead_to`](Self::lead_to).
+    pub fn refuse(&self) {
+        self.gate.state.lock().refuses = true;
+        self.cut();
+    }
+
+    /// Lets everybody through, to this leader from now on.
+    pub fn lead_to(&self, leader: SocketAddr) {
+        let mut state = self.gate.state.lock();
+        (state.leader, state.refuses) = (leader, false);
+    }
+
+    /// How many connections there were so far, how many bytes went to followers, and how many to the leader.
+    pub fn counts(&self) -> (u64, [u64; 2]) {
+        let connections = self.gate.state.lock().connections;
+        (connections, [0, 1].map(|way: usize| self.gate.passed[way].load(Ordering::SeqCst)))
     }
 
     /// Breaks all connections there are.
@@ -115,7 +149,7 @@ impl Gate {
     }
 }
 
-fn pump(mut from: &TcpStream, mut to: &TcpStream, gate: Option<&Gate>) {
+fn pump(mut from: &TcpStream, mut to: &TcpStream, passed: &AtomicU64, gate: Option<&Gate>) {
     let mut buffer = [0; 16 << 10];
     loop {
         let (taken, limited) = gate.map_or((buffer.len(), false), |gate| gate.take(buffer.len()));
@@ -123,6 +157,7 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, gate: Option<&Gate>) {
         if let Some(gate) = gate.filter(|_| limited) {
             gate.give_back(taken - read);
         }
+        passed.fetch_add(read as u64, Ordering::SeqCst);
         if read == 0 || to.write_all(&buffer[..read]).is_err() {
             break;
         }
