@@ -1,6 +1,7 @@
 //! Finding what a follower lacks, and bringing it, until it is attached to the stream.
 
 pub(in crate::leader) mod catch_up;
+mod compare;
 pub(in crate::leader) mod full_sync;
 mod moves;
 pub(in crate::leader) mod ranges;

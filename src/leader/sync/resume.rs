@@ -13,15 +13,13 @@
 //!
 //! What is told is compared as it comes, so what is held for a joiner goes with the number of files in question, not with their size.
 
-use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::Error;
 use crate::index::Version;
-use crate::index::chunks::{comparable_bytes, compare};
-use crate::leader::batch::{FileRange, RangeKind, Step};
+use crate::leader::batch::Step;
 use crate::leader::core::Core;
 use crate::leader::link::frame::Frame;
 use crate::leader::link::messages::{Answers, Told};
@@ -29,20 +27,17 @@ use crate::leader::peers::admission::wait_admitted;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
 use crate::leader::peers::status::FollowerState;
-use crate::leader::stream::{Changes, whole};
+use crate::leader::stream::Changes;
 use crate::leader::sync::catch_up::{CatchUp, CaughtUp};
-use crate::leader::sync::moves::{in_order, is_at_or_below};
+use crate::leader::sync::compare::{Comparison, Lacking};
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
 use crate::protocol::ProtocolError;
-use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Control, Held, Sum, TELL_MAX};
+use crate::protocol::extension::{ChunkDigest, Control, Sum, TELL_MAX};
 use crate::sums::{Sums, bits_for, bucket_of, differing};
-use crate::sys::hash::{HashMap, HashSet};
+use crate::sys::hash::HashSet;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
-
-/// The most digests that are kept of files that may have another name here: 20 bytes each, for 256 KiB of theirs.
-const DIGESTS_KEPT_MAX: usize = 4 << 20;
 
 /// What is known of files that are gone is forgotten when something is known of more than so many, and an eighth of all, that were not there at the
 /// start.
@@ -54,23 +49,6 @@ pub(in crate::leader) struct Resumer<'a> {
     frame: &'a mut Frame,
     ranges: Ranges<'a>,
     answers: &'a Answers,
-}
-
-/// A file of the follower, in question.
-struct Copy {
-    len: u64,
-    /// If it may be another file of ours; else none are kept.
-    digests: Vec<ChunkDigest>,
-    /// What makes it equal to ours of that name; `None` if there is none, or it cannot be read.
-    repair: Option<Vec<Step>>,
-    /// Something of it is of the file of that name.
-    is_at_home: bool,
-}
-
-/// The files in question: ours, and theirs.
-struct Question<'a> {
-    ours: HashMap<&'a RelPath, Version>,
-    theirs: HashMap<RelPath, Copy>,
 }
 
 /// Our side of the comparison, as far as nothing has to be read for it.
@@ -208,109 +186,47 @@ impl<'a> Resumer<'a> {
         }
         let is_asked = |path: &RelPath| buckets.binary_search(&bucket_of(path, bits)).is_ok();
         let in_question: Vec<_> = files.iter().filter(|(path, _)| is_asked(path)).cloned().collect();
-        let ours = in_question.iter().map(|(path, version)| (path, *version)).collect();
-        let mut question = Question { ours, theirs: HashMap::default() };
+        let mut comparison = Comparison::of(&in_question);
         self.answers.await_files();
         for some in buckets.chunks(TELL_MAX) {
             self.tell(&Control::Tell(some.to_vec()))?;
         }
         self.tell(&Control::TellEnds)?;
-        self.receive_files(&mut question, is_asked)?;
-        let renames = self.renames(&mut question)?;
-        let Question { ours: _, mut theirs } = question;
-        let mut steps = Vec::new();
-        for (path, version) in &in_question {
-            match theirs.remove(path) {
-                None if version.len == 0 => steps.push(Step::Control(Control::Empty(path.clone()))),
-                None => steps.push(Step::Send(FileRange { kind: RangeKind::Append, ..whole(path, *version) })),
-                Some(Copy { repair: Some(repair), .. }) => steps.extend(repair),
-                Some(_) => {
-                    view.void(path);
-                    self.ranges.joins_without(path);
-                    self.ranges.mend(path, *version);
-                }
-            }
+        self.receive_files(&mut comparison, is_asked)?;
+        let digests = &mut |path: &RelPath, version, len| self.ours(path, version, len);
+        let Lacking { gone, steps, unread } = comparison.lacking(digests)?;
+        for (path, version) in &unread {
+            view.void(path);
+            self.ranges.joins_without(path);
+            self.ranges.mend(path, *version);
         }
         // Where we cannot look it may be here as well.
         let unreadable = &self.core.unreadable;
-        let (kept, mut gone): (Vec<_>, Vec<_>) = theirs.into_keys().partition(|path| unreadable.covers(path));
+        let (kept, mut gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(|path| unreadable.covers(path));
         kept.iter().for_each(|path| unreadable.keep(path));
         gone.sort_unstable();
-        Ok(gone.into_iter().map(Step::Delete).chain(renames).chain(steps).collect())
+        Ok(gone.into_iter().map(Step::Delete).chain(steps).collect())
     }
 
-    /// Takes what the follower tells of its files, and compares each with ours of that name.
-    fn receive_files(&mut self, question: &mut Question<'_>, is_asked: impl Fn(&RelPath) -> bool) -> Result<(), Error> {
-        let mut kept = 0;
+    /// Takes what the follower tells of its files.
+    fn receive_files(
+        &mut self,
+        comparison: &mut Comparison<'_>,
+        is_asked: impl Fn(&RelPath) -> bool,
+    ) -> Result<(), Error> {
         loop {
             let files = match self.answer()? {
                 Told::Files(files) => files,
                 Told::End => return Ok(()),
                 Told::Sums(_) => return Err(ProtocolError::Malformed("inventory: sums are in it").into()),
             };
-            for mut file in files.into_iter().filter(|file| !file.path.is_reserved()) {
-                if !is_asked(&file.path) || question.theirs.contains_key(&file.path) {
+            for file in files.into_iter().filter(|file| !file.path.is_reserved()) {
+                if !is_asked(&file.path) {
                     return Err(ProtocolError::NotOffered(file.path.to_string()).into());
                 }
-                let path = file.path.clone();
-                let (mut repair, mut is_at_home) = (None, false);
-                if let Some(version) = question.ours.get(&path)
-                    && let Some(ours) = self.ours(&path, *version, comparable_bytes(&file, version.len))?
-                {
-                    is_at_home = file.digests.iter().zip(&ours).any(|(theirs, ours)| theirs == ours);
-                    repair = Some(steps_of(&path, *version, &file, &ours));
-                }
-                if is_at_home || kept + file.digests.len() > DIGESTS_KEPT_MAX {
-                    file.digests = Vec::new();
-                }
-                kept += file.digests.len();
-                question.theirs.insert(path, Copy { len: file.len, digests: file.digests, repair, is_at_home });
+                comparison.told(file, &mut |path, version, len| self.ours(path, version, len))?;
             }
         }
-    }
-
-    /// Files that the follower has under another name, which their first chunk tells: as renames, and noted in what it has. Files of
-    /// less than a chunk are not worth it.
-    fn renames(&mut self, question: &mut Question<'_>) -> Result<Vec<Step>, Error> {
-        let Question { ours, theirs } = question;
-        let is_at_home = |path: &RelPath| theirs.get(path).is_some_and(|copy| copy.is_at_home);
-        let mut homeless: Vec<_> =
-            ours.iter().filter(|(path, version)| version.len >= CHUNK_BYTES && !is_at_home(path)).collect();
-        homeless.sort_unstable_by_key(|(path, _)| *path);
-        let mut elsewhere: HashMap<ChunkDigest, Vec<(&RelPath, &Copy)>> = HashMap::default();
-        for (path, copy) in theirs.iter().filter(|(_, copy)| copy.len >= CHUNK_BYTES && !copy.is_at_home) {
-            if let Some(first) = copy.digests.first() {
-                elsewhere.entry(*first).or_default().push((path, copy));
-            }
-        }
-        let mut moves = BTreeMap::new();
-        for (path, version) in homeless {
-            if elsewhere.is_empty() {
-                break;
-            }
-            let Some(first) = self.ours(path, *version, CHUNK_BYTES)?.and_then(|ours| ours.first().copied()) else {
-                continue;
-            };
-            let Some(copies) = elsewhere.get_mut(&first) else { continue };
-            // The longest that only lacks a tail, if there are several.
-            let fitness = |copy: &Copy| if copy.len <= version.len { copy.len + 1 } else { 0 };
-            let best = (0..copies.len()).max_by_key(|&at| fitness(copies[at].1)).expect("none is left empty");
-            moves.insert(copies.swap_remove(best).0.clone(), (*path).clone());
-            if copies.is_empty() {
-                elsewhere.remove(&first);
-            }
-        }
-        let steps = in_order(moves.clone(), |name| theirs.keys().any(|held| is_at_or_below(held, name)));
-        let moved: Vec<_> = moves.into_iter().filter_map(|(from, to)| Some((to, theirs.remove(&from)?))).collect();
-        for (to, mut copy) in moved {
-            let version = ours[&to];
-            let held = Held { path: to.clone(), len: copy.len, digests: std::mem::take(&mut copy.digests) };
-            let digests = self.ours(&to, version, comparable_bytes(&held, version.len))?;
-            copy.repair = digests.map(|digests| steps_of(&to, version, &held, &digests));
-            // What had that name is renamed over.
-            theirs.insert(to, copy);
-        }
-        Ok(steps.into_iter().map(|(from, to)| Step::Control(Control::Rename { from, to })).collect())
     }
 
     /// The digests of the first `len` bytes of ours; `None` if they cannot be read as announced.
@@ -350,18 +266,6 @@ impl<'a> Resumer<'a> {
         }
         self.tell(&Control::SyncEnds)
     }
-}
-
-/// The steps that make a copy equal to our file of that name, whose comparable bytes have the digests `ours`.
-fn steps_of(path: &RelPath, version: Version, copy: &Held, ours: &[ChunkDigest]) -> Vec<Step> {
-    let repair = compare(copy, version.len, ours);
-    let range = |kind, offset, len| Step::Send(FileRange { kind, offset, len, ..whole(path, version) });
-    let mut steps: Vec<_> = repair.patches.iter().map(|&(offset, len)| range(RangeKind::Patch, offset, len)).collect();
-    steps.extend(repair.truncate.map(|len| Step::Control(Control::Truncate { path: path.clone(), len })));
-    if repair.append_from < version.len {
-        steps.push(range(RangeKind::Append, repair.append_from, version.len - repair.append_from));
-    }
-    steps
 }
 
 /// Whether a step sends something of another file than the one before did, which was `last`.
