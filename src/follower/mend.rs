@@ -57,10 +57,10 @@ impl Dir {
 
     /// To be called when any call that makes durable has failed.
     pub(super) fn flush_failed(&self, path: &str, error: io::Error) -> Error {
-        if !self.suspect.swap(true, Ordering::AcqRel) {
-            if let Err(error) = self.leave_mark(&self.own.suspect) {
-                log::warn!("the failed flush leaves no mark: {error}; have this process go on until it has mended it");
-            }
+        if !self.suspect.swap(true, Ordering::AcqRel)
+            && let Err(error) = self.leave_mark(&self.own.suspect)
+        {
+            log::warn!("the failed flush leaves no mark: {error}; have this process go on until it has mended it");
         }
         self.failed("flush", path, error)
     }

@@ -121,13 +121,13 @@ impl Allowance {
     /// To the follower. A connection begins with a handshake, what is asked and where the stream is: under 200 bytes. A change has a header, a name (under 32
     /// bytes here) and a frame of its own, should it be sent alone, and a heartbeat goes once a second. What does not compress grows by a 16-byte frame and header for each
     /// 64 KiB, at least 4 KiB of content.
-    pub fn to_follower(&self) -> u64 {
+    pub fn to_follower(self) -> u64 {
         self.content + self.content / 256 + 256 * self.changes + 1024 * self.connections + 128 * self.seconds
     }
 
     /// To the leader: a handshake, the sums of all files, and of each its name and the digests of its chunks, 20 bytes each; what came, for
     /// each change and each 16 KiB at most; and heartbeats.
-    pub fn to_leader(&self) -> u64 {
+    pub fn to_leader(self) -> u64 {
         let inventory = 64 * (self.files + self.changes) + (self.there + self.content) * 20 / CHUNK_BYTES;
         (512 + inventory) * self.connections + 64 * self.changes + self.content / 256 + 128 * self.seconds
     }
