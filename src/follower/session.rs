@@ -21,19 +21,21 @@
 //! change, and what the leader deletes before that is held back until it was counted. The marks do not wait for it: what counts
 //! for the leader is the end of the sync.
 
+mod claim;
+mod dialogue;
+
 use std::io::{self, BufRead};
 
 use super::apply::Actions;
 use super::connection::lost;
-use super::contact::{Change, Contact, Limit, Standing};
+use super::contact::{Change, Contact, Limit};
 use super::dir::Dir;
-use super::disk::{Job, Jobs, Told};
+use super::disk::{Job, Jobs};
 use super::flush::Unflushed;
-use super::kept::{Bounds, Keeper};
+use super::kept::Bounds;
 use super::lag::Lag;
 use super::report::Report;
 use super::shared::Shared;
-use super::status::{State, SyncProgress};
 use super::track::Track;
 use crate::datadir::DataDir;
 use crate::error::Error;
@@ -41,7 +43,7 @@ use crate::position::EpochPosition;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
 use crate::seldom::Seldom;
-use crate::sys::channel::{self, Receiver};
+use crate::sys::channel::Receiver;
 use crate::sys::time::Instant;
 use crate::types::{DataSetId, RelPath, StreamPosition};
 
@@ -295,60 +297,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A file is about to change, or to be deleted.
-    fn changes(&mut self, path: &RelPath, change: Change) -> Result<(), Error> {
-        if self.phase == Phase::Before {
-            return Err(out_of_place(format!("action on {path} before a sync began")));
-        }
-        // In this order: a directory that is somebody's from now on is one of which the leader may delete, the next time.
-        if let Some(contact) = &mut self.contact {
-            contact.changes(self.parts.data.path(), path, change)?;
-        }
-        self.begin_contact()
-    }
-
-    /// The first change by a leader that is not trusted: what it has deleted so far is counted, and then done.
-    fn begin_contact(&mut self) -> Result<(), Error> {
-        let Some(contact) = self.contact.as_mut().filter(|contact| !contact.begun()) else { return Ok(()) };
-        let deleted = contact.begin(self.parts.data.path())?;
-        self.take_over()?;
-        for path in deleted {
-            self.actions.begin(path, ActionKind::Delete)?;
-        }
-        self.make_ready()
-    }
-
-    /// The directory is this leader's from now on, and marked before it is.
-    fn take_over(&mut self) -> Result<(), Error> {
-        self.mark()?;
-        self.belong()
-    }
-
-    fn belong(&mut self) -> Result<(), Error> {
-        self.parts.shared.leave_place();
-        self.parts.data.follow(self.parts.theirs)?;
-        self.parts.data.claim()?;
-        self.parts.shared.claimed(true);
-        let data_set = self.parts.data.data_set();
-        self.parts.shared.update(|status| status.data_set = data_set);
-        Ok(())
-    }
-
-    fn make_ready(&mut self) -> Result<(), Error> {
-        let (mut folders, cut) = std::mem::take(&mut self.unready);
-        // Empty folders are no content, and one may be in the place of a file. Those within others come first.
-        folders.sort_unstable_by(|a, b| b.cmp(a));
-        for folder in folders {
-            self.actions.dir.remove_folder(folder.as_str());
-        }
-        // The leader adds to the end of what it was told of.
-        for (path, len) in cut {
-            self.changes(&path, Change::Content)?;
-            self.actions.truncate(&path, len)?;
-        }
-        Ok(())
-    }
-
     fn control(&mut self, whole: &Incoming) -> Result<(), Error> {
         let Some(control) = Control::decode(&whole.path, &whole.content)? else {
             log::debug!("passed over {}, which a later version knows", whole.path);
@@ -424,171 +372,6 @@ impl<'a> Session<'a> {
         self.actions.settle()?;
         self.parts.report.written(control.before);
         Ok(())
-    }
-
-    /// The leader is not ready yet.
-    fn opening(&mut self, files: u64) -> Result<(), Error> {
-        if self.phase != Phase::Before || !matches!(self.asked, Asked::Nothing) {
-            return Err(out_of_place("the leader opens after it had begun"));
-        }
-        if let Some(_unsaid) = self.waits.is_due() {
-            log::info!("the leader is reading its directory, {files} files so far: waiting until it has");
-        }
-        self.parts.shared.update(|status| {
-            status.state = State::LeaderOpening;
-            status.leader_files = Some(files);
-        });
-        Ok(())
-    }
-
-    /// What is here, before a sync. In the stream as well: the leader has thrown away what it should have sent.
-    fn want(&mut self, bits: u8) -> Result<(), Error> {
-        if self.phase == Phase::Syncing || !matches!(self.asked, Asked::Nothing) {
-            return Err(out_of_place("the sums were asked for out of turn"));
-        }
-        // What came before is told of.
-        self.settle()?;
-        self.asked = Asked::Sums { bits, buckets: Vec::new() };
-        self.parts.shared.update(|status| {
-            status.state = State::Syncing;
-            status.sync = SyncProgress::default();
-            (status.admitted_in, status.leader_files) = (None, None);
-        });
-        let names = self.parts.limit.standing != Standing::Trusted;
-        self.parts.jobs.put(Job::Sums { bits, names });
-        Ok(())
-    }
-
-    /// There are never more of them than buckets.
-    fn tell(&mut self, more: &[u32]) -> Result<(), Error> {
-        let Asked::Sums { bits, buckets } = &mut self.asked else {
-            return Err(out_of_place("files were asked for out of turn"));
-        };
-        for bucket in more {
-            if u64::from(*bucket) >> *bits != 0 || buckets.last().is_some_and(|last| last >= bucket) {
-                return Err(out_of_place(format!("files of bucket {bucket}, which is none, or not the next")));
-            }
-            buckets.push(*bucket);
-        }
-        Ok(())
-    }
-
-    fn tell_ends(&mut self) -> Result<(), Error> {
-        let Asked::Sums { bits, buckets } = std::mem::replace(&mut self.asked, Asked::Files) else {
-            return Err(out_of_place("files were asked for out of turn"));
-        };
-        self.parts.jobs.put(Job::Inventory { bits, buckets });
-        Ok(())
-    }
-
-    /// What is here, once all was told of it that was asked for.
-    fn told(&self) -> Option<Told> {
-        match &self.asked {
-            Asked::Sums { buckets, .. } if buckets.is_empty() => self.parts.jobs.told(false),
-            Asked::Files => self.parts.jobs.told(true),
-            _ => None,
-        }
-    }
-
-    fn sync_begins(&mut self, files: u64, bytes: u64) -> Result<(), Error> {
-        let Some(told) = self.told().filter(|_| self.phase != Phase::Syncing) else {
-            return Err(out_of_place("a sync began before all was told that was asked for"));
-        };
-        self.asked = Asked::Nothing;
-        if told.files == 0 {
-            // Of what is not there nothing has to be made durable.
-            self.actions.unflushed();
-        }
-        self.unready = (told.folders, told.cut);
-        let is_first = self.phase == Phase::Before;
-        if !is_first || self.parts.limit.standing == Standing::Trusted || told.files == 0 {
-            self.take_over()?;
-        } else {
-            if self.parts.limit.standing == Standing::Guest {
-                // Not ours to remove.
-                self.unready.0.clear();
-            }
-            self.contact = Some(Contact::new(self.parts.limit, told.names));
-        }
-        self.actions.keeper = Some(Keeper::new(self.actions.dir, self.parts.keep));
-        self.phase = Phase::Syncing;
-        self.tell_phase();
-        self.sync = Sync::default();
-        self.actions.deleted = 0;
-        if self.contact.is_none() {
-            self.make_ready()?;
-        }
-        log::info!("the leader sends {bytes} bytes of {files} files");
-        self.parts.shared.update(|status| {
-            status.state = State::Syncing;
-            status.sync.files_total = Some(files);
-            status.sync.bytes_total = Some(bytes);
-            (status.sync.files_received, status.sync.bytes_received, status.sync.files_deleted) = (0, 0, 0);
-        });
-        Ok(())
-    }
-
-    fn sync_ends(&mut self, mark: u64) -> Result<(), Error> {
-        if self.phase != Phase::Syncing {
-            return Err(out_of_place("a sync ended that had not begun"));
-        }
-        if self.contact.as_ref().is_some_and(Contact::holds_back) || !self.unready.1.is_empty() {
-            self.begin_contact()?;
-        }
-        self.settle()?;
-        if self.contact.take().is_some() {
-            self.unready = Default::default();
-            self.belong()?;
-        }
-        let mut unflushed = self.actions.unflushed();
-        if let Some(keeper) = self.actions.keeper.take() {
-            if keeper.count() > 0 {
-                // Also what was kept.
-                unflushed.everything();
-            }
-            keeper.report();
-        }
-        self.parts.jobs.put(Job::Flush(unflushed, mark, None));
-        self.phase = Phase::CatchingUp;
-        self.tell_phase();
-        let sync = self.parts.shared.status().sync;
-        log::info!(
-            "sync done: {} files received with {} bytes; {} deleted",
-            sync.files_received,
-            sync.bytes_received,
-            sync.files_deleted
-        );
-        Ok(())
-    }
-
-    /// Nothing that the last sync left out is missing any more.
-    fn caught_up(&mut self, mark: u64) -> Result<(), Error> {
-        self.settle()?;
-        let (answer, synced) = channel::bounded(1);
-        let unflushed = self.actions.unflushed();
-        self.phase = Phase::Streaming;
-        self.tell_phase();
-        self.parts.jobs.put(Job::Synced(unflushed, mark, self.position(), answer));
-        if self.parts.once {
-            wait(&synced)?;
-            self.done = true;
-        }
-        Ok(())
-    }
-
-    /// Marks the directory as incomplete; waits until that is on disk.
-    fn mark(&self) -> Result<(), Error> {
-        let (answer, marked) = channel::bounded(1);
-        self.parts.jobs.put(Job::Mark(answer));
-        wait(&marked)
-    }
-
-    fn goodbye(&mut self, back_in_ms: u32, reason: String) -> Error {
-        log::warn!("the leader lets this follower go: {reason}; back in {back_in_ms} ms");
-        let said = format!("the leader let this follower go: {reason}");
-        self.parts.shared.update(|status| status.last_eviction = Some(reason));
-        self.goodbye = Some(back_in_ms);
-        Error::connection("ended", io::Error::other(said))
     }
 }
 
