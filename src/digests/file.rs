@@ -115,7 +115,11 @@ impl Writer {
 pub(crate) struct Reader {
     records: Records<BufReader<io::Take<File>>>,
     is_same_boot: bool,
+    bytes: u64,
 }
+
+/// What a file of up to a chunk takes here, with a name of some length.
+const FILE_BYTES: u64 = 64;
 
 impl Reader {
     /// `None`: there is nothing. Reads all of it.
@@ -145,7 +149,14 @@ impl Reader {
         let header = Header::read(&mut bytes)?;
         let is_same_boot = now.is_some() && now == header.boot;
         let is_believed = is_same_boot || (who == Who::Follower { is_marked: false } && !header.was_led);
-        Ok(is_believed.then(|| Self { records: Records::new(bytes), is_same_boot }))
+        Ok(is_believed.then(|| Self { records: Records::new(bytes), is_same_boot, bytes: len }))
+    }
+}
+
+impl Reader {
+    /// How many files that is, if most are small: no more than have room in it.
+    pub(crate) fn files_about(&self) -> usize {
+        usize::try_from(self.bytes / FILE_BYTES).unwrap_or(0)
     }
 }
 
@@ -218,6 +229,9 @@ impl<R: BufRead> Iterator for Records<R> {
         record
     }
 }
+
+/// Digests that room is made for before they are read.
+const CHUNKS_AT_ONCE: usize = 1024;
 
 // The first byte of a record.
 const END: u8 = 0;
@@ -297,9 +311,10 @@ impl Codec {
         if digested > size {
             return Err(unsound());
         }
+        let count = digested.div_ceil(CHUNK_BYTES);
         // What is not there cannot be allocated for.
-        let mut chunks = Vec::new();
-        for _ in 0..digested.div_ceil(CHUNK_BYTES) {
+        let mut chunks = Vec::with_capacity(usize::try_from(count).unwrap_or(usize::MAX).min(CHUNKS_AT_ONCE));
+        for _ in 0..count {
             chunks.push(bytes.array()?);
         }
         chunks.shrink_to_fit();

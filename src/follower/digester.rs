@@ -1,7 +1,7 @@
 //! The thread that digests in the background what the stream has written, and keeps on disk what is known: so that who returns to a leader, or leads
 //! next, has little left to read.
 //!
-//! `paceline-digest` lives as long as the follower. It is not to be felt: after each piece it waits nine times as long as that took, so it takes a tenth
+//! `paceline-digest` lives as long as the follower. First it loads what was kept, while others connect and look at the files. Then it is not to be felt: after each piece it waits nine times as long as that took, so it takes a tenth
 //! of a core, and of a disk, at most; and it stands aside while a sync is under way. (No niceness, see `leader/peers/admission.rs`.) A stop
 //! ends it between two pieces, and between two files that it saves. What it cannot read it leaves: the next comparison tells.
 //!
@@ -19,13 +19,15 @@ use super::digests::{ChunkBuffer, Digests, Undigested};
 use super::dir::Dir;
 use super::shared::Shared;
 use crate::digests::file::{Reader, Who, Writer};
-use crate::digests::{SETTLED, Stamps};
+use crate::digests::{Digested, SETTLED, Stamps};
 use crate::error::Error;
-use crate::own_folder::{OwnFolder, is_incomplete};
+use crate::own_folder::OwnFolder;
 use crate::protocol::extension::{CHUNK, ChunkDigest};
+use crate::sys::hash::HashMap;
 use crate::sys::rustix::fs::OFlags;
 use crate::sys::thread;
 use crate::sys::time::Instant;
+use crate::types::RelPath;
 
 /// How often it looks for something to do.
 const TICK: Duration = Duration::from_secs(1);
@@ -50,11 +52,14 @@ pub(super) struct Digester {
     pub(super) digests: Arc<Digests>,
     pub(super) shared: Arc<Shared>,
     pub(super) own: OwnFolder,
+    /// Whether what was kept on disk is to be believed.
+    pub(super) who: Who,
 }
 
 impl Digester {
-    /// The thread's life.
+    /// The thread's life. What was kept on disk is loaded first: [`Digests::begin_load`] is to be called before.
     pub(super) fn run(&self) {
+        self.load();
         let mut buffer = ChunkBuffer::new();
         let mut save_at = Instant::now() + SAVE_FIRST;
         let mut save_anyhow_at = Instant::now() + SAVE_EVERY;
@@ -76,6 +81,22 @@ impl Digester {
                 let took = now.elapsed();
                 save_at = Instant::now() + SAVE_EVERY_MIN.max(took * SAVE_WAITS);
                 save_anyhow_at = Instant::now() + SAVE_EVERY.max(took * SAVE_WAITS);
+            }
+        }
+    }
+
+    /// Takes up what was kept. Nothing is there yet of which it might be wrong: the files are looked at when they are compared.
+    fn load(&self) {
+        let mut loading = Loading { digests: &self.digests, files: HashMap::default() };
+        let Some(kept) = Reader::open(&self.own, self.who) else { return };
+        loading.files.reserve(kept.files_about());
+        for known in kept {
+            match known {
+                Ok((path, known)) => drop(loading.files.insert(path, known)),
+                Err(error) => {
+                    log::warn!("cannot read what was kept of the digests: {error}");
+                    return loading.files.clear();
+                }
             }
         }
     }
@@ -129,6 +150,18 @@ impl Digester {
     }
 }
 
+/// However loading ends, nobody waits for it any more.
+struct Loading<'a> {
+    digests: &'a Digests,
+    files: HashMap<RelPath, Digested>,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.digests.end_load(std::mem::take(&mut self.files));
+    }
+}
+
 fn save(own: &OwnFolder, dir: &Dir, digests: &Digests, ends: &dyn Fn() -> bool) -> Result<(), Error> {
     let mut writer = Writer::begin(own, Who::Follower { is_marked: false })?;
     digests.begin_save();
@@ -146,19 +179,4 @@ fn save(own: &OwnFolder, dir: &Dir, digests: &Digests, ends: &dyn Fn() -> bool) 
     dir.check_flushed()?;
     dir.flush()?;
     writer.finish()
-}
-
-/// Takes up what was kept. Nothing is there yet of which it might be wrong: the files are looked at when they are compared.
-pub(super) fn load(own: &OwnFolder, dir: &Dir, digests: &Digests) {
-    let who = Who::Follower { is_marked: is_incomplete(dir.path()) };
-    let Some(kept) = Reader::open(own, who) else { return };
-    for known in kept {
-        match known {
-            Ok((path, known)) => digests.of_before(path, known),
-            Err(error) => {
-                log::warn!("cannot read what was kept of the digests: {error}");
-                return digests.forget_all();
-            }
-        }
-    }
 }

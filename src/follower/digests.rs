@@ -8,6 +8,8 @@
 //! What a sync puts into small files that were empty is digested as it comes ([`Track::appended`](super::track::Track::appended)). What our other writes leave undigested waits here for the [`digester`](super::digester), which takes it when the file has been at rest for [`REST`]; or
 //! as much as there is of whole chunks, where it goes on growing.
 //!
+//! What was kept on disk is loaded while the follower connects and looks at its files; who asks before that is done waits.
+//!
 //! One lock around all of it, a leaf, held for lookups and never while a file is read.
 
 use std::collections::VecDeque;
@@ -20,7 +22,7 @@ use crate::digests::{Chunked, Digested, Stamps};
 use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest};
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::uncached::{self, READ_AT_ONCE_BYTES};
@@ -38,11 +40,14 @@ const OPENING_BYTES: u64 = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Digests {
     state: Mutex<State>,
+    loaded: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     files: HashMap<RelPath, Digested>,
+    /// What was kept on disk is not in it yet.
+    is_loading: bool,
     /// Files that were written to, when that was last, and when they are due.
     waiting: HashMap<RelPath, (Instant, Instant)>,
     /// The same in the order in which they are due; what `waiting` does not say is not.
@@ -103,15 +108,31 @@ impl State {
 }
 
 impl Digests {
-    /// What was kept on disk.
-    pub(super) fn of_before(&self, path: RelPath, known: Digested) {
-        self.state.lock().files.insert(path, known);
+    /// Before what was kept on disk is loaded: who asks for something waits from here on.
+    pub(super) fn begin_load(&self) {
+        self.state.lock().is_loading = true;
+    }
+
+    /// That is what was kept on disk.
+    pub(super) fn end_load(&self, files: HashMap<RelPath, Digested>) {
+        let mut state = self.state.lock();
+        (state.files, state.is_loading) = (files, false);
+        self.loaded.notify_all();
+    }
+
+    /// Blocks until they are loaded.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        while state.is_loading {
+            self.loaded.wait(&mut state);
+        }
+        state
     }
 
     /// Before a write of ours: forgets what is known of the file if it is not as our last one left it. Returns how long it is.
     pub(super) fn check(&self, path: &RelPath, file: &File) -> Option<u64> {
         let now = Stamps::of_file(file);
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let is_known = state.files.get(path).is_some_and(|known| now.is_ok_and(|now| known.stamps.are(&now)));
         if !is_known {
             state.remove(path);
@@ -126,7 +147,7 @@ impl Digests {
     /// After a write of ours, at or behind `offset`: what is before it is still true. `filled`: what came of the file, if that is all of it.
     pub(super) fn changed(&self, path: &RelPath, file: &File, offset: u64, filled: Option<&mut Chunked>) {
         let now = Stamps::of_file(file);
-        let state = &mut *self.state.lock();
+        let state = &mut *self.state();
         let Some(known) = state.files.get_mut(path) else { return };
         let Ok(now) = now else { return drop(state.remove(path)) };
         state.changed = true;
@@ -152,7 +173,7 @@ impl Digests {
 
     /// The file has another name.
     pub(super) fn renamed(&self, from: &RelPath, to: &RelPath) {
-        let state = &mut *self.state.lock();
+        let state = &mut *self.state();
         let waited = state.waiting.contains_key(from);
         let known = state.remove(from);
         state.remove(to);
@@ -166,17 +187,17 @@ impl Digests {
     }
 
     pub(super) fn forget(&self, path: &RelPath) {
-        self.state.lock().remove(path);
+        self.state().remove(path);
     }
 
     /// After a failed write or flush nothing is believed.
     pub(super) fn forget_all(&self) {
-        *self.state.lock() = State { changed: true, ..State::default() };
+        *self.state() = State { changed: true, ..State::default() };
     }
 
     /// Keeps only these files, which are sorted.
     pub(super) fn keep(&self, sorted: &[(RelPath, Stamps)]) {
-        let state = &mut *self.state.lock();
+        let state = &mut *self.state();
         let had = state.files.len();
         if sorted.iter().filter(|(path, _)| state.files.contains_key(path)).count() == had {
             return;
@@ -197,7 +218,7 @@ impl Digests {
             show(0, &[]);
             return Some(0);
         }
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let known =
             state.files.get_mut(path).filter(|known| known.stamps.are(looks) && known.is_complete(chunks_max))?;
         known.stamps = *looks;
@@ -217,7 +238,7 @@ impl Digests {
         go_on: &mut dyn FnMut(u64) -> Result<(), E>,
     ) -> Result<(u64, Vec<ChunkDigest>), E> {
         let stamps = Stamps::of_file(file).map_err(io::Error::from)?;
-        let known = self.state.lock().remove(path).filter(|known| known.stamps.are(&stamps));
+        let known = self.state().remove(path).filter(|known| known.stamps.are(&stamps));
         let mut known = Digested { stamps, ..known.unwrap_or(Digested::nothing(stamps)) };
         let mut read = 0;
         if !known.is_complete(chunks_max) {
@@ -241,7 +262,7 @@ impl Digests {
         let told = (len, digests.to_vec());
         // Otherwise it was changed while it was read.
         if Stamps::of_file(file).is_ok_and(|now| now == stamps) {
-            let mut state = self.state.lock();
+            let mut state = self.state();
             state.unsaved += read;
             state.insert(path, known);
         }
@@ -252,7 +273,7 @@ impl Digests {
 
     /// A file that is due, if one is. Until the next one, what happens to it but appends is noted.
     pub(super) fn next_due(&self, now: Instant) -> Option<Undigested> {
-        let state = &mut *self.state.lock();
+        let state = &mut *self.state();
         while state.due.front().is_some_and(|(due, _)| *due <= now) {
             let Some((due, path)) = state.due.pop_front() else { break };
             let waits = state.waiting.get(&path).filter(|(_, valid)| *valid == due);
@@ -282,7 +303,7 @@ impl Digests {
 
     /// Adds the digests of the bytes behind those that were known; false: they may be of something else by now.
     pub(super) fn add(&self, path: &RelPath, at: u64, bytes: u64, chunks: &[ChunkDigest]) -> bool {
-        let state = &mut *self.state.lock();
+        let state = &mut *self.state();
         let is_undisturbed = state.reading.as_ref() == Some(path);
         match state.files.get_mut(path).filter(|known| is_undisturbed && known.bytes == at) {
             Some(known) => {
@@ -300,29 +321,29 @@ impl Digests {
 
     /// Bytes that would have to be read again were this process killed; `None`: nothing has changed since they were saved.
     pub(super) fn unsaved(&self) -> Option<u64> {
-        let state = self.state.lock();
+        let state = self.state();
         state.changed.then_some(state.unsaved)
     }
 
     /// When we last wrote to a file.
     pub(super) fn last_written(&self) -> Option<Instant> {
-        self.state.lock().written
+        self.state().written
     }
 
     /// They are being saved: what changes from now on is not.
     pub(super) fn begin_save(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         (state.unsaved, state.changed) = (0, false);
     }
 
     /// It was in vain.
     pub(super) fn not_saved(&self) {
-        self.state.lock().changed = true;
+        self.state().changed = true;
     }
 
     /// What is known of a file that looks like this.
     pub(super) fn get(&self, path: &RelPath, looks: &Stamps) -> Option<Digested> {
-        self.state.lock().files.get(path).filter(|known| known.stamps.are(looks)).cloned()
+        self.state().files.get(path).filter(|known| known.stamps.are(looks)).cloned()
     }
 }
 

@@ -13,7 +13,7 @@ use super::ack::{self, Outbox};
 use super::apply::{Actions, apply_stream};
 use super::connection::{bound_unanswered, connect, handshake};
 use super::contact::{Limit, standing};
-use super::digester::{self, Digester};
+use super::digester::Digester;
 use super::digests::Digests;
 use super::dir::Dir;
 use super::flush::Unflushed;
@@ -26,8 +26,9 @@ use super::track::Track;
 use crate::beneath::Beneath;
 use crate::config::{Durability, FollowerConfig, Protocol};
 use crate::datadir::DataDir;
+use crate::digests::file::Who;
 use crate::error::Error;
-use crate::own_folder::OwnFolder;
+use crate::own_folder::{OwnFolder, is_incomplete};
 use crate::own_time::OwnTime;
 use crate::protocol::extension::VERSION;
 use crate::protocol::{ProtocolError, frame_reader};
@@ -67,11 +68,13 @@ pub(super) struct Runner {
 impl Runner {
     /// The thread's life.
     pub(super) fn run(mut self) -> Result<(), Error> {
-        digester::load(self.data.own(), &self.dir, &self.digests);
         let (running, ended) = channel::bounded::<()>(0);
         let own = OwnFolder::of(self.data.path())?;
         let (dir, digests, shared) = (self.dir.clone(), self.digests.clone(), self.shared.clone());
-        let digester = Arc::new(Digester { dir, digests, shared, own });
+        // As an earlier run left it: from here on we mark it ourselves.
+        let who = Who::Follower { is_marked: is_incomplete(self.dir.path()) };
+        let digester = Arc::new(Digester { dir, digests, shared, own, who });
+        self.digests.begin_load();
         let its = digester.clone();
         let spawned = self.threads.spawn("paceline-digest", move || {
             let _running = running;
