@@ -46,9 +46,6 @@
 //! between two steps) and `mending-under-back-pressure` (bytes of a large file that are gone when they are to be sent, while appends are
 //! held back, and then a commit). Out of reach: `growth-hides-a-change`, because no program here changes a file in place: what is promised
 //! then depends on whether the watcher has looked in between, which the program cannot know.
-//!
-//! One failure of a watched directory without any fault put back is not yet explained away: an inode that is used again at once is taken
-//! for a renamed file, so that a file which exists is missing in copies for a moment.
 
 mod coordinator;
 mod history;
