@@ -383,7 +383,9 @@ impl History {
             // What is watched may not be announced yet.
             let wrong =
                 leader.filter(|_| self.shared.plan.kind == Kind::Watched).and_then(|leader| self.unequal(leader));
-            if leader.is_some() && wrong.is_none() && self.shared.cluster.is_renewed() {
+            // Who was told to stop, and is at it, is in sync until it has.
+            let stops = self.members.iter().any(|member| member.process.is_some() && member.post.is_told_to_stop());
+            if leader.is_some() && wrong.is_none() && !stops && self.shared.cluster.is_renewed() {
                 break;
             }
             if let (Some(wrong), true) = (wrong, self.world.now() > began + REST_MAX) {
