@@ -11,22 +11,24 @@
 //! | one whose sync has begun and is not complete | none: it must not lead anyway |
 //! | one that followed a leader outside a cluster, or of 1.0.0, which does not say its epoch | none, until it is in sync with one that does |
 //!
-//! It orders candidates in an election ([`node`](crate::node)), and proves nothing: a snapshot that was put back, a directory that was copied, or another program that
-//! wrote to it brings a position with it that is too high or too low. Who may be elected at all is decided elsewhere: the recorded in-sync set, the data set, the marks of an
-//! incomplete or suspect directory.
+//! It orders candidates in an election ([`node`](crate::node)), and it shows what a directory is at least: of a member of a set whose leader has recorded that all members show this much,
+//! one that shows less is an older copy (`node/committed.rs`). More than that it does not prove: another program may have written to the directory since. Who may be elected
+//! at all is decided by the recorded in-sync set, the data set, and the marks of an incomplete or suspect directory.
 //! A follower that lacks part of a file (*void*, see the leader's in-sync set) counts it all the same, and is out of that set.
 //!
 //! # What is kept
 //!
 //! `.paceline/position` has one line: epoch, position, the part of it that is known to survive a loss of power (0: nothing is), and the machine's boot id. After a kill the
-//! position holds; after another boot only that part. A leader keeps "everything" as it opens, and the exact position when it has shut down. A follower keeps its
-//! position when it gets in sync, every [`KEEP_EVERY`] while it moves, and at its end: what is read after a kill is a lower bound. The file goes,
+//! position holds; after another boot only that part, and that is what a directory *shows* whatever became of the machine. A leader keeps "everything" before it leads, and each minute how much of that
+//! is durable; the exact position when it has shut down. A follower keeps its position before it counts as whole (where that fails it does not get there), every
+//! [`KEEP_EVERY`] while it moves, and at its end; it tells its leader what it shows. What is read after a kill is a lower bound. The file goes,
 //! durably, before a leader's first change on a connection. One that cannot be read counts as absent: the node is one that has no position.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::own_folder::{OwnFolder, POSITION};
 use crate::types::{InvalidValue, StreamPosition, shorten};
 
@@ -76,38 +78,36 @@ pub(crate) struct Stand {
 }
 
 impl Stand {
-    /// Of a directory that leads: whatever its leader announces is in it.
-    pub(crate) fn of_leader(epoch: u64) -> Self {
-        Self::of_former_leader(epoch, StreamPosition(u64::MAX))
+    /// Of a directory that leads: whatever its leader announces is in it. What survives a loss of power is what the leader has made durable; at its start, what it began with.
+    pub(crate) fn of_leader(epoch: u64, durable: StreamPosition) -> Self {
+        Self { has: EpochPosition { epoch, position: StreamPosition(u64::MAX) }, durable }
     }
 
-    /// Of one that led, up to the end of its stream. Of what survives a loss of power nothing is taken for known but that it led, and so had what it began with.
-    fn of_former_leader(epoch: u64, end: StreamPosition) -> Self {
-        Self { has: EpochPosition { epoch, position: end }, durable: StreamPosition::START }
-    }
-
-    /// A leader has come to its end. One that never got to lead from the directory leaves it what it had.
+    /// A leader has come to its end. One that never got to lead from the directory leaves it what it had; a failure is logged.
     pub(crate) fn led(own: &OwnFolder, epoch: u64, end: StreamPosition) {
-        if Self::load(own).is_some_and(|stand| stand.has.epoch == epoch) {
-            Self::of_former_leader(epoch, end).keep(own);
+        if let Some(kept) = Self::load(own).filter(|stand| stand.has.epoch == epoch) {
+            let led = Self { has: EpochPosition { epoch, position: end }, ..kept };
+            noted(led.keep(own));
         }
     }
 
-    /// Of one that leads outside a cluster: from here on nothing compares.
+    /// Of one that leads outside a cluster: from here on nothing compares. A failure is logged.
     pub(crate) fn forget(own: &OwnFolder) {
         if Self::load(own).is_some() {
             let nothing = EpochPosition { epoch: 0, position: StreamPosition(0) };
-            Self { has: nothing, durable: nothing.position }.keep(own);
+            noted(Self { has: nothing, durable: nothing.position }.keep(own));
         }
     }
 
-    /// Writes it; it is on disk when this returns. A failure is logged, and means that the directory is taken for one that has less.
-    pub(crate) fn keep(&self, own: &OwnFolder) {
+    /// What the directory can show that it has, whatever becomes of the machine.
+    pub(crate) fn shown(&self) -> EpochPosition {
+        EpochPosition { position: self.durable, ..self.has }
+    }
+
+    /// Writes it; it is on disk when this returns. One that cannot be written leaves what was there.
+    pub(crate) fn keep(&self, own: &OwnFolder) -> Result<(), Error> {
         let boot = own.boot_id().map_or_else(|| "-".to_owned(), |id| format!("{id:032x}"));
-        let text = format!("{} {} {} {boot}\n", self.has.epoch, self.has.position, self.durable);
-        if let Err(error) = own.write(POSITION, &text) {
-            log::warn!("how far this directory has come could not be noted: {error}");
-        }
+        own.write(POSITION, &format!("{} {} {} {boot}\n", self.has.epoch, self.has.position, self.durable))
     }
 
     /// What was kept, as far as it still holds.
@@ -125,6 +125,13 @@ impl Stand {
         let boot = u128::from_str_radix(parts.next()?, 16).ok();
         let position = if boot.is_some() && boot == boot_now { written } else { durable };
         (position > StreamPosition(0)).then_some(Self { has: EpochPosition { epoch, position }, durable })
+    }
+}
+
+/// A directory in which that failed is taken for one that has less.
+pub(crate) fn noted(kept: Result<(), Error>) {
+    if let Err(error) = kept {
+        log::warn!("how far this directory has come could not be noted: {error}");
     }
 }
 
@@ -180,18 +187,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let own = OwnFolder::of(dir.path()).unwrap();
         assert_eq!(Stand::load(&own), None);
-        for kept in [Stand::of_leader(3), Stand { has: at(4, 44), durable: StreamPosition(40) }] {
-            kept.keep(&own);
+        let of_leader = |durable| Stand::of_leader(3, StreamPosition(durable));
+        for kept in [of_leader(1), Stand { has: at(4, 44), durable: StreamPosition(40) }] {
+            kept.keep(&own).unwrap();
             assert_eq!(Stand::load(&own), Some(kept));
         }
         own.forget_stand().unwrap();
         assert_eq!(Stand::load(&own), None);
         own.forget_stand().unwrap();
-        Stand::of_leader(3).keep(&own);
+        of_leader(5).keep(&own).unwrap();
         Stand::led(&own, 4, StreamPosition(7));
-        assert_eq!(Stand::load(&own), Some(Stand::of_leader(3)), "it did not lead");
+        assert_eq!(Stand::load(&own), Some(of_leader(5)), "it did not lead");
         Stand::led(&own, 3, StreamPosition(7));
-        assert_eq!(Stand::load(&own), Some(Stand::of_former_leader(3, StreamPosition(7))));
+        assert_eq!(Stand::load(&own), Some(Stand { has: at(3, 7), durable: StreamPosition(5) }));
         Stand::forget(&own);
         assert_eq!(Stand::load(&own), None);
         std::fs::write(dir.path().join(".paceline/position"), "5 50 50 -\n").unwrap();

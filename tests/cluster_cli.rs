@@ -370,7 +370,7 @@ fn an_id_in_use_is_said_and_the_node_goes_on_following() {
     // A directory that was copied with all that it knows about itself.
     let [from, to] = ["first", "second"].map(|name| etcd.stage.path(name));
     fs::create_dir_all(to.join(".paceline")).unwrap();
-    for name in [".clustering_id", ".paceline/data-set"] {
+    for name in [".clustering_id", ".paceline/data-set", ".paceline/position"] {
         fs::copy(from.join(name), to.join(name)).unwrap();
     }
     let mut second = start_node(&etcd, "second", &["--id", "1"]);

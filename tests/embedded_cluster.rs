@@ -1,5 +1,6 @@
 //! A cluster of hosts that embed a node and commit: three processes, which are this test program started anew, on a real etcd.
-//! Leaders are killed and frozen; whatever any of them confirmed is there after each fail-over.
+//! Leaders are killed and frozen; whatever any of them confirmed is there after each fail-over. All are killed at once, and lead again without a word; an older copy of one
+//! that is put back does not.
 #![cfg(feature = "etcd")]
 #![allow(missing_docs)]
 
@@ -8,6 +9,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -121,9 +123,10 @@ impl Member {
     }
 }
 
+/// Members end before what they use.
 struct Cluster {
-    etcd: Etcd,
     members: Vec<Member>,
+    etcd: Etcd,
     /// Of each thread, how many records are there at least.
     confirmed: BTreeMap<usize, u64>,
 }
@@ -145,6 +148,17 @@ impl Cluster {
             found.is_some()
         });
         found.unwrap()
+    }
+
+    /// With what they have confirmed until then.
+    fn kill_all(&mut self) {
+        self.members.iter_mut().for_each(|member| member.process.kill());
+        for member in &mut self.members {
+            for (thread, record) in member.confirmed() {
+                let there = self.confirmed.entry(thread).or_default();
+                *there = (record + 1).max(*there);
+            }
+        }
     }
 
     fn restart(&mut self, at: usize) {
@@ -191,15 +205,65 @@ fn what_was_confirmed_before_each_fail_over_is_there_after_it() {
     }
     cluster.wait_confirmed(100, &[]);
     // All at once: what is on their disks is all there is.
-    for member in &mut cluster.members {
-        member.process.kill();
-    }
-    for member in &mut cluster.members {
-        for (thread, record) in member.confirmed() {
-            let there = cluster.confirmed.entry(thread).or_default();
-            *there = (record + 1).max(*there);
-        }
-    }
+    cluster.kill_all();
     assert_eq!(cluster.confirmed.len(), THREADS);
+    cluster.assert_all_there();
+    // And is enough to go on with.
+    (0..cluster.members.len()).for_each(|at| cluster.restart(at));
+    cluster.wait_confirmed(20, &[]);
+    for member in &cluster.members {
+        let log = member.process.log();
+        assert_eq!(log.lines().find(|line| line.contains(BEHIND)), None, "node {} was killed, no more", member.number);
+    }
+}
+
+const BEHIND: &str = "does not stand for election: it";
+
+/// Up to where the directory of a member says that it is durable.
+fn durable(dir: &Path) -> u64 {
+    let text = std::fs::read_to_string(dir.join(".paceline/position")).unwrap_or_default();
+    text.split(' ').nth(2).map_or(0, |durable| durable.parse().unwrap())
+}
+
+#[test]
+fn a_copy_from_earlier_in_a_leaders_term_does_not_lead_and_any_other_member_does_when_all_were_killed() {
+    support::begin();
+    let etcd = Etcd::start();
+    let mut cluster = Cluster { members: vec![Member::start(&etcd, 1)], etcd, confirmed: BTreeMap::new() };
+    wait_until("the first leads", || cluster.members[0].process.log().contains("elected: 1 leads"));
+    let member = Member::start(&cluster.etcd, 2);
+    cluster.members.push(member);
+    cluster.wait_confirmed(1, &[]);
+    let (dir, older) = (cluster.members[1].dir.clone(), cluster.etcd.stage.path("older"));
+    let copy = |from: &Path, to: &Path| {
+        assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    cluster.members[1].process.signal(Signal::STOP);
+    copy(&dir, &older);
+    cluster.members[1].process.signal(Signal::CONT);
+    let before = durable(&older);
+    assert!(before > 0);
+    for at in [0, 1] {
+        wait_until("it keeps more", || durable(&cluster.members[at].dir) > before);
+    }
+    // With another set what all keep is recorded at once.
+    let member = Member::start(&cluster.etcd, 3);
+    cluster.members.push(member);
+    let committed = || cluster.etcd.coordinator().committed().unwrap();
+    wait_until("that is recorded", || committed().is_some_and(|committed| committed.position.0 > before));
+    cluster.kill_all();
+    std::fs::remove_dir_all(&dir).unwrap();
+    copy(&older, &dir);
+    cluster.restart(1);
+    wait_until("it does not stand", || cluster.members[1].process.log().contains(BEHIND));
+    cluster.restart(2);
+    wait_until("the third leads", || cluster.members[2].process.log().contains("elected: 3 leads"));
+    wait_until("the second has caught up", || {
+        cluster.members[1].process.log().contains("shows all that was committed")
+    });
+    assert!(!cluster.members[2].process.log().contains(BEHIND));
+    assert_eq!(cluster.wait_confirmed(20, &[]), 2);
+    cluster.members.remove(0);
+    cluster.kill_all();
     cluster.assert_all_there();
 }

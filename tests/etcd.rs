@@ -15,7 +15,7 @@ use paceline::coordinator::{
     Bid, Candidate, Coordinator, CoordinatorError, EtcdConfig, EtcdCoordinator, EtcdUser, InSyncSet, Leadership,
     Observation, Stop,
 };
-use paceline::{EpochPosition, NodeId, Secret};
+use paceline::{EpochPosition, NodeId, Secret, StreamPosition};
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -252,6 +252,46 @@ fn sets_are_recorded_in_order_whatever_else_is_recorded() {
     let error = one.in_sync_set().unwrap_err().to_string();
     assert!(error.contains("lavinmq/isr in etcd") && error.contains("base 36"), "{error}");
     first.record_in_sync(&set(&[1])).unwrap();
+}
+
+#[test]
+fn what_is_recorded_beside_a_set_counts_until_somebody_else_writes_the_set() {
+    let etcd = Etcd::start();
+    let coordinator = etcd.coordinator();
+    let first = elected(&coordinator, 1);
+    let at = |position| Some(EpochPosition { epoch: 7, position: StreamPosition(position) });
+    let committed = || coordinator.committed().unwrap();
+    assert_eq!(committed(), None);
+    first.record(&set(&[1, 2, 3]), at(9)).unwrap();
+    first.record(&set(&[1, 2, 3]), at(12)).unwrap();
+    assert_eq!(committed(), at(12));
+    assert_eq!(etcd.get("lavinmq/paceline/committed").remove(0).1, "7:12");
+    assert!(coordinator.remove_from_in_sync_set(id(3)).unwrap());
+    assert_eq!(
+        (coordinator.in_sync_set().unwrap(), committed()),
+        (Some(set(&[1, 2])), at(12)),
+        "of fewer it is true as well"
+    );
+    // Somebody who knows nothing of it, and says the same.
+    etcd.put("lavinmq/isr", "1,2");
+    assert_eq!(committed(), None);
+    first.record(&set(&[1, 2]), at(12)).unwrap();
+    assert_eq!(committed(), at(12));
+    etcd.delete("lavinmq/isr");
+    assert_eq!(committed(), at(12), "who deletes the set says nothing of what was committed");
+    first.record(&set(&[1, 2]), None).unwrap();
+    assert!(committed().is_none() && etcd.get("lavinmq/paceline/committed").is_empty());
+    first.record(&set(&[1]), at(20)).unwrap();
+    first.resign();
+    assert!(matches!(first.record(&set(&[1]), at(30)), Err(CoordinatorError::Lost)));
+    assert_eq!(committed(), at(20));
+    etcd.put("lavinmq/isr", "1");
+    etcd.put("lavinmq/paceline/committed", "nonsense");
+    assert_eq!(committed(), None);
+    etcd.delete("lavinmq/isr");
+    assert!(
+        matches!(coordinator.committed(), Err(CoordinatorError::Unexpected(what)) if what.contains("paceline/committed"))
+    );
 }
 
 #[test]

@@ -61,6 +61,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("marks", Message::Marks(Marks { received: 300, written: 200, durable: 100 })),
         ("heartbeat", Message::Heartbeat(1 << 20)),
         ("farewell", Message::Farewell("the disk is full".to_owned())),
+        ("kept", Message::Kept(77)),
     ]
 }
 
@@ -183,7 +184,7 @@ fn follower_said(mut wire: &[u8]) -> String {
     let mut last = Marks::default();
     while !wire.is_empty() {
         match Message::read(&mut wire).unwrap().unwrap() {
-            Message::Heartbeat(_) => {}
+            Message::Heartbeat(_) | Message::Kept(_) => {}
             Message::Marks(marks) => {
                 assert!(marks.received >= marks.written && marks.written >= marks.durable, "{marks:?}");
                 assert!(

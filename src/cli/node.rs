@@ -48,6 +48,10 @@ pub(crate) struct Options {
     /// one node, while no other one leads
     #[arg(long)]
     found: bool,
+    /// Stand for election though this directory shows less than was committed: what the others had is given up. To be given once, to
+    /// one node, when none that has more can be started
+    #[arg(long)]
+    accept_loss: bool,
     #[command(flatten)]
     keep: KeepOptions,
     #[command(flatten)]
@@ -102,6 +106,7 @@ impl Options {
         self.limits.apply(&mut config.leader);
         self.giving_up.apply(&mut config.follower);
         config.found = self.found;
+        config.accept_loss = self.accept_loss;
         (config.follower.keep, config.follower.keep_bytes) = self.keep.bounds();
         (config.leader.keep, config.leader.keep_bytes) = self.keep.bounds();
         config.proxies.clone_from(&self.proxy);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{Bid, Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes};
+use crate::position::EpochPosition;
 use crate::stop::Stop;
 use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::time::Instant;
@@ -33,6 +34,8 @@ struct Cluster {
 struct State {
     secret: Option<Secret>,
     in_sync: Option<InSyncSet>,
+    /// What was recorded beside it.
+    committed: Option<EpochPosition>,
     data_set: Option<DataSetId>,
     /// In the order they came; the first is elected.
     candidates: VecDeque<Arc<Candidate>>,
@@ -96,10 +99,18 @@ impl MemoryCoordinator {
         }
     }
 
-    /// Records an in-sync set, or none, without anybody's election.
+    /// Records an in-sync set, with nothing beside it, or deletes the one there is, without anybody's election.
     pub fn set_in_sync_set(&self, set: Option<InSyncSet>) {
-        self.cluster.state.lock().in_sync = set;
+        let mut state = self.cluster.state.lock();
+        state.committed = state.committed.filter(|_| set.is_none());
+        state.in_sync = set;
+        drop(state);
         self.cluster.changed.notify_all();
+    }
+
+    /// Records this beside the in-sync set, or nothing, without anybody's election.
+    pub fn set_committed(&self, committed: Option<EpochPosition>) {
+        self.cluster.state.lock().committed = committed;
     }
 
     /// Records of which data set the cluster is, or of none, without anybody's election.
@@ -291,6 +302,10 @@ impl Coordinator for MemoryCoordinator {
         self.observe("candidates-observer", State::candidates)
     }
 
+    fn committed(&self) -> Result<Option<EpochPosition>, CoordinatorError> {
+        Ok(self.cluster.reach()?.committed)
+    }
+
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
         Ok(self.cluster.reach()?.data_set)
     }
@@ -307,6 +322,10 @@ struct MemoryLeadership {
 
 impl Leadership for MemoryLeadership {
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
+        self.record(set, None)
+    }
+
+    fn record(&self, set: &InSyncSet, committed: Option<EpochPosition>) -> Result<(), CoordinatorError> {
         let mut state = self.cluster.state.lock();
         state.writes_waiting += 1;
         while state.writes_held {
@@ -321,7 +340,7 @@ impl Leadership for MemoryLeadership {
         }
         let fault = state.fault;
         if matches!(fault, None | Some(WriteFault::UnknownDone)) {
-            state.in_sync = Some(set.clone());
+            (state.in_sync, state.committed) = (Some(set.clone()), committed);
             self.cluster.changed.notify_all();
         }
         match fault {

@@ -12,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::position::EpochPosition;
 use crate::sys::rustix;
 use crate::sys::time::Instant;
 use crate::types::{DataSetId, InvalidValue, NodeId, Secret, host_and_port, shorten};
@@ -44,7 +45,7 @@ pub trait Coordinator: Send + Sync + 'static {
         None
     }
 
-    /// Takes an id out of the recorded set and nothing else: an operator's command. Returns whether it was in it. The last
+    /// Takes an id out of the recorded set and nothing else (what is recorded beside it stays): an operator's command. Returns whether it was in it. The last
     /// one is not taken out ([`CoordinatorError::LastInSync`]). Blocks, within bounds.
     ///
     /// A leader that runs may record the id again.
@@ -96,6 +97,19 @@ pub trait Coordinator: Send + Sync + 'static {
         })
     }
 
+    /// What is recorded beside the in-sync set ([`Leadership::record`]): each of its members could show that it has this much when it was recorded. `None` if nothing is, or
+    /// if the set was recorded by somebody since who recorded nothing beside it (LavinMQ, earlier versions); it outlives a set that was deleted. Blocks, within bounds.
+    ///
+    /// Defaults to none, for a coordinator that does not keep it.
+    fn committed(&self) -> Result<Option<EpochPosition>, CoordinatorError> {
+        Ok(None)
+    }
+
+    /// What a person finds that under, if it has a name. Never blocks. Defaults to none.
+    fn committed_name(&self) -> Option<String> {
+        None
+    }
+
     /// Of which data set the cluster is, `None` if no leader said so yet. Blocks, within bounds.
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError>;
 
@@ -115,6 +129,13 @@ pub trait Leadership: Send + Sync + 'static {
     /// [`CoordinatorError::Unknown`]: the set may have been recorded, or may be yet, until a later call succeeds.
     /// Any other error, [`CoordinatorError::NotRecorded`] above all: it surely was not.
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError>;
+
+    /// The same, and beside it, in the same step, what each of its members can show that it has; `None`: nothing is recorded beside it.
+    /// Defaults to recording the set alone.
+    fn record(&self, set: &InSyncSet, committed: Option<EpochPosition>) -> Result<(), CoordinatorError> {
+        let _ = committed;
+        self.record_in_sync(set)
+    }
 
     /// Records of which data set the cluster is, only if this election is still held when the coordinator gets to it, and only if none
     /// is recorded, unless it is to `replace` another. Returns what is recorded then. Doing it again does no harm. Blocks, within

@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::status::State;
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
-use crate::position::{EpochPosition, KEEP_EVERY, Stand};
+use crate::position::{EpochPosition, KEEP_EVERY, Stand, noted};
 use crate::protocol::extension::{Held, Message, split_inventory};
 use crate::sums::{Sums, bucket_of};
 use crate::sys::channel::Sender;
@@ -182,7 +182,7 @@ impl Worker {
     pub(super) fn run(&self) {
         let _at_end = AtEnd(&self.jobs);
         let mut found = Vec::new();
-        let mut keeping = Keeping { kept: None, at: Instant::now() + KEEP_EVERY };
+        let mut keeping = Keeping { kept: None, is_of_this_leader: false, at: Instant::now() + KEEP_EVERY };
         while let Some(job) = self.jobs.take(keeping.at) {
             if let Err(error) = self.work(job, &mut found, &mut keeping) {
                 self.report.fail(error);
@@ -211,7 +211,7 @@ impl Worker {
             Job::Mark(answer) => {
                 self.shared.leave_place();
                 // Nor is it in the directory any more.
-                keeping.kept = None;
+                (keeping.kept, keeping.is_of_this_leader) = (None, false);
                 self.dir.mark_incomplete()?;
                 // Nobody waits for it when the connection has ended.
                 let _ = answer.send(());
@@ -220,8 +220,12 @@ impl Worker {
             Job::Synced(unflushed, mark, at, answer) => {
                 self.flush(unflushed)?;
                 self.shared.reach_place(at);
-                // In this order: an old position may not be in a directory that counts as complete.
-                self.keep(keeping);
+                // In this order: no directory counts as complete that has an old position, or none where there should be one. And what it keeps is told before the
+                // mark by which this node is in sync: what a cluster takes all members of its set to keep is kept.
+                keeping.is_of_this_leader = true;
+                // Said again also if it is what was kept.
+                keeping.kept = None;
+                self.keep(keeping)?;
                 self.dir.clear_incomplete()?;
                 self.report.durable(mark);
                 self.jobs.state.lock().synced = true;
@@ -231,24 +235,25 @@ impl Worker {
                 Ok(())
             }
             Job::Keep => {
-                self.keep(keeping);
+                noted(self.keep(keeping));
                 Ok(())
             }
         }
     }
 
-    fn keep(&self, keeping: &mut Keeping) {
+    fn keep(&self, keeping: &mut Keeping) -> Result<(), Error> {
         keeping.at = Instant::now() + KEEP_EVERY;
         let place = self.shared.place();
         if place == keeping.kept {
-            return;
+            return Ok(());
         }
         keeping.kept = place;
-        match (place, OwnFolder::of(self.dir.path())) {
-            (Some(place), Ok(own)) => place.keep(&own),
-            (Some(_), Err(error)) => log::warn!("how far this directory has come could not be noted: {error}"),
-            (None, _) => {}
+        let Some(place) = place else { return Ok(()) };
+        place.keep(&OwnFolder::of(self.dir.path())?)?;
+        if keeping.is_of_this_leader {
+            self.report.kept(place.durable.0);
         }
+        Ok(())
     }
 
     fn flush(&self, unflushed: Unflushed) -> Result<(), Error> {
@@ -356,6 +361,8 @@ impl Worker {
 /// What was kept last of how far the directory has come, and when it is looked at next.
 struct Keeping {
     kept: Option<Stand>,
+    /// A sync with this leader is whole: positions are its own.
+    is_of_this_leader: bool,
     at: Instant,
 }
 

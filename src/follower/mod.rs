@@ -179,6 +179,11 @@ impl Follower {
         self.shared.wait_at_rest(timeout).then(|| self.shared.status().position)
     }
 
+    /// How far the directory has come, and how much of that is durable.
+    pub(crate) fn stand(&self) -> Option<Stand> {
+        self.shared.place()
+    }
+
     /// Blocks until the follower has ended: stopped (`Ok`), synced with [`FollowerConfig::once`] (`Ok`), or failed in a
     /// way that trying again would not mend. `None` after `timeout`; without one it waits for as long as it takes.
     ///

@@ -58,6 +58,8 @@ struct State {
     messages: VecDeque<Message>,
     written: u64,
     durable: u64,
+    /// What the directory keeps of this leader's stream, if that is to be said.
+    kept: Option<u64>,
     /// What was said last ...
     said: Marks,
     said_digested: u64,
@@ -154,6 +156,13 @@ impl Report {
         }
     }
 
+    /// The directory says of itself that it has this leader's stream up to there. Told before whatever becomes durable after this.
+    pub(super) fn kept(&self, position: u64) {
+        let mut state = self.state.lock();
+        state.kept = Some(position);
+        self.changed.notify_all();
+    }
+
     /// Keeps the first failure, and ends the threads.
     pub(super) fn fail(&self, error: Error) {
         let mut state = self.state.lock();
@@ -216,6 +225,9 @@ impl Report {
             if let Some(message) = state.messages.pop_front() {
                 self.changed.notify_all();
                 return Next::Say(message);
+            }
+            if let Some(kept) = state.kept.take() {
+                return Next::Say(Message::Kept(kept));
             }
             let (written, durable) = (state.written, state.durable);
             if (written, durable) != (state.said.written, state.said.durable) {

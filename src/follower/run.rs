@@ -30,6 +30,7 @@ use crate::digests::file::Who;
 use crate::error::Error;
 use crate::own_folder::{OwnFolder, is_incomplete};
 use crate::own_time::OwnTime;
+use crate::position::noted;
 use crate::protocol::extension::VERSION;
 use crate::protocol::{ProtocolError, frame_reader};
 use crate::sys::channel;
@@ -88,7 +89,7 @@ impl Runner {
         if !matches!(outcome, Err(Error::DirectoryLost { .. })) {
             digester.save_at_end();
             if let Some(place) = self.shared.place().filter(|_| !self.shared.hurries()) {
-                place.keep(self.data.own());
+                noted(place.keep(self.data.own()));
             }
         }
         outcome

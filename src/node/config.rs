@@ -28,6 +28,9 @@ pub struct NodeConfig {
     /// recorded in-sync set, and its data set becomes the cluster's. Followers of the other one give up nothing without being told to.
     /// Does nothing in a cluster of the directory's data set, nor with a directory that has none. Defaults to false.
     pub found: bool,
+    /// Whether the node stands for election also if its directory shows less than was committed: what the members of the recorded set had beyond that is given up. To be
+    /// set for one start of one node, when no other one has more. Does nothing where the directory shows enough, and does not let a node lead that is not in the recorded set. Defaults to false.
+    pub accept_loss: bool,
     /// How long followers get to acknowledge everything before leadership is handed over. Defaults to 10 s.
     pub drain_timeout: Duration,
     /// How long the disk or the leader's dispatch may hang before leadership is no longer renewed. Defaults to 10 s: a busy disk
@@ -54,6 +57,7 @@ impl NodeConfig {
             advertise: advertise.into(),
             proxies: Vec::new(),
             found: false,
+            accept_loss: false,
             drain_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(10),
         }

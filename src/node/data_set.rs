@@ -82,7 +82,7 @@ impl fmt::Display for Bar {
                 "this directory holds no data set, and the cluster's is {clusters}: the node does not lead before it has followed a \
                  leader; if the data should be here, see whether its disk is mounted; if this is all there is, such as a backup that was \
                  put back, stop all nodes, delete isr and paceline/data_set below the cluster's prefix in etcd (etcdctl del), and \
-                 start this node first"
+                 start this node first, with --accept-loss"
             ),
         }
     }

@@ -33,7 +33,7 @@ pub(super) struct Following {
     own: Own,
     follower: Option<Follower>,
     /// How far the directory had come before there was a follower.
-    kept: Option<EpochPosition>,
+    kept: Option<Stand>,
     /// Nobody is followed for now, whoever is elected.
     paused: bool,
     leader: Option<LeaderInfo>,
@@ -50,7 +50,7 @@ pub(super) struct Following {
 impl Following {
     /// Follows nobody at first. The configuration holds the directory's lock.
     pub(super) fn new(config: FollowerConfig, own: Own) -> Result<Self, NodeError> {
-        let kept = Stand::load(&OwnFolder::of(&config.data_dir)?).map(|stand| stand.has);
+        let kept = Stand::load(&OwnFolder::of(&config.data_dir)?);
         Ok(Self {
             config,
             own,
@@ -77,12 +77,19 @@ impl Following {
     /// How far the directory has come, once nothing of a former leader is applied any more. Blocks until then, at most for `timeout`;
     /// `None` after that.
     pub(super) fn position_at_rest(&self, timeout: Duration) -> Option<Option<EpochPosition>> {
-        self.follower.as_ref().map_or(Some(self.kept), |follower| follower.position_at_rest(timeout))
+        let kept = self.kept.map(|stand| stand.has);
+        self.follower.as_ref().map_or(Some(kept), |follower| follower.position_at_rest(timeout))
     }
 
     /// The same at once, whatever is being applied.
     pub(super) fn position(&self) -> Option<EpochPosition> {
-        self.follower.as_ref().map_or(self.kept, |follower| follower.status().position)
+        let kept = self.kept.map(|stand| stand.has);
+        self.follower.as_ref().map_or(kept, |follower| follower.status().position)
+    }
+
+    /// How much of it the directory could show after any restart.
+    pub(super) fn shown(&self) -> Option<EpochPosition> {
+        self.follower.as_ref().map_or(self.kept, Follower::stand).map(|stand| stand.shown())
     }
 
     /// Follows this leader from now on, or nobody.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use super::committed::{Behind, REMEDY};
 use super::data_set::Bar;
 use crate::coordinator::InSyncSet;
 use crate::sys::time::Instant;
@@ -30,6 +31,8 @@ pub(super) enum Obstacle<'a> {
     },
     /// Its directory is not of the cluster's data set.
     Barred(Bar),
+    /// Its directory shows less than was committed.
+    Behind(Behind),
     /// Its directory is half of a full sync.
     Incomplete(&'a Path),
     /// A sync of its directory has failed.
@@ -53,10 +56,11 @@ impl fmt::Display for Obstacle<'_> {
                     "it is not in the recorded in-sync set ({set}), and may lack what was written last; missing is {who} {ids}: start it. \
                      A member that never leads, such as a copy, and is not the last one is taken out with: paceline forget ID. If all \
                      are gone for good, what only they had is lost: stop all nodes, delete {record} (etcdctl del), and start the \
-                     node that is to lead, such as {own}, first"
+                     node that is to lead, such as {own}, first, with --accept-loss"
                 )
             }
             Self::Barred(bar) => bar.fmt(f),
+            Self::Behind(behind) => write!(f, "{behind}: {REMEDY}"),
             Self::Incomplete(dir) => write!(
                 f,
                 "the last full sync of {} did not end, so it is no copy: start another node, one that has everything",

@@ -27,6 +27,7 @@
 //!   node is frozen or killed ([`guard`]).
 //! - Only a directory of the cluster's data set follows and leads (`data_set.rs`): one of another cluster, or a blank one, is neither
 //!   wiped nor does it wipe.
+//! - A node stands for election only if its directory shows what the cluster has recorded as committed, unless a person accepts the loss (`committed.rs`).
 //! - A node that was elected leads only if no other candidate has more than it, as far as they say so in time (`precedence.rs`).
 //! - A node that was elected without being in the recorded in-sync set steps down before it has opened its directory.
 //! - What a node needs to serve it holds from its start, or tries before the recorded set is touched: the set stays as the election
@@ -50,6 +51,7 @@
 
 mod bidder;
 mod candidacy;
+mod committed;
 mod config;
 mod data_set;
 mod error;
@@ -245,6 +247,7 @@ impl Node {
             ours,
             proposed,
             barred: None,
+            behind: None,
             leader: None,
             observes: true,
             stopped,

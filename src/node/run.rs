@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::bidder::Bidder;
-use super::candidacy::{Candidacy, observed};
+use super::candidacy::{Candidacy, Shows, observed};
+use super::committed::{Behind, REMEDY};
 use super::config::{NodeConfig, host_of};
 use super::data_set::{Bar, Standing};
 use super::following::{Following, Own};
@@ -25,6 +26,7 @@ use crate::datadir::{DataDir, DirLock};
 use crate::error::Error;
 use crate::leader::{Leader, Opening};
 use crate::own_folder::{OwnFolder, is_incomplete, is_suspect};
+use crate::position::EpochPosition;
 use crate::seldom::Seldom;
 use crate::sys::channel::{Receiver, Select, TryRecvError};
 use crate::sys::net::TcpListener;
@@ -90,6 +92,8 @@ pub(super) struct Runner {
     pub(super) was_a_nodes: bool,
     /// Why the node does not take part, and when that was said.
     pub(super) barred: Option<(Bar, Instant)>,
+    /// What the directory lacks of what was committed, as it was said last.
+    pub(super) behind: Option<Behind>,
     pub(super) leader: Option<LeaderInfo>,
     /// Whether the threads that observe the coordinator are there.
     pub(super) observes: bool,
@@ -162,7 +166,7 @@ impl Runner {
             }
             let takes = won.as_mut().and_then(|won| self.takes(won, &following));
             if let Some(Won { leadership, listener, .. }) = won.take_if(|_| takes.is_some()) {
-                if takes == Some(true) && self.may_take(&*leadership) {
+                if takes == Some(true) && self.may_take(&*leadership, following.shown()) {
                     self.close_proxies();
                     following.end_to_lead();
                     return Ok(Some((leadership, listener)));
@@ -170,7 +174,8 @@ impl Runner {
                 leadership.resign();
                 continue;
             }
-            self.stand(&mut candidacy, &mut leaderless, won.is_some());
+            self.stand(&mut candidacy, &mut leaderless, following.shown(), won.is_some());
+            self.say_behind(candidacy.behind());
             let (leaders, sets) = (self.leaders.receiver().clone(), self.sets.receiver().clone());
             let data_sets = self.data_sets.receiver().clone();
             let candidates = self.candidates.receiver().clone();
@@ -274,9 +279,18 @@ impl Runner {
     }
 
     /// Campaigns if it may; says why not while nobody leads.
-    fn stand(&self, candidacy: &mut Candidacy, leaderless: &mut Leaderless, has_won: bool) {
+    fn stand(
+        &self,
+        candidacy: &mut Candidacy,
+        leaderless: &mut Leaderless,
+        shown: Option<EpochPosition>,
+        has_won: bool,
+    ) {
         let obstacle = self.obstacle();
-        candidacy.update(obstacle.is_none() && !has_won);
+        let is_enough = self.config.accept_loss || self.standing().is_some_and(|standing| standing.founds());
+        let shows = if is_enough { Shows::Enough } else { Shows::Position(shown) };
+        candidacy.update(obstacle.is_none() && !has_won, shows);
+        let obstacle = obstacle.or_else(|| candidacy.behind().map(Obstacle::Behind));
         if leaderless.is_to_be_said(self.leader.is_none() && obstacle.is_some(), Instant::now())
             && let Some(obstacle) = obstacle
         {
@@ -312,15 +326,29 @@ impl Runner {
         });
     }
 
+    /// Says that the directory shows too little, once, and again when that has changed.
+    fn say_behind(&mut self, behind: Option<Behind>) {
+        if self.behind == behind {
+            return;
+        }
+        match &behind {
+            Some(behind) => log::warn!("{} does not stand for election: {behind}; {REMEDY}", self.data_dir().display()),
+            None => log::info!("{} shows all that was committed", self.data_dir().display()),
+        }
+        self.behind = behind;
+    }
+
     fn data_dir(&self) -> &std::path::Path {
         &self.config.leader.data_dir
     }
 
     /// Looks anew, after the election: what was observed before may have been overtaken. While nothing is recorded anybody may be
     /// elected, so this node is, as the first thing it does: who has less than it must not succeed it.
-    fn may_take(&mut self, leadership: &dyn Leadership) -> bool {
-        let recorded = self.retry(leadership, || Ok((self.coordinator.in_sync_set()?, self.coordinator.data_set()?)));
-        let (set, clusters) = match recorded {
+    fn may_take(&mut self, leadership: &dyn Leadership, shown: Option<EpochPosition>) -> bool {
+        let coordinator = &self.coordinator;
+        let recorded = self
+            .retry(leadership, || Ok((coordinator.in_sync_set()?, coordinator.committed()?, coordinator.data_set()?)));
+        let (set, committed, clusters) = match recorded {
             Ok(recorded) => recorded,
             Err(error) => return self.cannot_take(&error),
         };
@@ -339,18 +367,29 @@ impl Runner {
             log::warn!("elected, but {} is no complete copy: steps down", self.data_dir().display());
             return false;
         }
+        let behind = Behind::of(shown, committed).filter(|_| !standing.founds());
+        if let Some(behind) = behind {
+            if !self.config.accept_loss {
+                log::warn!("elected, but steps down: {behind}");
+                return false;
+            }
+            log::warn!(
+                "elected, and leads with what is here (--accept-loss), though {behind}: what lies between is given up; take --accept-loss away"
+            );
+        }
         // Should this end in between: whoever founds a cluster anew is in its set before the others are out of it, and the first
         // leader of all has said of which data set it is before anybody may have more than it.
         if standing.founds() {
-            self.record_alone(leadership) && self.record_data_set(leadership, standing)
+            self.record_alone(leadership, None) && self.record_data_set(leadership, standing)
         } else {
-            self.record_data_set(leadership, standing) && (set.is_some() || self.record_alone(leadership))
+            self.record_data_set(leadership, standing) && (set.is_some() || self.record_alone(leadership, committed))
         }
     }
 
-    fn record_alone(&mut self, leadership: &dyn Leadership) -> bool {
+    /// `committed`: what holds on until it leads.
+    fn record_alone(&mut self, leadership: &dyn Leadership, committed: Option<EpochPosition>) -> bool {
         let own = InSyncSet::of(self.own.id);
-        if let Err(error) = self.retry(leadership, || leadership.record_in_sync(&own)) {
+        if let Err(error) = self.retry(leadership, || leadership.record(&own, committed)) {
             return self.cannot_take(&error);
         }
         self.in_sync = Some(Some(own));

@@ -121,7 +121,7 @@ impl Extension {
                 Message::Sums(some) => sums.extend(some),
                 Message::SumsEnd => break,
                 Message::Inventory(_) | Message::InventoryEnd => panic!("nobody asked for files"),
-                Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) => {}
+                Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) | Message::Kept(_) => {}
             }
         }
         assert_eq!(sums.len(), 1 << bits);
@@ -141,7 +141,7 @@ impl Extension {
                 Message::Inventory(files) => inventory.extend(files),
                 Message::InventoryEnd => return inventory,
                 Message::Sums(_) | Message::SumsEnd => panic!("nobody asked for sums"),
-                Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) => {}
+                Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) | Message::Kept(_) => {}
             }
         }
     }

@@ -14,7 +14,7 @@ use paceline::coordinator::{
 use paceline::sys::thread;
 use paceline::sys::time::Instant;
 use paceline::sys::world;
-use paceline::{DataSetId, NodeId, Secret};
+use paceline::{DataSetId, EpochPosition, NodeId, Secret};
 
 /// For how long a lease lasts without renewal.
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
@@ -33,6 +33,8 @@ pub(crate) struct Cluster {
 #[derive(Default)]
 struct State {
     in_sync: Option<InSyncSet>,
+    /// What was recorded beside it.
+    committed: Option<EpochPosition>,
     data_set: Option<DataSetId>,
     /// In the order they came; the first is elected.
     candidates: VecDeque<Candidate>,
@@ -54,6 +56,7 @@ struct Write {
     term: u64,
     after: u64,
     set: InSyncSet,
+    committed: Option<EpochPosition>,
 }
 
 impl State {
@@ -73,9 +76,10 @@ impl State {
         }
         let is_next = self.recorded == write.after;
         if is_next {
-            self.in_sync = Some(write.set.clone());
+            (self.in_sync, self.committed) = (Some(write.set.clone()), write.committed);
             self.recorded += 1;
-            world::current().trace(|| format!("recorded as in sync: {}", write.set));
+            let beside = || write.committed.map(|committed| format!(", who have {committed}")).unwrap_or_default();
+            world::current().trace(|| format!("recorded as in sync: {}{}", write.set, beside()));
         }
         Some(is_next)
     }
@@ -325,6 +329,10 @@ impl Coordinator for Handle {
         self.observe("candidates", State::told)
     }
 
+    fn committed(&self) -> Result<Option<EpochPosition>, CoordinatorError> {
+        Ok(self.ask(|state| state.committed)?)
+    }
+
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
         Ok(self.ask(|state| state.data_set)?)
     }
@@ -385,7 +393,11 @@ impl Election {
 
 impl Leadership for Election {
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
-        let write = Write { term: self.term, after: self.handle.cluster.lock().recorded, set: set.clone() };
+        self.record(set, None)
+    }
+
+    fn record(&self, set: &InSyncSet, committed: Option<EpochPosition>) -> Result<(), CoordinatorError> {
+        let write = Write { term: self.term, after: self.handle.cluster.lock().recorded, set: set.clone(), committed };
         match self.handle.ask(|state| state.record(&write)) {
             Ok(Some(true)) => Ok(()),
             Ok(Some(false)) => Err(CoordinatorError::NotRecorded("somebody else has written it".into())),

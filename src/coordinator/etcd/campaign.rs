@@ -20,9 +20,12 @@ use super::config::Span;
 use super::former::{Lookout, Term};
 use super::lease::{self, Lease};
 use super::watch::Watch;
-use super::wire::{KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, compare, compare_value, get, put, put_leased};
+use super::wire::{
+    KeyValue, Keys, RangeAnswer, Revision, TxnAnswer, compare, compare_value, delete, get, put, put_leased,
+};
 use super::{Names, data_set_in, in_sync_in, leader_in};
 use crate::coordinator::{Bid, CoordinatorError, InSyncSet, Leadership};
+use crate::position::EpochPosition;
 use crate::stop::Stop;
 use crate::types::{DataSetId, NodeId};
 
@@ -254,8 +257,14 @@ const CAMPAIGN_PAUSE: Duration = Duration::from_millis(200);
 
 impl Leadership for EtcdLeadership {
     fn record_in_sync(&self, set: &InSyncSet) -> Result<(), CoordinatorError> {
+        self.record(set, None)
+    }
+
+    fn record(&self, set: &InSyncSet, committed: Option<EpochPosition>) -> Result<(), CoordinatorError> {
         let (key, created) = (self.lease.key(), self.lease.created());
-        let in_sync = self.names.in_sync();
+        let (in_sync, beside) = (self.names.in_sync(), self.names.committed());
+        let committed = committed.map(|committed| committed.to_string());
+        let put_beside = committed.as_ref().map_or_else(|| delete(&beside), |committed| put(&beside, committed));
         let stop = Stop::new();
         let limit = self.client.limit(&stop);
         for _ in 0..ATTEMPTS_MAX {
@@ -266,8 +275,8 @@ impl Leadership for EtcdLeadership {
             // Being conditional on what was recorded before, a request that was held up on its way cannot undo a later one.
             let request = json!({
                 "compare": [compare(key, Revision::Create(created)), compare(&in_sync, Revision::Mod(before))],
-                "success": [put(&in_sync, set.to_string())],
-                "failure": [get(key), get(&in_sync)],
+                "success": [put(&in_sync, set.to_string()), put_beside],
+                "failure": [get(key), get(&in_sync), get(&beside)],
             });
             let answer: TxnAnswer = self.client.call("kv/txn", &request, limit).map_err(CallError::of_write)?;
             if answer.succeeded {
@@ -281,7 +290,11 @@ impl Leadership for EtcdLeadership {
             let found = answer.found(1);
             self.recorded.store(found.map_or(0, |kv| kv.mod_revision), Ordering::Release);
             // An attempt whose answer was lost did it.
-            if found.is_some_and(|kv| kv.value == set.to_string().as_bytes()) {
+            let is_set = found.is_some_and(|kv| kv.value == set.to_string().as_bytes());
+            let there = answer.found(2).map(|kv| &kv.value[..]);
+            let together =
+                committed.is_none() || found.map(|kv| kv.mod_revision) == answer.found(2).map(|kv| kv.mod_revision);
+            if is_set && together && there == committed.as_ref().map(|committed| committed.as_bytes()) {
                 return Ok(());
             }
         }

@@ -3,7 +3,8 @@
 //! With prefix P: `P/leader/<node id in hex>` are the candidates, each with what it announces (`tcp://HOST:PORT`); `P/isr` is
 //! the recorded in-sync set, ids in base 36 joined by `,`; `P/clustering_secret` the secret. Nodes of LavinMQ and ours can be in one
 //! cluster. Below `P/paceline/` are keys of our own, which LavinMQ ignores: `term` says who leads or led last (`former.rs`), `data_set`
-//! of which data set the cluster is, in hexadecimal; `positions/<node id in hex>`, with the lease of a candidate, what that has ([`Bid`] as text).
+//! of which data set the cluster is, in hexadecimal; `committed`, as `EPOCH:POSITION`, what each of the in-sync set can show that it has, which counts while `P/isr` was last written
+//! together with it, or is not there; `positions/<node id in hex>`, with the lease of a candidate, what that has ([`Bid`] as text).
 //!
 //! Threads: one for each lease (`etcd-lease`), one for each candidate that waits (`etcd-lookout`) and one for each observation, ended and joined by whoever holds those. Locks:
 //! `leases` here, the token's in `client`, those of a lease; each for moments, none within another, none while etcd is asked.
@@ -43,6 +44,7 @@ use self::wire::{
 use super::{
     Bid, Candidate, Coordinator, CoordinatorError, InSyncSet, LeaderInfo, Leadership, Observation, random_bytes,
 };
+use crate::position::EpochPosition;
 use crate::stop::Stop;
 use crate::types::{DataSetId, NodeId, Secret};
 
@@ -94,6 +96,10 @@ impl Names {
 
     fn in_sync(&self) -> String {
         format!("{}/isr", self.prefix)
+    }
+
+    fn committed(&self) -> String {
+        format!("{}/paceline/committed", self.prefix)
     }
 
     fn secret(&self) -> String {
@@ -257,9 +263,13 @@ impl Coordinator for EtcdCoordinator {
             }
             was_in = true;
             let rest = set.without(id).ok_or(CoordinatorError::LastInSync(id))?;
+            let mut puts = vec![put(&key, rest.to_string())];
+            // What each of a set can show each of a smaller one can. It is written with the set only, so it is still this one where the set is.
+            let beside = self.one(&self.names.committed())?.filter(|beside| beside.mod_revision == kv.mod_revision);
+            puts.extend(beside.map(|beside| put(&self.names.committed(), beside.value)));
             let request = json!({
                 "compare": [compare(&key, Revision::Mod(kv.mod_revision))],
-                "success": [put(&key, rest.to_string())],
+                "success": puts,
             });
             let stop = Stop::new();
             let answer: TxnAnswer =
@@ -337,6 +347,17 @@ impl Coordinator for EtcdCoordinator {
         self.observe_all("etcd-candidates", self.names.bids(), move |_, client, stop| candidates(client, &names, stop))
     }
 
+    fn committed(&self) -> Result<Option<EpochPosition>, CoordinatorError> {
+        let request = json!({"success": [get(&self.names.in_sync()), get(&self.names.committed())]});
+        let answer: TxnAnswer = self.call("kv/txn", &request)?;
+        let counts = |beside: &&KeyValue| answer.found(0).is_none_or(|set| set.mod_revision == beside.mod_revision);
+        answer.found(1).filter(counts).map(position_in).transpose()
+    }
+
+    fn committed_name(&self) -> Option<String> {
+        Some(self.names.committed())
+    }
+
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
         self.one(&self.names.data_set())?.map(|kv| data_set_in(&kv)).transpose()
     }
@@ -395,6 +416,12 @@ fn candidates_in(answer: &TxnAnswer) -> Vec<Candidate> {
 }
 
 fn in_sync_in(kv: &KeyValue) -> Result<InSyncSet, CoordinatorError> {
+    let key = String::from_utf8_lossy(&kv.key);
+    let text = String::from_utf8_lossy(&kv.value);
+    text.parse().map_err(|error| CoordinatorError::Unexpected(format!("{key} in etcd: {error}")))
+}
+
+fn position_in(kv: &KeyValue) -> Result<EpochPosition, CoordinatorError> {
     let key = String::from_utf8_lossy(&kv.key);
     let text = String::from_utf8_lossy(&kv.value);
     text.parse().map_err(|error| CoordinatorError::Unexpected(format!("{key} in etcd: {error}")))

@@ -20,8 +20,11 @@ fn marks_are_coalesced_and_received_alone_waits_for_a_heartbeat() {
     let Next::Say(Message::Marks(marks)) = report.next(now) else { panic!() };
     assert_eq!(marks, Marks { received: 30, written: 25, durable: 20 });
     assert!(matches!(report.next(now), Next::Look));
+    report.kept(5);
     report.written(30);
+    report.durable(30);
     report.finish();
+    assert!(matches!(report.next(now), Next::Say(Message::Kept(5))), "before what is durable after it");
     assert!(matches!(report.next(now), Next::Say(Message::Marks(_))));
     assert!(matches!(report.next(now), Next::End));
 }

@@ -11,7 +11,7 @@ use crate::flusher::Flusher;
 use crate::leader::Leader;
 use crate::leader::commit::Syncer;
 use crate::leader::files::last_led;
-use crate::leader::files::last_led::LastLed;
+use crate::leader::files::last_led::{LastLed, OwnStand};
 use crate::leader::tasks::{demotion, digester, directory};
 
 impl Leader {
@@ -71,8 +71,15 @@ impl Leader {
         self.core.threads.spawn_until("commits", self.core.is_told_to_end(), move || core.commits.run_callbacks())?;
         let core = self.core.clone();
         let told = self.core.is_told_to_end();
+        let mut stand = core.term.map(OwnStand::new);
         self.core.threads.spawn_until("last-led", told, move || {
-            last_led::run(&core.dir, &core.exclude, || core.stream.totals(), led, &core.ended)
+            let keep_stand = || {
+                let durable = core.commits.locally_durable();
+                if let Some(kept) = stand.as_mut().and_then(|stand| stand.look(&core.dir, durable)) {
+                    core.commits.own_kept(kept);
+                }
+            };
+            last_led::run(&core.dir, &core.exclude, || core.stream.totals(), led, &core.ended, keep_stand)
         })?;
         let core = self.core.clone();
         self.core.threads.spawn_until("digests", self.core.is_told_to_end(), move || digester::run(&core))?;

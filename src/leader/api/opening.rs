@@ -42,7 +42,7 @@ use crate::sys::random;
 use crate::sys::sync::{Mutex, OnceLock};
 use crate::sys::time::Instant;
 use crate::thread::Group;
-use crate::types::NodeId;
+use crate::types::{NodeId, StreamPosition};
 
 /// A leader before it has read its directory: it takes followers already, who wait for that.
 ///
@@ -227,7 +227,10 @@ impl Opening {
         core.dir.own().tidy()?;
         digests::file::led(core.dir.own())?;
         match core.term {
-            Some(term) => Stand::of_leader(term).keep(core.dir.own()),
+            Some(term) => {
+                Stand::of_leader(term, StreamPosition::START).keep(core.dir.own())?;
+                core.commits.own_kept(StreamPosition::START);
+            }
             None => Stand::forget(core.dir.own()),
         }
         *core.found.lock() = found;

@@ -60,11 +60,12 @@ impl Leader {
         }
         core.commits.stop();
         core.stream.stop();
-        if let Some(term) = core.term.filter(|_| !core.is_shut_down()) {
-            Stand::led(core.dir.own(), term, core.stream.end());
-        }
         core.ended.set();
         let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
+        // One of them keeps how far the directory has come, and nobody else may meanwhile.
+        if let Some(term) = core.term.filter(|_| !core.is_shut_down() && threads_left == 0) {
+            Stand::led(core.dir.own(), term, core.stream.end());
+        }
         core.shut_down.store(true, Ordering::SeqCst);
         ShutdownReport { threads_left, ..report }
     }

@@ -89,6 +89,10 @@ struct State {
     is_lost: bool,
     /// Whether the recorded set may be changed yet.
     recording: bool,
+    /// Up to where the leader's own directory keeps that it has the stream.
+    own_kept: u64,
+    /// What was recorded beside the set last.
+    recorded_position: Option<u64>,
     /// Nothing is confirmed any more.
     closed: bool,
     /// The threads are to end.
@@ -147,6 +151,8 @@ impl Commits {
                 local_sync_failed: false,
                 is_lost: false,
                 recording,
+                own_kept: 0,
+                recorded_position: None,
                 closed: false,
                 ended: false,
             }),
@@ -207,6 +213,22 @@ impl Commits {
         }
         state.ask_wanted |= follower.is_to_flush();
         self.changed(state);
+    }
+
+    /// A follower's directory keeps that it has the stream up to there.
+    pub(super) fn kept(&self, follower: &FollowerHandle, position: StreamPosition) {
+        let ticket = follower.ticket();
+        self.state.lock().rule.kept(follower.id, ticket, position.0);
+    }
+
+    /// The leader's own does.
+    pub(super) fn own_kept(&self, position: StreamPosition) {
+        self.state.lock().own_kept = position.0;
+    }
+
+    /// Up to where the leader's own files are durable.
+    pub(super) fn locally_durable(&self) -> StreamPosition {
+        StreamPosition(self.state.lock().rule.locally_durable())
     }
 
     /// A follower's connection has ended. `end` is the stream's.

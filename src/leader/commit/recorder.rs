@@ -4,6 +4,13 @@
 //! wait meanwhile, appends do not. What it recorded it looks at again once a second: if somebody else changed that (`forget` of a node
 //! that runs, a deleted key, nonsense), it is recorded anew, and looked at more and more rarely for as long as somebody keeps changing it.
 //! It ends with [`Commits::stop`], or when the election is lost.
+//!
+//! # What is recorded beside the set
+//!
+//! A (term, position) that is committed in the strictest sense: the directories of *all* members of the very set that is written, the leader's included, keep durably that they have
+//! the stream up to there, so each of them can show it after any kill and any loss of power. Whoever cannot is not what was in sync ([`node`](crate::node)). So it says less than was
+//! acknowledged: followers note what they have every [`KEEP_EVERY`](crate::position::KEEP_EVERY), the leader and this thread once a minute; it moves only as commits ask for what is durable, at
+//! whatever level; without any it is the term. It is nothing while a member does not say what it keeps (LavinMQ, other followers of 1.0.0), and outside a cluster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +19,14 @@ use super::{Commits, Set, State};
 use crate::config::Quorum;
 use crate::coordinator::{CoordinatorError, IN_SYNC_IDS_MAX, InSyncSet, Leadership};
 use crate::leader::stream::Stream;
+use crate::position::EpochPosition;
 use crate::sys::sync::MutexGuard;
 use crate::sys::thread;
 use crate::sys::time::Instant;
-use crate::types::NodeId;
+use crate::types::{NodeId, StreamPosition};
+
+/// Between two writes of a set that has not changed, because more is committed.
+const AGAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// How often it looks whether the stream has grown beyond what a node has that is gone but in sync.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -55,9 +66,14 @@ impl Commits {
         let mut delay = RETRY_MIN;
         let mut report = Report::new(self.min_in_sync);
         let mut check = Check { every: CHECK_MIN, at: Instant::now() + CHECK_MIN };
-        while let Some(step) = self.next_step(stream, check.at) {
-            let set = match step {
-                Step::Write(set) => set,
+        let mut again_at = Instant::now();
+        while let Some(step) = self.next_step(stream, check.at, again_at) {
+            let (set, committed) = match step {
+                Step::Write(set, committed) => {
+                    report.in_sync(&set);
+                    (set, committed)
+                }
+                Step::WriteAgain(set, committed) => (set, committed),
                 Step::Check => {
                     self.check_recorded(&mut check);
                     continue;
@@ -71,10 +87,10 @@ impl Commits {
                     continue;
                 }
             };
-            report.in_sync(&set);
             // The rule keeps to what can be recorded.
             let Ok(to_record) = InSyncSet::new(set.iter().copied()) else { return };
-            let written = self.leadership.record_in_sync(&to_record);
+            let written = self.leadership.record(&to_record, committed);
+            again_at = Instant::now() + AGAIN_EVERY;
             let failed = match &written {
                 Ok(()) => {
                     delay = RETRY_MIN;
@@ -82,7 +98,7 @@ impl Commits {
                 }
                 Err(error) => Some(error.to_string()),
             };
-            let is_lost = self.note_written(written);
+            let is_lost = self.note_written(written, committed);
             match failed {
                 Some(error) if is_lost => {
                     log::warn!("the in-sync set is not recorded: {error}");
@@ -123,7 +139,7 @@ impl Commits {
     }
 
     /// Waits for a set to write, or for the time to look at what is recorded; `None`: it is over.
-    fn next_step(&self, stream: &Arc<Stream>, check_at: Instant) -> Option<Step> {
+    fn next_step(&self, stream: &Arc<Stream>, check_at: Instant, again_at: Instant) -> Option<Step> {
         let mut state = self.state.lock();
         loop {
             if state.ended {
@@ -132,7 +148,14 @@ impl Commits {
             if state.recording
                 && let Some(set) = state.rule.next_set()
             {
-                return Some(Step::Write(set));
+                let committed = self.committed_of(&state, &set);
+                return Some(Step::Write(set, committed));
+            }
+            if state.recording
+                && Instant::now() >= again_at
+                && let Some(again) = self.write_again(&mut state)
+            {
+                return Some(again);
             }
             if state.recording && Instant::now() >= check_at {
                 return Some(Step::Check);
@@ -153,6 +176,20 @@ impl Commits {
                 self.to_record.wait(&mut state);
             }
         }
+    }
+
+    /// What all of a set keep, in this leader's term.
+    fn committed_of(&self, state: &State, set: &Set) -> Option<EpochPosition> {
+        let epoch = self.leadership.term()?;
+        let position = state.rule.least_kept(set, state.own_kept).filter(|position| *position > 0)?;
+        Some(EpochPosition { epoch, position: StreamPosition(position) })
+    }
+
+    fn write_again(&self, state: &mut State) -> Option<Step> {
+        let committed = self.committed_of(state, &state.rule.wanted())?;
+        let is_more = state.recorded_position < Some(committed.position.0);
+        let set = if is_more { state.rule.same_set() } else { None };
+        set.map(|set| Step::WriteAgain(set, Some(committed)))
     }
 
     /// Looks who holds commits up, and who does so no more.
@@ -182,11 +219,14 @@ impl Commits {
     }
 
     /// Notes what came of a write. Returns whether the election is lost.
-    fn note_written(&self, written: Result<(), CoordinatorError>) -> bool {
+    fn note_written(&self, written: Result<(), CoordinatorError>, committed: Option<EpochPosition>) -> bool {
         let mut state = self.state.lock();
         let mut is_lost = false;
         match written {
-            Ok(()) => state.rule.recorded_now(),
+            Ok(()) => {
+                state.rule.recorded_now();
+                state.recorded_position = committed.map(|committed| committed.position.0);
+            }
             Err(CoordinatorError::Unknown(_)) => state.rule.perhaps_recorded(),
             Err(CoordinatorError::Lost) => {
                 state.rule.not_recorded();
@@ -211,7 +251,10 @@ impl Commits {
 
 /// What the recorder does next.
 enum Step {
-    Write(Set),
+    /// With what is committed.
+    Write(Set, Option<EpochPosition>),
+    /// The set that is recorded, because of that.
+    WriteAgain(Set, Option<EpochPosition>),
     Check,
     /// Say who fell behind.
     Fallen(Vec<NodeId>),

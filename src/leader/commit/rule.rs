@@ -71,6 +71,8 @@ struct Member {
     has: Has,
     /// Whether it ever says that something is durable.
     says_durable: bool,
+    /// Up to where its directory keeps that it has the stream; `None`: it has not said so on this way to it.
+    kept: Option<u64>,
 }
 
 impl Member {
@@ -128,7 +130,7 @@ impl Rule {
     pub(super) fn joins(&mut self, id: NodeId, ticket: Ticket, says_durable: bool) {
         // Until it is out of all sets it has what it had.
         let has = self.members.get(&id).map(|member| member.has).unwrap_or_default();
-        self.members.insert(id, Member { ticket, stage: Stage::Joining, has, says_durable });
+        self.members.insert(id, Member { ticket, stage: Stage::Joining, has, says_durable, kept: None });
     }
 
     /// It is attached to the stream, has acknowledged all up to there, and has this much now. Returns whether it just began to be
@@ -257,6 +259,29 @@ impl Rule {
         self.confirmed.iter().chain(self.in_flight.iter().flatten()).chain(&self.unresolved).copied()
     }
 
+    /// Its directory keeps, and will show after any restart, that it has the stream up to there.
+    pub(super) fn kept(&mut self, id: NodeId, ticket: Ticket, position: u64) {
+        if let Some(member) = self.member(id, ticket) {
+            member.kept = Some(position);
+        }
+    }
+
+    /// The least that the directories of all members of a set keep; `None` if one of them does not say. `own`: what the leader's does.
+    pub(super) fn least_kept(&self, set: &Set, own: u64) -> Option<u64> {
+        let others = set.iter().filter(|id| **id != self.leader);
+        others.map(|id| self.members.get(id)?.kept).try_fold(own, |least, kept| Some(least.min(kept?)))
+    }
+
+    /// The set that is recorded, to be written again for what is recorded beside it; `None` while another one is to be.
+    pub(super) fn same_set(&mut self) -> Option<Set> {
+        self.is_settled().then(|| self.in_flight.insert(self.confirmed.clone()).clone())
+    }
+
+    /// Up to where the leader's own files are durable.
+    pub(super) fn locally_durable(&self) -> u64 {
+        self.local
+    }
+
     /// What should be written, if that is not known to be recorded already. Until the caller says what came of it, nothing
     /// else is.
     pub(super) fn next_set(&mut self) -> Option<Set> {
@@ -274,7 +299,7 @@ impl Rule {
         is_known && self.wanted() == self.confirmed
     }
 
-    fn wanted(&self) -> Set {
+    pub(super) fn wanted(&self) -> Set {
         self.in_sync().chain([self.leader]).collect()
     }
 

@@ -11,7 +11,7 @@
 //! it grew, because that can only miss something. What is left is a queue that is drained while no leader runs. That cannot be told from
 //! a loss, so a person is asked. Mount points only come off the list by a person's word.
 //!
-//! One thread, `last-led`; it takes the lock of the stream for two numbers, once a second, and writes with none held. It ends when
+//! One thread, `last-led`, which also keeps how far the directory has come ([`OwnStand`]); it takes the lock of the stream for two numbers, once a second, and writes with none held. It ends when
 //! it is told to, after a last write.
 
 use std::collections::BTreeSet;
@@ -22,16 +22,20 @@ use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::leader::files::exclude::Exclude;
 use crate::own_folder::LAST_LED;
+use crate::position::{Stand, noted};
 use crate::stop::Stop;
 use crate::sys::fs;
 use crate::sys::time::Instant;
-use crate::types::RelPath;
+use crate::types::{RelPath, StreamPosition};
 
 /// How often it is looked at whether much has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two writes because there is more.
 const GROWN_EVERY: Duration = Duration::from_secs(30);
+
+/// Between two notes of how far the directory has come.
+const STAND_EVERY: Duration = Duration::from_secs(60);
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 
@@ -111,6 +115,36 @@ impl LastLed {
     }
 }
 
+/// How far a leader's directory has come, as it keeps that in a cluster: once a minute, while it moves.
+pub(in crate::leader) struct OwnStand {
+    term: u64,
+    kept: StreamPosition,
+    /// When that was written last.
+    at: Option<Instant>,
+}
+
+impl OwnStand {
+    /// As of [`Opening::read`](crate::leader::Opening), which has kept that it leads.
+    pub(in crate::leader) fn new(term: u64) -> Self {
+        Self { term, kept: StreamPosition::START, at: None }
+    }
+
+    /// `durable`: up to where the leader's files are. Returns what is kept now, if that is more than before.
+    pub(in crate::leader) fn look(&mut self, dir: &DataDir, durable: StreamPosition) -> Option<StreamPosition> {
+        if durable <= self.kept || self.at.is_some_and(|at| at.elapsed() < STAND_EVERY) {
+            return None;
+        }
+        self.at = Some(Instant::now());
+        let kept = Stand::of_leader(self.term, durable).keep(dir.own());
+        let is_kept = kept.is_ok();
+        noted(kept);
+        if is_kept {
+            self.kept = durable;
+        }
+        is_kept.then_some(durable)
+    }
+}
+
 /// Refuses a directory of which much is missing.
 pub(in crate::leader) fn check(dir: &DataDir, now: &LastLed) -> Result<(), Error> {
     match LastLed::kept(dir)?.and_then(|kept| kept.missing(now)) {
@@ -119,17 +153,19 @@ pub(in crate::leader) fn check(dir: &DataDir, now: &LastLed) -> Result<(), Error
     }
 }
 
-/// The thread's life: until `ended`. `totals` are the files and bytes that are announced.
+/// The thread's life: until `ended`. `totals` are the files and bytes that are announced; `also` is what else is looked at as often.
 pub(in crate::leader) fn run(
     dir: &DataDir,
     exclude: &Exclude,
     totals: impl Fn() -> (u64, u64),
     mut kept: LastLed,
     ended: &Stop,
+    mut also: impl FnMut(),
 ) {
     keep(dir, &kept);
     let mut kept_at = Instant::now();
     while !ended.wait(LOOK_EVERY) {
+        also();
         let (files, bytes) = totals();
         let grown = files > part(kept.files, 5) || bytes > part(kept.bytes, 5);
         if kept.has_shrunk_to(files, bytes) || (grown && kept_at.elapsed() >= GROWN_EVERY) {

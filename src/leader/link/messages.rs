@@ -22,6 +22,7 @@ use crate::protocol::ProtocolError;
 use crate::protocol::extension::{Held, Message, Sum};
 use crate::sys::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crate::sys::net::TcpStream;
+use crate::types::StreamPosition;
 
 /// Messages that wait for the writer thread.
 const WAITING_MAX: usize = 4;
@@ -136,6 +137,7 @@ impl MessageThread {
                 (Some(Message::Heartbeat(digested)), _) => {
                     self.follower.sync.bytes_digested_there.store(digested, Ordering::Relaxed);
                 }
+                (Some(Message::Kept(position)), _) => self.core.commits.kept(&self.follower, StreamPosition(position)),
                 (Some(Message::Farewell(why)), _) => {
                     self.follower.evict_at(EvictionReason::Left(why), self.core.stream.position());
                 }

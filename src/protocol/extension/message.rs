@@ -24,6 +24,9 @@ pub enum Message {
     Heartbeat(u64),
     /// It cannot go on, for this reason, and leaves: the last that it says. Earlier versions pass over it.
     Farewell(String),
+    /// Up to which position of this leader's stream its directory says of itself, from here on and after any restart, that it has everything. Earlier versions never say
+    /// it, and pass over it.
+    Kept(u64),
 }
 
 /// Totals of action bytes since the connection began.
@@ -70,6 +73,7 @@ impl Message {
     const FAREWELL: u8 = 5;
     const SUMS: u8 = 6;
     const SUMS_END: u8 = 7;
+    const KEPT: u8 = 8;
 
     /// Adds the message to the end of `out`.
     ///
@@ -110,6 +114,10 @@ impl Message {
                 body.extend_from_slice(printable(why.as_bytes()).as_bytes());
                 Self::FAREWELL
             }
+            Self::Kept(position) => {
+                body.extend_from_slice(&position.to_le_bytes());
+                Self::KEPT
+            }
         };
         assert!(body.len() as u64 <= MESSAGE_BYTES_MAX, "a message has at most 64 MiB");
         out.push(kind);
@@ -148,6 +156,7 @@ impl Message {
                 Self::Sums(sums.to_vec())
             }
             Self::SUMS_END => Self::SumsEnd,
+            Self::KEPT => Self::Kept(u64::from_le_bytes(*take(&mut rest, "kept")?)),
             Self::FAREWELL => Self::Farewell(printable(std::mem::take(&mut rest))),
             _ => return Ok(None),
         };
@@ -213,7 +222,7 @@ mod tests {
         fn messages_come_back_as_encoded(files in prop::collection::vec(any_held(), 0..200), marks in any::<[u64; 3]>()) {
             let marks = Marks { received: marks[0], written: marks[1], durable: marks[2] };
             let sums = Message::Sums(vec![[7; 20], [8; 20]]);
-            let others = [Message::InventoryEnd, Message::Marks(marks), Message::Heartbeat(marks.written), sums, Message::SumsEnd];
+            let others = [Message::InventoryEnd, Message::Marks(marks), Message::Heartbeat(marks.written), Message::Kept(marks.durable), sums, Message::SumsEnd];
             let messages: Vec<_> = split_inventory(files.clone()).chain(others).collect();
             let mut wire = Vec::new();
             messages.iter().for_each(|message| message.encode(&mut wire));

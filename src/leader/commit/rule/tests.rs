@@ -427,3 +427,30 @@ fn a_set_that_somebody_else_recorded_is_replaced_and_its_members_count_until_the
         assert!(rule.is_settled() && rule.counted().is_empty());
     }
 }
+
+#[test]
+fn what_all_of_a_set_keep_is_the_least_of_it_and_nothing_while_one_does_not_say() {
+    let mut rule = Rule::new(id(LEADER), 0, None, [id(LEADER)].into());
+    let all: Set = [id(LEADER), id(1), id(2)].into();
+    for node in [1, 2] {
+        rule.joins(id(node), TICKET, true);
+        rule.has(id(node), TICKET, Has { received: 50, written: 50, durable: 50, flushed: true });
+    }
+    assert_eq!(rule.least_kept(&all, 40), None);
+    rule.kept(id(1), TICKET, 30);
+    assert_eq!((rule.least_kept(&all, 40), rule.least_kept(&[id(LEADER), id(1)].into(), 40)), (None, Some(30)));
+    rule.kept(id(2), TICKET, 35);
+    rule.kept(id(1), TICKET + 1, 3);
+    assert_eq!((rule.least_kept(&all, 40), rule.least_kept(&all, 20)), (Some(30), Some(20)));
+    assert_eq!(rule.same_set(), None, "another one is to be written");
+    assert_eq!(rule.next_set(), Some(all.clone()));
+    assert_eq!(rule.same_set(), None, "it is being written");
+    rule.recorded_now();
+    assert_eq!((rule.same_set(), rule.next_set()), (Some(all.clone()), None));
+    rule.perhaps_recorded();
+    assert_eq!(rule.next_set(), Some(all.clone()), "it is not known whether it is recorded");
+    rule.recorded_now();
+    // It begins anew, and what it kept goes.
+    rule.joins(id(1), TICKET + 1, true);
+    assert_eq!(rule.least_kept(&all, 40), None);
+}
