@@ -105,11 +105,6 @@ pub trait Coordinator: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// What a person finds that under, if it has a name. Never blocks. Defaults to none.
-    fn committed_name(&self) -> Option<String> {
-        None
-    }
-
     /// Of which data set the cluster is, `None` if no leader said so yet. Blocks, within bounds.
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError>;
 

@@ -354,10 +354,6 @@ impl Coordinator for EtcdCoordinator {
         answer.found(1).filter(counts).map(position_in).transpose()
     }
 
-    fn committed_name(&self) -> Option<String> {
-        Some(self.names.committed())
-    }
-
     fn data_set(&self) -> Result<Option<DataSetId>, CoordinatorError> {
         self.one(&self.names.data_set())?.map(|kv| data_set_in(&kv)).transpose()
     }
