@@ -163,6 +163,11 @@ impl Known {
         self.seen.id
     }
 
+    /// Whether no other file can ever have its identity.
+    pub(super) fn is_unique(&self) -> bool {
+        self.seen.unique
+    }
+
     /// Whether `seen` is this very file, and not a later one with its inode. Where that cannot be told from its times, the
     /// tail must cover all that was announced, and that something: an empty file looks like any other.
     pub(super) fn is_surely(&self, seen: &Seen) -> bool {

@@ -171,9 +171,8 @@ impl Model {
                 Err(error) => drop(wrong.get_or_insert(error)),
             }
         });
-        let lost = looked.iter().find(|(name, (_, incarnation))| {
-            !now.contains_key(*name) && state.files.get(*name).is_some_and(|file| file.incarnation == *incarnation)
-        });
+        let lost =
+            looked.iter().find(|(name, (_, incarnation))| !now.contains_key(*name) && state.exists(name, *incarnation));
         if let (None, Some((name, _))) = (&wrong, lost) {
             wrong = Some(format!("{name} was in the copy, and exists at the leader, and is missing"));
         }
@@ -199,6 +198,11 @@ impl Model {
 }
 
 impl State {
+    /// Whether it is there, and has been since that incarnation, at the leader of the last term: one of before may not know that it is none.
+    fn exists(&self, name: &str, incarnation: u64) -> bool {
+        self.files.get(name).is_some_and(|file| file.incarnation == incarnation && file.now.contains_key(&self.terms))
+    }
+
     /// The first incarnation in which the name stood for this.
     fn incarnation(&self, name: &str, content: &[u8]) -> Result<u64, String> {
         let Some(file) = self.files.get(name) else { return Err(format!("{name} never was at the leader")) };

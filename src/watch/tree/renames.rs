@@ -86,7 +86,10 @@ impl<A: Announce> Tree<A> {
                     Err(_) => return None,
                 },
             };
-            (at_old_name != Some(id)).then(|| (from.clone(), to.clone()))
+            // Where another file has the old name, and births say nothing, it may be the one that was there, with an inode that has come back: then there
+            // was no moment without it, and there is to be none in the copies.
+            let is_sure = at_old_name.is_none() || self.files.get(from).is_some_and(|known| known.is_unique());
+            (at_old_name != Some(id) && is_sure).then(|| (from.clone(), to.clone()))
         };
         surveyed.iter().filter_map(moved).collect()
     }
