@@ -413,10 +413,9 @@ impl Volume {
     /// A sync failed: pages that were dirty count as clean, and are not on the medium.
     pub(super) fn lose_dirty(&mut self, only: Option<Id>) {
         for (id, live) in &mut self.live {
-            if only.is_none_or(|only| only == *id) {
-                if super::content::lose(&mut live.pending) || only.is_some() {
-                    live.failures.another();
-                }
+            let is_meant = only.is_none_or(|only| only == *id);
+            if is_meant && (super::content::lose(&mut live.pending) || only.is_some()) {
+                live.failures.another();
             }
         }
     }

@@ -88,13 +88,11 @@ impl Core {
     /// What is on its way over a link goes at its new speed.
     pub fn send_again(&mut self, from: IpAddr, to: IpAddr) {
         self.free_at.remove(&(from, to));
-        let is_on_it =
-            |event: &mut Event| matches!(event, Event::Arrive(it) if (it.from_host, it.to_host) == (from, to));
-        let taken: Vec<_> = self.queue.extract_if(.., |_, event| is_on_it(event)).collect();
-        let flights: Vec<_> = taken
-            .into_iter()
-            .filter_map(|(_, event)| if let Event::Arrive(flight) = event { Some(flight) } else { None })
-            .collect();
+        let is_on_it = |event: &Event| matches!(event, Event::Arrive(it) if (it.from_host, it.to_host) == (from, to));
+        let keys: Vec<_> = self.queue.iter().filter(|(_, event)| is_on_it(event)).map(|(key, _)| *key).collect();
+        let taken = keys.iter().filter_map(|key| self.queue.remove(key));
+        let flights: Vec<_> =
+            taken.filter_map(|event| if let Event::Arrive(flight) = event { Some(flight) } else { None }).collect();
         for flight in &flights {
             if let Some(socket) = self.sockets.get_mut(&flight.from) {
                 socket.last_arrival = self.now;
