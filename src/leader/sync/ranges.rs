@@ -7,7 +7,7 @@
 //! - A piece is read before its action begins. So an append ends where it could be read no further, which is a state that the file was in.
 //! - A replacement goes in pieces, too, to a follower that knows the extension: it is staged there, and dropped if it does not come to an end. Protocol
 //!   1.0.0 says at its beginning how long it is, and has no word for giving it up; such a follower is let go before the first byte that could not be read
-//!   ([`EvictionReason::Unreadable`]). It drops an action that never ended, ours as LavinMQ's. If not even the first piece can be read nothing was begun, and it stays.
+//!   ([`EvictionReason::Unreadable`](crate::leader::EvictionReason)). It drops an action that never ended, ours as LavinMQ's. If not even the first piece can be read nothing was begun, and it stays.
 //! - What is appended after that has no place in the copy. The file is *spoiled* from there on, and each writer leaves out, of ranges and
 //!   of the batches that all share, what is appended to a file that is spoiled for its follower ([`Actions::applicable`]). It ends with what does
 //!   not build on the copy: a replacement, a delete, another file renamed over it. In place of cutting it, and before it is renamed, it is replaced.
