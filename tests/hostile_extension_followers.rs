@@ -619,3 +619,25 @@ fn what_it_has_of_a_file_that_cannot_be_sent_and_is_renamed_is_renamed_and_never
     assert_eq!(said, expected);
     assert!(leader.leader.evictions().is_empty());
 }
+
+#[test]
+fn a_file_of_which_it_has_nothing_and_that_cannot_be_sent_is_not_renamed() {
+    let leader = TestLeader::with(|config| (config.write_timeout, config.ack_timeout) = (PATIENCE, PATIENCE));
+    let mut peer = Peer::connect(&leader).join(&leader);
+    leader.append("first", &support::noise(32 << 20));
+    leader.append("a", &support::noise(1 << 20));
+    std::fs::File::options().write(true).open(leader.dir.path().join("a")).unwrap().set_len(0).unwrap();
+    leader.rename("a", "b");
+    let mut said = Vec::new();
+    while said.last() != Some(&Said::Control(Control::Empty(path("b")))) {
+        match peer.next().expect("it is not let go") {
+            Said::Action(name, ..) if name == "first" => {}
+            Said::Control(Control::Position(_)) => {}
+            Said::Control(Control::Empty(made)) if made != path("b") => {}
+            other => said.push(other),
+        }
+    }
+    let gone = Said::Action("a".to_owned(), ActionKind::Delete, Vec::new());
+    assert_eq!(said, [gone, Said::Control(Control::Empty(path("b")))]);
+    assert!(leader.leader.evictions().is_empty());
+}

@@ -7,7 +7,7 @@ use crate::protocol::{
     APPEND_BYTES_MAX, ActionDecoder, ActionKind, BLOCK_BYTES_MAX, BlockEncoder, Event, FRAME_HEADER,
     encode_action_header, frame_reader, framing_bytes,
 };
-use crate::sys::hash::HashSet;
+use crate::sys::hash::HashMap;
 use crate::sys::sync::{Mutex, OnceLock};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
@@ -132,14 +132,14 @@ impl Actions {
 
     /// The same less what adds to files that `lack` something before it, which those have no place for; a file that is deleted or replaced lacks nothing
     /// from then on. `None`: all of it can be applied. Blocks while another thread compresses.
-    pub(super) fn applicable(&self, lack: &mut HashSet<RelPath>) -> Option<Vec<u8>> {
+    pub(super) fn applicable<T>(&self, lack: &mut HashMap<RelPath, T>) -> Option<Vec<u8>> {
         self.with_raw(|raw| {
             let (mut decoder, mut input, mut applicable) = (ActionDecoder::new(), raw, Vec::new());
             let mut is_kept = true;
             loop {
                 let action = input;
                 match decoder.next(&mut input).expect("our own actions") {
-                    Some(Event::Action { path, kind: ActionKind::Append(_) }) => is_kept = !lack.contains(&path),
+                    Some(Event::Action { path, kind: ActionKind::Append(_) }) => is_kept = !lack.contains_key(&path),
                     Some(Event::Action { path, .. }) => {
                         lack.remove(&path);
                         is_kept = true;
@@ -293,10 +293,10 @@ mod tests {
             if is_compressed {
                 body.blocks(&mut BlockEncoder::default(), &Buffers::default());
             }
-            let mut lack = ["a", "c", "d"].map(path).into_iter().collect();
+            let mut lack = ["a", "c", "d"].map(|name| (path(name), ())).into_iter().collect();
             assert_eq!(body.applicable(&mut lack), Some(encoded(false)));
-            assert_eq!(lack.into_iter().collect::<Vec<_>>(), [path("d")]);
-            assert_eq!(body.applicable(&mut ["e"].map(path).into_iter().collect()), None);
+            assert_eq!(lack.into_keys().collect::<Vec<_>>(), [path("d")]);
+            assert_eq!(body.applicable(&mut ["e"].map(|name| (path(name), ())).into_iter().collect()), None);
         }
     }
 

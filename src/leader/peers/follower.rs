@@ -24,7 +24,7 @@ use crate::leader::peers::turn::Turn;
 use crate::protocol::ProtocolError;
 use crate::protocol::extension::Marks;
 use crate::sys::channel::{Receiver, TryRecvError};
-use crate::sys::hash::HashSet;
+use crate::sys::hash::HashMap;
 use crate::sys::net::{SocketAddr, TcpStream};
 #[cfg(test)]
 use crate::sys::sync::MutexGuard;
@@ -38,8 +38,9 @@ pub(in crate::leader) struct FollowerHandle {
     pub(in crate::leader) address: SocketAddr,
     /// Whether it speaks the extension, or 1.0.0.
     pub(in crate::leader) extension: bool,
-    /// Files of which it lacks something that could not be sent; nothing is added to them before they come whole (`ranges.rs`). Its writer's.
-    pub(in crate::leader) spoiled: Mutex<HashSet<RelPath>>,
+    /// Files of which it lacks something that could not be sent, and whether it surely has something under that name; nothing is added to them before
+    /// they come whole (`ranges.rs`). Its writer's.
+    pub(in crate::leader) spoiled: Mutex<HashMap<RelPath, bool>>,
     /// Whether it is still to be told that it is whole, and at which position. Its writer's.
     pub(in crate::leader) owed_position: AtomicBool,
     connected_at: Instant,

@@ -168,12 +168,13 @@ impl<'a> Ranges<'a> {
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<bool, Error> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
-        if range.kind == RangeKind::Append && self.follower.spoiled.lock().contains(&range.path) {
+        if range.kind == RangeKind::Append && self.follower.spoiled.lock().contains_key(&range.path) {
             return Ok(false);
         }
         self.before = at(0).map_or(StreamPosition(0), |(position, _)| position);
+        let is_added = range.kind != RangeKind::Replace && range.offset > 0;
         let Some(mut file) = self.open(&range.path, version)? else {
-            let is_new = self.follower.spoiled.lock().insert(range.path.clone());
+            let is_new = self.spoil(&range.path, is_added);
             if at(0).is_some() && is_new && self.core.unreadable.is_noted(&range.path) {
                 log::warn!(
                     "follower {} at {} is not in sync until {} can be read: it was announced, and could not be sent",
@@ -209,6 +210,7 @@ impl<'a> Ranges<'a> {
             }
             return Ok(true);
         };
+        self.spoil(&range.path, is_added);
         self.void(&range.path, version, &error);
         if self.is_cut_off { self.let_go(range.path.clone()) } else { Ok(false) }
     }

@@ -64,12 +64,18 @@ impl Ranges<'_> {
         self.tell_whole(frame, StreamPosition(batch.end - batch.bytes))?;
         let instead = batch.instead.as_deref().unwrap_or_default();
         // A rename or truncation of what a void range left incomplete would not make it whole.
-        match control {
-            Control::Rename { from, to } if self.follower.spoiled.lock().remove(from) => {
-                self.rename_spoiled(frame, from, to, instead)?;
+        let spoiled = match control {
+            Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {
+                self.follower.spoiled.lock().remove(path)
+            }
+            _ => None,
+        };
+        match (control, spoiled) {
+            (Control::Rename { from, to }, Some(has)) => {
+                self.rename_spoiled(frame, (from, has), to, instead)?;
                 self.tell_position(frame, batch)?;
             }
-            Control::Truncate { path, .. } if self.follower.spoiled.lock().remove(path) => {
+            (Control::Truncate { path, .. }, Some(_)) => {
                 match instead.iter().find(|step| matches!(step, Step::Send(_)) && step.is_of(path)) {
                     Some(whole) => drop(self.send_step(frame, whole)?),
                     // 1.0.0 has no empty files.
@@ -90,11 +96,12 @@ impl Ranges<'_> {
     }
 
     /// Renames a spoiled file. It may hold what was committed, so it is made whole under the name that it has, and then renamed: should the power go, there is one of
-    /// the two. If it cannot be read it is renamed as it is, and stays spoiled.
+    /// the two. If it cannot be read, what the follower has of it is renamed as it is, and stays spoiled. Where it may have nothing there is no rename that fits: what the
+    /// host has taken away meanwhile goes, and who lacks what only cannot be read is let go.
     fn rename_spoiled(
         &mut self,
         frame: &mut Frame,
-        from: &RelPath,
+        (from, has): (&RelPath, bool),
         to: &RelPath,
         instead: &[Step],
     ) -> Result<(), Error> {
@@ -106,10 +113,18 @@ impl Ranges<'_> {
             Some(range) => self.send_as(frame, range, from, |_| None)?,
             None => self.send_step(frame, &Step::Control(Control::Empty(from.clone())))?.is_ok(),
         };
-        let renamed = Control::Rename { from: from.clone(), to: to.clone() };
-        let _ = self.send_step(frame, &Step::Control(renamed))?;
+        if !is_whole && !has && self.core.unreadable.is_noted(to) {
+            return self.let_go(to.clone());
+        }
+        let step = if is_whole || has {
+            Step::Control(Control::Rename { from: from.clone(), to: to.clone() })
+        } else {
+            Step::Delete(from.clone())
+        };
+        let _ = self.send_step(frame, &step)?;
         if !is_whole {
-            self.follower.spoiled.lock().insert(to.clone());
+            // Also if that was noted under this name while it could not be sent.
+            self.follower.spoiled.lock().insert(to.clone(), has);
         }
         Ok(())
     }

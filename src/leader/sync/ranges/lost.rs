@@ -24,6 +24,14 @@ impl Ranges<'_> {
         Err(gone())
     }
 
+    /// Notes that nothing is added to a file before it comes whole; `has`: the follower surely has something under that name. Returns whether that is new.
+    pub(super) fn spoil(&self, path: &RelPath, has: bool) -> bool {
+        let mut spoiled = self.follower.spoiled.lock();
+        let is_new = !spoiled.contains_key(path);
+        spoiled.entry(path.clone()).or_insert(has);
+        is_new
+    }
+
     /// What the follower has of a file, or lacks, stays as it is from here on, until all of it comes.
     pub(in crate::leader) fn void(&mut self, path: &RelPath, version: Version, error: &io::Error) {
         // Before anything that comes after it can be acknowledged.
@@ -31,7 +39,7 @@ impl Ranges<'_> {
         if error.kind() != ErrorKind::UnexpectedEof {
             self.core.cannot_read(path, error);
         }
-        self.follower.spoiled.lock().insert(path.clone());
+        self.spoil(path, false);
         self.mend(path, version);
     }
 
@@ -80,7 +88,7 @@ impl Ranges<'_> {
 
     /// A follower that joins lacks a file, or part of it, which was not sent. What may not be read is as good as excluded.
     pub(in crate::leader) fn joins_without(&self, path: &RelPath) {
-        self.follower.spoiled.lock().insert(path.clone());
+        self.spoil(path, true);
         if self.core.unreadable.is_noted(path) && !self.core.unreadable.is_forbidden(path) {
             self.follower.void(path, StreamPosition(0), self.core.stream.position());
         }
