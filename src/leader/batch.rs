@@ -46,11 +46,6 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// Whether it changes this file.
-    pub(super) fn is_of(&self, path: &RelPath) -> bool {
-        matches!(self, Self::Delete(of) | Self::Send(FileRange { path: of, .. }) if of == path)
-    }
-
     /// Action bytes it goes as.
     pub(super) fn bytes(&self) -> u64 {
         match self {

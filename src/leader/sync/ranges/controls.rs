@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Ranges;
 use crate::error::Error;
-use crate::leader::batch::{Batch, Step};
+use crate::leader::batch::{Batch, FileRange, Step};
 use crate::leader::link::frame::Frame;
 use crate::leader::peers::gone::{broken, gone};
 use crate::protocol::extension::Control;
@@ -76,9 +76,8 @@ impl Ranges<'_> {
                 self.tell_position(frame, batch)?;
             }
             (Control::Truncate { path, .. }, Some(_)) => {
-                match instead.iter().find(|step| matches!(step, Step::Send(_)) && step.is_of(path)) {
-                    Some(whole) => drop(self.send_step(frame, whole)?),
-                    // 1.0.0 has no empty files.
+                match whole_of(path, instead) {
+                    Some(range) => drop(self.send(frame, range, |_| None)?),
                     None => drop(self.send_step(frame, &Step::Control(Control::Empty(path.clone())))?),
                 }
                 self.tell_position(frame, batch)?;
@@ -105,10 +104,7 @@ impl Ranges<'_> {
         to: &RelPath,
         instead: &[Step],
     ) -> Result<(), Error> {
-        let content = instead.iter().find_map(|step| match step {
-            Step::Send(range) if range.path == *to => Some(range),
-            _ => None,
-        });
+        let content = whole_of(to, instead);
         let is_whole = match content {
             Some(range) => self.send_as(frame, range, from, |_| None)?,
             None => self.send_step(frame, &Step::Control(Control::Empty(from.clone())))?.is_ok(),
@@ -151,4 +147,12 @@ impl Ranges<'_> {
         self.follower.written();
         Ok(())
     }
+}
+
+/// All of a file, as it goes instead of a control; `None`: it is empty, which 1.0.0 has no word for.
+fn whole_of<'a>(path: &RelPath, instead: &'a [Step]) -> Option<&'a FileRange> {
+    instead.iter().find_map(|step| match step {
+        Step::Send(range) if range.path == *path => Some(range),
+        _ => None,
+    })
 }

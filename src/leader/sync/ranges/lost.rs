@@ -19,7 +19,7 @@ const OPEN_PAUSE_MAX: Duration = Duration::from_millis(512);
 
 impl Ranges<'_> {
     /// Lets the follower go, because this file cannot be read and it has to stay as it is.
-    pub(in crate::leader) fn let_go<T>(&self, path: RelPath) -> Result<T, Error> {
+    pub(in crate::leader::sync) fn let_go<T>(&self, path: RelPath) -> Result<T, Error> {
         self.follower.evict_at(EvictionReason::Unreadable(path), self.core.stream.position());
         Err(gone())
     }
@@ -27,9 +27,9 @@ impl Ranges<'_> {
     /// Notes that nothing is added to a file before it comes whole; `has`: the follower surely has something under that name. Returns whether that is new.
     pub(super) fn spoil(&self, path: &RelPath, has: bool) -> bool {
         let mut spoiled = self.follower.spoiled.lock();
-        let is_new = !spoiled.contains_key(path);
+        let before = spoiled.len();
         spoiled.entry(path.clone()).or_insert(has);
-        is_new
+        spoiled.len() > before
     }
 
     /// What the follower has of a file, or lacks, stays as it is from here on, until all of it comes.
