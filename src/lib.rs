@@ -88,6 +88,7 @@ mod own_time;
 mod position;
 mod probe;
 pub mod protocol;
+mod reader;
 mod seldom;
 mod sendqueue;
 mod stop;

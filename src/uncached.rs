@@ -10,7 +10,7 @@
 //! What is written so is on its way to the disk at once, and out of the cache when it is there. So a file that is filled keeps
 //! to few pages of memory, used again and again, instead of taking new ones for all of it.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 
 use crate::sys::fs::{self, File, FileExt};
 use crate::sys::rustix;
@@ -37,43 +37,6 @@ pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result
         }
     }
     file.read_at(buffer, offset)
-}
-
-/// A file read from an offset on.
-pub(crate) struct Reader {
-    file: File,
-    offset: u64,
-    read_at: fn(&File, &mut [u8], u64) -> io::Result<usize>,
-}
-
-impl Reader {
-    /// Reads as usual.
-    pub(crate) fn new(file: File) -> Self {
-        Self { file, offset: 0, read_at: File::read_at }
-    }
-
-    /// Leaves nothing in the page cache that was not there, if possible.
-    pub(crate) fn uncached(file: File) -> Self {
-        Self { read_at, ..Self::new(file) }
-    }
-
-    /// What it reads.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Goes on at this offset.
-    pub(crate) fn seek(&mut self, offset: u64) {
-        self.offset = offset;
-    }
-}
-
-impl Read for Reader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = (self.read_at)(&self.file, buffer, self.offset)?;
-        self.offset += length as u64;
-        Ok(length)
-    }
 }
 
 /// Writes at a file's end, where it stands, and leaves only the pages in the cache that `bytes` do not fill, if possible:
@@ -128,21 +91,6 @@ pub(crate) fn version(release: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn either_way_reads_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
-        std::fs::write(&path, &bytes).unwrap();
-        for make in [Reader::new, Reader::uncached] {
-            let mut reader = make(File::open(&path).unwrap());
-            reader.seek(1000);
-            let mut read = Vec::new();
-            reader.read_to_end(&mut read).unwrap();
-            assert!(read == bytes[1000..]);
-        }
-    }
 
     #[test]
     fn pieces_of_any_size_are_appended_one_after_the_other() {

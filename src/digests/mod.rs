@@ -48,11 +48,13 @@
 mod bytes;
 mod chunked;
 pub(crate) mod file;
+mod reading;
 mod stamps;
 
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
 
 pub(crate) use self::chunked::{Chunked, ON_THE_WAY_BYTES_MAX};
+pub(crate) use self::reading::ChunkBuffer;
 pub(crate) use self::stamps::{SETTLED, SETTLED_COARSE, Stamps, nanos, now};
 
 /// What is known of a file's content.

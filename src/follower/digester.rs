@@ -13,16 +13,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha1::{Digest, Sha1};
-
-use super::digests::{ChunkBuffer, Digests, Undigested};
+use super::digests::{Digests, Undigested};
 use super::dir::Dir;
 use super::shared::Shared;
-use crate::digests::file::{Reader, Who, Writer};
-use crate::digests::{Digested, SETTLED, Stamps};
+use crate::digests::file::{self, Who, Writer};
+use crate::digests::{ChunkBuffer, Digested, SETTLED, Stamps};
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
-use crate::protocol::extension::{CHUNK, ChunkDigest};
+use crate::protocol::extension::ChunkDigest;
+use crate::reader::Reader;
 use crate::sys::hash::HashMap;
 use crate::sys::rustix::fs::OFlags;
 use crate::sys::thread;
@@ -60,7 +59,7 @@ impl Digester {
     /// The thread's life. What was kept on disk is loaded first: [`Digests::begin_load`] is to be called before.
     pub(super) fn run(&self) {
         self.load();
-        let mut buffer = ChunkBuffer::new();
+        let mut buffer = ChunkBuffer::default();
         let mut save_at = Instant::now() + SAVE_FIRST;
         let mut save_anyhow_at = Instant::now() + SAVE_EVERY;
         let mut pause = TICK;
@@ -88,7 +87,7 @@ impl Digester {
     /// Takes up what was kept. Nothing is there yet of which it might be wrong: the files are looked at when they are compared.
     fn load(&self) {
         let mut loading = Loading { digests: &self.digests, files: HashMap::default() };
-        let Some(kept) = Reader::open(&self.own, self.who) else { return };
+        let Some(kept) = file::Reader::open(&self.own, self.who) else { return };
         loading.files.reserve(kept.files_about());
         for known in kept {
             match known {
@@ -110,17 +109,16 @@ impl Digester {
         if !Stamps::of_file(&file).is_ok_and(is_same) {
             return true;
         }
-        let mut at = *from;
-        while at < *to {
-            let began = Instant::now();
-            let Ok((read, _)) = buffer.read(&file, at) else { return true };
-            let wanted = usize::try_from(to - at).unwrap_or(usize::MAX).min(read.len());
-            let chunks: Vec<ChunkDigest> =
-                read[..wanted].chunks(CHUNK).map(|chunk| Sha1::digest(chunk).into()).collect();
-            if wanted == 0 || !self.digests.add(path, at, wanted as u64, &chunks) {
+        let mut file = Reader::uncached(file);
+        file.seek(*from);
+        while file.offset() < *to {
+            let (began, at) = (Instant::now(), file.offset());
+            // It may have been cut.
+            let Ok(chunks) = buffer.next(&mut file, *to) else { return true };
+            let digests: Vec<ChunkDigest> = chunks.digested().map(|chunk| chunk.digest).collect();
+            if !self.digests.add(path, at, chunks.bytes(), &digests) {
                 return true;
             }
-            at += wanted as u64;
             if !self.shared.goes_on_after((began.elapsed() * WAITS).min(WAIT_MAX)) {
                 return false;
             }

@@ -13,19 +13,18 @@
 //! One lock around all of it, a leaf, held for lookups and never while a file is read.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use sha1::{Digest, Sha1};
-
-use crate::digests::{Chunked, Digested, Stamps};
-use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest};
+use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps};
+use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
+use crate::reader::Reader;
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
 use crate::sys::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
-use crate::uncached::{self, READ_AT_ONCE_BYTES};
+use crate::uncached::READ_AT_ONCE_BYTES;
 
 /// A file that was not written to for so long is digested to its end.
 pub(super) const REST: Duration = Duration::from_secs(5);
@@ -227,8 +226,8 @@ impl Digests {
         Some(len)
     }
 
-    /// The length and the digests of a file, at most `chunks_max` of them; what is not known is read. `go_on` is asked
-    /// now and then, with how many bytes of it were digested since it was last: its error ends it.
+    /// The length and the digests of a file, at most `chunks_max` of them; what is not known is read, but for holes. `go_on` is asked
+    /// now and then, with how many bytes of it were read since it was last: its error ends it.
     pub(super) fn of<E: From<io::Error>>(
         &self,
         path: &RelPath,
@@ -243,17 +242,21 @@ impl Digests {
         let mut read = 0;
         if !known.is_complete(chunks_max) {
             known.cut(stamps.size);
-            while known.chunks.len() < chunks_max {
+            let mut file = Reader::uncached(file);
+            file.seek(known.bytes);
+            let to = stamps.size.min((chunks_max as u64).saturating_mul(CHUNK_BYTES));
+            while known.bytes < to {
                 go_on(0)?;
-                let (bytes, at_end) = buffer.read(file, known.bytes)?;
-                for chunk in bytes.chunks(CHUNK).take(chunks_max - known.chunks.len()) {
-                    known.chunks.push(Sha1::digest(chunk).into());
-                    known.bytes += chunk.len() as u64;
-                    read += chunk.len() as u64;
-                    go_on(chunk.len() as u64)?;
-                }
-                if at_end {
-                    break;
+                let chunks = match buffer.next(&mut file, to) {
+                    // It was cut meanwhile.
+                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+                    chunks => chunks?,
+                };
+                for chunk in chunks.digested() {
+                    known.chunks.push(chunk.digest);
+                    known.bytes += chunk.bytes;
+                    read += chunk.read;
+                    go_on(chunk.read)?;
                 }
             }
             known.chunks.shrink_to_fit();
@@ -344,29 +347,6 @@ impl Digests {
     /// What is known of a file that looks like this.
     pub(super) fn get(&self, path: &RelPath, looks: &Stamps) -> Option<Digested> {
         self.state().files.get(path).filter(|known| known.stamps.are(looks)).cloned()
-    }
-}
-
-/// Room for some chunks, to be used again.
-pub(super) struct ChunkBuffer(Vec<u8>);
-
-impl ChunkBuffer {
-    pub(super) fn new() -> Self {
-        Self(vec![0; READ_AT_ONCE_BYTES])
-    }
-
-    /// Reads as many chunks as fit from `offset` on, or what there is of them; and whether the file ends there.
-    pub(super) fn read(&mut self, file: &File, offset: u64) -> io::Result<(&[u8], bool)> {
-        let mut filled = 0;
-        while filled < self.0.len() {
-            match uncached::read_at(file, &mut self.0[filled..], offset + filled as u64) {
-                Ok(0) => return Ok((&self.0[..filled], true)),
-                Ok(length) => filled += length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok((&self.0, false))
     }
 }
 

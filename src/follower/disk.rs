@@ -10,12 +10,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::digests::{ChunkBuffer, Digests};
+use super::digests::Digests;
 use super::dir::{Dir, Inventory};
 use super::flush::Unflushed;
 use super::report::Report;
 use super::shared::Shared;
 use super::status::State;
+use crate::digests::ChunkBuffer;
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::position::{EpochPosition, KEEP_EVERY, Stand, noted};
@@ -280,7 +281,7 @@ impl Worker {
         }
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
         self.digests.keep(&files);
-        let (mut sums, mut buffer) = (Sums::new(bits), ChunkBuffer::new());
+        let (mut sums, mut buffer) = (Sums::new(bits), ChunkBuffer::default());
         for (at, (path, stamps)) in files.iter().enumerate() {
             let known = self.digests.known(path, stamps, self.chunks_max, |len, digests| sums.add(path, len, digests));
             match known {
@@ -306,7 +307,7 @@ impl Worker {
 
     /// Tells these files as they are now. What is known of them is not read, unless they have changed since.
     fn inventory(&self, files: impl Iterator<Item = RelPath>) -> Result<(), Error> {
-        let (mut failed, mut buffer, mut cut) = (None, ChunkBuffer::new(), Vec::new());
+        let (mut failed, mut buffer, mut cut) = (None, ChunkBuffer::default(), Vec::new());
         let mut told = HashSet::default();
         let held = files.map_while(|path| {
             let held = self.held(&path, &mut buffer, &mut cut);

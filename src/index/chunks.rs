@@ -5,23 +5,18 @@
 //!
 //! How a file looks that was at rest while it was read is remembered as well, so that its digests may outlive the process (see [`digests`](crate::digests)).
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::num::NonZeroI64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sha1::{Digest, Sha1};
-
 use super::FileId;
-use crate::digests::{Chunked, Digested, Stamps, now};
-use crate::protocol::extension::{CHUNK, CHUNK_BYTES, ChunkDigest, Held};
+use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps, now};
+use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
+use crate::reader::Reader;
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
 use crate::sys::sync::Mutex;
-use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
-
-// So that what is read at once is whole chunks, but for the end of a file: here and at the follower.
-const _: () = assert!(READ_AT_ONCE_BYTES.is_multiple_of(CHUNK));
 
 /// Digests computed so far, from each file's beginning, by generation.
 #[derive(Default)]
@@ -144,7 +139,7 @@ impl ChunkCache {
 
     /// The digests of the first `len` bytes of the file of this generation that `open` opens; `None` if it has gone or is shorter than that.
     ///
-    /// Blocks for as long as it takes to read what was not digested before; `go_on` is told the bytes of each chunk, and its
+    /// Blocks for as long as it takes to read what was not digested before; `go_on` is told, chunk by chunk, the bytes that were read for it (none in a hole), and its
     /// error ends it.
     pub(crate) fn digests(
         &self,
@@ -164,22 +159,19 @@ impl ChunkCache {
         }
         let began = now();
         let Some(file) = open()? else { return Ok(None) };
-        let mut file = Reader::uncached(file);
+        let (mut file, mut buffer) = (Reader::uncached(file), ChunkBuffer::default());
         let looks = Stamps::of_file(file.file())?;
         file.seek(done);
-        let most = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES);
-        let mut buffer = vec![0; most(len - done)];
         while done < len {
-            let bytes = &mut buffer[..most(len - done)];
-            match file.read_exact(bytes) {
+            let chunks = match buffer.next(&mut file, len) {
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-                read => read?,
+                chunks => chunks?,
+            };
+            for chunk in chunks.digested() {
+                digests.push(chunk.digest);
+                done += chunk.bytes;
+                go_on(chunk.read)?;
             }
-            for chunk in bytes.chunks(CHUNK) {
-                digests.push(Sha1::digest(chunk).into());
-                go_on(chunk.len() as u64)?;
-            }
-            done += bytes.len() as u64;
         }
         if len > was_known {
             let stamps = looks.at_rest(len, began, file.file());

@@ -9,11 +9,12 @@ use sha1::{Digest, Sha1};
 
 use super::Version;
 use crate::protocol::Sha1Sum;
+use crate::reader::{HOLE_BYTES_MIN, Reader, Span};
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
 use crate::sys::sync::Mutex;
 use crate::types::RelPath;
-use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
+use crate::uncached::READ_AT_ONCE_BYTES;
 
 /// Sums computed so far.
 #[derive(Default)]
@@ -30,7 +31,7 @@ struct Hashed {
 impl HashCache {
     /// The SHA-1 of the first `version.len` bytes of `path`, which `open` opens; `None` if it has gone or is shorter than that.
     ///
-    /// Blocks for as long as it takes to read what was not hashed before; `go_on` is told the bytes of each portion, and its
+    /// Blocks for as long as it takes to read what was not hashed before, but for holes; `go_on` is told the bytes of each portion, and its
     /// error ends it.
     pub(crate) fn sum(
         &self,
@@ -67,11 +68,18 @@ fn hash_up_to(
 ) -> io::Result<bool> {
     let mut file = Reader::uncached(file);
     file.seek(hashed.version.len);
-    let left = len - hashed.version.len;
-    let mut file = file.take(left);
-    let mut buffer = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES)];
+    let most = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES);
+    let mut buffer = vec![0; most(len - hashed.version.len)];
     while hashed.version.len < len {
-        let length = file.read(&mut buffer)?;
+        let length = match file.next(len, HOLE_BYTES_MIN) {
+            Span::Data(bytes) => file.read(&mut buffer[..most(bytes)])?,
+            Span::Hole(bytes) => {
+                let zeros = &mut buffer[..most(bytes)];
+                zeros.fill(0);
+                file.skip(zeros.len() as u64);
+                zeros.len()
+            }
+        };
         if length == 0 {
             return Ok(false);
         }

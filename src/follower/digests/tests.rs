@@ -1,6 +1,8 @@
 use super::super::flush::Unflushed;
 use super::super::track::Track;
 use super::*;
+use crate::protocol::extension::CHUNK;
+use sha1::{Digest, Sha1};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ fn digest(bytes: &[u8]) -> ChunkDigest {
 fn told(digests: &Digests, path: &RelPath, file: &File) -> (u64, Vec<ChunkDigest>, u64) {
     let mut read = 0;
     let (len, told) = digests
-        .of::<io::Error>(path, file, 5, &mut ChunkBuffer::new(), &mut |bytes| {
+        .of::<io::Error>(path, file, 5, &mut ChunkBuffer::default(), &mut |bytes| {
             read += bytes;
             Ok(())
         })
@@ -95,6 +97,23 @@ fn what_fills_a_file_that_was_empty_is_digested_as_it_comes_and_nothing_else() {
 }
 
 #[test]
+fn of_a_sparse_file_only_what_it_holds_is_read() {
+    let (_dir, path, mut file) = opened();
+    let digests = Digests::default();
+    digests.check(&path, &file);
+    file.set_len(3 * CHUNK as u64).unwrap();
+    file.write_all(b"data").unwrap();
+    file.set_len(9 * CHUNK as u64).unwrap();
+    digests.changed(&path, &file, 0, None);
+    let mut expected = vec![digest(&vec![0; CHUNK]); 5];
+    let mut chunk = vec![0; CHUNK];
+    chunk[..4].copy_from_slice(b"data");
+    expected[3] = digest(&chunk);
+    assert_eq!(told(&digests, &path, &file), (5 * CHUNK as u64, expected, CHUNK as u64));
+    assert!(digests.state().unsaved <= CHUNK as u64, "a hole is no work lost");
+}
+
+#[test]
 fn what_another_changed_is_read_from_the_beginning() {
     let (_dir, path, mut file) = opened();
     let digests = Digests::default();
@@ -133,13 +152,14 @@ fn a_patch_and_a_cut_keep_what_is_before_them_and_a_long_file_is_told_in_part() 
 /// Does what the digester does with a file that is due at `now`; returns what that was.
 fn digests_due(digests: &Digests, now: Instant, file: &File) -> Option<(u64, u64)> {
     let due = digests.next_due(now)?;
-    let (mut buffer, mut at) = (ChunkBuffer::new(), due.from);
-    while at < due.to {
-        let (read, _) = buffer.read(file, at).unwrap();
-        let wanted = read.len().min(usize::try_from(due.to - at).unwrap());
-        let chunks: Vec<_> = read[..wanted].chunks(CHUNK).map(digest).collect();
-        assert!(digests.add(&due.path, at, wanted as u64, &chunks));
-        at += wanted as u64;
+    let mut file = Reader::new(file);
+    file.seek(due.from);
+    while file.offset() < due.to {
+        let at = file.offset();
+        let (mut buffer, to) = (ChunkBuffer::default(), due.to);
+        let chunks = buffer.next(&mut file, to).unwrap();
+        let digests_of: Vec<_> = chunks.digested().map(|chunk| chunk.digest).collect();
+        assert!(digests.add(&due.path, at, chunks.bytes(), &digests_of));
     }
     Some((due.from, due.to))
 }

@@ -1,8 +1,12 @@
 use std::path::Path;
 
 use super::*;
+use crate::protocol::extension::CHUNK;
+use crate::sys::fs::FileExt;
 use crate::types::RelPath;
+use crate::uncached::READ_AT_ONCE_BYTES;
 use proptest::prelude::*;
+use sha1::{Digest, Sha1};
 
 fn open(file: &Path) -> io::Result<Option<File>> {
     File::open(file).map(Some)
@@ -153,6 +157,31 @@ fn a_long_file_is_read_in_portions_and_each_chunk_is_told() {
     assert_eq!(digests, Some(held_of(&content).digests));
     assert_eq!(told.pop(), Some(3));
     assert_eq!(told, vec![CHUNK_BYTES; 2 * READ_AT_ONCE_BYTES / CHUNK]);
+}
+
+#[test]
+fn of_a_sparse_file_only_what_it_holds_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::options().create(true).truncate(true).write(true).open(dir.path().join("f")).unwrap();
+    let len = 100 * CHUNK_BYTES + 9;
+    file.set_len(len).unwrap();
+    for chunk in [7, 50] {
+        file.write_all_at(b"data", chunk * CHUNK_BYTES + 5).unwrap();
+    }
+    let mut content = vec![0; usize::try_from(len).unwrap()];
+    for chunk in [7, 50] {
+        content[chunk * CHUNK + 5..][..4].copy_from_slice(b"data");
+    }
+    let mut read = 0;
+    let mut count = |bytes| {
+        read += bytes;
+        Ok(())
+    };
+    let digests = ChunkCache::default().digests(|| open(&dir.path().join("f")), 1, len, &mut count).unwrap();
+    assert_eq!(digests, Some(held_of(&content).digests));
+    assert_eq!(read, 2 * CHUNK_BYTES);
+    let longer = ChunkCache::default().digests(|| open(&dir.path().join("f")), 1, len + 1, &mut |_| Ok(())).unwrap();
+    assert_eq!(longer, None, "it is shorter");
 }
 
 #[test]

@@ -32,9 +32,9 @@ use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header};
+use crate::reader::Reader;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
-use crate::uncached::Reader;
 
 /// Sends ranges of files: those of catch-up rounds, and those that stand in batches.
 pub(in crate::leader) struct Ranges<'a> {

@@ -12,9 +12,10 @@ use crate::datadir::{self, FoundFile, Visitor};
 use crate::error::{AppendError, Error};
 use crate::follower::{self, Bounds};
 use crate::leader::core::Core;
+use crate::reader::Reader;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
-use crate::uncached::{READ_AT_ONCE_BYTES, Reader};
+use crate::uncached::READ_AT_ONCE_BYTES;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What took long to find unreadable is left alone for so many times as long.

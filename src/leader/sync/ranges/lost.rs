@@ -8,10 +8,10 @@ use crate::error::Error;
 use crate::index::Version;
 use crate::leader::peers::gone::gone;
 use crate::leader::peers::status::EvictionReason;
+use crate::reader::Reader;
 use crate::sys::fs::Metadata;
 use crate::sys::thread;
 use crate::types::{RelPath, StreamPosition};
-use crate::uncached::Reader;
 
 /// Pauses before a file is opened once more that could not be: twice as long each time, a second in all.
 const OPEN_PAUSE_MIN: Duration = Duration::from_millis(8);

@@ -97,6 +97,28 @@ impl Content {
         self.len = len;
     }
 
+    /// The first byte from `at` on that is in a block with anything but zeros; the file goes beyond `at`. A block of zeros that was written is a hole, too: a file
+    /// system may have it so.
+    pub(super) fn data_from(&self, at: u64) -> Option<u64> {
+        self.blocks_from(at).find(|begins| !self.is_hole(*begins)).map(|begins| begins.max(at))
+    }
+
+    /// The first byte from `at` on that is in a block of zeros, or the end.
+    pub(super) fn hole_from(&self, at: u64) -> u64 {
+        self.blocks_from(at).find(|begins| self.is_hole(*begins)).map_or(self.len, |begins| begins.max(at))
+    }
+
+    /// Those that may not be holes, and one behind them if the file goes so far.
+    fn blocks_from(&self, at: u64) -> impl Iterator<Item = u64> {
+        let end = self.len.min((self.bytes.len() as u64).max(at) + BLOCK_BYTES);
+        (page_of(at)..end.div_ceil(BLOCK_BYTES)).map(|block| block * BLOCK_BYTES)
+    }
+
+    fn is_hole(&self, begins: u64) -> bool {
+        let from = usize::try_from(begins).unwrap_or(usize::MAX);
+        self.bytes.iter().skip(from).take(usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX)).all(|byte| *byte == 0)
+    }
+
     /// How many bytes of a write have room, when so many are left on the medium.
     pub(super) fn fits(&self, at: u64, length: u64, available: u64) -> u64 {
         let end = self.allocated() + available / BLOCK_BYTES * BLOCK_BYTES;

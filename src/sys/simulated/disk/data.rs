@@ -279,20 +279,23 @@ impl State {
 
     pub(in super::super) fn seek(&mut self, who: ProcessId, number: i32, to: SeekFrom) -> Result<u64, Stop> {
         let stands = self.file(who, number)?.offset;
-        let len = match self.file(who, number)?.object {
-            Object::Mounts { .. } => 0,
-            _ => {
-                let place = self.inode_of(who, number)?;
-                self.looks(place)?.size
-            }
+        let is_of_disk = !matches!(self.file(who, number)?.object, Object::Mounts { .. });
+        let place = if is_of_disk { Some(self.inode_of(who, number)?) } else { None };
+        let len = place.map_or(Ok(0), |place| self.looks(place).map(|looks| looks.size))?;
+        let content = match place {
+            Some(place) => match &self.live(place)?.node.kind {
+                Kind::File(content) => Some(content),
+                _ => None,
+            },
+            None => None,
         };
         let offset = match to {
             SeekFrom::Start(at) => Some(at),
             SeekFrom::Current(by) => stands.checked_add_signed(by),
             SeekFrom::End(by) => len.checked_add_signed(by),
             SeekFrom::Data(at) | SeekFrom::Hole(at) if at >= len => return Err(Errno::NXIO.into()),
-            SeekFrom::Data(at) => Some(at),
-            SeekFrom::Hole(_) => Some(len),
+            SeekFrom::Data(at) => Some(content.map_or(Some(at), |content| content.data_from(at)).ok_or(Errno::NXIO)?),
+            SeekFrom::Hole(at) => Some(content.map_or(len, |content| content.hole_from(at))),
         };
         let offset = offset.filter(|offset| i64::try_from(*offset).is_ok()).ok_or(Errno::INVAL)?;
         self.file(who, number)?.offset = offset;

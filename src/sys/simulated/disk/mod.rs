@@ -86,7 +86,8 @@ fn outcome<T>(result: &Result<T, Errno>) -> String {
 
 /// Calls that change nothing that others could see, and see little of others: no scheduling points, or half of all steps would be
 /// theirs.
-const LOOKS: [&str; 8] = ["fcntl", "fstat", "lseek", "newfstatat", "readlink", "readlinkat", "statfs", "statx"];
+const LOOKS: [&str; 9] =
+    ["fcntl", "fstat", "fstatfs", "lseek", "newfstatat", "readlink", "readlinkat", "statfs", "statx"];
 
 /// A system call of this thread's process: `name`, as `strace` shows it; `about`, for the trace; and what it does, tried again as long as
 /// a disk that it needs stalls.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use ::rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
+use ::rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom};
 use ::rustix::io::Errno;
 
 use super::super::fs::{self, File, FileExt, MetadataExt};
@@ -664,6 +664,22 @@ fn poll_wakes_for_events_and_for_a_wake_up() {
 }
 
 #[test]
+fn holes_are_told() {
+    told(0, || {
+        disk_at("/data");
+        let file = File::create("/data/a").unwrap();
+        file.set_len(20_000).unwrap();
+        file.write_at(b"data", 9000).unwrap();
+        let seek = |to| rx::seek(&file, to);
+        assert_eq!([0, 8192, 9000, 12_287].map(|at| seek(SeekFrom::Data(at))), [8192, 8192, 9000, 12_287].map(Ok));
+        assert_eq!([12_288, 19_999, 20_000].map(|at| seek(SeekFrom::Data(at))), [Err(Errno::NXIO); 3]);
+        assert_eq!([0, 8191, 8192, 19_999].map(|at| seek(SeekFrom::Hole(at))), [0, 8191, 12_288, 19_999].map(Ok));
+        file.write_at(&[1; 20_000], 0).unwrap();
+        assert_eq!((seek(SeekFrom::Data(5)), seek(SeekFrom::Hole(5))), (Ok(5), Ok(20_000)));
+    });
+}
+
+#[test]
 fn the_same_seed_leaves_the_same() {
     let leaves = |seed| {
         told(seed, || {
@@ -705,6 +721,7 @@ enum Call {
     Symlink(String, String),
     Stat(String, bool),
     List(String),
+    Holes(String, u64),
 }
 
 fn random_path(rng: &mut fastrand::Rng) -> String {
@@ -731,7 +748,7 @@ fn random_path(rng: &mut fastrand::Rng) -> String {
 
 fn random_call(rng: &mut fastrand::Rng) -> Call {
     let path = random_path(rng);
-    match rng.u8(..14) {
+    match rng.u8(..15) {
         0 | 1 => Call::Write(path, rng.u64(..9000), rng.usize(..5000), rng.bool()),
         2 => {
             let all = [OFlags::CREATE, OFlags::EXCL, OFlags::TRUNC, OFlags::NOFOLLOW, OFlags::DIRECTORY, OFlags::PATH];
@@ -755,6 +772,7 @@ fn random_call(rng: &mut fastrand::Rng) -> Call {
         10 => Call::Link(path, random_path(rng)),
         11 => Call::Symlink(random_path(rng), path),
         12 => Call::Stat(path, rng.bool()),
+        13 => Call::Holes(path, rng.u64(..12000)),
         _ => Call::List(path),
     }
 }
@@ -812,8 +830,32 @@ macro_rules! perform {
                 });
                 format!("{:?}", entries.collect::<BTreeMap<_, _>>())
             }),
+            Call::Holes(path, at) => $fs::openat(top, path.as_str(), OFlags::RDONLY, Mode::empty()).map(|fd| {
+                let told = [SeekFrom::Data(*at), SeekFrom::Hole(*at)].map(|to| $fs::seek(&fd, to));
+                let file = <$file>::from(fd);
+                let meta = file.metadata().unwrap();
+                let mut content = vec![1; usize::try_from(meta.len()).unwrap()];
+                if meta.is_file() {
+                    assert_eq!(file.read_at(&mut content, 0).unwrap(), content.len());
+                    holes(&content, usize::try_from(*at).unwrap(), told)
+                } else {
+                    String::new()
+                }
+            }),
         }
     }};
+}
+
+/// What was told of holes from an offset on, as far as all file systems tell the same; where data begin they may differ, but not so that any are passed over.
+fn holes(content: &[u8], at: usize, [data, hole]: [Result<u64, Errno>; 2]) -> String {
+    let end = |told: u64| usize::try_from(told).unwrap();
+    if at >= content.len() {
+        return format!("{data:?} {hole:?}");
+    }
+    let data = data.map_or_else(|error| if error == Errno::NXIO { content.len() } else { 0 }, end);
+    let is_sound = data >= at && content[at..data].iter().all(|byte| *byte == 0);
+    let hole = end(hole.unwrap());
+    format!("{is_sound} {}", (at..=content.len()).contains(&hole))
 }
 
 fn real_tree(folder: &Path, below: &Path, found: &mut BTreeMap<std::path::PathBuf, Entry>) {

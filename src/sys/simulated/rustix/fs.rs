@@ -240,6 +240,22 @@ pub fn statvfs(path: impl Arg) -> Result<StatVfs> {
     })
 }
 
+/// As [`::rustix::fs::StatFs`]: what is used of it.
+#[derive(Clone, Copy, Debug)]
+pub struct StatFs {
+    pub f_type: i64,
+}
+
+/// Every disk is ext4, as far as names go.
+///
+/// # Errors
+///
+/// As of the system call.
+#[track_caller]
+pub fn fstatfs(fd: impl AsFd) -> Result<StatFs> {
+    call_on("fstatfs", &fd, |state, who, number| state.fstat(who, number)).map(|_| StatFs { f_type: 0xef53 })
+}
+
 /// # Errors
 ///
 /// As of the system call.
