@@ -36,9 +36,9 @@ const WRITE_AT_ONCE_BYTES: usize = 64 << 10;
 /// Who writes to a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
-    /// A follower, in its own order; `is_marked`: it is no copy at the moment.
+    /// A follower, in its own order, and never in place; `is_marked`: it is no copy at the moment.
     Follower { is_marked: bool },
-    /// Programs, as they like.
+    /// Programs, as they like; or a follower in place, as they do.
     Leader,
 }
 
@@ -51,7 +51,7 @@ impl Who {
     }
 }
 
-/// Programs write to the directory from now on: that is on disk when this returns.
+/// Programs write to the directory from now on, or a follower does in place: that is on disk when this returns.
 pub(crate) fn led(own: &OwnFolder) -> Result<(), Error> {
     own.change(DIGESTS, |file| file.write_all_at(&[Who::Leader.byte()], WHO_AT))
 }

@@ -17,8 +17,8 @@
 //! - All file systems are synced after the last look and before the file gets its name: what it vouches for is on disk.
 //! - *The same boot:* files whose stamps are the same are believed.
 //! - *Another boot:* power may have been lost, and then data that was written in place may have reached the disk without its time. A program
-//!   writes so, a follower only while its directory is marked incomplete. So a follower believes what only a follower has written since, unless the
-//!   directory is marked; a leader believes nothing. Devices may have other numbers then.
+//!   writes so, a follower only while its directory is marked incomplete, and where a program did. So a follower believes what only a follower has written since, unless the
+//!   directory is marked, or it wrote in place what a program did; a leader believes nothing. Devices may have other numbers then.
 //!
 //! # A file that grows all the time
 //!

@@ -10,6 +10,7 @@
 //! Saving looks at every file and syncs the file systems. In the background it is done when much would have to be read again, or after a while, not
 //! while a sync is under way, and not more often than every minute, nor for more than a fiftieth of the time.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -161,7 +162,16 @@ impl Drop for Loading<'_> {
 }
 
 fn save(own: &OwnFolder, dir: &Dir, digests: &Digests, ends: &dyn Fn() -> bool) -> Result<(), Error> {
-    let mut writer = Writer::begin(own, Who::Follower { is_marked: false })?;
+    let who = digests.who();
+    let mut writer = Writer::begin(own, who)?;
+    // Whoever writes in place for the first time after this makes an end of what is being written here.
+    if digests.who() != who {
+        return Err(Error::io(
+            "save the digests in",
+            dir.path(),
+            io::Error::other("files are written to in place from now on"),
+        ));
+    }
     digests.begin_save();
     let mut files = dir.inventory()?.files;
     files.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -14,8 +14,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::digests::file::Who;
 use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps};
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
 use crate::reader::Reader;
@@ -40,6 +42,8 @@ const OPENING_BYTES: u64 = 64 << 10;
 pub(super) struct Digests {
     state: Mutex<State>,
     loaded: Condvar,
+    /// Files were written to in place of a copy that counts, and may be again: what is kept on disk is not to be believed after a loss of power.
+    in_place: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -321,6 +325,17 @@ impl Digests {
     }
 
     // ---- for whoever keeps them on disk ----
+
+    /// A file is about to be written to in place. Returns whether that is the first time: then it is to be written down before that what is
+    /// kept is not to be believed any more.
+    pub(super) fn writes_in_place(&self) -> bool {
+        !self.in_place.swap(true, Ordering::SeqCst)
+    }
+
+    /// Who has written to the directory, as far as what is kept is concerned.
+    pub(super) fn who(&self) -> Who {
+        if self.in_place.load(Ordering::SeqCst) { Who::Leader } else { Who::Follower { is_marked: false } }
+    }
 
     /// Bytes that would have to be read again were this process killed; `None`: nothing has changed since they were saved.
     pub(super) fn unsaved(&self) -> Option<u64> {

@@ -54,6 +54,7 @@ impl Runner {
             term: leader.term,
             once: self.config.once,
             keep,
+            digests: &self.digests,
             shared: &self.shared,
             report: &threads.report,
             jobs: &threads.jobs,

@@ -1,9 +1,10 @@
-//! What only the extension can say of a file: another name, a smaller length, none at all, other bytes in its middle.
+//! What only the extension can say of a file: another name, a smaller length, none at all, other bytes in its middle, zeros.
 //!
 //! Part of [`Actions`] and of [`Dir`]: the same rules hold for names, and the same handles are forgotten. All of these are
 //! about files that are there, of a length that fits: if not, the copy is not what the leader takes it for, and the
 //! connection ends, so that the next one compares.
 
+use std::io;
 use std::sync::Arc;
 
 use super::apply::Actions;
@@ -12,7 +13,7 @@ use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::sys::fs::{File, FileExt};
 use crate::sys::rustix;
-use crate::sys::rustix::fs::{FileType, OFlags};
+use crate::sys::rustix::fs::{FallocateFlags, FileType, OFlags};
 use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
 
@@ -133,6 +134,29 @@ impl Actions<'_> {
         Ok(())
     }
 
+    /// Zeros from `offset` on, where the file may end, which take no room on the disk if that is possible.
+    pub(super) fn hole(&mut self, path: &RelPath, offset: u64, len: u64) -> Result<(), Error> {
+        self.settle()?;
+        let (file, had) = self.open_to_change(path, "hole")?;
+        let end = offset.checked_add(len).filter(|_| offset <= had);
+        let Some(end) = end else {
+            return Err(unfit(format!("hole of {len} bytes at {offset} of {path}, which has {had}")));
+        };
+        let within = len.min(had - offset);
+        if let Some(keeper) = &mut self.keeper
+            && within > 0
+        {
+            keeper.range(path, offset, within);
+        }
+        let file = Arc::new(file);
+        self.writes(path, &file, offset);
+        let failed = |error| self.dir.failed("make a hole in", path.as_str(), error);
+        if within > 0 {
+            punch(&file, offset, within).map_err(failed)?;
+        }
+        if end > had { file.set_len(end).map_err(failed) } else { Ok(()) }
+    }
+
     fn open_to_change(&mut self, path: &RelPath, what: &str) -> Result<(File, u64), Error> {
         unreserved(path)?;
         self.forget(path);
@@ -142,6 +166,23 @@ impl Actions<'_> {
         let len = file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len();
         Ok((file, len))
     }
+}
+
+/// Makes a hole within a file; zeros, where its file system has none.
+fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+        Ok(()) => return Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut at = offset;
+    while at < offset + len {
+        let piece = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(ZEROS.len());
+        file.write_all_at(&ZEROS[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
 }
 
 impl Dir {
@@ -190,6 +231,9 @@ mod tests {
         actions.patch(b"ab", 2).unwrap();
         actions.patch(b"cd", 0).unwrap();
         assert_eq!(fs::read_to_string(at("new/x/y")).unwrap(), "01abcd");
+        actions.hole(&path("new/x/y"), 1, 2).unwrap();
+        actions.hole(&path("new/x/y"), 5, 3).unwrap();
+        assert_eq!(fs::read(at("new/x/y")).unwrap(), b"0\0\0bc\0\0\0");
         actions.empty(&path("made/here")).unwrap();
         actions.empty(&path("new/x/y")).unwrap();
         assert!(fs::read(at("made/here")).unwrap().is_empty() && fs::read(at("new/x/y")).unwrap().is_empty());
@@ -210,11 +254,12 @@ mod tests {
         assert!(
             actions.begin_patch(&path("a"), 2, 3).is_err() && actions.begin_patch(&path("a"), u64::MAX, 2).is_err()
         );
+        assert!(actions.hole(&path("a"), 5, 1).is_err() && actions.hole(&path("a"), 1, u64::MAX).is_err());
         for name in [".lock", "$x", ".paceline/incomplete"] {
             let (name, a) = (path(name), path("a"));
             assert!(actions.rename(&a, &name).is_err() && actions.rename(&name, &a).is_err());
             assert!(actions.truncate(&name, 0).is_err() && actions.empty(&name).is_err());
-            assert!(actions.begin_patch(&name, 0, 1).is_err());
+            assert!(actions.begin_patch(&name, 0, 1).is_err() && actions.hole(&name, 0, 1).is_err());
         }
         assert_eq!(fs::read_to_string(root.path().join("a")).unwrap(), "0123");
         assert!(!root.path().join("c").exists());

@@ -29,6 +29,7 @@ use std::io::{self, BufRead};
 use super::apply::Actions;
 use super::connection::lost;
 use super::contact::{Change, Contact, Limit};
+use super::digests::Digests;
 use super::dir::Dir;
 use super::disk::{Job, Jobs};
 use super::flush::Unflushed;
@@ -38,6 +39,7 @@ use super::report::Report;
 use super::shared::Shared;
 use super::track::Track;
 use crate::datadir::DataDir;
+use crate::digests;
 use crate::error::Error;
 use crate::position::EpochPosition;
 use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
@@ -61,6 +63,7 @@ pub(super) struct Parts<'a> {
     pub(super) term: Option<u64>,
     pub(super) once: bool,
     pub(super) keep: Bounds,
+    pub(super) digests: &'a Digests,
     pub(super) shared: &'a Shared,
     pub(super) report: &'a Report,
     pub(super) jobs: &'a Jobs,
@@ -334,13 +337,15 @@ impl<'a> Session<'a> {
                 self.sync.files += 1;
                 self.actions.empty(&path)
             }
-            // What is written in place may reach the disk without its time: only a marked directory is not believed for that.
-            Control::PatchAt { path, .. } if self.phase == Phase::Streaming => {
-                Err(out_of_place(format!("patch of {path} outside a sync")))
-            }
             Control::PatchAt { path, offset } => {
+                self.writes_in_place()?;
                 self.patch = Some((path, offset));
                 Ok(())
+            }
+            Control::Hole { path, offset, len } => {
+                self.writes_in_place()?;
+                self.changes(&path, Change::Content)?;
+                self.actions.hole(&path, offset, len)
             }
             Control::Want(bits) => self.want(bits),
             Control::Tell(buckets) => self.tell(&buckets),
@@ -367,6 +372,15 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What is written in place may reach the disk without its time. Of a directory that is marked nothing is believed for that; for any other that is
+    /// written down before the first time.
+    fn writes_in_place(&self) -> Result<(), Error> {
+        if self.phase == Phase::Streaming && self.parts.digests.writes_in_place() {
+            digests::file::led(self.parts.data.own())?;
+        }
+        Ok(())
+    }
+
     /// What is to be made durable counts as written first.
     fn written_before(&mut self, control: &Incoming) -> Result<(), Error> {
         self.actions.settle()?;
@@ -382,5 +396,5 @@ fn wait(answer: &Receiver<()>) -> Result<(), Error> {
 }
 
 fn is_of_files(control: &Control) -> bool {
-    control.counts_in_positions() || matches!(control, Control::PatchAt { .. } | Control::Stage(_))
+    control.counts_in_positions() || matches!(control, Control::Stage(_))
 }

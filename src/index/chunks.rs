@@ -1,7 +1,8 @@
 //! Digests of announced files by chunk, computed without any lock and remembered; and what they say of another's copy.
 //!
-//! What is below an announced length does not change within a generation, so it is read once while its file lives, whatever it is called; but
-//! for a last chunk that was not whole, once the file has grown. The cache's lock guards look-ups and is never held while reading a file.
+//! What is below an announced length is read once while its file lives, whatever it is called; but for a last chunk that was not whole, once the file
+//! has grown, and for chunks that were written to in place. That is told *before* it is announced ([`ChunkCache::rewritten`]): so what is known of a chunk
+//! once it is announced was read after it was written. The cache's lock guards look-ups and is never held while reading a file.
 //!
 //! How a file looks that was at rest while it was read is remembered as well, so that its digests may outlive the process (see [`digests`](crate::digests)).
 
@@ -32,6 +33,27 @@ struct Table {
     first: u64,
     found: Vec<Known>,
     later: HashMap<u64, Known>,
+    /// Files that are being read.
+    readings: Vec<Reading>,
+    last_reading: u64,
+    /// How often anything was written in place.
+    rewrites: u64,
+}
+
+/// A file being read, and which of its chunks were written to in place since that began, with those between them.
+struct Reading {
+    id: u64,
+    generation: u64,
+    rewritten: Range<usize>,
+}
+
+/// Stands for the digest of a chunk that is not known any more. Nothing has it.
+const UNKNOWN: ChunkDigest = [0; 20];
+
+/// Which chunks some bytes are in, not none.
+fn chunks_of(offset: u64, len: u64) -> Range<usize> {
+    let chunk = |at: u64| usize::try_from(at / CHUNK_BYTES).unwrap_or(usize::MAX - 1);
+    chunk(offset)..chunk(offset.saturating_add(len - 1)) + 1
 }
 
 #[derive(Clone, Default)]
@@ -79,6 +101,17 @@ impl Chunks {
             Self::More(more) => more,
         }
     }
+
+    fn all_mut(&mut self) -> &mut [ChunkDigest] {
+        match self {
+            Self::One(one) => std::slice::from_mut(one),
+            Self::More(more) => more,
+        }
+    }
+
+    fn has_unknown(&self) -> bool {
+        self.all().contains(&UNKNOWN)
+    }
 }
 
 impl Times {
@@ -88,7 +121,7 @@ impl Times {
 }
 
 impl Known {
-    /// What of it is true of the first `len` bytes: the digests, and how many bytes they are of.
+    /// What of it is true of the first `len` bytes: the digests, some of them unknown, and how many bytes they are of.
     fn of(&self, len: u64) -> (Vec<ChunkDigest>, u64) {
         let digests = self.digests.all();
         if self.bytes == len {
@@ -126,6 +159,42 @@ impl Table {
             None => drop(self.later.insert(generation, known)),
         }
     }
+
+    /// Takes what was read of a generation, but for the chunks that were written to meanwhile. Returns whether all of it is known, and how it looks at rest.
+    fn learn(
+        &mut self,
+        generation: u64,
+        mut digests: Vec<ChunkDigest>,
+        bytes: u64,
+        times: Option<Times>,
+        rewritten: Range<usize>,
+    ) -> bool {
+        let times = times.filter(|_| rewritten.is_empty());
+        let end = rewritten.end.min(digests.len());
+        digests[rewritten.start.min(end)..end].fill(UNKNOWN);
+        if let Some(known) = self.get_mut(generation).filter(|known| known.bytes > bytes) {
+            // Of whole chunks only: the last one may be a part of what is known.
+            let whole = usize::try_from(bytes / CHUNK_BYTES).unwrap_or(usize::MAX);
+            let news = known.digests.all_mut().iter_mut().zip(&digests).take(whole);
+            news.filter(|(ours, _)| **ours == UNKNOWN).for_each(|(ours, read)| *ours = *read);
+            return false;
+        }
+        let is_kept = times.is_some();
+        self.insert(generation, Known { digests: digests.into(), bytes, times });
+        is_kept
+    }
+}
+
+/// A reading under way, until it is dropped.
+struct Registered<'a> {
+    cache: &'a ChunkCache,
+    id: u64,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.cache.known.lock().readings.retain(|reading| reading.id != self.id);
+    }
 }
 
 impl ChunkCache {
@@ -148,52 +217,100 @@ impl ChunkCache {
         len: u64,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> io::Result<Option<Vec<ChunkDigest>>> {
-        let (mut digests, mut done, was_known) = {
+        let (mut digests, done) = {
             let known = self.known.lock();
-            let known = known.get(generation);
-            let (digests, done) = known.map(|known| known.of(len)).unwrap_or_default();
-            (digests, done, known.map_or(0, |known| known.bytes))
+            known.get(generation).map(|known| known.of(len)).unwrap_or_default()
         };
-        if done == len {
+        let is_unknown = |at: &usize| digests[*at] == UNKNOWN;
+        let unknown: Vec<usize> = (0..digests.len()).filter(is_unknown).collect();
+        if done == len && unknown.is_empty() {
             return Ok(Some(digests));
         }
+        let reading = self.begin_reading(generation);
         let began = now();
         let Some(file) = open()? else { return Ok(None) };
         let (mut file, mut buffer) = (Reader::uncached(file), ChunkBuffer::default());
         let looks = Stamps::of_file(file.file())?;
-        file.seek(done);
-        while done < len {
-            let chunks = match buffer.next(&mut file, len) {
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-                chunks => chunks?,
-            };
-            for chunk in chunks.digested() {
-                digests.push(chunk.digest);
-                done += chunk.bytes;
-                go_on(chunk.read)?;
+        let chunk = |at: usize| (at as u64 * CHUNK_BYTES, len.min((at as u64 + 1) * CHUNK_BYTES));
+        let spans = unknown.into_iter().map(chunk).chain((done < len).then_some((done, len)));
+        for (from, to) in spans {
+            file.seek(from);
+            while file.offset() < to {
+                let mut at = usize::try_from(file.offset() / CHUNK_BYTES).unwrap_or(usize::MAX);
+                let chunks = match buffer.next(&mut file, to) {
+                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+                    chunks => chunks?,
+                };
+                for chunk in chunks.digested() {
+                    match digests.get_mut(at) {
+                        Some(digest) => *digest = chunk.digest,
+                        None => digests.push(chunk.digest),
+                    }
+                    at += 1;
+                    go_on(chunk.read)?;
+                }
             }
         }
-        if len > was_known {
-            let stamps = looks.at_rest(len, began, file.file());
-            self.learn(generation, digests.clone(), len, stamps.as_ref());
-        }
+        let times = looks.at_rest(len, began, file.file()).as_ref().and_then(Times::of);
+        let mut known = self.known.lock();
+        let rewritten = known.readings.iter().find(|its| its.id == reading.id).map(|its| its.rewritten.clone());
+        let is_kept = known.learn(generation, digests.clone(), len, times, rewritten.unwrap_or_default());
+        drop(known);
+        self.learned.fetch_add(u64::from(is_kept), Ordering::Relaxed);
         Ok(Some(digests))
     }
 
-    /// Takes the digests of the first bytes of a generation, which were read for another reason: of a file that looked like this before, when
-    /// that `began`, and is open.
-    pub(crate) fn was_read(&self, generation: u64, mut read: Chunked, (looks, began): (Stamps, i64), file: &File) {
-        let (bytes, mut digests) = (read.bytes(), Vec::new());
-        read.take(&mut digests);
-        if bytes > self.digested(generation) {
-            self.learn(generation, digests, bytes, looks.at_rest(bytes, began, file).as_ref());
+    fn begin_reading(&self, generation: u64) -> Registered<'_> {
+        let mut known = self.known.lock();
+        known.last_reading += 1;
+        let id = known.last_reading;
+        known.readings.push(Reading { id, generation, rewritten: 0..0 });
+        Registered { cache: self, id }
+    }
+
+    /// Some bytes of a generation, not none, were written in place: what is known of the chunks they are in is not true any more. To be called when they are written, and before that
+    /// is announced.
+    pub(crate) fn rewritten(&self, generation: u64, offset: u64, len: u64) {
+        let chunks = chunks_of(offset, len);
+        let mut known = self.known.lock();
+        known.rewrites += 1;
+        for reading in known.readings.iter_mut().filter(|reading| reading.generation == generation) {
+            let before = reading.rewritten.clone();
+            reading.rewritten = match before.is_empty() {
+                true => chunks.clone(),
+                false => before.start.min(chunks.start)..before.end.max(chunks.end),
+            };
+        }
+        if let Some(known) = known.get_mut(generation) {
+            let digests = known.digests.all_mut();
+            let end = chunks.end.min(digests.len());
+            digests[chunks.start.min(end)..end].fill(UNKNOWN);
+            known.times = None;
         }
     }
 
-    fn learn(&self, generation: u64, digests: Vec<ChunkDigest>, bytes: u64, stamps: Option<&Stamps>) {
-        let known = Known { digests: digests.into(), bytes, times: stamps.and_then(Times::of) };
-        self.learned.fetch_add(u64::from(known.times.is_some()), Ordering::Relaxed);
-        self.known.lock().insert(generation, known);
+    /// How often anything was written in place; for [`was_read`](Self::was_read).
+    pub(crate) fn rewrites(&self) -> u64 {
+        self.known.lock().rewrites
+    }
+
+    /// Takes the digests of the first bytes of a generation, which were read for another reason: of a file that looked like this before, when
+    /// that `began`, and is open. `rewrites`: as of then.
+    pub(crate) fn was_read(
+        &self,
+        generation: u64,
+        mut read: Chunked,
+        (looks, began, rewrites): (Stamps, i64, u64),
+        file: &File,
+    ) {
+        let (bytes, mut digests) = (read.bytes(), Vec::new());
+        read.take(&mut digests);
+        let times = looks.at_rest(bytes, began, file).as_ref().and_then(Times::of);
+        let mut known = self.known.lock();
+        let is_news = known.get(generation).is_none_or(|known| known.bytes < bytes);
+        let is_kept = is_news && known.rewrites == rewrites && known.learn(generation, digests, bytes, times, 0..0);
+        drop(known);
+        self.learned.fetch_add(u64::from(is_kept), Ordering::Relaxed);
     }
 
     /// How often it became known how a file looks at rest, so that its digests can be kept.
@@ -229,7 +346,8 @@ impl ChunkCache {
 
     /// Notes how the file looks that has been at rest since it became what this generation is.
     pub(crate) fn is_at_rest(&self, generation: u64, stamps: Stamps) {
-        if let Some(known) = self.known.lock().get_mut(generation).filter(|known| known.bytes == stamps.size) {
+        let is_all = |known: &&mut Known| known.bytes == stamps.size && !known.digests.has_unknown();
+        if let Some(known) = self.known.lock().get_mut(generation).filter(is_all) {
             known.times = Times::of(&stamps);
             self.learned.fetch_add(1, Ordering::Relaxed);
         }
@@ -242,7 +360,7 @@ impl ChunkCache {
             return true;
         }
         let known = self.known.lock();
-        let known = known.get(generation).filter(|known| known.bytes == len);
+        let known = known.get(generation).filter(|known| known.bytes == len && !known.digests.has_unknown());
         known.map(|known| show(known.digests.all())).is_some()
     }
 

@@ -29,7 +29,8 @@ struct Hashed {
 }
 
 impl HashCache {
-    /// The SHA-1 of the first `version.len` bytes of `path`, which `open` opens; `None` if it has gone or is shorter than that.
+    /// The SHA-1 of the first `version.len` bytes of `path`, which `open` opens; `None` if it has gone or is shorter than that. `version.generation` is to be
+    /// another number also once the file was written to in place.
     ///
     /// Blocks for as long as it takes to read what was not hashed before, but for holes; `go_on` is told the bytes of each portion, and its
     /// error ends it.

@@ -14,12 +14,14 @@ pub(crate) mod chunks;
 pub(crate) mod hash;
 mod names;
 pub(crate) mod recency;
+pub(crate) mod rewrites;
 mod slots;
 
 use std::collections::VecDeque;
 
 use self::names::Names;
 use self::recency::Recency;
+use self::rewrites::Rewrites;
 use self::slots::Slots;
 use crate::types::RelPath;
 
@@ -162,6 +164,7 @@ pub(crate) struct Index {
     /// Where the files are now whose generation began under another name.
     renamed: Names<u64, RelPath>,
     recency: Recency,
+    rewrites: Rewrites,
     tombstones: Tombstones,
     complete_since: u64,
     unsynced: Unsynced,
@@ -179,6 +182,7 @@ impl Index {
             free: Vec::new(),
             renamed: Names::default(),
             recency: Recency::default(),
+            rewrites: Rewrites::default(),
             tombstones: Tombstones { slots: VecDeque::new(), most: TOMBSTONES_MAX },
             complete_since: 0,
             // Nobody knows what of the files found at the start is durable.
@@ -259,6 +263,13 @@ impl Index {
         self.totals.1 += length;
     }
 
+    /// Notes that `length` bytes at `offset` of the file in `slot`, which exists, are other ones now. It keeps its generation: what is read of it for a
+    /// follower may be older or younger than what was announced last, which comes after it (see [`rewrites`]).
+    pub(crate) fn rewrite(&mut self, slot: Slot, offset: u64, length: u64, change: u64) {
+        let generation = self.touch(slot, change).now.generation;
+        self.rewrites.note(generation, offset, length, change);
+    }
+
     /// Makes `path` a new incarnation of this length, and returns it. `file`: which file on disk it is, if that is sure.
     pub(crate) fn put(&mut self, path: &RelPath, len: u64, file: Option<FileId>, change: u64) -> Version {
         let version = Version { generation: change, len };
@@ -275,10 +286,12 @@ impl Index {
     /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
     pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath, change: u64) -> Version {
         let file = self.file_of(from);
+        let rewritten = self.rewrites.last(self.get(from.as_str()).generation);
         let version = self.remove(from.as_str(), change);
         debug_assert!(version.exists() && from != to);
         self.set(to, version, file, change);
         self.renamed.insert(version.generation, to.clone());
+        self.rewrites.set_last(version.generation, rewritten);
         version
     }
 
@@ -339,7 +352,13 @@ impl Index {
         self.count(was, version);
         // Also a file that was there may have been replaced by way of a rename.
         self.unsynced.note_name(path);
-        self.renamed.remove(&was.generation);
+        self.ends(was.generation);
+    }
+
+    /// There is no file of this generation any more.
+    fn ends(&mut self, generation: u64) {
+        self.renamed.remove(&generation);
+        self.rewrites.forget(generation);
     }
 
     /// Removes `path`, and returns what it was.
@@ -353,7 +372,7 @@ impl Index {
         let path = entry.path.clone();
         self.count(was, Version::ABSENT);
         self.unsynced.note_name(&path);
-        self.renamed.remove(&was.generation);
+        self.ends(was.generation);
         self.tombstones.slots.push_back((slot, change));
         if self.tombstones.slots.len() > self.tombstones.most {
             self.bury_oldest();

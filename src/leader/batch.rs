@@ -25,7 +25,7 @@ pub(super) struct Batch {
     pub(super) sealed_at: Instant,
     pub(super) body: Body,
     /// What a follower of 1.0.0 gets instead, to the same effect (an empty file is none to it); `None`: the same.
-    pub(super) instead: Option<Vec<Step>>,
+    pub(super) instead: Option<Instead>,
 }
 
 #[derive(Debug)]
@@ -43,6 +43,17 @@ pub(super) enum Step {
     Send(FileRange),
     /// Only for followers that know the extension.
     Control(Control),
+}
+
+/// What becomes of a change for a follower of 1.0.0, which has no words for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Instead {
+    /// These, to the same effect.
+    Steps(Vec<Step>),
+    /// Nothing for now: what it has of this file does not count until all of it comes ...
+    Later(RelPath),
+    /// ... which is now, in these steps; none, if there is no such file any more. To who knows the extension it is nothing.
+    Now(RelPath, Vec<Step>),
 }
 
 impl Step {
@@ -91,9 +102,9 @@ impl Batch {
         Self { end, bytes, sealed_at: Instant::now(), body, instead: None }
     }
 
-    pub(super) fn control(end: u64, control: Control, instead: Vec<Step>) -> Self {
+    pub(super) fn control(end: u64, control: Control) -> Self {
         let (bytes, body) = (control_bytes(&control), Body::Control(control));
-        Self { end, bytes, sealed_at: Instant::now(), body, instead: Some(instead) }
+        Self { end, bytes, sealed_at: Instant::now(), body, instead: None }
     }
 
     /// Bytes of memory it counts for in a queue.
@@ -134,6 +145,13 @@ impl Actions {
             loop {
                 let action = input;
                 match decoder.next(&mut input).expect("our own actions") {
+                    // All of it is here, with what it is about.
+                    Some(Event::Action { path, kind: ActionKind::Append(len) }) if Control::is_control(&path) => {
+                        let content = &input[..usize::try_from(len).expect("in memory")];
+                        if let Ok(Some(Control::PatchAt { path, .. })) = Control::decode(&path, content) {
+                            is_kept = !lack.contains_key(&path);
+                        }
+                    }
                     Some(Event::Action { path, kind: ActionKind::Append(_) }) => is_kept = !lack.contains_key(&path),
                     Some(Event::Action { path, .. }) => {
                         lack.remove(&path);

@@ -66,6 +66,53 @@ proptest! {
 }
 
 #[test]
+fn chunks_that_were_written_to_are_read_again_also_if_that_was_while_they_were_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let mut content: Vec<u8> = (0..5 * CHUNK + 9).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    std::fs::write(&path, &content).unwrap();
+    let (cache, len) = (ChunkCache::default(), content.len() as u64);
+    let read = |len: u64, meanwhile: &mut dyn FnMut(u64)| {
+        let mut read = 0;
+        let mut go_on = |bytes: u64| {
+            read += bytes;
+            meanwhile(read);
+            Ok(())
+        };
+        let digests = cache.digests(|| open(&path), 1, len, &mut go_on).unwrap().unwrap();
+        (digests, read)
+    };
+    let expected = |content: &[u8]| held_of(content).digests;
+    let write = |content: &mut Vec<u8>, at: usize| {
+        content[at] ^= 1;
+        std::fs::write(&path, &*content).unwrap();
+        cache.rewritten(1, at as u64, 1);
+    };
+    assert_eq!(read(len, &mut |_| ()), (expected(&content), len));
+    // The last byte of one, and the last one, which is a part of one.
+    write(&mut content, CHUNK - 1);
+    write(&mut content, 5 * CHUNK + 8);
+    assert!(!cache.show(1, len, |_| ()), "unknown is known");
+    // Some are asked for, which says nothing of the last.
+    assert_eq!(read(2 * CHUNK as u64, &mut |_| ()), (expected(&content[..2 * CHUNK]), CHUNK as u64));
+    assert_eq!(read(len, &mut |_| ()), (expected(&content), 9));
+    assert!(cache.show(1, len, |digests| assert_eq!(digests, expected(&content))));
+    // While it is read: before that is come to, and behind it.
+    write(&mut content, 0);
+    write(&mut content, 3 * CHUNK);
+    let mut changed = content.clone();
+    let (_, first) = read(len, &mut |done| {
+        if done == CHUNK as u64 {
+            write(&mut changed, 1);
+            write(&mut changed, 3 * CHUNK + 1);
+        }
+    });
+    assert_eq!(first, 2 * CHUNK as u64);
+    assert!(!cache.show(1, len, |_| ()), "what was read before it was written is taken for what is there");
+    assert_eq!(read(len, &mut |_| ()).0, expected(&changed));
+}
+
+#[test]
 fn a_single_damaged_chunk_is_all_that_moves() {
     let file = vec![7; 10 * CHUNK + 5];
     let mut copy = file.clone();

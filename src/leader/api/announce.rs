@@ -9,6 +9,9 @@ use crate::leader::stream::INLINE_BYTES_MAX;
 use crate::types::RelPath;
 use crate::types::StreamPosition;
 
+/// What is announced at once of a change in place: so much is noted in parts, for who joins, while others wait.
+const REWRITTEN_BYTES_MAX: usize = 4 << 20;
+
 impl Leader {
     /// Announces `bytes` that are already written to the file at `offset`, and returns the stream position after them.
     ///
@@ -120,15 +123,75 @@ impl Leader {
     }
 
     /// Announces that the file ends at `len` from now on, and returns the stream position after it. Never blocks on a follower.
-    /// Followers that know the extension cut theirs off; others get it whole.
+    /// Followers that know the extension cut theirs off; others get it whole. If that is beyond its announced length, what is between is zeros, in the file as in
+    /// the copies: a hole, where the follower knows the extension and its file system has holes.
     ///
     /// # Errors
     ///
-    /// If `len` is beyond the announced length, or the leader is shut down.
+    /// If the file was not announced, or the leader is shut down.
     pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
         self.core.stream.admit()?;
         let _one_at_a_time = self.core.file_locks.of(path).lock();
-        self.core.stream.truncate(path, len)
+        match self.core.stream.version(path) {
+            had if had.exists() && len > had.len => self.core.stream.hole(path, had.len, len - had.len),
+            _ => self.core.stream.truncate(path, len),
+        }
+    }
+
+    /// Announces `bytes` that are already written to the file at `offset`, in place of others that it has, and returns the stream position after them: a page of a
+    /// storage engine, say. Never blocks on a follower. More than 256 KiB are not copied but read from the file again, when each follower gets there.
+    ///
+    /// Followers that know the extension write them to the same place; others get the file whole, once for all such writes of a moment: 20 ms, and at least 200 ms
+    /// after the last time, or for as long as the file takes at 100 MB/s. Until then they have less of the stream: commits wait for them.
+    ///
+    /// What a follower has while it catches up, or in the middle of a commit of a storage engine, is a mixture of both contents, as it is in the file itself.
+    ///
+    /// # Errors
+    ///
+    /// If these bytes are not all within the announced length (what is beyond it is for [`append`](Self::append)), or the leader is shut down. Nothing was announced then.
+    pub fn write_at(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
+        self.core.stream.admit()?;
+        // Who announces the whole file reads it under the same lock: whoever reads last announces last.
+        let _one_at_a_time = self.core.file_locks.of(path).lock();
+        let mut position = self.rewritten(path, offset, bytes.len() as u64)?;
+        let mut offset = offset;
+        for part in bytes.chunks(REWRITTEN_BYTES_MAX) {
+            position = self.core.stream.write_at(path, offset, content_of(part))?;
+            offset += part.len() as u64;
+        }
+        Ok(position)
+    }
+
+    /// Announces that so many bytes from `offset` on are zeros now, which take no room on the disk (`fallocate` with `FALLOC_FL_PUNCH_HOLE`), and returns the stream position after
+    /// that. Never blocks on a follower. Followers that know the extension make the same hole, or write zeros where their file system has none; others get the file
+    /// whole, as after [`write_at`](Self::write_at).
+    ///
+    /// # Errors
+    ///
+    /// As of [`write_at`](Self::write_at).
+    pub fn punch_hole(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
+        self.core.stream.admit()?;
+        let _one_at_a_time = self.core.file_locks.of(path).lock();
+        let mut position = self.rewritten(path, offset, length)?;
+        let mut done = 0;
+        while done < length {
+            let part = (length - done).min(REWRITTEN_BYTES_MAX as u64);
+            position = self.core.stream.hole(path, offset + done, part)?;
+            done += part;
+        }
+        Ok(position)
+    }
+
+    /// Before it is announced: what is known of what was there is not true any more.
+    fn rewritten(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
+        let version = self.core.stream.version(path);
+        if !version.exists() || offset.checked_add(length).is_none_or(|end| end > version.len) {
+            return Err(AppendError::Offset { path: path.clone(), offset, length: version.len });
+        }
+        if length > 0 {
+            self.core.chunks.rewritten(version.generation, offset, length);
+        }
+        Ok(self.core.stream.position())
     }
 
     /// Asks followers that know the extension to make durable everything announced so far, and returns the stream position that

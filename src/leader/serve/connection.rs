@@ -169,9 +169,10 @@ fn write_batches(
             }
         };
         ranges.beat(frame)?;
-        match &batch.body {
-            _ if batch.instead.is_some() && !follower.extension => ranges.send_instead(frame, &batch)?,
-            Body::Actions(actions) => match ranges.applicable(actions) {
+        let instead = batch.instead.as_ref().filter(|_| !follower.extension);
+        match (&batch.body, instead) {
+            (_, Some(instead)) => ranges.send_instead(frame, instead, &batch)?,
+            (Body::Actions(actions), None) => match ranges.applicable(actions) {
                 Some(some) => ranges.send_some(frame, &some, &batch)?,
                 None => {
                     let end = StreamPosition(batch.end);
@@ -181,8 +182,8 @@ fn write_batches(
                     follower.written();
                 }
             },
-            Body::File(range) => ranges.send_queued(frame, range, &batch)?,
-            Body::Control(control) => ranges.send_control(frame, control, &batch)?,
+            (Body::File(range), None) => ranges.send_queued(frame, range, &batch)?,
+            (Body::Control(control), None) => ranges.send_control(frame, control, &batch)?,
         }
         ranges.tell_whole(frame, StreamPosition(batch.end))?;
         follower.queue.remove(batch.cost());

@@ -5,8 +5,8 @@ use super::{Ordered, Stream};
 use crate::error::AppendError;
 use crate::index::{FileId, Index, Unsynced, Version};
 use crate::leader::batch::Step;
-use crate::protocol::ActionKind;
 use crate::protocol::extension::Control;
+use crate::protocol::{ActionKind, PAYLOAD_BYTES_MAX};
 use crate::sys::sync::MutexGuard;
 use crate::types::{RelPath, StreamPosition};
 
@@ -228,6 +228,39 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
+    /// Announces that a file has these bytes at `offset` from now on, in place of others.
+    pub(in crate::leader) fn write_at(
+        &self,
+        path: &RelPath,
+        offset: u64,
+        bytes: Content<'_>,
+    ) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.entered()?;
+        let (slot, len) = ordered.there(path);
+        match slot.filter(|_| offset.checked_add(bytes.len()).is_some_and(|end| end <= len)) {
+            Some(slot) => ordered.write_at(path, slot, offset, bytes),
+            None => return Err(AppendError::Offset { path: path.clone(), offset, length: len }),
+        }
+        Ok(self.finish(ordered))
+    }
+
+    /// Announces that a file has zeros from `offset` on, which is within it or its end, from now on.
+    pub(in crate::leader) fn hole(&self, path: &RelPath, offset: u64, len: u64) -> Result<StreamPosition, AppendError> {
+        let mut ordered = self.entered()?;
+        let (slot, had) = ordered.there(path);
+        let fits = offset <= had && offset.checked_add(len).is_some_and(|end| end <= PAYLOAD_BYTES_MAX);
+        match slot.filter(|_| fits) {
+            Some(slot) => ordered.hole(path, slot, offset, len),
+            None => return Err(AppendError::Offset { path: path.clone(), offset, length: had }),
+        }
+        Ok(self.finish(ordered))
+    }
+
+    /// When a generation was last written to in place; 0: never.
+    pub(in crate::leader) fn last_rewrite(&self, generation: u64) -> u64 {
+        self.ordered.lock().index.last_rewrite(generation)
+    }
+
     /// Begins the critical section, unless nothing may be announced any more, or not now.
     fn enter(&self) -> Result<MutexGuard<'_, Ordered>, AppendError> {
         self.admit()?;
@@ -296,6 +329,7 @@ impl Stream {
     pub(in crate::leader) fn close(&self, durable: bool) -> StreamPosition {
         let mut ordered = self.ordered.lock();
         if ordered.closed.is_none() {
+            ordered.settle_owed(true);
             ordered.closed = Some(ordered.position);
             if durable {
                 ordered.encode_control(Control::MakeDurable, Vec::new());

@@ -7,11 +7,13 @@ use super::{Ordered, Queue, Stream};
 use crate::config::OnFull;
 use crate::index::Version;
 use crate::index::recency::{Found, WalkId};
+use crate::index::rewrites::PART_BYTES;
 use crate::leader::batch::Batch;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::stalls::Grace;
 use crate::leader::peers::status::{EvictionReason, FollowerStatus};
 use crate::sys::channel::{self, Receiver, Sender};
+use crate::sys::hash::{HashMap, HashSet};
 use crate::sys::thread;
 use crate::types::{RelPath, StreamPosition};
 
@@ -31,7 +33,96 @@ pub(in crate::leader) struct Changes {
     pub(in crate::leader) whole: bool,
 }
 
+/// Somebody joins, until this is dropped; see [`rewrites`](crate::index::rewrites).
+pub(in crate::leader) struct Joining<'a>(&'a Stream);
+
+impl Joining<'_> {
+    /// What was written in place since a position, after this began; and perhaps more, up to now.
+    pub(in crate::leader) fn rewritten(&self, since: StreamPosition) -> Rewritten {
+        let mut rewritten = Rewritten::default();
+        let mut from = (since.0, u64::MAX, u64::MAX);
+        loop {
+            let parts = self.0.ordered.lock().index.rewritten(from, WALK_ENTRIES);
+            let Some(last) = parts.last() else { break };
+            from = *last;
+            for (_, generation, part) in parts {
+                rewritten.parts.entry(generation).or_default().push(part);
+            }
+            thread::park_timeout(WALK_PAUSE);
+        }
+        rewritten.parts.values_mut().for_each(|parts| parts.sort_unstable());
+        if self.0.ordered.lock().index.rewritten_complete_since() > since.0 {
+            self.files(since, &mut rewritten);
+        }
+        rewritten
+    }
+
+    /// It is not known any more which parts were: of which files.
+    fn files(&self, since: StreamPosition, rewritten: &mut Rewritten) {
+        let mut from = 0;
+        loop {
+            let files = self.0.ordered.lock().index.rewritten_files(from, WALK_ENTRIES);
+            let Some((last, _)) = files.last() else { break };
+            from = *last + 1;
+            let changed = files.into_iter().filter(|(_, change)| *change > since.0);
+            rewritten.files.extend(changed.map(|(generation, _)| generation));
+            thread::park_timeout(WALK_PAUSE);
+        }
+    }
+}
+
+impl Drop for Joining<'_> {
+    fn drop(&mut self) {
+        let forgotten = self.0.ordered.lock().index.end_join();
+        drop(forgotten);
+    }
+}
+
+/// What was written in place since a position.
+#[derive(Default)]
+pub(in crate::leader) struct Rewritten {
+    /// Parts of files, ascending, by generation.
+    parts: HashMap<u64, Vec<u64>>,
+    /// Files of which not all parts are known.
+    files: HashSet<u64>,
+}
+
+impl Rewritten {
+    /// Whether anything of a generation was.
+    pub(in crate::leader) fn is_of(&self, generation: u64) -> bool {
+        self.parts.contains_key(&generation) || self.is_all_of(generation)
+    }
+
+    /// Whether any part of a generation may have been.
+    pub(in crate::leader) fn is_all_of(&self, generation: u64) -> bool {
+        self.files.contains(&generation)
+    }
+
+    /// Ranges, offset and length, of the first `len` bytes of a generation: those that were written to.
+    pub(in crate::leader) fn ranges(&self, generation: u64, len: u64) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for part in self.parts.get(&generation).into_iter().flatten() {
+            let offset = part * PART_BYTES;
+            let end = len.min(offset + PART_BYTES);
+            match ranges.last_mut() {
+                _ if offset >= end => {}
+                Some((at, len)) if *at + *len == offset => *len = end - *at,
+                _ => ranges.push((offset, end - offset)),
+            }
+        }
+        ranges
+    }
+}
+
 impl Stream {
+    /// Before a follower's files are looked at that joins.
+    pub(in crate::leader) fn begin_join(&self) -> Joining<'_> {
+        let mut ordered = self.ordered.lock();
+        let position = ordered.position;
+        ordered.index.begin_join(position);
+        Joining(self)
+    }
+
     /// All files. Each is as it was at some moment since `as_of`.
     pub(in crate::leader) fn all(&self) -> Changes {
         let mut changes = self.walk(StreamPosition(0), None);
@@ -87,6 +178,7 @@ impl Stream {
         let gone = self.push_locked(&mut attached, |ordered| {
             at = Some(ordered.cut(since));
             ordered.queues += 1;
+            ordered.queues_of_v1 += usize::from(!follower.extension);
         });
         let (walk, position) = at.expect("push_locked calls it");
         follower.attached_at(position);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{After, Ordered, SEALED_BYTES_MAX, Sleep};
 use crate::index::{FileId, Slot, Version};
-use crate::leader::batch::{BATCH_BYTES_MAX, Batch, FileRange, RangeKind, Step, control_bytes};
+use crate::leader::batch::{BATCH_BYTES_MAX, Batch, Body, FileRange, Instead, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::RelPath;
@@ -30,6 +30,12 @@ impl Content<'_> {
 }
 
 impl Ordered {
+    /// Where a file is, if it is there, and how long it is.
+    pub(super) fn there(&self, path: &RelPath) -> (Option<Slot>, u64) {
+        let slot = self.index.slot(path.as_str()).filter(|&slot| self.index.version_at(slot).exists());
+        (slot, slot.map_or(0, |slot| self.index.version_at(slot).len))
+    }
+
     /// The number of the change that is announced next.
     pub(super) fn change(&self) -> u64 {
         self.position + 1
@@ -70,6 +76,59 @@ impl Ordered {
                 let (path, offset) = (path.clone(), end - len);
                 self.encode_range(FileRange { path, generation, kind: RangeKind::Append, offset, len });
             }
+        }
+    }
+
+    /// Puts other bytes in the place of some of a file that exists; it has them all.
+    pub(super) fn write_at(&mut self, path: &RelPath, slot: Slot, offset: u64, bytes: Content<'_>) {
+        let len = bytes.len();
+        if len == 0 {
+            return;
+        }
+        self.index.rewrite(slot, offset, len, self.change());
+        let generation = self.index.version_at(slot).generation;
+        let range = FileRange { path: path.clone(), generation, kind: RangeKind::Patch, offset, len };
+        self.owe(path);
+        if self.queues > 0 {
+            self.seal();
+        }
+        self.position += range.action_bytes();
+        if self.queues == 0 {
+            return;
+        }
+        let batch = match bytes {
+            Content::Bytes(bytes) => {
+                let mut raw = Vec::with_capacity(range.action_bytes().try_into().unwrap_or(0));
+                for piece in range.pieces() {
+                    let at = usize::try_from(piece.0 - offset).expect("in memory");
+                    range.encode_header(&mut raw, piece);
+                    raw.extend_from_slice(&bytes[at..][..usize::try_from(piece.1).expect("in memory")]);
+                }
+                Batch::actions(self.position, raw)
+            }
+            Content::OnDisk(_) => Batch::file(self.position, range),
+        };
+        self.push_sealed_instead(batch, Some(Instead::Later(path.clone())));
+    }
+
+    /// Makes zeros, and no room taken on the disk, of what is there from `offset` on; a file that exists may grow by that.
+    pub(super) fn hole(&mut self, path: &RelPath, slot: Slot, offset: u64, len: u64) {
+        let Version { generation, len: had } = self.index.version_at(slot);
+        let within = len.min(had - offset);
+        if within > 0 {
+            self.index.rewrite(slot, offset, within, self.change());
+            self.owe(path);
+            self.encode_control_instead(
+                Control::Hole { path: path.clone(), offset, len: within },
+                Instead::Later(path.clone()),
+            );
+        }
+        if len > within {
+            let more = len - within;
+            self.index.grow(slot, more, self.change());
+            let range = FileRange { path: path.clone(), generation, kind: RangeKind::Append, offset: had, len: more };
+            let hole = Control::Hole { path: path.clone(), offset: had, len: more };
+            self.encode_control(hole, vec![Step::Send(range)]);
         }
     }
 
@@ -120,12 +179,16 @@ impl Ordered {
 
     /// What 1.0.0 has no words for is a batch of its own.
     pub(super) fn encode_control(&mut self, control: Control, instead: Vec<Step>) {
+        self.encode_control_instead(control, Instead::Steps(instead));
+    }
+
+    fn encode_control_instead(&mut self, control: Control, instead: Instead) {
         if self.queues > 0 {
             self.seal();
         }
         self.position += control_bytes(&control);
         if self.queues > 0 {
-            self.sealed.push(Arc::new(Batch::control(self.position, control, instead)));
+            self.push_sealed_instead(Batch::control(self.position, control), Some(instead));
         }
     }
 
@@ -151,20 +214,27 @@ impl Ordered {
 
     /// The same with the content at hand. Who knows the extension keeps the file that 1.0.0 spoils: it may hold what was committed.
     fn encode_replace(&mut self, path: &RelPath, version: Version, content: Content<'_>) {
-        let instead = self.spoiled_temporary(path).map(|_| self.replace_steps(path, version));
-        if instead.is_some() && self.queues > 0 {
-            self.seal();
+        let instead = self.spoiled_temporary(path).map(|_| Instead::Steps(self.replace_steps(path, version)));
+        let is_alone = instead.is_some() || matches!(content, Content::OnDisk(_));
+        if !is_alone || self.queues == 0 {
+            match content {
+                Content::Bytes(bytes) => self.encode(path, ActionKind::Replace(version.len), bytes),
+                Content::OnDisk(_) => self.encode_range(whole(path, version)),
+            }
+            return;
         }
-        let before = self.sealed.len();
-        match content {
-            Content::Bytes(bytes) => self.encode(path, ActionKind::Replace(version.len), bytes),
-            Content::OnDisk(_) => self.encode_range(whole(path, version)),
-        }
-        if instead.is_some() && self.queues > 0 {
-            self.seal();
-            let [batch] = &mut self.sealed[before..] else { unreachable!("one action is one batch") };
-            Arc::get_mut(batch).expect("it is not pushed yet").instead = instead;
-        }
+        self.seal();
+        self.position += whole(path, version).action_bytes();
+        let batch = match content {
+            Content::Bytes(bytes) => {
+                let mut raw = Vec::new();
+                encode_action_header(&mut raw, path, ActionKind::Replace(version.len));
+                raw.extend_from_slice(bytes);
+                Batch::actions(self.position, raw)
+            }
+            Content::OnDisk(_) => Batch::file(self.position, whole(path, version)),
+        };
+        self.push_sealed_instead(batch, instead);
     }
 
     /// What is in the open batch, which is empty after.
@@ -183,9 +253,15 @@ impl Ordered {
     }
 
     pub(super) fn push_sealed(&mut self, raw: Vec<u8>) {
-        let batch = Batch::actions(self.position, raw);
-        self.sealed_bytes += batch.cost();
-        self.sealed.push(Arc::new(batch));
+        self.push_sealed_instead(Batch::actions(self.position, raw), None);
+    }
+
+    /// A batch that goes in another form to followers of 1.0.0.
+    pub(super) fn push_sealed_instead(&mut self, batch: Batch, instead: Option<Instead>) {
+        if let Body::Actions(_) = batch.body {
+            self.sealed_bytes += batch.cost();
+        }
+        self.sealed.push(Arc::new(Batch { instead, ..batch }));
     }
 
     /// To be called last in the critical section.

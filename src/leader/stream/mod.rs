@@ -34,6 +34,7 @@
 mod announce;
 mod cuts;
 mod encode;
+mod owed;
 mod pressure;
 mod push;
 
@@ -42,8 +43,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use self::announce::SEALED_BYTES_MAX;
-pub(in crate::leader) use self::cuts::{AttachedQueue, Attachment, Changes, Demoted};
+pub(in crate::leader) use self::cuts::{AttachedQueue, Attachment, Changes, Demoted, Joining, Rewritten};
 pub(in crate::leader) use self::encode::{Content, INLINE_BYTES_MAX, temporary_of, whole};
+use self::owed::Owed;
 use self::pressure::Pressure;
 use crate::config::{BackPressure, LeaderConfig, OnFull};
 use crate::index::Index;
@@ -147,11 +149,23 @@ struct Ordered {
     sealed_bytes: u64,
     /// Queues there are. While there is none, actions are only counted.
     queues: usize,
+    /// Those of followers of 1.0.0.
+    queues_of_v1: usize,
+    /// Files that those are to get whole.
+    owed: Owed,
     /// Nothing is announced by a host any more: the position after the last that changed a file.
     closed: Option<u64>,
     /// The last that is announced asks to make everything durable.
     durable_at_end: bool,
     sleep: Sleep,
+}
+
+impl Ordered {
+    /// These get no batches any more.
+    fn left(&mut self, gone: &[Queue]) {
+        self.queues -= gone.len();
+        self.queues_of_v1 -= gone.iter().filter(|queue| !queue.follower.extension).count();
+    }
 }
 
 /// What the leader thread sleeps for.
@@ -204,6 +218,8 @@ impl Stream {
                 sealed: Vec::new(),
                 sealed_bytes: 0,
                 queues: 0,
+                queues_of_v1: 0,
+                owed: Owed::default(),
                 closed: None,
                 durable_at_end: false,
                 sleep: Sleep::Awake,
@@ -254,6 +270,7 @@ impl Stream {
         while !self.stopped.load(Ordering::Acquire) {
             self.rounds.fetch_add(1, Ordering::Relaxed);
             self.relieve();
+            let owed_at = self.announce_owed();
             let before_sleep = idle_looks == IDLE_LOOKS && !self.pressure.is_on();
             if self.something_to_push(before_sleep) {
                 self.push();
@@ -261,7 +278,7 @@ impl Stream {
                 idle_looks = 0;
             } else if before_sleep {
                 // A wake-up between the look and here makes this return at once.
-                self.rest(TICK);
+                self.rest(owed_at.map_or(TICK, |at| TICK.min(at.saturating_duration_since(Instant::now()))));
                 continue;
             } else {
                 idle_looks = (idle_looks + 1).min(IDLE_LOOKS);
@@ -376,9 +393,7 @@ impl Stream {
         let mut attached = self.attached.lock();
         let at = attached.followers.iter().position(|queue| Arc::ptr_eq(&queue.follower, follower));
         let gone = at.map(|at| attached.followers.swap_remove(at));
-        if gone.is_some() {
-            self.ordered.lock().queues -= 1;
-        }
+        self.ordered.lock().left(gone.as_slice());
         drop(attached);
         drop(gone);
     }

@@ -82,7 +82,7 @@ impl Stream {
         }
         self.pushed.store(end, Ordering::Release);
         if !gone.is_empty() {
-            self.ordered.lock().queues -= gone.len();
+            self.ordered.lock().left(&gone);
         }
         if missing > 0 {
             self.refill_spares(missing, spare, || self.buffers.take());

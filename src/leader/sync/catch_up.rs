@@ -3,6 +3,8 @@
 //! In *rounds*: what changed since the last one began is read from disk and sent, as ordinary actions. In each the follower attaches to
 //! the stream at the very moment of the cut; if what is then left to catch up with is more than a quarter of its queue could
 //! hold up for, it is detached again, and the next round is shorter. A round ends when it is acknowledged.
+//!
+//! What was written in place since is read after the cut, and so is all of it and perhaps more: what is sent of it too early comes once more.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use crate::leader::link::frame::Frame;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
 use crate::leader::peers::status::{CatchUpStatus, EvictionReason};
-use crate::leader::stream::{AttachedQueue, Attachment, Changes};
+use crate::leader::stream::{AttachedQueue, Attachment, Changes, Joining, Rewritten};
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
 use crate::sys::time::Instant;
@@ -30,6 +32,8 @@ pub(in crate::leader) struct CatchUp<'a> {
     pub(in crate::leader) view: View,
     /// How long it may acknowledge nothing of a round; `None` if the ack thread watches that.
     pub(in crate::leader) ack_timeout: Option<Duration>,
+    /// Begun before any of its files was looked at: what was written in place since is told.
+    pub(in crate::leader) joining: Joining<'a>,
 }
 
 impl<'a> CatchUp<'a> {
@@ -43,7 +47,7 @@ impl<'a> CatchUp<'a> {
         let mut last_bytes = 0;
         let mut since = changes.as_of;
         if !changes.files.is_empty() {
-            let steps = self.view.plan(changes);
+            let steps = self.view.plan(changes, &Rewritten::default());
             self.round(steps, &mut last_bytes)?;
         }
         loop {
@@ -53,7 +57,8 @@ impl<'a> CatchUp<'a> {
                 continue;
             }
             let Attachment { changes, position, queue } = self.core.stream.attach(self.follower, since);
-            let steps = changes.map(|changes| self.view.plan(changes));
+            let rewritten = self.joining.rewritten(since);
+            let steps = changes.map(|changes| self.view.plan(changes, &rewritten));
             let bytes = |steps: &Vec<Step>| steps.iter().map(Step::bytes).sum::<u64>();
             match steps {
                 Some(steps) if bytes(&steps) <= quarter => return Ok(CaughtUp { steps, position, queue }),
@@ -77,8 +82,9 @@ impl<'a> CatchUp<'a> {
 
     fn round_since(&mut self, since: &mut StreamPosition, last_bytes: &mut u64) -> Result<(), Error> {
         let changes = self.core.stream.changes(*since);
+        let rewritten = self.joining.rewritten(*since);
         *since = changes.as_of;
-        let steps = self.view.plan(changes);
+        let steps = self.view.plan(changes, &rewritten);
         self.round(steps, last_bytes)
     }
 

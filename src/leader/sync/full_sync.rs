@@ -60,6 +60,7 @@ impl<'a> Joiner<'a> {
         self.ranges.wait_out_of_sync()?;
         let slot = self.turn()?;
         let begun = Instant::now();
+        let joining = self.core.stream.begin_join();
         let mut all = self.core.stream.all();
         let offer = Arc::new(Offer::new(std::mem::take(&mut all.files)));
         self.core.hashes.retain(|path| offer.contains(path));
@@ -78,7 +79,7 @@ impl<'a> Joiner<'a> {
             synced.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout) }.run(all)
+        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout), joining }.run(all)
     }
 
     /// Waits for a slot.
@@ -141,7 +142,9 @@ impl<'a> Joiner<'a> {
             if ended { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
         };
         let open = || core.open_announced(path, version.generation, version.len);
-        match core.hashes.sum(open, path, version, &mut go_on) {
+        // Asked before it is read: what is written in place after that gets another number.
+        let generation = version.generation.max(core.stream.last_rewrite(version.generation));
+        match core.hashes.sum(open, path, Version { generation, ..version }, &mut go_on) {
             Ok(sum) => Ok(sum),
             Err(_) if ended => Err(gone()),
             // 1.0.0 has no words for a file of which nothing is known.

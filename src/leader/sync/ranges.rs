@@ -168,11 +168,11 @@ impl<'a> Ranges<'a> {
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<bool, Error> {
         let version = Version { generation: range.generation, len: range.offset + range.len };
-        if range.kind == RangeKind::Append && self.follower.spoiled.lock().contains_key(&range.path) {
+        if range.kind != RangeKind::Replace && self.follower.spoiled.lock().contains_key(&range.path) {
             return Ok(false);
         }
         self.before = at(0).map_or(StreamPosition(0), |(position, _)| position);
-        let is_added = range.kind != RangeKind::Replace && range.offset > 0;
+        let is_added = range.kind == RangeKind::Patch || range.kind == RangeKind::Append && range.offset > 0;
         let Some(mut file) = self.open(&range.path, version)? else {
             let is_new = self.spoil(&range.path, is_added);
             if at(0).is_some() && is_new && self.core.unreadable.is_noted(&range.path) {
@@ -303,13 +303,13 @@ impl<'a> Ranges<'a> {
     }
 
     /// All of a small file that is read in bulk is digested on the way, unless that was done: it would be read again to be compared. Returns how it looks now.
-    fn begin_digest(&mut self, range: &FileRange, file: &Reader) -> Option<(Stamps, i64)> {
+    fn begin_digest(&mut self, range: &FileRange, file: &Reader) -> Option<(Stamps, i64, u64)> {
         let is_small = range.offset == 0 && range.len <= ON_THE_WAY_BYTES_MAX;
         let is_wanted = self.in_bulk && is_small && self.core.chunks.digested(range.generation) < range.len;
-        let began = now();
+        let (began, rewrites) = (now(), self.core.chunks.rewrites());
         let looks = is_wanted.then(|| Stamps::of_file(file.file()).ok()).flatten();
         self.digest = looks.map(|_| Chunked::default());
-        looks.map(|looks| (looks, began))
+        looks.map(|looks| (looks, began, rewrites))
     }
 
     /// How many bytes of a range are read before any of them is sent.

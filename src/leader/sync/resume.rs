@@ -95,6 +95,7 @@ impl<'a> Resumer<'a> {
         wait_admitted(&core.config, &core.history, self.follower)?;
         let begun = Instant::now();
         let bits = bits_for(core.stream.totals().0);
+        let joining = core.stream.begin_join();
         self.answers.await_sums();
         self.tell(&Control::Want(bits))?;
         // While the follower is at the same. For one at a time: that is held until it is compared.
@@ -122,7 +123,7 @@ impl<'a> Resumer<'a> {
             follower.sync.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view, ack_timeout }.run(all)
+        CatchUp { core, follower, frame, ranges, view, ack_timeout, joining }.run(all)
     }
 
     fn tell(&mut self, control: &Control) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::index::Version;
 use crate::leader::batch::{FileRange, RangeKind, Step};
 use crate::leader::link::acks::Offer;
-use crate::leader::stream::{Changes, temporary_of, whole};
+use crate::leader::stream::{Changes, Rewritten, temporary_of, whole};
 use crate::leader::sync::moves::{in_order, is_at_or_below};
 use crate::protocol::extension::Control;
 use crate::sys::hash::{HashMap, HashSet};
@@ -42,19 +42,25 @@ impl View {
         Self { held: held.collect(), extension: true }
     }
 
-    /// What it takes to bring the follower to `changes`, and the view there. Renames and deletes come first: a folder may come
-    /// where a file was.
-    pub(in crate::leader) fn plan(&mut self, changes: Changes) -> Vec<Step> {
+    /// What it takes to bring the follower to `changes`, and the view there, where this was `rewritten` in place since the last time. Renames and deletes come
+    /// first: a folder may come where a file was.
+    pub(in crate::leader) fn plan(&mut self, changes: Changes, rewritten: &Rewritten) -> Vec<Step> {
         let Changes { files: mut changes, whole: is_all, .. } = changes;
         if is_all {
             let there: HashSet<&RelPath> = changes.iter().map(|(path, _)| path).collect();
             let went: Vec<_> = self.held.keys().filter(|path| !there.contains(path)).cloned().collect();
             changes.extend(went.into_iter().map(|path| (path, Version::ABSENT)));
         }
-        self.plan_of(changes)
+        self.plan_of(changes, rewritten)
     }
 
-    pub(in crate::leader) fn plan_of(&mut self, changes: Vec<(RelPath, Version)>) -> Vec<Step> {
+    fn plan_of(&mut self, changes: Vec<(RelPath, Version)>, rewritten: &Rewritten) -> Vec<Step> {
+        if !self.extension {
+            // It has no words for a part of a file.
+            for (path, _) in changes.iter().filter(|(_, version)| rewritten.is_of(version.generation)) {
+                self.void(path);
+            }
+        }
         let mut first = if self.extension { self.renames(&changes) } else { Vec::new() };
         // In order of names: `x` is replaced before the `x.tmp` that it spoils.
         let mut changes: BTreeMap<RelPath, Version> = changes.into_iter().collect();
@@ -69,15 +75,17 @@ impl View {
                 continue;
             }
             self.held.insert(path.clone(), Held::Exact(version));
-            let had = prefix(held, version);
+            let had = prefix(held, version).filter(|_| !rewritten.is_all_of(version.generation));
             match had {
-                Some(had) if had == version.len => {}
-                Some(had) => sends.push(Step::Send(FileRange {
-                    kind: RangeKind::Append,
-                    offset: had,
-                    len: version.len - had,
-                    ..whole(&path, version)
-                })),
+                Some(had) => {
+                    let range =
+                        |kind, (offset, len)| Step::Send(FileRange { kind, offset, len, ..whole(&path, version) });
+                    let parts = rewritten.ranges(version.generation, had);
+                    sends.extend(parts.into_iter().map(|part| range(RangeKind::Patch, part)));
+                    if had < version.len {
+                        sends.push(range(RangeKind::Append, (had, version.len - had)));
+                    }
+                }
                 None if version.len > 0 => sends.push(Step::Send(whole(&path, version))),
                 None if self.extension => sends.push(Step::Control(Control::Empty(path))),
                 // Protocol 1.0.0 cannot make an empty file: none stands for it.
@@ -245,7 +253,7 @@ mod tests {
                         index.end_walk(walk);
                         since = at;
                         let changed = found.into_iter().map(|found| (found.path, found.version)).collect();
-                        apply(&mut copy, &view.plan_of(changed), !extension);
+                        apply(&mut copy, &view.plan_of(changed, &Rewritten::default()), !extension);
                         // Empty files: a generation says nothing; to 1.0.0 they are none.
                         let of_use = |generation: u64, len: u64| (len > 0).then_some((generation, len));
                         let seen = |empty: bool| move |(path, file): (RelPath, Option<(u64, u64)>)| {

@@ -24,20 +24,28 @@ pub enum Control {
     },
     /// The file is there, and empty.
     Empty(RelPath),
-
-    /// Make durable what came before this, and say so by a mark: of all action bytes before this control.
-    MakeDurable,
-
-    // ---- of this connection only ----
     /// The append to this file that follows (with no other action on a file between) is not to be added at the end but written
-    /// at this offset: the patch of a chunk. It ends within the file as it is. Only from when a sync begins until the first position after its end,
-    /// while the follower's copy counts as incomplete. The append counts in positions like any other.
+    /// at this offset. It ends within the file as it is.
     PatchAt {
         /// The file, which is there.
         path: RelPath,
         /// Where the bytes go.
         offset: u64,
     },
+    /// Zeros from here on, which take no room on the disk where that is possible. They begin within the file as it is or at its end, and may go beyond it.
+    Hole {
+        /// The file, which is there.
+        path: RelPath,
+        /// Where they begin.
+        offset: u64,
+        /// How many; not none.
+        len: u64,
+    },
+
+    /// Make durable what came before this, and say so by a mark: of all action bytes before this control.
+    MakeDurable,
+
+    // ---- of this connection only ----
     /// The file gets a new content: the appends to it that follow, with nothing in between but heartbeats, go to a file beside it, up to
     /// [`Place`](Self::Place) or [`Unstage`](Self::Unstage). So a replacement can be sent in pieces, and given up in the middle. The
     /// appends do not count in positions as what they stand for does: a position follows.
@@ -94,6 +102,7 @@ impl Control {
             Self::Truncate { .. } => "$paceline/truncate",
             Self::Empty(_) => "$paceline/empty",
             Self::PatchAt { .. } => "$paceline/patch",
+            Self::Hole { .. } => "$paceline/hole",
             Self::Stage(_) => "$paceline/stage",
             Self::Place => "$paceline/place",
             Self::Unstage => "$paceline/unstage",
@@ -119,7 +128,8 @@ impl Control {
     /// Whether it is part of the one order of all followers, and counts in positions.
     #[must_use]
     pub fn counts_in_positions(&self) -> bool {
-        matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_) | Self::MakeDurable)
+        let of_files = matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_));
+        of_files || matches!(self, Self::PatchAt { .. } | Self::Hole { .. } | Self::MakeDurable)
     }
 
     /// Adds the control to the end of `out`, as an action.
@@ -138,6 +148,11 @@ impl Control {
             Self::Truncate { path, len: number } | Self::PatchAt { path, offset: number } => {
                 name(path);
                 content.extend_from_slice(&number.to_le_bytes());
+            }
+            Self::Hole { path, offset, len } => {
+                name(path);
+                content.extend_from_slice(&offset.to_le_bytes());
+                content.extend_from_slice(&len.to_le_bytes());
             }
             Self::Empty(path) | Self::Stage(path) => name(path),
             // An append of nothing would be a delete.
@@ -178,6 +193,7 @@ impl Control {
             "$paceline/truncate" => Self::Truncate { path: name(rest)?, len: u64(rest)? },
             "$paceline/empty" => Self::Empty(name(rest)?),
             "$paceline/patch" => Self::PatchAt { path: name(rest)?, offset: u64(rest)? },
+            "$paceline/hole" => Self::Hole { path: name(rest)?, offset: u64(rest)?, len: u64(rest)? },
             "$paceline/stage" => Self::Stage(name(rest)?),
             "$paceline/place" => Self::Place,
             "$paceline/unstage" => Self::Unstage,
@@ -208,9 +224,14 @@ impl Control {
             name => return Err(ProtocolError::OutOfPlace(format!("control {name}, which this version does not know"))),
         };
         // What a later version adds behind is passed over.
-        if let Self::Truncate { len: number, .. } | Self::PatchAt { offset: number, .. } = control
-            && number > PAYLOAD_BYTES_MAX
-        {
+        let is_sound = match control {
+            Self::Truncate { len: number, .. } | Self::PatchAt { offset: number, .. } => number <= PAYLOAD_BYTES_MAX,
+            Self::Hole { offset, len, .. } => {
+                len > 0 && offset.checked_add(len).is_some_and(|end| end <= PAYLOAD_BYTES_MAX)
+            }
+            _ => true,
+        };
+        if !is_sound {
             return Err(ProtocolError::Malformed(WHAT));
         }
         Ok(Some(control))
@@ -234,6 +255,8 @@ mod tests {
             (any_path(), number.clone()).prop_map(|(path, len)| Control::Truncate { path, len }),
             any_path().prop_map(Control::Empty),
             (any_path(), number.clone()).prop_map(|(path, offset)| Control::PatchAt { path, offset }),
+            (any_path(), 0..PAYLOAD_BYTES_MAX / 2, 1..PAYLOAD_BYTES_MAX / 2)
+                .prop_map(|(path, offset, len)| Control::Hole { path, offset, len }),
             any_path().prop_map(Control::Stage),
             Just(Control::Place),
             Just(Control::Unstage),
@@ -271,11 +294,13 @@ mod tests {
             Control::Rename { from: path.clone(), to: path.clone() },
             Control::Truncate { path: path.clone(), len: 0 },
             Control::Empty(path.clone()),
+            Control::PatchAt { path: path.clone(), offset: 0 },
+            Control::Hole { path: path.clone(), offset: 0, len: 1 },
             Control::MakeDurable,
         ];
         assert!(counting.iter().all(Control::counts_in_positions));
         let staging = [Control::Stage(path.clone()), Control::Place, Control::Unstage];
-        let others = [Control::PatchAt { path: path.clone(), offset: 0 }, Control::Want(0), Control::SyncEnds];
+        let others = [Control::Want(0), Control::SyncEnds];
         assert!(!staging.iter().any(Control::counts_in_positions));
         assert!(!others.iter().any(Control::counts_in_positions));
         for name in ["truncate", "patch"] {
@@ -284,6 +309,12 @@ mod tests {
             assert!(decode(PAYLOAD_BYTES_MAX).is_ok());
             assert!(matches!(decode(PAYLOAD_BYTES_MAX + 1), Err(ProtocolError::Malformed(_))));
         }
+        let hole = |offset: u64, len: u64| {
+            let content = [&[1, 0, b'a'][..], &offset.to_le_bytes(), &len.to_le_bytes()].concat();
+            Control::decode(&RelPath::new("$paceline/hole").unwrap(), &content)
+        };
+        assert!(hole(1, PAYLOAD_BYTES_MAX - 1).is_ok());
+        assert!(hole(1, PAYLOAD_BYTES_MAX).is_err() && hole(1, 0).is_err() && hole(u64::MAX, 1).is_err());
         let later = |name: &str| Control::decode(&RelPath::new(name).unwrap(), b"x");
         assert_eq!(later("$paceline/later?").unwrap(), None);
         assert!(matches!(later("$paceline/later"), Err(ProtocolError::OutOfPlace(_))));

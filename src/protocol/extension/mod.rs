@@ -141,7 +141,7 @@ mod tests {
             let _ = Message::read(&mut &bytes[..]);
             let _ = Fields::read(&mut &bytes[..]);
             let _ = Start::read(&mut &bytes[..]);
-            for name in ["rename", "truncate", "patch", "stage", "sync-begins", "position", "heartbeat", "goodbye", "want", "tell"] {
+            for name in ["rename", "truncate", "patch", "hole", "stage", "sync-begins", "position", "heartbeat", "goodbye", "want", "tell"] {
                 let _ = Control::decode(&RelPath::new(&format!("$paceline/{name}")).unwrap(), &bytes);
             }
         }

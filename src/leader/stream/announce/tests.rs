@@ -69,8 +69,8 @@ fn a_replacement_goes_by_way_of_another_file_for_1_0_0_only() {
         assert_eq!(stream.position().since(before), framing_bytes(&path) + 3);
         let sealed = std::mem::take(&mut stream.ordered.lock().sealed);
         let [batch] = &sealed[..] else { panic!("{sealed:?}") };
-        let steps = batch.instead.as_deref().unwrap();
-        let [Step::Delete(first), Step::Send(replace), Step::Send(back)] = steps else { panic!("{steps:?}") };
+        let Some(Instead::Steps(steps)) = &batch.instead else { panic!("{batch:?}") };
+        let [Step::Delete(first), Step::Send(replace), Step::Send(back)] = &steps[..] else { panic!("{steps:?}") };
         assert_eq!([first, &replace.path, &back.path], [&temporary, &path, &temporary]);
     }
 }

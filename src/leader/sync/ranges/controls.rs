@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Ranges;
 use crate::error::Error;
-use crate::leader::batch::{Batch, FileRange, Step};
+use crate::leader::batch::{Batch, FileRange, Instead, Step};
 use crate::leader::link::frame::Frame;
 use crate::leader::peers::gone::{broken, gone};
 use crate::protocol::extension::Control;
@@ -46,11 +46,32 @@ impl Ranges<'_> {
     }
 
     /// Sends a follower of 1.0.0 what it gets instead of a batch.
-    pub(in crate::leader) fn send_instead(&mut self, frame: &mut Frame, batch: &Batch) -> Result<(), Error> {
-        for step in batch.instead.iter().flatten() {
-            let _ = self.send_step(frame, step)?;
+    pub(in crate::leader) fn send_instead(
+        &mut self,
+        frame: &mut Frame,
+        instead: &Instead,
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        let (begin, end) = (StreamPosition(batch.end - batch.bytes), StreamPosition(batch.end));
+        match instead {
+            Instead::Steps(steps) => drop(self.send_steps(frame, steps)?),
+            Instead::Later(path) => self.follower.void(path, begin, end),
+            Instead::Now(path, steps) => {
+                if self.send_steps(frame, steps)? {
+                    self.follower.mended(path, begin, end);
+                }
+            }
         }
         self.sent(frame, batch)
+    }
+
+    /// Whether nothing is void after them.
+    fn send_steps(&mut self, frame: &mut Frame, steps: &[Step]) -> Result<bool, Error> {
+        let mut is_whole = true;
+        for step in steps {
+            is_whole &= self.send_step(frame, step)?.is_ok();
+        }
+        Ok(is_whole)
     }
 
     /// Sends a control that stands in the stream to a follower that knows the extension.
@@ -62,7 +83,17 @@ impl Ranges<'_> {
     ) -> Result<(), Error> {
         // Should it be so just now, it is asked to make durable what follows here.
         self.tell_whole(frame, StreamPosition(batch.end - batch.bytes))?;
-        let instead = batch.instead.as_deref().unwrap_or_default();
+        let instead = match &batch.instead {
+            Some(Instead::Steps(steps)) => &steps[..],
+            _ => &[],
+        };
+        if let Control::Hole { path, .. } = control
+            && self.follower.spoiled.lock().contains_key(path)
+        {
+            // It comes whole, with its holes.
+            self.tell_position(frame, batch)?;
+            return self.sent(frame, batch);
+        }
         // A rename or truncation of what a void range left incomplete would not make it whole.
         let spoiled = match control {
             Control::Rename { from: path, .. } | Control::Truncate { path, .. } => {

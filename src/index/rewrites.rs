@@ -1,0 +1,176 @@
+//! What was written in place, for those who join meanwhile: a file keeps its generation then, and its length.
+//!
+//! A joiner is sent what a file held when it was read. What is written in place after that has to be sent again, and no more than that of a file that may be large: so
+//! parts of files are noted with the number of their last change, and told from a position on, like everything else. Nobody needs that while nobody joins, and
+//! then nothing is noted but when each file was last written to in place.
+//!
+//! Bounded: beyond [`PARTS_MAX`] the part that was changed longest ago is forgotten, and of files that were written to in place by then it is not
+//! known any more which parts. Ordered maps throughout: no step takes longer than some hundred nanoseconds, however many there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Index;
+
+/// A part of a file, in bytes.
+pub(crate) const PART_BYTES: u64 = 64 << 10;
+
+/// Parts that are noted at most: 16 GiB of them, in some 30 MiB of memory.
+const PARTS_MAX: usize = 1 << 18;
+
+/// A part that was changed: the number of its last change, the file's generation, and which part.
+pub(crate) type Part = (u64, u64, u64);
+
+#[derive(Debug, Default)]
+pub(super) struct Rewrites {
+    /// The number of the last such change of a file, by generation.
+    last: BTreeMap<u64, u64>,
+    parts: BTreeSet<Part>,
+    /// When each of them was changed.
+    changes: BTreeMap<(u64, u64), u64>,
+    complete_since: u64,
+    joining: usize,
+}
+
+/// What nobody needs any more; dropped where no lock is held.
+#[derive(Debug)]
+pub(crate) struct Forgotten {
+    _parts: BTreeSet<Part>,
+    _changes: BTreeMap<(u64, u64), u64>,
+}
+
+impl Rewrites {
+    pub(super) fn note(&mut self, generation: u64, offset: u64, len: u64, change: u64) {
+        self.last.insert(generation, change);
+        if self.joining == 0 || len == 0 {
+            return;
+        }
+        for part in offset / PART_BYTES..=(offset + len - 1) / PART_BYTES {
+            if let Some(before) = self.changes.insert((generation, part), change) {
+                self.parts.remove(&(before, generation, part));
+            }
+            self.parts.insert((change, generation, part));
+        }
+        while self.parts.len() > PARTS_MAX
+            && let Some((change, generation, part)) = self.parts.pop_first()
+        {
+            self.changes.remove(&(generation, part));
+            self.complete_since = change;
+        }
+    }
+
+    /// When a generation was last written to in place; 0: never.
+    pub(super) fn last(&self, generation: u64) -> u64 {
+        self.last.get(&generation).copied().unwrap_or(0)
+    }
+
+    /// The file is no more.
+    pub(super) fn forget(&mut self, generation: u64) {
+        self.last.remove(&generation);
+    }
+
+    pub(super) fn set_last(&mut self, generation: u64, change: u64) {
+        if change > 0 {
+            self.last.insert(generation, change);
+        }
+    }
+}
+
+impl Index {
+    /// Somebody joins: what is written in place from now on is told by part. `position`: the present one.
+    pub(crate) fn begin_join(&mut self, position: u64) {
+        let rewrites = &mut self.rewrites;
+        if rewrites.joining == 0 {
+            rewrites.complete_since = position;
+        }
+        rewrites.joining += 1;
+    }
+
+    /// Somebody has joined.
+    pub(crate) fn end_join(&mut self) -> Option<Forgotten> {
+        let rewrites = &mut self.rewrites;
+        rewrites.joining -= 1;
+        (rewrites.joining == 0).then(|| Forgotten {
+            _parts: std::mem::take(&mut rewrites.parts),
+            _changes: std::mem::take(&mut rewrites.changes),
+        })
+    }
+
+    /// The parts that were changed after the number `since`, at most so many; ascending. To be asked again from the last of them on, until there are none.
+    pub(crate) fn rewritten(&self, since: Part, most: usize) -> Vec<Part> {
+        let after = (std::ops::Bound::Excluded(since), std::ops::Bound::Unbounded);
+        self.rewrites.parts.range(after).take(most).copied().collect()
+    }
+
+    /// Files that were ever written to in place, in the order of their generations, from one on: at most so many, each with the number of its last such change.
+    pub(crate) fn rewritten_files(&self, from: u64, most: usize) -> Vec<(u64, u64)> {
+        self.rewrites.last.range(from..).take(most).map(|(generation, change)| (*generation, *change)).collect()
+    }
+
+    /// From this position on all parts are known that were changed. To be asked after they were read.
+    pub(crate) fn rewritten_complete_since(&self) -> u64 {
+        self.rewrites.complete_since
+    }
+
+    /// The number of the last change in place of the file of a generation; 0 if there was none.
+    pub(crate) fn last_rewrite(&self, generation: u64) -> u64 {
+        self.rewrites.last(generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::RelPath;
+
+    const ALL: Part = (0, u64::MAX, u64::MAX);
+
+    fn with_file() -> (Index, RelPath, u64) {
+        let mut index = Index::new();
+        let path = RelPath::new("f").unwrap();
+        let version = index.put(&path, 10 * PART_BYTES, None, 1);
+        (index, path, version.generation)
+    }
+
+    #[test]
+    fn parts_are_told_in_the_order_of_their_last_change_while_somebody_joins() {
+        let (mut index, path, generation) = with_file();
+        let slot = index.slot(path.as_str()).unwrap();
+        index.rewrite(slot, 0, 1, 2);
+        assert!(index.rewritten(ALL, 9).is_empty() && index.last_rewrite(generation) == 2);
+        index.begin_join(2);
+        index.rewrite(slot, PART_BYTES - 1, 2, 3);
+        index.rewrite(slot, 5 * PART_BYTES, PART_BYTES, 4);
+        index.rewrite(slot, 7, 1, 5);
+        let all = [(3, generation, 1), (4, generation, 5), (5, generation, 0)];
+        assert_eq!(index.rewritten(ALL, 9), all);
+        assert_eq!(index.rewritten(all[0], 1), all[1..2]);
+        assert_eq!(index.rewritten((4, u64::MAX, u64::MAX), 9), all[2..]);
+        assert_eq!(index.rewritten_complete_since(), 2);
+        index.begin_join(5);
+        assert!(index.end_join().is_none() && index.rewritten(ALL, 9).len() == 3);
+        assert!(index.end_join().is_some() && index.rewritten(ALL, 9).is_empty());
+    }
+
+    #[test]
+    fn it_outlives_a_rename_and_not_the_file() {
+        let (mut index, path, generation) = with_file();
+        index.rewrite(index.slot(path.as_str()).unwrap(), 0, 1, 2);
+        let other = RelPath::new("g").unwrap();
+        index.rename(&path, &other, 3);
+        assert_eq!(index.last_rewrite(generation), 2);
+        index.put(&other, 5, None, 4);
+        assert_eq!(index.last_rewrite(generation), 0);
+    }
+
+    #[test]
+    fn beyond_the_bound_it_is_known_from_when_on_it_is_known() {
+        let (mut index, path, _) = with_file();
+        let slot = index.slot(path.as_str()).unwrap();
+        index.begin_join(1);
+        for change in 0..=PARTS_MAX as u64 {
+            index.rewrite(slot, change * PART_BYTES, 1, change + 2);
+        }
+        assert_eq!(index.rewritten(ALL, usize::MAX).len(), PARTS_MAX);
+        assert_eq!(index.rewritten_complete_since(), 2);
+    }
+}
