@@ -113,6 +113,7 @@ impl History {
             pause: plan.pause,
             commits: plan.commits,
             large: plan.large,
+            in_place: plan.in_place,
             commits_call: plan.commits_call,
             appends_wait: plan.appends_wait,
             stop: AtomicBool::new(false),

@@ -24,6 +24,8 @@ pub(crate) struct Host {
     pub(crate) commits: u8,
     /// So many percent of what is written.
     pub(crate) large: u8,
+    /// So many percent of what is done otherwise.
+    pub(crate) in_place: u8,
     /// They do not wait for commits.
     pub(crate) commits_call: bool,
     /// Whether appends may wait.
@@ -320,6 +322,7 @@ impl Writing {
             let others = 100 - host.commits;
             match u32::from(choice) * 78 / u32::from(others) {
                 _ if choice >= others => self.commit(last, kind),
+                _ if size % 100 < u32::from(host.in_place) => last = self.page(&folder, size / 100)?.unwrap_or(last),
                 0..45 => last = self.record(number, host.length(size, kind))?,
                 45..55 => {
                     let state = writer.states.fetch_add(1, Ordering::Relaxed) + 1;
@@ -423,6 +426,54 @@ impl Writing {
             }
         }
         Ok(())
+    }
+
+    /// A file of pages, with holes between them, that are written to in place: each time with a higher number. `None`: nothing was done.
+    fn page(&self, folder: &str, choice: u32) -> Result<Option<StreamPosition>, AppendError> {
+        let (leader, files) = (&self.leader, &self.host.model);
+        let name = path(&format!("{folder}/pages"));
+        let (page, len) = (choice as usize % (model::PAGES_MAX + 1), leader.file_len(&name).unwrap_or_default());
+        let pages = usize::try_from(len.div_ceil(model::PAGE_STRIDE)).expect("few");
+        self.folder(folder)?;
+        let file = fs::File::options().write(true).create(true).truncate(false).open(self.dir.join(name.as_str()));
+        let file = file.map_err(|source| failed("open", &name, source))?;
+        let written = if page < pages {
+            let Some(number) = files.next_page(name.as_str(), page) else { return Ok(None) };
+            let at = page as u64 * model::PAGE_STRIDE;
+            // What is there of a last page that was cut off in the middle of being made.
+            let bytes = vec![number; usize::try_from((len - at).min(model::PAGE_BYTES)).expect("a page")];
+            let written = file.write_all_at(&bytes, at);
+            written.map(|()| (page, number, admitted(|| leader.write_at(&name, at, &bytes))))
+        } else if pages < model::PAGES_MAX {
+            let Some(number) = files.next_page(name.as_str(), pages) else { return Ok(None) };
+            let at = pages as u64 * model::PAGE_STRIDE;
+            let bytes = [number; model::PAGE_BYTES as usize];
+            let extended = if len == at { Ok(()) } else { file.set_len(at) };
+            let written = extended.and_then(|()| file.write_all_at(&bytes, at));
+            let announce = || {
+                if leader.file_len(&name).is_some_and(|len| len < at) {
+                    leader.truncate(&name, at)?;
+                }
+                leader.append(&name, at, &bytes)
+            };
+            written.map(|()| (pages, number, admitted(announce)))
+        } else {
+            // All of it, which is read from the disk.
+            let all = fs::read(self.dir.join(name.as_str())).map_err(|source| failed("read", &name, source))?;
+            return admitted(|| leader.write_at(&name, 0, &all)).map(Some);
+        };
+        match written {
+            Ok((page, number, Ok(position))) => {
+                let is_whole = len == 0 || page < pages - 1 || page == pages;
+                if is_whole {
+                    self.pending.add(position, Confirmed::Page { name: name.as_str().to_owned(), page, number });
+                }
+                Ok(Some(position))
+            }
+            Ok((.., Err(error))) => Err(error),
+            // Some of it may be there.
+            Err(_) => announced(|| leader.replace(&name)).map(Some),
+        }
     }
 
     /// Of what this writer did last, or of all there is.

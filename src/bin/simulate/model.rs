@@ -27,6 +27,18 @@ pub(crate) struct Kept {
 enum Held {
     Records(BTreeSet<Vec<u8>>),
     State(u64),
+    Pages(Vec<u8>),
+}
+
+/// Pages of a file that is written to in place stand so far apart, with a hole between them.
+pub(crate) const PAGE_STRIDE: u64 = 40_000;
+pub(crate) const PAGE_BYTES: u64 = 512;
+pub(crate) const PAGES_MAX: usize = 16;
+
+/// The part of a file that is a page.
+fn page(content: &[u8], number: usize) -> Option<&[u8]> {
+    let at = number * usize::try_from(PAGE_STRIDE).expect("small");
+    content.get(at..at + usize::try_from(PAGE_BYTES).expect("small"))
 }
 
 #[derive(Default)]
@@ -35,6 +47,8 @@ pub(crate) struct Model(Mutex<State>);
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, File>,
+    /// Of files of pages: the highest number that was ever written to each page.
+    pages: BTreeMap<String, Vec<u8>>,
     terms: usize,
     confirmed: Vec<Confirmed>,
     appends: u64,
@@ -80,6 +94,8 @@ pub(crate) enum Confirmed {
     Record(Vec<u8>),
     /// At least this state of a file that is only ever replaced by a later one.
     State { name: String, number: u64 },
+    /// At least this number in all of a page.
+    Page { name: String, page: usize, number: u8 },
 }
 
 impl std::fmt::Debug for Confirmed {
@@ -87,6 +103,7 @@ impl std::fmt::Debug for Confirmed {
         match self {
             Self::Record(tag) => f.write_str(&String::from_utf8_lossy(tag)),
             Self::State { name, number } => write!(f, "{name}={number}"),
+            Self::Page { name, page, number } => write!(f, "{name}:{page}={number}"),
         }
     }
 }
@@ -125,6 +142,15 @@ impl Model {
     pub(crate) fn replaced(&self, term: Term, name: &str, bytes: Vec<u8>) {
         let began = bytes.len();
         self.lock().files.entry(name.to_owned()).or_default().is_now(term, bytes, began);
+    }
+
+    /// The next number of a page, which is about to be written; `None`: there are no more.
+    pub(crate) fn next_page(&self, name: &str, page: usize) -> Option<u8> {
+        let pages = &mut self.lock().pages;
+        let pages = pages.entry(name.to_owned()).or_default();
+        pages.resize(pages.len().max(page + 1), 0);
+        pages[page] = pages[page].checked_add(1)?;
+        Some(pages[page])
     }
 
     pub(crate) fn deleted(&self, term: Term, name: &str) {
@@ -203,8 +229,25 @@ impl State {
         self.files.get(name).is_some_and(|file| file.incarnation == incarnation && file.now.contains_key(&self.terms))
     }
 
+    fn check_pages(&self, name: &str, content: &[u8]) -> Result<(), String> {
+        let written = self.pages.get(name).map(Vec::as_slice).unwrap_or_default();
+        let stride = usize::try_from(PAGE_STRIDE).expect("small");
+        for (number, page) in content.chunks(stride).enumerate() {
+            let (page, hole) = page.split_at(page.len().min(usize::try_from(PAGE_BYTES).expect("small")));
+            let most = written.get(number).copied().unwrap_or(0);
+            if let Some(byte) = page.iter().find(|byte| **byte > most).or(hole.iter().find(|byte| **byte > 0)) {
+                return Err(format!("{name} has {byte} at page {number}, where {most} was written last"));
+            }
+        }
+        Ok(())
+    }
+
     /// The first incarnation in which the name stood for this.
     fn incarnation(&self, name: &str, content: &[u8]) -> Result<u64, String> {
+        if name.ends_with("/pages") {
+            // Any mixture of what was written; it is there for good.
+            return self.check_pages(name, content).map(|()| 0);
+        }
         let Some(file) = self.files.get(name) else { return Err(format!("{name} never was at the leader")) };
         let was = file.versions.iter().find(|version| version.was(content));
         was.map(|version| version.incarnation).ok_or_else(|| {
@@ -220,6 +263,9 @@ impl Held {
         if name.contains("/log") {
             return Some(Self::Records(records(content).into_iter().map(<[u8]>::to_vec).collect()));
         }
+        if name.ends_with("/pages") {
+            return Some(Self::Pages(content.to_vec()));
+        }
         name.ends_with("/state").then(|| Self::State(state_number(content)))
     }
 }
@@ -231,6 +277,16 @@ impl Kept {
                 let is_in = |held: &Held| matches!(held, Held::Records(tags) if tags.contains(tag));
                 let found = self.files.values().any(is_in);
                 (!found).then(|| format!("record {} is missing", String::from_utf8_lossy(tag)))
+            }
+            Confirmed::Page { name, page: at, number } => {
+                let held = self.files.iter().find_map(|((of, _), held)| match held {
+                    Held::Pages(content) if of == name => Some(content),
+                    _ => None,
+                });
+                let found = held.and_then(|content| page(content, *at));
+                let is_there = found.is_some_and(|page| page.iter().all(|byte| byte >= number));
+                let least = found.and_then(|page| page.iter().min());
+                (!is_there).then(|| format!("{name}:{at} is at {least:?}, and {number} was confirmed"))
             }
             Confirmed::State { name, number } => {
                 let is = self.files.iter().find_map(|((of, _), held)| match held {

@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) commits: u8,
     /// So many percent of what they write is large.
     pub(crate) large: u8,
+    /// So many percent of what they do is to write in place.
+    pub(crate) in_place: u8,
     /// So long the host writes while things happen.
     pub(crate) length: Duration,
     pub(crate) catch_up: bool,
@@ -164,6 +166,7 @@ impl Plan {
             pause: Duration::from_micros(pause),
             commits: [3, 22, 22, 50][rng.usize(..4)],
             large: [0, 2, 2, 10][rng.usize(..4)],
+            in_place: if kind == Kind::Watched { 0 } else { [0, 10, 40][rng.usize(..3)] },
             length,
             catch_up: rng.bool(),
             small_queue: rng.u8(..100) < 25,
@@ -188,6 +191,7 @@ impl Plan {
             pause: Duration::ZERO,
             commits: 22,
             large: 2,
+            in_place: 0,
             length: Duration::from_millis(200),
             catch_up: false,
             small_queue: false,

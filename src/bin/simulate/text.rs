@@ -20,6 +20,7 @@ impl fmt::Display for Plan {
         write!(f, " followers={} writers={} pause={}", self.followers, self.writers, self.pause.as_micros())?;
         write!(f, " length={} file_clock={}", self.length.as_micros(), self.file_clock.as_micros())?;
         write!(f, " stalls={} commits={} large={}", self.stalls, self.commits, self.large)?;
+        write!(f, " in_place={}", self.in_place)?;
         write!(f, " look_every={}", self.look_every.as_micros())?;
         for (name, is_set) in self.switches() {
             if is_set {
@@ -76,6 +77,7 @@ impl FromStr for Plan {
                 "stalls" => plan.stalls = number(value)?,
                 "commits" => plan.commits = number(value)?,
                 "large" => plan.large = number(value)?,
+                "in_place" => plan.in_place = number(value)?,
                 "look_every" => plan.look_every = micros(value)?,
                 "file_clock" => plan.file_clock = micros(value)?,
                 _ => return Err(wrong()),
