@@ -158,6 +158,26 @@ fn what_is_kept_is_older_than_the_files_after_a_kill() {
 }
 
 #[test]
+fn what_is_kept_is_of_no_later_boot_once_something_was_written_in_place() {
+    let mut scene = Scene::new();
+    /// Where it says who has written to the directory: 0, a follower alone, as followers do.
+    const WHO_AT: usize = 19;
+    let who = |scene: &Scene| fs::read(scene.kept()).unwrap()[WHO_AT];
+    assert_eq!(who(&scene), 0);
+    let follower = scene.start();
+    let (mut connection, _) = scene.leader.accept_in_sync();
+    let patch = encoded(&[Control::PatchAt { path: support::extension_leader::path("c"), offset: 5 }]);
+    connection.stream(&[patch, append("c", b"in place")].concat());
+    eventually("written", || fs::read(scene.at("c")).unwrap()[5..].starts_with(b"in place"));
+    // Before it was written, and when it is kept anew.
+    assert_eq!(who(&scene), 1);
+    follower.stop();
+    assert_eq!(who(&scene), 1);
+    scene.contents[2].1[5..13].copy_from_slice(b"in place");
+    scene.starts_and_reads(CHUNK as u64);
+}
+
+#[test]
 fn nothing_is_kept_in_a_directory_that_is_somebodys() {
     let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
     fs::write(dir.path().join("mine"), "mine").unwrap();

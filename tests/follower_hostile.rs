@@ -329,6 +329,7 @@ fn all_with(name: &str) -> Vec<Vec<u8>> {
         encoded(&[Control::Truncate { path: path(name), len: 0 }]),
         encoded(&[Control::Empty(path(name))]),
         [encoded(&[Control::PatchAt { path: path(name), offset: 0 }]), append(name, b"x")].concat(),
+        encoded(&[Control::Hole { path: path(name), offset: 0, len: 1 }]),
     ]
 }
 
@@ -432,7 +433,11 @@ fn controls_out_of_order_end_the_connection() {
         (fresh, append("a", b"x"), "before a sync began"),
         (fresh, encoded(&[Control::Empty(path("a"))]), "before a sync began"),
         (synced, encoded(&[Control::SyncEnds]), "that had not begun"),
-        (synced, encoded(&[Control::PatchAt { path: path("a"), offset: 0 }]), "patch of a outside a sync"),
+        (
+            synced,
+            encoded(&[Control::PatchAt { path: path("none"), offset: 0 }, Control::MakeDurable]),
+            "without its bytes",
+        ),
         (synced, encoded(&[begins()]), "before all was told"),
     ] {
         let mut connection = match in_sync {

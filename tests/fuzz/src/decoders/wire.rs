@@ -113,11 +113,12 @@ pub fn actions(input: &[u8]) {
 }
 
 pub fn controls(input: &[u8]) {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 13] = [
         "rename",
         "truncate",
         "empty",
         "patch",
+        "hole",
         "want",
         "sync-begins",
         "sync-ends",
