@@ -137,11 +137,12 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
         term: Some(1),
         once: leader.other,
         keep: KEEP,
+        digests: &digests,
         shared: &shared,
         report: &report,
         jobs: &jobs,
     };
-    let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
+    let mut session = Session::new(parts, &dir, Track::new(digests.clone(), Unflushed::default()));
     let result = session.run(&mut reader);
     let _ = session.end();
     report.close();

@@ -170,7 +170,7 @@ impl Actions<'_> {
 
 /// Makes a hole within a file; zeros, where its file system has none.
 fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    const ZEROS: [u8; 4 << 10] = [0; 4 << 10];
     match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
         Ok(()) => return Ok(()),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}

@@ -236,17 +236,16 @@ impl ChunkCache {
         for (from, to) in spans {
             file.seek(from);
             while file.offset() < to {
-                let mut at = usize::try_from(file.offset() / CHUNK_BYTES).unwrap_or(usize::MAX);
+                let first = usize::try_from(file.offset() / CHUNK_BYTES).unwrap_or(usize::MAX);
                 let chunks = match buffer.next(&mut file, to) {
                     Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
                     chunks => chunks?,
                 };
-                for chunk in chunks.digested() {
+                for (at, chunk) in (first..).zip(chunks.digested()) {
                     match digests.get_mut(at) {
                         Some(digest) => *digest = chunk.digest,
                         None => digests.push(chunk.digest),
                     }
-                    at += 1;
                     go_on(chunk.read)?;
                 }
             }

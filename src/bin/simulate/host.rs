@@ -447,7 +447,7 @@ impl Writing {
         } else if pages < model::PAGES_MAX {
             let Some(number) = files.next_page(name.as_str(), pages) else { return Ok(None) };
             let at = pages as u64 * model::PAGE_STRIDE;
-            let bytes = [number; model::PAGE_BYTES as usize];
+            let bytes = vec![number; usize::try_from(model::PAGE_BYTES).expect("small")];
             let extended = if len == at { Ok(()) } else { file.set_len(at) };
             let written = extended.and_then(|()| file.write_all_at(&bytes, at));
             let announce = || {

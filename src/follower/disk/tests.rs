@@ -51,11 +51,12 @@ fn sync(
             term: None,
             once: true,
             keep: Bounds { age: std::time::Duration::ZERO, bytes: 0 },
+            digests: &digests,
             shared: &shared,
             report: &report,
             jobs: &jobs,
         };
-        let mut session = Session::new(parts, &dir, Track::new(digests, Unflushed::default()));
+        let mut session = Session::new(parts, &dir, Track::new(digests.clone(), Unflushed::default()));
         let closed = session.run(&mut crate::protocol::frame_reader(&asks[..]));
         assert!(matches!(closed, Err(Error::Connection { .. })), "{closed:?}");
         while report.message().expect("it ended") != Message::InventoryEnd {}

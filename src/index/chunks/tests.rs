@@ -155,10 +155,10 @@ fn what_was_read_for_another_reason_is_known_and_kept_if_it_was_at_rest() {
     let (looks, later) = (Stamps::of_file(&file).unwrap(), now() + 6_000_000_000);
     read.update(&content);
     let cache = ChunkCache::default();
-    cache.was_read(1, read.clone(), (looks, later), &file);
-    cache.was_read(2, read.clone(), (looks, now()), &file);
+    cache.was_read(1, read.clone(), (looks, later, 0), &file);
+    cache.was_read(2, read.clone(), (looks, now(), 0), &file);
     std::fs::write(&at, "changed").unwrap();
-    cache.was_read(3, read, (looks, later), &file);
+    cache.was_read(3, read, (looks, later, 0), &file);
     assert_eq!([1, 2, 3].map(|generation| cache.is_kept(generation)), [true, false, false]);
     for generation in 1..4 {
         let digests = cache.digests(|| Ok(None), generation, content.len() as u64, &mut |_| Ok(())).unwrap();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{BackPressure, LeaderConfig};
-use crate::leader::batch::control_bytes;
+use crate::leader::batch::{Instead, control_bytes};
 use crate::protocol::framing_bytes;
 use crate::types::Secret;
 use std::time::{Duration, Instant};

@@ -10,7 +10,7 @@ use fastrand::Rng;
 
 use super::*;
 use crate::index::Index;
-use crate::leader::stream::Changes;
+use crate::leader::stream::{Changes, Rewritten};
 use crate::leader::sync::view::View;
 use crate::sums::{Sums, bucket_of, differing};
 use crate::sys::hash::HashMap;
@@ -291,7 +291,7 @@ impl<'a> History<'a> {
         let files: Vec<_> = found.into_iter().map(|found| (found.path, found.version)).collect();
         let known = |version: &Version| lens.get(&version.generation).copied().unwrap_or(0);
         let announced: u64 = files.iter().map(|(_, version)| version.len - known(version)).sum();
-        let steps = view.plan(Changes { files, as_of, whole: false });
+        let steps = view.plan(Changes { files, as_of, whole: false }, &Rewritten::default());
         let (at, ours) = (self.at, self.contents());
         self.moved = 0;
         self.apply(&steps, &mut view, changes);
