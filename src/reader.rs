@@ -12,11 +12,11 @@ use crate::sys::rustix::fs::{SeekFrom, fstatfs, seek};
 use crate::sys::rustix::io::Errno;
 use crate::uncached::{self, READ_AT_ONCE_BYTES};
 
-/// Who has less than that to read is faster done than by asking for holes.
-const ASKED_BYTES_MIN: u64 = 1 << 20;
+/// A file of less than that is faster read than asked for holes. (What is simulated is small.)
+const ASKED_BYTES_MIN: u64 = if cfg!(feature = "simulate") { 8 << 10 } else { 1 << 20 };
 
 /// A hole that is worth more than to read it.
-pub(crate) const HOLE_BYTES_MIN: u64 = 64 << 10;
+pub(crate) const HOLE_BYTES_MIN: u64 = if cfg!(feature = "simulate") { 4 << 10 } else { 64 << 10 };
 
 /// File systems that tell what is not on the disk yet from a hole: ext4, XFS, btrfs, F2FS, tmpfs; and overlays, which ask the one below. (OpenZFS, for one, did not
 /// before 2.2.2; file systems in user space may not, and those of other machines are of any kind.)
@@ -76,7 +76,7 @@ impl<F: Borrow<File>> Reader<F> {
     /// What comes next, up to `to`, which is behind where it stands: a hole of at least `hole_bytes_min`, or of all there is up to there; or what is before
     /// such a hole. Whether the file goes so far only reading tells, where there is no hole.
     pub(crate) fn next(&mut self, to: u64, hole_bytes_min: u64) -> Span {
-        if self.offset >= self.data_until && self.is_asked(to - self.offset) {
+        if self.offset >= self.data_until && self.is_asked(to, hole_bytes_min) {
             let hole = self.look(to, hole_bytes_min);
             if hole > 0 {
                 return Span::Hole(hole);
@@ -94,6 +94,10 @@ impl<F: Borrow<File>> Reader<F> {
             if begins - hole >= hole_bytes_min || begins == to {
                 self.data_until = hole;
                 return if hole == from { begins - from } else { 0 };
+            }
+            if to - from <= READ_AT_ONCE_BYTES as u64 {
+                // To find the end of data may mean to look through all of the file.
+                break;
             }
             hole = match seek(self.file(), SeekFrom::Hole(begins)) {
                 Ok(hole) if hole > begins => hole,
@@ -118,10 +122,11 @@ impl<F: Borrow<File>> Reader<F> {
         }
     }
 
-    fn is_asked(&mut self, bytes: u64) -> bool {
+    fn is_asked(&mut self, to: u64, hole_bytes_min: u64) -> bool {
+        let is_worth_it = to >= ASKED_BYTES_MIN && to - self.offset >= hole_bytes_min;
         let is_believed =
             |file| fstatfs(file).is_ok_and(|of| u32::try_from(of.f_type).is_ok_and(|of| BELIEVED.contains(&of)));
-        let asks = self.asks.unwrap_or_else(|| bytes >= ASKED_BYTES_MIN && is_believed(self.file()));
+        let asks = self.asks.unwrap_or_else(|| is_worth_it && is_believed(self.file()));
         self.asks = Some(asks);
         asks
     }
@@ -199,7 +204,7 @@ mod tests {
                 at += bytes;
             }
             prop_assert_eq!(at, to);
-            let worst = blocks.len() as u64 * (4096 + HOLE_BYTES_MIN);
+            let worst = blocks.len() as u64 * (4096 + HOLE_BYTES_MIN) + READ_AT_ONCE_BYTES as u64;
             prop_assert!(data <= worst, "{data} bytes of data where there are {} blocks", blocks.len());
         }
     }
@@ -212,6 +217,8 @@ mod tests {
             [Span::Data(11 * 4096), Span::Hole(89 * 4096), Span::Data(4096), Span::Hole(2 * MIB - 101 * 4096)];
         assert_eq!(spans(&file, 0, 2 * MIB), expected);
         assert_eq!(spans(&file, 0, MIB - 1), [Span::Data(MIB - 1)], "too little to ask");
+        assert_eq!(spans(&file, MIB, MIB + HOLE_BYTES_MIN), [Span::Hole(HOLE_BYTES_MIN)]);
+        assert_eq!(spans(&file, 0, MIB), [Span::Data(MIB)], "too little to look where data end");
         assert_eq!(spans(&file, 500, 2 * MIB + 1).last(), Some(&Span::Data(2 * MIB + 1 - 100 * 4096)), "it is shorter");
         // All of what is written is there, on the disk or not.
         let (file, _) = sparse(&(0..512).collect::<Vec<_>>());

@@ -13,7 +13,7 @@
 //!
 //! A failure ends the connection with nothing acknowledged after it: who applies the stream returns and is dropped.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
 use super::ack::Outbox;
@@ -21,7 +21,7 @@ use super::connection::lost;
 use super::dir::Dir;
 use super::flush::Unflushed;
 use super::kept::Keeper;
-use super::reshape::Patch;
+use super::reshape::{Patch, unfit};
 use super::shared::Shared;
 use super::stage::Staged;
 use super::track::Track;
@@ -236,6 +236,18 @@ impl<'a> Actions<'a> {
         }
         self.settle()?;
         self.stage(path, true)
+    }
+
+    /// So many zeros come next of it.
+    pub(super) fn stage_hole(&mut self, path: &RelPath, offset: u64, len: u64) -> Result<(), Error> {
+        let Some(Replacement { path: replacing, staged, .. }) = &mut self.replacing else { return Ok(()) };
+        let failed = |error| self.dir.failed("write the replacement of", path.as_str(), error);
+        let had = staged.file.metadata().map_err(failed)?.len();
+        if *path != *replacing || offset != had {
+            return Err(unfit(format!("hole in {path} at {offset} within the replacement of {replacing}, at {had}")));
+        }
+        staged.file.set_len(had + len).and_then(|()| staged.file.seek(SeekFrom::End(0))).map_err(failed)?;
+        Ok(())
     }
 
     /// Whether one is under way.

@@ -25,7 +25,7 @@ pub(super) struct Patch {
 }
 
 /// What the leader said does not fit the file.
-fn unfit(said: impl Into<String>) -> Error {
+pub(super) fn unfit(said: impl Into<String>) -> Error {
     ProtocolError::OutOfPlace(said.into()).into()
 }
 
@@ -89,17 +89,13 @@ impl Actions<'_> {
     pub(super) fn empty(&mut self, path: &RelPath) -> Result<(), Error> {
         self.settle()?;
         unreserved(path)?;
-        self.forget(path);
         if let Some(keeper) = &mut self.keeper
             && keeper.take(path)
         {
             self.gone(path);
         }
-        let file = Arc::new(self.dir.open_made(path, OFlags::WRONLY | OFlags::CREATE)?);
-        if let Some(track) = &mut self.track {
-            track.folders_of(path);
-        }
-        self.cut(path, &file, 0)
+        let (file, _) = self.open_or_make(path)?;
+        self.cut(path, &Arc::new(file), 0)
     }
 
     fn cut(&mut self, path: &RelPath, file: &Arc<File>, len: u64) -> Result<(), Error> {
@@ -134,15 +130,28 @@ impl Actions<'_> {
         Ok(())
     }
 
-    /// Zeros from `offset` on, where the file may end, which take no room on the disk if that is possible.
-    pub(super) fn hole(&mut self, path: &RelPath, offset: u64, len: u64) -> Result<(), Error> {
+    /// Zeros from `offset` on, where the file may end, or begin if it is not here, which take no room on the disk if that is possible. `in_place` comes before what is
+    /// there is changed.
+    pub(super) fn hole(
+        &mut self,
+        path: &RelPath,
+        offset: u64,
+        len: u64,
+        in_place: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.settle()?;
-        let (file, had) = self.open_to_change(path, "hole")?;
+        if self.is_in_pieces() {
+            return self.stage_hole(path, offset, len);
+        }
+        let (file, had) = if offset == 0 { self.open_or_make(path)? } else { self.open_to_change(path, "hole")? };
         let end = offset.checked_add(len).filter(|_| offset <= had);
         let Some(end) = end else {
             return Err(unfit(format!("hole of {len} bytes at {offset} of {path}, which has {had}")));
         };
         let within = len.min(had - offset);
+        if within > 0 {
+            in_place()?;
+        }
         if let Some(keeper) = &mut self.keeper
             && within > 0
         {
@@ -157,12 +166,26 @@ impl Actions<'_> {
         if end > had { file.set_len(end).map_err(failed) } else { Ok(()) }
     }
 
+    fn open_or_make(&mut self, path: &RelPath) -> Result<(File, u64), Error> {
+        unreserved(path)?;
+        self.forget(path);
+        let file = self.dir.open_made(path, OFlags::WRONLY | OFlags::CREATE)?;
+        if let Some(track) = &mut self.track {
+            track.folders_of(path);
+        }
+        self.with_length(path, file)
+    }
+
     fn open_to_change(&mut self, path: &RelPath, what: &str) -> Result<(File, u64), Error> {
         unreserved(path)?;
         self.forget(path);
         let Some(file) = self.dir.open_file(path, OFlags::WRONLY)? else {
             return Err(unfit(format!("{what} of {path}, which is not here")));
         };
+        self.with_length(path, file)
+    }
+
+    fn with_length(&self, path: &RelPath, file: File) -> Result<(File, u64), Error> {
         let len = file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len();
         Ok((file, len))
     }
@@ -209,6 +232,7 @@ impl Dir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::ActionKind;
     use std::fs;
 
     fn path(name: &str) -> RelPath {
@@ -231,12 +255,53 @@ mod tests {
         actions.patch(b"ab", 2).unwrap();
         actions.patch(b"cd", 0).unwrap();
         assert_eq!(fs::read_to_string(at("new/x/y")).unwrap(), "01abcd");
-        actions.hole(&path("new/x/y"), 1, 2).unwrap();
-        actions.hole(&path("new/x/y"), 5, 3).unwrap();
+        actions.hole(&path("new/x/y"), 1, 2, &mut || Ok(())).unwrap();
+        actions.hole(&path("new/x/y"), 5, 3, &mut || Ok(())).unwrap();
         assert_eq!(fs::read(at("new/x/y")).unwrap(), b"0\0\0bc\0\0\0");
         actions.empty(&path("made/here")).unwrap();
         actions.empty(&path("new/x/y")).unwrap();
         assert!(fs::read(at("made/here")).unwrap().is_empty() && fs::read(at("new/x/y")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_hole_comes_where_a_file_begins_ends_or_has_something_or_is_staged() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let dir = Dir::open(root.path()).unwrap();
+        let mut actions = Actions::new(&dir);
+        let mut in_place = 0;
+        let mut hole = |actions: &mut Actions<'_>, offset: u64, len: u64| {
+            let mut count = || {
+                in_place += 1;
+                Ok(())
+            };
+            actions.hole(&path("deep/a"), offset, len, &mut count)
+        };
+        let append = |actions: &mut Actions<'_>, bytes: &[u8]| {
+            actions.begin(path("deep/a"), ActionKind::Append(bytes.len() as u64)).unwrap();
+            actions.payload(bytes, 0).unwrap();
+        };
+        hole(&mut actions, 0, 3).unwrap();
+        append(&mut actions, b"ab");
+        hole(&mut actions, 5, 2).unwrap();
+        append(&mut actions, b"c");
+        actions.settle().unwrap();
+        assert_eq!(fs::read(at("deep/a")).unwrap(), b"\0\0\0ab\0\0c");
+        actions.begin_pieces(path("deep/a")).unwrap();
+        append(&mut actions, b"new");
+        hole(&mut actions, 3, 2).unwrap();
+        append(&mut actions, b"er");
+        assert!(hole(&mut actions, 6, 1).is_err() && hole(&mut actions, 8, 1).is_err());
+        let other = actions.hole(&path("b"), 7, 1, &mut || Ok(()));
+        assert!(other.is_err());
+        hole(&mut actions, 7, 1 << 40).unwrap();
+        actions.place().unwrap();
+        assert_eq!(fs::metadata(at("deep/a")).unwrap().len(), 7 + (1 << 40));
+        actions.truncate(&path("deep/a"), 8).unwrap();
+        assert_eq!(fs::read(at("deep/a")).unwrap(), b"new\0\0er\0");
+        hole(&mut actions, 1, 4).unwrap();
+        assert_eq!(fs::read(at("deep/a")).unwrap(), b"n\0\0\0\0er\0");
+        assert_eq!(in_place, 1, "what is added is not in place");
     }
 
     #[test]
@@ -254,12 +319,15 @@ mod tests {
         assert!(
             actions.begin_patch(&path("a"), 2, 3).is_err() && actions.begin_patch(&path("a"), u64::MAX, 2).is_err()
         );
-        assert!(actions.hole(&path("a"), 5, 1).is_err() && actions.hole(&path("a"), 1, u64::MAX).is_err());
+        assert!(
+            actions.hole(&path("a"), 5, 1, &mut || Ok(())).is_err()
+                && actions.hole(&path("a"), 1, u64::MAX, &mut || Ok(())).is_err()
+        );
         for name in [".lock", "$x", ".paceline/incomplete"] {
             let (name, a) = (path(name), path("a"));
             assert!(actions.rename(&a, &name).is_err() && actions.rename(&name, &a).is_err());
             assert!(actions.truncate(&name, 0).is_err() && actions.empty(&name).is_err());
-            assert!(actions.begin_patch(&name, 0, 1).is_err() && actions.hole(&name, 0, 1).is_err());
+            assert!(actions.begin_patch(&name, 0, 1).is_err() && actions.hole(&name, 0, 1, &mut || Ok(())).is_err());
         }
         assert_eq!(fs::read_to_string(root.path().join("a")).unwrap(), "0123");
         assert!(!root.path().join("c").exists());

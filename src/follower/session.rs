@@ -270,14 +270,25 @@ impl<'a> Session<'a> {
                 return contact.hold_back(self.parts.data.path(), path);
             }
             self.changes(&path, if deletes { Change::Delete } else { Change::Content })?;
-            if self.phase == Phase::Syncing && kind != ActionKind::Delete && self.sync.file.as_ref() != Some(&path) {
-                self.sync.files += 1;
-                self.sync.file = Some(path.clone());
+            if !deletes {
+                self.syncs(&path, 0);
             }
         }
         match (patch, kind) {
             (Some((path, offset)), ActionKind::Append(length)) => self.actions.begin_patch(&path, offset, length),
             _ => self.actions.begin(path, kind),
+        }
+    }
+
+    /// Content of a file comes, and so many of its bytes: where that is in a sync, it is counted.
+    fn syncs(&mut self, path: &RelPath, bytes: u64) {
+        if self.phase != Phase::Syncing {
+            return;
+        }
+        self.sync.bytes += bytes;
+        if self.sync.file.as_ref() != Some(path) {
+            self.sync.files += 1;
+            self.sync.file = Some(path.clone());
         }
     }
 
@@ -312,8 +323,8 @@ impl<'a> Session<'a> {
             return Err(out_of_place(format!("patch of {patched} without its bytes")));
         }
         let of_pieces = matches!(control, Control::Place | Control::Unstage);
-        let is_passing = matches!(control, Control::Heartbeat { .. } | Control::Goodbye { .. });
-        if !is_passing && of_pieces != self.actions.is_in_pieces() {
+        let is_anywhere = matches!(control, Control::Heartbeat { .. } | Control::Goodbye { .. } | Control::Hole { .. });
+        if !is_anywhere && of_pieces != self.actions.is_in_pieces() {
             return Err(out_of_place(format!("{} within a replacement, or without one", whole.path)));
         }
         match control {
@@ -338,14 +349,15 @@ impl<'a> Session<'a> {
                 self.actions.empty(&path)
             }
             Control::PatchAt { path, offset } => {
-                self.writes_in_place()?;
+                writes_in_place(&self.parts, self.phase)?;
                 self.patch = Some((path, offset));
                 Ok(())
             }
             Control::Hole { path, offset, len } => {
-                self.writes_in_place()?;
                 self.changes(&path, Change::Content)?;
-                self.actions.hole(&path, offset, len)
+                self.syncs(&path, len);
+                let Self { actions, parts, phase, .. } = self;
+                actions.hole(&path, offset, len, &mut || writes_in_place(parts, *phase))
             }
             Control::Want(bits) => self.want(bits),
             Control::Tell(buckets) => self.tell(&buckets),
@@ -372,21 +384,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What is written in place may reach the disk without its time. Of a directory that is marked nothing is believed for that; for any other that is
-    /// written down before the first time.
-    fn writes_in_place(&self) -> Result<(), Error> {
-        if self.phase == Phase::Streaming && self.parts.digests.writes_in_place() {
-            digests::file::led(self.parts.data.own())?;
-        }
-        Ok(())
-    }
-
     /// What is to be made durable counts as written first.
     fn written_before(&mut self, control: &Incoming) -> Result<(), Error> {
         self.actions.settle()?;
         self.parts.report.written(control.before);
         Ok(())
     }
+}
+
+/// What is written in place may reach the disk without its time. Of a directory that is marked nothing is believed for that; for any other that is
+/// written down before the first time.
+fn writes_in_place(parts: &Parts<'_>, phase: Phase) -> Result<(), Error> {
+    if phase == Phase::Streaming && parts.digests.writes_in_place() {
+        digests::file::led(parts.data.own())?;
+    }
+    Ok(())
 }
 
 /// Waits for the answer of the thread that works on the disk.

@@ -12,11 +12,12 @@
 //! What a crash leaves staged goes when the next connection begins, or when the next file is staged there. Part of [`Dir`]; runs
 //! on the reader thread. One file is staged at a time.
 
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::dir::{Dir, Folder};
 use crate::error::Error;
 use crate::own_folder::INCOMING;
+use crate::reader::{HOLE_BYTES_MIN, Reader, Span};
 use crate::sys::fs::File;
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
@@ -103,8 +104,8 @@ impl Dir {
     /// Copies a file's content, and makes it durable.
     fn copy_into(&self, from: &RelPath, to: &Staged) -> Result<(), Error> {
         let source = self.open_file(from, OFlags::RDONLY)?;
-        let mut source = source.ok_or_else(|| self.failed("copy", from.as_str(), Errno::NOENT))?;
-        io::copy(&mut source, &mut &to.file).map_err(|error| self.failed("copy", from.as_str(), error))?;
+        let source = source.ok_or_else(|| self.failed("copy", from.as_str(), Errno::NOENT))?;
+        copy(&source, &to.file).map_err(|error| self.failed("copy", from.as_str(), error))?;
         self.flush_file(to.at.as_str(), &to.file)
     }
 
@@ -142,6 +143,30 @@ impl Dir {
     }
 }
 
+/// Copies a file to one that is empty, with its holes.
+fn copy(mut source: &File, mut to: &File) -> io::Result<()> {
+    let len = source.metadata()?.len();
+    let mut spans = Reader::new(source);
+    while spans.offset() < len {
+        let bytes = match spans.next(len, HOLE_BYTES_MIN) {
+            Span::Hole(bytes) => {
+                to.set_len(spans.offset() + bytes)?;
+                to.seek(SeekFrom::End(0))?;
+                bytes
+            }
+            Span::Data(bytes) => {
+                source.seek(SeekFrom::Start(spans.offset()))?;
+                if io::copy(&mut source.take(bytes), &mut to)? < bytes {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                bytes
+            }
+        };
+        spans.skip(bytes);
+    }
+    Ok(())
+}
+
 /// The folders that a name lies in, the innermost first.
 pub(super) fn above(path: &RelPath) -> impl Iterator<Item = &str> {
     std::iter::successors(path.as_str().rsplit_once('/'), |(folder, _)| folder.rsplit_once('/'))
@@ -152,8 +177,27 @@ pub(super) fn above(path: &RelPath) -> impl Iterator<Item = &str> {
 mod tests {
     use std::fs;
     use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn a_copy_of_a_sparse_file_is_sparse() {
+        let [mut source, mut copied] = [(); 2].map(|()| tempfile::tempfile().unwrap());
+        source.write_all(&[1; 5000]).unwrap();
+        source.seek(SeekFrom::Start(1 << 30)).unwrap();
+        source.write_all(b"end").unwrap();
+        source.set_len(2 << 30).unwrap();
+        copy(&source, &copied).unwrap();
+        let meta = copied.metadata().unwrap();
+        assert!(meta.len() == 2 << 30 && meta.blocks() * 512 < 1 << 20, "{meta:?}");
+        for (offset, bytes) in [(0, &[1; 5000][..]), (5000, &[0; 100]), (1 << 30, b"end\0")] {
+            copied.seek(SeekFrom::Start(offset)).unwrap();
+            let mut read = vec![1; bytes.len()];
+            copied.read_exact(&mut read).unwrap();
+            assert!(read == bytes);
+        }
+    }
 
     #[test]
     fn where_a_rename_does_not_go_a_copy_does_and_nothing_of_ours_stays() {

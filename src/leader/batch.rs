@@ -239,19 +239,27 @@ pub(super) enum RangeKind {
 }
 
 impl FileRange {
-    /// Offsets and lengths of the actions it goes as.
+    /// Offsets and lengths of the actions it counts as.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
-        let most = match self.kind {
+        self.parts(self.piece_bytes_max())
+    }
+
+    fn piece_bytes_max(&self) -> u64 {
+        match self.kind {
             RangeKind::Append | RangeKind::Patch => APPEND_BYTES_MAX as u64,
             RangeKind::Replace => u64::MAX,
-        };
-        self.parts(most)
+        }
     }
 
     /// Offsets and lengths of its parts of at most so many bytes.
     pub(super) fn parts(&self, most: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
         let (offset, len) = (self.offset, self.len);
         (0..len.div_ceil(most)).map(move |part| (offset + part * most, (len - part * most).min(most)))
+    }
+
+    /// Where it ends in the file.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.len
     }
 
     /// Writes what goes before a piece's bytes to the end of `out`.
@@ -268,10 +276,17 @@ impl FileRange {
 
     /// Action bytes, framing included.
     pub(super) fn action_bytes(&self) -> u64 {
+        self.action_bytes_up_to(self.end())
+    }
+
+    /// Action bytes of the pieces that are whole once it was sent up to this offset in the file.
+    pub(super) fn action_bytes_up_to(&self, offset: u64) -> u64 {
+        let (sent, most) = (offset - self.offset, self.piece_bytes_max());
+        let pieces = if sent < self.len { sent / most } else { self.len.div_ceil(most) };
         let mut header = Vec::new();
         // All headers are of one size: numbers in them are.
         self.pieces().take(1).for_each(|piece| self.encode_header(&mut header, piece));
-        self.pieces().count() as u64 * header.len() as u64 + self.len
+        pieces * header.len() as u64 + pieces.saturating_mul(most).min(self.len)
     }
 }
 
@@ -325,6 +340,19 @@ mod tests {
             let range = FileRange { path: RelPath::new("abc").unwrap(), generation: 1, kind, offset: 0, len };
             assert_eq!(range.pieces().map(|(_, len)| len).collect::<Vec<_>>(), pieces);
             assert_eq!(range.action_bytes(), len + pieces.len() as u64 * (4 + 3 + 8));
+        }
+        let path = RelPath::new("abc").unwrap();
+        let range = FileRange { path, generation: 1, kind: RangeKind::Append, offset: 5, len: 2 * MIB + 1 };
+        let piece = MIB + 4 + 3 + 8;
+        for (sent, expected) in [
+            (0, 0),
+            (MIB - 1, 0),
+            (MIB, piece),
+            (2 * MIB - 1, piece),
+            (2 * MIB, 2 * piece),
+            (2 * MIB + 1, range.action_bytes()),
+        ] {
+            assert_eq!(range.action_bytes_up_to(5 + sent), expected, "{sent}");
         }
     }
 }

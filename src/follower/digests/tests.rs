@@ -101,14 +101,13 @@ fn of_a_sparse_file_only_what_it_holds_is_read() {
     let (_dir, path, mut file) = opened();
     let digests = Digests::default();
     digests.check(&path, &file);
-    file.set_len(3 * CHUNK as u64).unwrap();
     file.write_all(b"data").unwrap();
     file.set_len(9 * CHUNK as u64).unwrap();
     digests.changed(&path, &file, 0, None);
     let mut expected = vec![digest(&vec![0; CHUNK]); 5];
     let mut chunk = vec![0; CHUNK];
     chunk[..4].copy_from_slice(b"data");
-    expected[3] = digest(&chunk);
+    expected[0] = digest(&chunk);
     assert_eq!(told(&digests, &path, &file), (5 * CHUNK as u64, expected, CHUNK as u64));
     assert!(digests.state().unsaved <= CHUNK as u64, "a hole is no work lost");
 }

@@ -32,7 +32,7 @@ use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::gone::{broken, gone};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header};
-use crate::reader::Reader;
+use crate::reader::{HOLE_BYTES_MIN, Reader, Span};
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
@@ -49,6 +49,8 @@ pub(in crate::leader) struct Ranges<'a> {
     before: StreamPosition,
     /// An action was begun that cannot be ended.
     is_cut_off: bool,
+    /// Of what was sent last some went as holes, which are not what it counts for in positions.
+    has_holes: bool,
     last_beat: Instant,
 }
 
@@ -62,6 +64,7 @@ impl<'a> Ranges<'a> {
             in_bulk: false,
             before: StreamPosition(0),
             is_cut_off: false,
+            has_holes: false,
             last_beat: Instant::now(),
         }
     }
@@ -81,7 +84,7 @@ impl<'a> Ranges<'a> {
     ) -> Result<(), Error> {
         let begin = batch.end - batch.bytes;
         let whole = self.send(frame, range, |done| Some((StreamPosition(begin + done), batch.sealed_at)))?;
-        if !whole || range.kind == RangeKind::Replace {
+        if !whole || range.kind == RangeKind::Replace || self.has_holes {
             self.tell_position(frame, batch)?;
         }
         self.sent(frame, batch)
@@ -167,7 +170,8 @@ impl<'a> Ranges<'a> {
         name: &RelPath,
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<bool, Error> {
-        let version = Version { generation: range.generation, len: range.offset + range.len };
+        let version = Version { generation: range.generation, len: range.end() };
+        self.has_holes = false;
         if range.kind != RangeKind::Replace && self.follower.spoiled.lock().contains_key(&range.path) {
             return Ok(false);
         }
@@ -223,18 +227,16 @@ impl<'a> Ranges<'a> {
         file: &mut Reader,
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<io::Result<()>, Error> {
-        let (mut done, mut header) = (0, Vec::new());
-        for piece in range.parts(self.piece_bytes()) {
-            if let Err(error) = self.read(file, piece.1)? {
+        let mut action = Vec::new();
+        while file.offset() < range.end() {
+            action.clear();
+            if let Err(error) = self.piece(file, range, &mut action)? {
                 return Ok(Err(error));
             }
-            header.clear();
-            range.encode_header(&mut header, piece);
-            let bytes = header.len() as u64 + piece.1;
-            done += bytes;
-            let (position, since) = at(done).unzip();
+            let (position, since) = at(range.action_bytes_up_to(file.offset())).unzip();
+            let bytes = (action.len() + self.buffer.len()) as u64;
             self.follower.sending(bytes, position, since.unwrap_or_else(Instant::now));
-            frame.write_all(&header).map_err(broken)?;
+            frame.write_all(&action).map_err(broken)?;
             self.write(frame)?;
             self.before = position.unwrap_or_default();
         }
@@ -250,21 +252,22 @@ impl<'a> Ranges<'a> {
         file: &mut Reader,
         at: impl Fn(u64) -> Option<(StreamPosition, Instant)>,
     ) -> Result<io::Result<()>, Error> {
-        let mut action = Vec::new();
+        let (mut action, mut is_staged) = (Vec::new(), false);
         let since = at(0).map_or_else(Instant::now, |(_, since)| since);
-        for (number, piece) in range.parts(self.piece_bytes()).enumerate() {
+        let staged = FileRange { path: name.clone(), kind: RangeKind::Append, ..range.clone() };
+        while file.offset() < range.end() {
             action.clear();
-            if number == 0 {
+            if !is_staged {
                 Control::Stage(name.clone()).encode(&mut action);
             }
-            if let Err(error) = self.read(file, piece.1)? {
-                if number > 0 {
+            if let Err(error) = self.piece(file, &staged, &mut action)? {
+                if is_staged {
                     let _ = self.send_step(frame, &Step::Control(Control::Unstage))?;
                 }
                 return Ok(Err(error));
             }
-            encode_action_header(&mut action, name, ActionKind::Append(piece.1));
-            self.follower.sending(action.len() as u64 + piece.1, None, since);
+            is_staged = true;
+            self.follower.sending((action.len() + self.buffer.len()) as u64, None, since);
             frame.write_all(&action).map_err(broken)?;
             self.write(frame)?;
         }
@@ -316,6 +319,26 @@ impl<'a> Ranges<'a> {
     pub(in crate::leader) fn piece_bytes(&self) -> u64 {
         let most = if self.in_bulk { self.core.admission.portion_bytes() } else { APPEND_BYTES_MAX };
         most.clamp(1, APPEND_BYTES_MAX) as u64
+    }
+
+    /// Reads the next piece of a range that is not a replacement, and adds to `action` what goes before it; that is all if it is a hole, for which there is a control.
+    fn piece(&mut self, file: &mut Reader, range: &FileRange, action: &mut Vec<u8>) -> Result<io::Result<()>, Error> {
+        let (offset, most) = (file.offset(), self.piece_bytes());
+        let left = range.end() - offset;
+        match if self.follower.extension { file.next(range.end(), HOLE_BYTES_MIN) } else { Span::Data(left) } {
+            Span::Data(data) => {
+                let len = data.min(most - (offset - range.offset) % most);
+                range.encode_header(action, (offset, len));
+                self.read(file, len)
+            }
+            Span::Hole(len) => {
+                Control::Hole { path: range.path.clone(), offset, len }.encode(action);
+                file.skip(len);
+                self.buffer.clear();
+                self.has_holes = true;
+                Ok(Ok(()))
+            }
+        }
     }
 
     /// Reads the next piece of a file, for [`write`](Self::write). `Err` within: it cannot be read, or, as `UnexpectedEof`, is not there.

@@ -32,9 +32,10 @@ pub enum Control {
         /// Where the bytes go.
         offset: u64,
     },
-    /// Zeros from here on, which take no room on the disk where that is possible. They begin within the file as it is or at its end, and may go beyond it.
+    /// Zeros from here on, which take no room on the disk where that is possible. They begin within the file as it is or at its end, and may go beyond it. While a
+    /// file is staged they come at the end of that. One that stands for what counts as something else in positions is followed by a [`Position`](Self::Position).
     Hole {
-        /// The file, which is there.
+        /// The file, which is there, or begins with them.
         path: RelPath,
         /// Where they begin.
         offset: u64,
