@@ -103,6 +103,7 @@ mod thread;
 mod types;
 mod uncached;
 mod unmounted;
+pub mod verify;
 pub mod watch;
 
 #[cfg(doctest)]

@@ -302,3 +302,23 @@ fn what_was_kept_is_shown_to_the_last_file_however_many_there_are() {
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn a_copy_is_verified_to_be_equal_or_it_is_said_what_differs() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let paths = dirs.each_ref().map(|dir| dir.path().to_str().unwrap());
+    for dir in &dirs {
+        fs::write(dir.path().join("same"), "same").unwrap();
+        fs::write(dir.path().join("other"), [1; 10_000]).unwrap();
+    }
+    let (code, out, err) = run(&mut paceline(&["verify", paths[0], paths[1]]));
+    assert_eq!((code, out.as_str()), (Some(0), "equal: 2 files with 9.8 KiB were compared\n"), "{err}");
+    fs::write(dirs[1].path().join("other"), [[1; 5000], [2; 5000]].concat()).unwrap();
+    fs::write(dirs[1].path().join("more"), "").unwrap();
+    fs::remove_file(dirs[1].path().join("same")).unwrap();
+    let (code, out, err) = run(&mut paceline(&["verify", paths[0], paths[1]]));
+    let lines = "extra      more\ndifferent  other: 5904 bytes at 4096\nmissing    same\n";
+    assert_eq!((code, out.as_str()), (Some(1), lines), "{err}");
+    assert!(err.ends_with("error: 2 files with 9.8 KiB were compared, and 3 differ\n"), "{err}");
+    assert_fails(&mut paceline(&["verify", paths[0], "/nowhere"]), 2, "/nowhere");
+}

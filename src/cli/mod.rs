@@ -14,6 +14,7 @@ mod node;
 mod output;
 mod signals;
 mod units;
+mod verify;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStringExt;
@@ -71,6 +72,8 @@ enum Command {
     Forget(forget::Options),
     /// Show what syncs have deleted or overwritten in a copy, and bring it back
     Kept(kept::Options),
+    /// Compare a copy with what it is a copy of, byte for byte; nothing is changed
+    Verify(verify::Options),
     /// Show replication live, in temporary directories: a follower is stopped, evicted, resumed and rejoins (20 s)
     Demo(demo::Options),
     /// The leader process of the demo
@@ -150,6 +153,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Node(options) => node::run(&options),
             Command::Forget(options) => forget::run(&options),
             Command::Kept(options) => kept::run(&options),
+            Command::Verify(options) => verify::run(&options),
             Command::Demo(options) => demo::run(&options),
             Command::DemoLeader(options) => demo::run_leader(&options),
             Command::Guard(options) => guard::run_guard(&options),
