@@ -119,6 +119,11 @@ impl Content {
         self.bytes.iter().skip(from).take(usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX)).all(|byte| *byte == 0)
     }
 
+    /// So many bytes from `at` on that can be anything but zeros.
+    pub(super) fn written(&self, at: u64, length: u64) -> u64 {
+        (self.bytes.len() as u64).saturating_sub(at).min(length)
+    }
+
     /// How many bytes of a write have room, when so many are left on the medium.
     pub(super) fn fits(&self, at: u64, length: u64, available: u64) -> u64 {
         let end = self.allocated() + available / BLOCK_BYTES * BLOCK_BYTES;

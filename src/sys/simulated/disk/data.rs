@@ -269,6 +269,24 @@ impl State {
         Ok(())
     }
 
+    /// Makes a hole. A power cut may leave some of it as it was, as of a write.
+    pub(in super::super) fn punch(&mut self, who: ProcessId, number: i32, at: u64, length: u64) -> Result<(), Stop> {
+        let file = self.file(who, number)?;
+        if !file.writes() {
+            return Err(Errno::BADF.into());
+        }
+        at.checked_add(length).filter(|_| length > 0).ok_or(Errno::INVAL)?;
+        let place = self.inode_of(who, number)?;
+        let now = self.now;
+        let volume = self.volume(place)?;
+        let content = volume.get_mut(place.id)?.node.content_mut().ok_or(Errno::NODEV)?;
+        let bytes = vec![0; usize::try_from(content.written(at, length)).expect("what is in memory")];
+        content.write(at, &bytes);
+        volume.push(place.id, Change::Write { at, bytes }, now);
+        self.tell_modified(who, number, place);
+        Ok(())
+    }
+
     fn tell_modified(&mut self, who: ProcessId, number: i32, place: Place) {
         self.watches.tell(place.volume, place.id, ReadFlags::MODIFY, 0, None);
         let name = self.file(who, number).ok().and_then(|file| file.name.clone());

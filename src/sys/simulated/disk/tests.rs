@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use ::rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom};
+use ::rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, ResolveFlags, SeekFrom};
 use ::rustix::io::Errno;
 
 use super::super::fs::{self, File, FileExt, MetadataExt};
@@ -388,10 +388,10 @@ fn a_full_disk_takes_what_fits() {
         assert_eq!(kind(file.write_at(&[1], 3 * 4096)), io::ErrorKind::StorageFull);
         file.write_all_at(&[2; 3 * 4096], 0).unwrap();
         assert_eq!(rx::statvfs("/data/x").unwrap().f_bavail, 0);
-        assert_eq!(rx::fallocate(&file, ::rustix::fs::FallocateFlags::empty(), 0, 4 * 4096), Err(Errno::NOSPC));
+        assert_eq!(rx::fallocate(&file, FallocateFlags::empty(), 0, 4 * 4096), Err(Errno::NOSPC));
         file.set_len(4096).unwrap();
         assert_eq!(rx::statvfs("/data").unwrap().f_bavail, 2);
-        rx::fallocate(&file, ::rustix::fs::FallocateFlags::empty(), 0, 3 * 4096).unwrap();
+        rx::fallocate(&file, FallocateFlags::empty(), 0, 3 * 4096).unwrap();
         assert!(file.metadata().unwrap().len() == 3 * 4096 && rx::statvfs("/data").unwrap().f_bavail == 0);
     });
 }
@@ -722,6 +722,7 @@ enum Call {
     Stat(String, bool),
     List(String),
     Holes(String, u64),
+    Punch(String, u64, u64),
 }
 
 fn random_path(rng: &mut fastrand::Rng) -> String {
@@ -748,7 +749,7 @@ fn random_path(rng: &mut fastrand::Rng) -> String {
 
 fn random_call(rng: &mut fastrand::Rng) -> Call {
     let path = random_path(rng);
-    match rng.u8(..15) {
+    match rng.u8(..16) {
         0 | 1 => Call::Write(path, rng.u64(..9000), rng.usize(..5000), rng.bool()),
         2 => {
             let all = [OFlags::CREATE, OFlags::EXCL, OFlags::TRUNC, OFlags::NOFOLLOW, OFlags::DIRECTORY, OFlags::PATH];
@@ -773,6 +774,7 @@ fn random_call(rng: &mut fastrand::Rng) -> Call {
         11 => Call::Symlink(random_path(rng), path),
         12 => Call::Stat(path, rng.bool()),
         13 => Call::Holes(path, rng.u64(..12000)),
+        14 => Call::Punch(path, rng.u64(..9000), rng.u64(..9000)),
         _ => Call::List(path),
     }
 }
@@ -802,6 +804,9 @@ macro_rules! perform {
             }
             Call::Truncate(path, len) => $fs::openat(top, path.as_str(), OFlags::RDWR, Mode::empty())
                 .and_then(|fd| $fs::ftruncate(fd, *len))
+                .map(|()| String::new()),
+            Call::Punch(path, at, len) => $fs::openat(top, path.as_str(), OFlags::RDWR, Mode::empty())
+                .and_then(|fd| $fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, *at, *len))
                 .map(|()| String::new()),
             Call::Mkdir(path) => $fs::mkdirat(top, path.as_str(), Mode::from_raw_mode(0o755)).map(|()| String::new()),
             Call::Unlink(path, rmdir) => {

@@ -378,6 +378,9 @@ pub fn ftruncate(fd: impl AsFd, len: u64) -> Result<()> {
 pub fn fallocate(fd: impl AsFd, flags: FallocateFlags, at: u64, len: u64) -> Result<()> {
     let (keep_size, other) = (flags.contains(FallocateFlags::KEEP_SIZE), flags & !FallocateFlags::KEEP_SIZE);
     call_on("fallocate", &fd, |state, who, number| {
+        if flags == FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE {
+            return state.punch(who, number, at, len);
+        }
         if !other.is_empty() {
             return Err(Errno::OPNOTSUPP.into());
         }
