@@ -82,6 +82,10 @@ fn little_for(what: &str, leader: &TestLeader, act: impl FnOnce() -> TestFollowe
     follower
 }
 
+fn beat(config: &mut LeaderConfig) {
+    config.heartbeat_interval = Duration::from_millis(50);
+}
+
 #[test]
 fn a_sparse_file_costs_what_it_holds() {
     let _alone = ALONE.lock();
@@ -89,7 +93,6 @@ fn a_sparse_file_costs_what_it_holds() {
     let sparse = dir.path().join("sparse");
     make(&sparse, 2 * GIB, &[GIB]);
     let start = |leader: &TestLeader, dir| TestFollower::on(leader.address, dir);
-    let beat = |config: &mut LeaderConfig| config.heartbeat_interval = Duration::from_millis(50);
     let leader = TestLeader::on(dir, beat);
     let follower = little_for("first sync", &leader, || start(&leader, tempfile::tempdir().unwrap()));
     let copy = follower.stop();
@@ -114,6 +117,19 @@ fn a_sparse_file_costs_what_it_holds() {
         follower
     });
     drop(follower);
+    leader.shut_down();
+}
+
+#[test]
+fn a_sparse_file_may_be_longer_than_a_follower_tells() {
+    const TIB: u64 = 1 << 40;
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    make(&dir.path().join("sparse"), 4 * TIB, &[TIB, 3 * TIB]);
+    let leader = TestLeader::on(dir, beat);
+    let follower = little_for("first sync", &leader, || leader.follower());
+    let copy = follower.stop();
+    little_for("return", &leader, || TestFollower::on(leader.address, copy));
     leader.shut_down();
 }
 

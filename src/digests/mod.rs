@@ -51,11 +51,16 @@ pub(crate) mod file;
 mod reading;
 mod stamps;
 
-use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
+use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, chunks_max};
 
 pub(crate) use self::chunked::{Chunked, ON_THE_WAY_BYTES_MAX};
 pub(crate) use self::reading::ChunkBuffer;
 pub(crate) use self::stamps::{SETTLED, SETTLED_COARSE, Stamps, nanos, now};
+
+/// How many bytes of a file are digested at most: of more nobody is told. (A hole of any size takes no time to digest, but memory.)
+pub(crate) fn digested_bytes_max() -> u64 {
+    chunks_max() as u64 * CHUNK_BYTES
+}
 
 /// What is known of a file's content.
 #[derive(Clone, Debug, PartialEq, Eq)]

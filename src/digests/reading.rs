@@ -19,6 +19,9 @@ const OF_ZEROS: ChunkDigest = [
     0xa7,
 ];
 
+/// Of a hole so much comes at once: some milliseconds' work.
+const HOLE_AT_ONCE_BYTES: u64 = 4096 * CHUNK_BYTES;
+
 /// Room for some chunks, to be used again.
 #[derive(Default)]
 pub(crate) struct ChunkBuffer(Vec<u8>);
@@ -47,7 +50,8 @@ impl ChunkBuffer {
         let left = to - file.offset();
         match file.next(to, CHUNK_BYTES) {
             Span::Hole(hole) => {
-                let hole = if hole == left { hole } else { hole - hole % CHUNK_BYTES };
+                let whole = if hole == left { hole } else { hole - hole % CHUNK_BYTES };
+                let hole = whole.min(HOLE_AT_ONCE_BYTES);
                 file.skip(hole);
                 Ok(Chunks { read: &[], hole })
             }

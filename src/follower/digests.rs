@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::digests::file::Who;
-use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps};
+use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps, digested_bytes_max};
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
 use crate::reader::Reader;
 use crate::sys::fs::File;
@@ -297,7 +297,7 @@ impl Digests {
             }
             let stamps = known.stamps;
             let (from, whole) = (known.bytes - known.bytes % CHUNK_BYTES, stamps.size - stamps.size % CHUNK_BYTES);
-            let to = if rests { stamps.size } else { whole };
+            let to = digested_bytes_max().min(if rests { stamps.size } else { whole });
             if known.bytes >= to || (!rests && to - from < GROWN_BYTES_MIN) {
                 continue;
             }

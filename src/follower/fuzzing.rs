@@ -24,7 +24,6 @@ use crate::config::Durability;
 use crate::datadir::DataDir;
 use crate::error::Error;
 use crate::flusher::Flusher;
-use crate::protocol::extension::chunks_max;
 use crate::sys::fd::BorrowedFd;
 use crate::sys::thread;
 use crate::thread::{Group, deadline};
@@ -64,6 +63,9 @@ impl FromLeader<'_> {
 }
 
 const KEEP: Bounds = Bounds { age: Duration::from_secs(3600), bytes: 1 << 20 };
+
+/// Few: a leader can have made files of any size, which are holes.
+const CHUNKS_MAX: usize = 1 << 10;
 
 /// No disk is meant.
 #[derive(Debug)]
@@ -112,7 +114,7 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
         digests: Arc::<Digests>::default(),
         report: report.clone(),
         shared: shared.clone(),
-        chunks_max: chunks_max(),
+        chunks_max: CHUNKS_MAX,
     };
     let digests = worker.digests.clone();
     // A leader goes on when it was told what it asked for.

@@ -170,6 +170,16 @@ fn appends(digests: &Digests, path: &RelPath, file: &mut File, bytes: &[u8]) {
 }
 
 #[test]
+fn of_a_file_of_any_size_no_more_is_digested_than_is_told() {
+    let (_dir, path, mut file) = opened();
+    let digests = Digests::default();
+    file.set_len(8 << 40).unwrap();
+    appends(&digests, &path, &mut file, b"end");
+    let due = digests.next_due(Instant::now() + 2 * REST).unwrap();
+    assert_eq!((due.from, due.to), (0, digested_bytes_max()));
+}
+
+#[test]
 fn what_rests_is_digested_to_its_end_and_what_grows_by_whole_chunks() {
     let (_dir, path, mut file) = opened();
     let digests = Digests::default();

@@ -17,6 +17,7 @@ use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::digests::digested_bytes_max;
 use crate::error::Error;
 use crate::index::Version;
 use crate::leader::batch::Step;
@@ -161,8 +162,8 @@ impl<'a> Resumer<'a> {
         let is_empty = |bucket: u32| theirs[bucket as usize] == Sum::default();
         for at in unknown {
             let (path, version) = &files[at];
-            // Of what it has none of, nothing has to be read to know.
-            let digests = match is_empty(bucket_of(path, bits)) {
+            // Of what it has none of, nothing has to be read to know; nor of what it tells only a part of.
+            let digests = match is_empty(bucket_of(path, bits)) || version.len > digested_bytes_max() {
                 true => Some(Vec::new()),
                 false => self.ours(path, *version, version.len)?,
             };

@@ -15,7 +15,7 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use crate::digests::file::{self, Who};
-use crate::digests::{SETTLED_COARSE, Stamps, now};
+use crate::digests::{SETTLED_COARSE, Stamps, digested_bytes_max, now};
 use crate::error::Error;
 use crate::leader::core::Core;
 use crate::leader::core::id_of;
@@ -123,7 +123,7 @@ impl<'a> Digester<'a> {
             true => core.chunks.is_kept(version.generation),
             false => core.chunks.digested(version.generation) >= whole,
         };
-        if !version.exists() || is_done {
+        if !version.exists() || is_done || version.len > digested_bytes_max() {
             return Ok(());
         }
         let Some(file) = core.dir.root().file(path)? else { return Ok(()) };
@@ -226,6 +226,15 @@ mod tests {
         fs::write(dir.path().join("changed"), "CONTENT").unwrap();
         let leader = open(dir.path());
         assert_eq!(["same", "changed", "young"].map(|name| is_kept(&leader, name)), [true, false, false]);
+    }
+
+    #[test]
+    fn a_file_of_which_only_a_part_is_ever_told_is_not_digested() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::File::create(dir.path().join("long")).unwrap().set_len(digested_bytes_max() + 1).unwrap();
+        let leader = open(dir.path());
+        digest(&leader, "long", now() + TEN_SECONDS);
+        assert!(!is_kept(&leader, "long"));
     }
 
     #[test]
