@@ -225,3 +225,155 @@ fn holes_take_no_room() {
     assert!(sent(&leader, &follower) - before < 1000 && blocks("sparse") < MIB as u64);
     leader.shut_down();
 }
+
+const ALL_RECEIVED: CommitLevel = CommitLevel { durability: Durability::Received, quorum: Quorum::All };
+
+/// A leader that confirms what a follower of 1.0.0 has, for as long as that takes.
+fn that_waits_for_one(config: &mut LeaderConfig) {
+    patient(config);
+    config.min_in_sync = 1;
+    config.in_sync_timeout = PATIENCE;
+}
+
+#[test]
+fn what_is_written_to_several_files_at_once_counts_at_1_0_0_while_that_goes_on() {
+    let leader = TestLeader::with(that_waits_for_one);
+    let names = ["a", "b", "c"];
+    names.iter().for_each(|name| leader.append(name, &noise(MIB)));
+    let _follower = TestFollower::v1(leader.address);
+    leader.wait_in_sync(1);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stops = StopOnDrop(&stop);
+        for (number, name) in names.iter().enumerate() {
+            let (leader, stop) = (&leader, &stop);
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(70 * number as u64));
+                while !stop.load(Ordering::Relaxed) {
+                    write_at(leader, name, PAGE, &noise(PAGE));
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+        }
+        for _ in 0..5 {
+            let outcome = leader.leader.commit_at(leader.leader.position(), ALL_RECEIVED, PATIENCE);
+            assert!(outcome.is_committed(), "{outcome}");
+        }
+    });
+    leader.shut_down();
+}
+
+#[test]
+fn who_speaks_1_0_0_joins_while_a_file_is_written_to_that_no_queue_holds() {
+    let leader = TestLeader::with(|config| {
+        that_waits_for_one(config);
+        config.queue_bytes = 1 << 20;
+    });
+    leader.append("db", &noise(8 * MIB));
+    leader.append("small", &noise(PAGE));
+    let stop = AtomicBool::new(false);
+    let joiner = std::thread::scope(|scope| {
+        let _stops = StopOnDrop(&stop);
+        scope.spawn(|| {
+            let mut random = Rng::with_seed(7);
+            while !stop.load(Ordering::Relaxed) {
+                write_at(&leader, "db", random.usize(0..8 * MIB - PAGE), &noise_of(&mut random, PAGE));
+                write_at(&leader, "small", 1, &noise_of(&mut random, 100));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let joiner = TestFollower::v1(leader.address);
+        let is_attached = |state| matches!(state, FollowerState::Attached | FollowerState::InSync);
+        wait_until("it is attached", || leader.status(joiner.id()).is_some_and(|status| is_attached(status.state)));
+        joiner
+    });
+    // What it has of the files from before it was attached counts when it has them whole.
+    wait_until("it counts", || {
+        leader.leader.commit_at(leader.leader.position(), ALL_RECEIVED, PATIENCE).is_committed()
+    });
+    for name in ["db", "small"] {
+        let at = |dir: &tempfile::TempDir| fs::read(dir.path().join(name)).unwrap();
+        assert!(at(&leader.dir) == at(&joiner.dir), "{name} differs");
+    }
+    leader.shut_down();
+}
+
+#[test]
+fn a_file_counts_at_1_0_0_though_the_one_that_its_replacement_spoils_is_gone() {
+    let leader = TestLeader::with(that_waits_for_one);
+    for name in ["x", "x.tmp"] {
+        leader.append(name, &noise(PAGE));
+    }
+    leader.append("log", b"begin");
+    let relay = Relay::start(leader.address);
+    let _follower = TestFollower::v1(relay.address);
+    leader.wait_in_sync(1);
+    relay.hold();
+    (0..32).for_each(|_| leader.append("log", &noise(MIB)));
+    let before = leader.leader.position();
+    write_at(&leader, "x", 7, b"other");
+    let written = leader.leader.position();
+    wait_until("all of it is announced", || leader.leader.position() > written);
+    assert!(written > before);
+    fs::remove_file(leader.dir.path().join("x.tmp")).unwrap();
+    leader.leader.delete(&path("x.tmp")).unwrap();
+    relay.release();
+    let outcome = leader.leader.commit_at(leader.leader.position(), ALL_RECEIVED, PATIENCE);
+    assert!(outcome.is_committed(), "{outcome}");
+    leader.shut_down();
+}
+
+#[test]
+fn a_queue_holds_as_much_of_pages_and_small_records_in_turn_as_of_anything() {
+    let leader = TestLeader::with(|config| {
+        patient(config);
+        config.queue_bytes = 8 << 20;
+    });
+    leader.append("db", &noise(MIB));
+    leader.append("log", b"begin");
+    let relay = Relay::start(leader.address);
+    let follower = TestFollower::on(relay.address, tempfile::tempdir().unwrap());
+    leader.wait_in_sync(1);
+    relay.hold();
+    let queued = || leader.status(follower.id()).map(|status| status.queued_bytes);
+    while queued().is_some_and(|queued| queued < MIB as u64) {
+        leader.append("log", &noise(64 << 10));
+    }
+    let before = queued().unwrap();
+    for _ in 0..500 {
+        leader.append("log", &[b'x'; 100]);
+        write_at(&leader, "db", PAGE, &noise(PAGE));
+    }
+    let held = queued().expect("it was evicted") - before;
+    assert!(held < 4 << 20, "{held} bytes are held for 2 MiB");
+    relay.release();
+    leader.assert_copies(&[&follower]);
+    leader.shut_down();
+}
+
+#[test]
+fn a_hole_of_any_size_is_one_change() {
+    let leader = TestLeader::with(patient);
+    leader.append("db", &noise(MIB));
+    let follower = leader.follower();
+    leader.wait_in_sync(1);
+    let len = 1_u64 << 40;
+    open(&leader, "db").set_len(len).unwrap();
+    leader.leader.truncate(&path("db"), len).unwrap();
+    let before = leader.leader.position();
+    rustix::fs::fallocate(
+        open(&leader, "db"),
+        rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE,
+        PAGE as u64,
+        len - PAGE as u64,
+    )
+    .unwrap();
+    leader.leader.punch_hole(&path("db"), PAGE as u64, len - PAGE as u64).unwrap();
+    assert!(leader.leader.position().since(before) < 100);
+    wait_until("it has all of it", || {
+        leader.status(follower.id()).is_some_and(|status| status.acknowledged == Some(leader.leader.position()))
+    });
+    let copy = fs::metadata(follower.dir.path().join("db")).unwrap();
+    assert!(copy.len() == len && copy.blocks() * 512 < 64 << 10, "{copy:?}");
+    leader.shut_down();
+}

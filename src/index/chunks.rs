@@ -17,12 +17,14 @@ use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
 use crate::reader::Reader;
 use crate::sys::fs::File;
 use crate::sys::hash::HashMap;
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Mutex, MutexGuard};
 
 /// Digests computed so far, from each file's beginning, by generation.
 #[derive(Default)]
 pub(crate) struct ChunkCache {
     known: Mutex<Table>,
+    /// What was written in place and `known` was not told yet. A leaf, and held for a push or to take them all: who writes must not wait for those who look something up.
+    rewrites: Mutex<Vec<Rewrite>>,
     /// Files of which it became known how they look at rest.
     learned: AtomicU64,
 }
@@ -46,6 +48,15 @@ struct Reading {
     generation: u64,
     rewritten: Range<usize>,
 }
+
+/// Chunks that were written to in place.
+struct Rewrite {
+    generation: u64,
+    chunks: Range<usize>,
+}
+
+/// So many wait for somebody to look something up; whoever writes more settles them if that needs no waiting.
+const NOTED_MAX: usize = 4096;
 
 /// Stands for the digest of a chunk that is not known any more. Nothing has it.
 const UNKNOWN: ChunkDigest = [0; 20];
@@ -197,6 +208,25 @@ impl Drop for Registered<'_> {
     }
 }
 
+impl Table {
+    /// What was known of some chunks is not true any more.
+    fn forget(&mut self, Rewrite { generation, chunks }: &Rewrite) {
+        for reading in self.readings.iter_mut().filter(|reading| reading.generation == *generation) {
+            let before = reading.rewritten.clone();
+            reading.rewritten = match before.is_empty() {
+                true => chunks.clone(),
+                false => before.start.min(chunks.start)..before.end.max(chunks.end),
+            };
+        }
+        if let Some(known) = self.get_mut(*generation) {
+            let digests = known.digests.all_mut();
+            let end = chunks.end.min(digests.len());
+            digests[chunks.start.min(end)..end].fill(UNKNOWN);
+            known.times = None;
+        }
+    }
+}
+
 impl ChunkCache {
     /// Makes room for files of generations that follow each other. Nothing is known before.
     pub(crate) fn make_room(&self, generations: Range<u64>) {
@@ -217,16 +247,12 @@ impl ChunkCache {
         len: u64,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> io::Result<Option<Vec<ChunkDigest>>> {
-        let (mut digests, done) = {
-            let known = self.known.lock();
-            known.get(generation).map(|known| known.of(len)).unwrap_or_default()
-        };
+        let (mut digests, done, reading) = self.begin_reading(generation, len);
         let is_unknown = |at: &usize| digests[*at] == UNKNOWN;
         let unknown: Vec<usize> = (0..digests.len()).filter(is_unknown).collect();
         if done == len && unknown.is_empty() {
             return Ok(Some(digests));
         }
-        let reading = self.begin_reading(generation);
         let began = now();
         let Some(file) = open()? else { return Ok(None) };
         let (mut file, mut buffer) = (Reader::uncached(file), ChunkBuffer::default());
@@ -251,46 +277,57 @@ impl ChunkCache {
             }
         }
         let times = looks.at_rest(len, began, file.file()).as_ref().and_then(Times::of);
-        let mut known = self.known.lock();
-        let rewritten = known.readings.iter().find(|its| its.id == reading.id).map(|its| its.rewritten.clone());
-        let is_kept = known.learn(generation, digests.clone(), len, times, rewritten.unwrap_or_default());
-        drop(known);
+        let read = digests.clone();
+        let mut table = self.table();
+        let rewritten = table.readings.iter().find(|its| its.id == reading.id).map(|its| its.rewritten.clone());
+        let is_kept = table.learn(generation, read, len, times, rewritten.unwrap_or_default());
+        drop(table);
         self.learned.fetch_add(u64::from(is_kept), Ordering::Relaxed);
         Ok(Some(digests))
     }
 
-    fn begin_reading(&self, generation: u64) -> Registered<'_> {
-        let mut known = self.known.lock();
-        known.last_reading += 1;
-        let id = known.last_reading;
-        known.readings.push(Reading { id, generation, rewritten: 0..0 });
-        Registered { cache: self, id }
+    /// What is known of the first bytes of a generation, some of it perhaps not any more; the rest is about to be read. In one step: whatever is written to after it is noted.
+    fn begin_reading(&self, generation: u64, len: u64) -> (Vec<ChunkDigest>, u64, Registered<'_>) {
+        let mut table = self.table();
+        table.last_reading += 1;
+        let id = table.last_reading;
+        table.readings.push(Reading { id, generation, rewritten: 0..0 });
+        let (digests, done) = table.get(generation).map(|known| known.of(len)).unwrap_or_default();
+        (digests, done, Registered { cache: self, id })
     }
 
     /// Some bytes of a generation, not none, were written in place: what is known of the chunks they are in is not true any more. To be called when they are written, and before that
-    /// is announced.
+    /// is announced. Never waits for who looks something up.
     pub(crate) fn rewritten(&self, generation: u64, offset: u64, len: u64) {
-        let chunks = chunks_of(offset, len);
-        let mut known = self.known.lock();
-        known.rewrites += 1;
-        for reading in known.readings.iter_mut().filter(|reading| reading.generation == generation) {
-            let before = reading.rewritten.clone();
-            reading.rewritten = match before.is_empty() {
-                true => chunks.clone(),
-                false => before.start.min(chunks.start)..before.end.max(chunks.end),
-            };
+        let rewrite = Rewrite { generation, chunks: chunks_of(offset, len) };
+        let noted = {
+            let mut rewrites = self.rewrites.lock();
+            rewrites.push(rewrite);
+            rewrites.len()
+        };
+        if noted >= NOTED_MAX
+            && let Some(mut table) = self.known.try_lock()
+        {
+            self.settle(&mut table);
         }
-        if let Some(known) = known.get_mut(generation) {
-            let digests = known.digests.all_mut();
-            let end = chunks.end.min(digests.len());
-            digests[chunks.start.min(end)..end].fill(UNKNOWN);
-            known.times = None;
-        }
+    }
+
+    /// The table, as of now: before anybody sees it, it is told what was written in place.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        let mut table = self.known.lock();
+        self.settle(&mut table);
+        table
+    }
+
+    fn settle(&self, table: &mut Table) {
+        let rewrites = std::mem::take(&mut *self.rewrites.lock());
+        table.rewrites += rewrites.len() as u64;
+        rewrites.into_iter().for_each(|rewrite| table.forget(&rewrite));
     }
 
     /// How often anything was written in place; for [`was_read`](Self::was_read).
     pub(crate) fn rewrites(&self) -> u64 {
-        self.known.lock().rewrites
+        self.table().rewrites
     }
 
     /// Takes the digests of the first bytes of a generation, which were read for another reason: of a file that looked like this before, when
@@ -305,10 +342,10 @@ impl ChunkCache {
         let (bytes, mut digests) = (read.bytes(), Vec::new());
         read.take(&mut digests);
         let times = looks.at_rest(bytes, began, file).as_ref().and_then(Times::of);
-        let mut known = self.known.lock();
-        let is_news = known.get(generation).is_none_or(|known| known.bytes < bytes);
-        let is_kept = is_news && known.rewrites == rewrites && known.learn(generation, digests, bytes, times, 0..0);
-        drop(known);
+        let mut table = self.table();
+        let is_news = table.get(generation).is_none_or(|known| known.bytes < bytes);
+        let is_kept = is_news && table.rewrites == rewrites && table.learn(generation, digests, bytes, times, 0..0);
+        drop(table);
         self.learned.fetch_add(u64::from(is_kept), Ordering::Relaxed);
     }
 
@@ -319,8 +356,8 @@ impl ChunkCache {
 
     /// What is known of all of a generation, which is this file, that would still be, and be true, after a restart.
     pub(crate) fn kept(&self, generation: u64, (dev, ino): FileId) -> Option<Digested> {
-        let known = self.known.lock();
-        let known = known.get(generation)?;
+        let table = self.table();
+        let known = table.get(generation)?;
         let Times { mtime, ctime } = known.times?;
         let stamps = Stamps { dev, ino, size: known.bytes, mtime, ctime: ctime.get() };
         Some(Digested { stamps, bytes: known.bytes, chunks: known.digests.all().to_vec() })
@@ -328,7 +365,7 @@ impl ChunkCache {
 
     /// Whether [`kept`](Self::kept) knows all of it.
     pub(crate) fn is_kept(&self, generation: u64) -> bool {
-        self.known.lock().get(generation).is_some_and(|known| known.times.is_some())
+        self.table().get(generation).is_some_and(|known| known.times.is_some())
     }
 
     /// Takes what was known before a restart, of a file that looks as it did.
@@ -340,13 +377,13 @@ impl ChunkCache {
 
     /// How many of the first bytes of a generation are digested.
     pub(crate) fn digested(&self, generation: u64) -> u64 {
-        self.known.lock().get(generation).map_or(0, |known| known.bytes)
+        self.table().get(generation).map_or(0, |known| known.bytes)
     }
 
     /// Notes how the file looks that has been at rest since it became what this generation is.
     pub(crate) fn is_at_rest(&self, generation: u64, stamps: Stamps) {
         let is_all = |known: &&mut Known| known.bytes == stamps.size && !known.digests.has_unknown();
-        if let Some(known) = self.known.lock().get_mut(generation).filter(is_all) {
+        if let Some(known) = self.table().get_mut(generation).filter(is_all) {
             known.times = Times::of(&stamps);
             self.learned.fetch_add(1, Ordering::Relaxed);
         }
@@ -358,8 +395,8 @@ impl ChunkCache {
             show(&[]);
             return true;
         }
-        let known = self.known.lock();
-        let known = known.get(generation).filter(|known| known.bytes == len && !known.digests.has_unknown());
+        let table = self.table();
+        let known = table.get(generation).filter(|known| known.bytes == len && !known.digests.has_unknown());
         known.map(|known| show(known.digests.all())).is_some()
     }
 

@@ -17,6 +17,9 @@ pub(crate) const PART_BYTES: u64 = 64 << 10;
 /// Parts that are noted at most: 16 GiB of them, in some 30 MiB of memory.
 const PARTS_MAX: usize = 1 << 18;
 
+/// Of more parts at once it is only noted that it was the file: such a change is of most of it, and nobody is to wait for all of them to be noted.
+const PARTS_AT_ONCE_MAX: u64 = 64;
+
 /// A part that was changed: the number of its last change, the file's generation, and which part.
 pub(crate) type Part = (u64, u64, u64);
 
@@ -27,6 +30,8 @@ pub(super) struct Rewrites {
     parts: BTreeSet<Part>,
     /// When each of them was changed.
     changes: BTreeMap<(u64, u64), u64>,
+    /// Files of which too many parts were changed at once, and when that was last.
+    whole: BTreeMap<u64, u64>,
     complete_since: u64,
     joining: usize,
 }
@@ -36,6 +41,7 @@ pub(super) struct Rewrites {
 pub(crate) struct Forgotten {
     _parts: BTreeSet<Part>,
     _changes: BTreeMap<(u64, u64), u64>,
+    _whole: BTreeMap<u64, u64>,
 }
 
 impl Rewrites {
@@ -44,7 +50,12 @@ impl Rewrites {
         if self.joining == 0 || len == 0 {
             return;
         }
-        for part in offset / PART_BYTES..=(offset + len - 1) / PART_BYTES {
+        let (first, last) = (offset / PART_BYTES, (offset + len - 1) / PART_BYTES);
+        if last - first > PARTS_AT_ONCE_MAX {
+            self.whole.insert(generation, change);
+            return;
+        }
+        for part in first..=last {
             if let Some(before) = self.changes.insert((generation, part), change) {
                 self.parts.remove(&(before, generation, part));
             }
@@ -92,6 +103,7 @@ impl Index {
         (rewrites.joining == 0).then(|| Forgotten {
             _parts: std::mem::take(&mut rewrites.parts),
             _changes: std::mem::take(&mut rewrites.changes),
+            _whole: std::mem::take(&mut rewrites.whole),
         })
     }
 
@@ -101,9 +113,11 @@ impl Index {
         self.rewrites.parts.range(after).take(most).copied().collect()
     }
 
-    /// Files that were ever written to in place, in the order of their generations, from one on: at most so many, each with the number of its last such change.
-    pub(crate) fn rewritten_files(&self, from: u64, most: usize) -> Vec<(u64, u64)> {
-        self.rewrites.last.range(from..).take(most).map(|(generation, change)| (*generation, *change)).collect()
+    /// Files of which not all parts are known that were changed after a number, as far as the `parts` before are known; else all that were ever written to in place. In the order of their
+    /// generations, from one on: at most so many, each with the number of its last such change.
+    pub(crate) fn rewritten_files(&self, from: u64, parts: bool, most: usize) -> Vec<(u64, u64)> {
+        let files = if parts { &self.rewrites.whole } else { &self.rewrites.last };
+        files.range(from..).take(most).map(|(generation, change)| (*generation, *change)).collect()
     }
 
     /// From this position on all parts are known that were changed. To be asked after they were read.
@@ -146,7 +160,10 @@ mod tests {
         assert_eq!(index.rewritten(all[0], 1), all[1..2]);
         assert_eq!(index.rewritten((4, u64::MAX, u64::MAX), 9), all[2..]);
         assert_eq!(index.rewritten_complete_since(), 2);
-        index.begin_join(5);
+        // Nearly all of it at once.
+        index.rewrite(slot, 0, 65 * PART_BYTES, 6);
+        assert_eq!((index.rewritten(ALL, 9).len(), index.rewritten_files(0, true, 9)), (3, vec![(generation, 6)]));
+        index.begin_join(6);
         assert!(index.end_join().is_none() && index.rewritten(ALL, 9).len() == 3);
         assert!(index.end_join().is_some() && index.rewritten(ALL, 9).is_empty());
     }

@@ -132,23 +132,22 @@ impl Leader {
     pub fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
         self.core.stream.admit()?;
         let _one_at_a_time = self.core.file_locks.of(path).lock();
-        match self.core.stream.version(path) {
-            had if had.exists() && len > had.len => self.core.stream.hole(path, had.len, len - had.len),
-            _ => self.core.stream.truncate(path, len),
-        }
+        self.core.stream.truncate(path, len)
     }
 
     /// Announces `bytes` that are already written to the file at `offset`, in place of others that it has, and returns the stream position after them: a page of a
     /// storage engine, say. Never blocks on a follower. More than 256 KiB are not copied but read from the file again, when each follower gets there.
     ///
     /// Followers that know the extension write them to the same place; others get the file whole, once for all such writes of a moment: 20 ms, and at least 200 ms
-    /// after the last time, or for as long as the file takes at 100 MB/s. Until then they have less of the stream: commits wait for them.
+    /// after the last time, or for as long as such files take at 100 MB/s. Until then they have less of the stream: commits wait for them.
     ///
-    /// What a follower has while it catches up, or in the middle of a commit of a storage engine, is a mixture of both contents, as it is in the file itself.
+    /// What a follower has while it catches up, or in the middle of a commit of a storage engine, is a mixture of both contents, as it is in the file itself. To be announced within
+    /// seconds of being written: a file at rest for longer than that is taken for what was announced. Threads that write to the same bytes write and announce in one order.
     ///
     /// # Errors
     ///
-    /// If these bytes are not all within the announced length (what is beyond it is for [`append`](Self::append)), or the leader is shut down. Nothing was announced then.
+    /// If these bytes are not all within the announced length (what is beyond it is for [`append`](Self::append)): nothing was announced then. If the leader is shut down; of more than
+    /// 4 MiB a part may have been announced.
     pub fn write_at(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<StreamPosition, AppendError> {
         self.core.stream.admit()?;
         // Who announces the whole file reads it under the same lock: whoever reads last announces last.
@@ -172,14 +171,8 @@ impl Leader {
     pub fn punch_hole(&self, path: &RelPath, offset: u64, length: u64) -> Result<StreamPosition, AppendError> {
         self.core.stream.admit()?;
         let _one_at_a_time = self.core.file_locks.of(path).lock();
-        let mut position = self.rewritten(path, offset, length)?;
-        let mut done = 0;
-        while done < length {
-            let part = (length - done).min(REWRITTEN_BYTES_MAX as u64);
-            position = self.core.stream.hole(path, offset + done, part)?;
-            done += part;
-        }
-        Ok(position)
+        let position = self.rewritten(path, offset, length)?;
+        if length > 0 { self.core.stream.hole(path, offset, length) } else { Ok(position) }
     }
 
     /// Before it is announced: what is known of what was there is not true any more.

@@ -209,12 +209,16 @@ impl Stream {
         self.ordered.lock().index.syncing(unsynced)
     }
 
-    /// Announces that `path` ends at `len` from now on, which is less than its announced length.
+    /// Announces that `path` ends at `len` from now on. What that is more than its announced length is a hole.
     pub(in crate::leader) fn truncate(&self, path: &RelPath, len: u64) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.entered()?;
         let was = ordered.index.get(path.as_str());
         if was.len < len {
-            return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len });
+            match ordered.there(path).0.filter(|_| len <= PAYLOAD_BYTES_MAX) {
+                Some(slot) => ordered.hole(path, slot, was.len, len - was.len),
+                None => return Err(AppendError::Offset { path: path.clone(), offset: len, length: was.len }),
+            }
+            return Ok(self.finish(ordered));
         }
         if was.len > len {
             let change = ordered.change();
@@ -244,12 +248,11 @@ impl Stream {
         Ok(self.finish(ordered))
     }
 
-    /// Announces that a file has zeros from `offset` on, which is within it or its end, from now on.
+    /// Announces that a file has zeros from `offset` on from now on, in place of what it had there.
     pub(in crate::leader) fn hole(&self, path: &RelPath, offset: u64, len: u64) -> Result<StreamPosition, AppendError> {
         let mut ordered = self.entered()?;
         let (slot, had) = ordered.there(path);
-        let fits = offset <= had && offset.checked_add(len).is_some_and(|end| end <= PAYLOAD_BYTES_MAX);
-        match slot.filter(|_| fits) {
+        match slot.filter(|_| offset.checked_add(len).is_some_and(|end| end <= had)) {
             Some(slot) => ordered.hole(path, slot, offset, len),
             None => return Err(AppendError::Offset { path: path.clone(), offset, length: had }),
         }
@@ -329,7 +332,7 @@ impl Stream {
     pub(in crate::leader) fn close(&self, durable: bool) -> StreamPosition {
         let mut ordered = self.ordered.lock();
         if ordered.closed.is_none() {
-            ordered.settle_owed(true);
+            ordered.settle_owed(usize::MAX);
             ordered.closed = Some(ordered.position);
             if durable {
                 ordered.encode_control(Control::MakeDurable, Vec::new());

@@ -40,34 +40,32 @@ impl Joining<'_> {
     /// What was written in place since a position, after this began; and perhaps more, up to now.
     pub(in crate::leader) fn rewritten(&self, since: StreamPosition) -> Rewritten {
         let mut rewritten = Rewritten::default();
-        let mut from = (since.0, u64::MAX, u64::MAX);
-        loop {
+        let (mut from, mut is_over) = ((since.0, u64::MAX, u64::MAX), false);
+        while !is_over {
             let parts = self.0.ordered.lock().index.rewritten(from, WALK_ENTRIES);
-            let Some(last) = parts.last() else { break };
-            from = *last;
+            // Then these were the last, at this moment. One that is changed again goes behind all others, and is met there: something else of it may have been changed before.
+            is_over = parts.len() < WALK_ENTRIES;
+            from = parts.last().copied().unwrap_or(from);
             for (_, generation, part) in parts {
                 rewritten.parts.entry(generation).or_default().push(part);
             }
             thread::park_timeout(WALK_PAUSE);
         }
-        rewritten.parts.values_mut().for_each(|parts| parts.sort_unstable());
-        if self.0.ordered.lock().index.rewritten_complete_since() > since.0 {
-            self.files(since, &mut rewritten);
+        for parts in rewritten.parts.values_mut() {
+            parts.sort_unstable();
+            parts.dedup();
         }
-        rewritten
-    }
-
-    /// It is not known any more which parts were: of which files.
-    fn files(&self, since: StreamPosition, rewritten: &mut Rewritten) {
+        let parts_are_known = self.0.ordered.lock().index.rewritten_complete_since() <= since.0;
         let mut from = 0;
         loop {
-            let files = self.0.ordered.lock().index.rewritten_files(from, WALK_ENTRIES);
+            let files = self.0.ordered.lock().index.rewritten_files(from, parts_are_known, WALK_ENTRIES);
             let Some((last, _)) = files.last() else { break };
             from = *last + 1;
             let changed = files.into_iter().filter(|(_, change)| *change > since.0);
             rewritten.files.extend(changed.map(|(generation, _)| generation));
             thread::park_timeout(WALK_PAUSE);
         }
+        rewritten
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{After, Ordered, SEALED_BYTES_MAX, Sleep};
 use crate::index::{FileId, Slot, Version};
-use crate::leader::batch::{BATCH_BYTES_MAX, Batch, Body, FileRange, Instead, RangeKind, Step, control_bytes};
+use crate::leader::batch::{BATCH_BYTES_MAX, Batch, FileRange, Instead, RangeKind, Step, control_bytes};
 use crate::protocol::extension::Control;
 use crate::protocol::{APPEND_BYTES_MAX, ActionKind, encode_action_header, framing_bytes};
 use crate::types::RelPath;
@@ -89,26 +89,45 @@ impl Ordered {
         let generation = self.index.version_at(slot).generation;
         let range = FileRange { path: path.clone(), generation, kind: RangeKind::Patch, offset, len };
         self.owe(path);
-        if self.queues > 0 {
+        match bytes {
+            Content::Bytes(bytes) => self.encode_patch(&range, bytes),
+            Content::OnDisk(_) => {
+                if self.queues > 0 {
+                    self.seal();
+                }
+                self.position += range.action_bytes();
+                self.push_later(path, |end| Batch::file(end, range));
+            }
+        }
+    }
+
+    /// A patch of one piece, whose control and bytes stay together.
+    fn encode_patch(&mut self, range: &FileRange, bytes: &[u8]) {
+        debug_assert!(range.len <= APPEND_BYTES_MAX as u64);
+        let length = range.action_bytes();
+        // Together with other actions only if these, too, are the same to all.
+        let is_for_all = self.queues_of_v1 == 0 && length <= BATCH_BYTES_MAX as u64;
+        if self.queues > 0 && (!is_for_all || length > (BATCH_BYTES_MAX - self.open.len()) as u64) {
             self.seal();
         }
-        self.position += range.action_bytes();
+        self.position += length;
         if self.queues == 0 {
             return;
         }
-        let batch = match bytes {
-            Content::Bytes(bytes) => {
-                let mut raw = Vec::with_capacity(range.action_bytes().try_into().unwrap_or(0));
-                for piece in range.pieces() {
-                    let at = usize::try_from(piece.0 - offset).expect("in memory");
-                    range.encode_header(&mut raw, piece);
-                    raw.extend_from_slice(&bytes[at..][..usize::try_from(piece.1).expect("in memory")]);
-                }
-                Batch::actions(self.position, raw)
-            }
-            Content::OnDisk(_) => Batch::file(self.position, range),
-        };
-        self.push_sealed_instead(batch, Some(Instead::Later(path.clone())));
+        let mut alone = Vec::new();
+        let out = if is_for_all { self.open_batch() } else { &mut alone };
+        range.encode_header(out, (range.offset, range.len));
+        out.extend_from_slice(bytes);
+        if !is_for_all {
+            self.push_later(&range.path, |end| Batch::actions(end, alone));
+        }
+    }
+
+    /// What followers of 1.0.0 get later.
+    fn push_later(&mut self, path: &RelPath, batch: impl FnOnce(u64) -> Batch) {
+        if self.queues > 0 {
+            self.push_sealed_instead(batch(self.position), Some(Instead::Later(path.clone())));
+        }
     }
 
     /// Makes zeros, and no room taken on the disk, of what is there from `offset` on; a file that exists may grow by that.
@@ -156,11 +175,16 @@ impl Ordered {
             self.push_sealed(raw);
             return;
         }
+        let open = self.open_batch();
+        encode_action_header(open, path, kind);
+        open.extend_from_slice(payload);
+    }
+
+    fn open_batch(&mut self) -> &mut Vec<u8> {
         if self.open.capacity() == 0 {
             self.open = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(BATCH_BYTES_MAX));
         }
-        encode_action_header(&mut self.open, path, kind);
-        self.open.extend_from_slice(payload);
+        &mut self.open
     }
 
     /// A range is a batch of its own.
@@ -173,7 +197,7 @@ impl Ordered {
         }
         self.position += range.action_bytes();
         if self.queues > 0 {
-            self.sealed.push(Arc::new(Batch::file(self.position, range)));
+            self.push_sealed_instead(Batch::file(self.position, range), None);
         }
     }
 
@@ -245,11 +269,19 @@ impl Ordered {
         std::mem::take(&mut self.open)
     }
 
+    /// What is in a batch that is not full moves to a smaller buffer: it may wait in a queue for long, next to many others, and counts there for what it holds.
     pub(super) fn seal(&mut self) {
-        let raw = self.take_open();
-        if !raw.is_empty() {
-            self.push_sealed(raw);
+        if self.open.is_empty() {
+            return;
         }
+        let raw = if is_mostly_empty(&self.open) {
+            let small = self.open.as_slice().to_vec();
+            self.open.clear();
+            small
+        } else {
+            self.take_open()
+        };
+        self.push_sealed(raw);
     }
 
     pub(super) fn push_sealed(&mut self, raw: Vec<u8>) {
@@ -258,9 +290,7 @@ impl Ordered {
 
     /// A batch that goes in another form to followers of 1.0.0.
     pub(super) fn push_sealed_instead(&mut self, batch: Batch, instead: Option<Instead>) {
-        if let Body::Actions(_) = batch.body {
-            self.sealed_bytes += batch.cost();
-        }
+        self.sealed_bytes += batch.cost();
         self.sealed.push(Arc::new(Batch { instead, ..batch }));
     }
 
@@ -277,6 +307,11 @@ impl Ordered {
         }
         After { position: self.position, wake, push: self.sealed_bytes > SEALED_BYTES_MAX }
     }
+}
+
+/// Whether a batch holds so much less than its buffer could that it is worth to copy it.
+pub(super) fn is_mostly_empty(open: &Vec<u8>) -> bool {
+    open.len() < open.capacity() / 8 * 7
 }
 
 /// All of a file, as one replace.

@@ -1,40 +1,39 @@
 //! Files that followers of 1.0.0 get whole because they were written to in place, for which that protocol has no words.
 //!
-//! Each write would cost them all of the file. So writes are gathered, for a moment and then for as long as the file takes: until all of it is announced
+//! Each write would cost them all of the file. So writes are gathered, for a moment and then for as long as the files take: until all of it is announced
 //! to those followers, at its place in the order, what they have of it does not count ([`Instead::Later`]). To who knows the extension that announcement is
 //! a delete of a name that is no file.
+//!
+//! All files are due at one time, and announced one right after the other: what a follower has counts only while it lacks nothing of any of them, and of several files that are written to
+//! all the time one would nearly always be missing.
 
 use std::time::Duration;
 
 use super::{Ordered, Stream};
 use crate::leader::batch::{Batch, Instead};
 use crate::protocol::{ActionKind, PROBE_NAME, encode_action_header};
-use crate::sys::hash::HashMap;
+use crate::sys::hash::HashSet;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 
-/// Writes to a file that come so soon after the first are one.
+/// Writes that come so soon after the first are one.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// A file goes again not before so long after, and at this rate at most.
+/// Files go again not before so long after, and at this rate at most, all of them together.
 const AGAIN_MIN: Duration = Duration::from_millis(200);
 const BYTES_PER_MS: u64 = 100_000;
 
+/// So many are announced at once, which takes a millisecond or so.
+const AT_ONCE: usize = 512;
+
 /// See the module's documentation.
 #[derive(Default)]
-pub(super) struct Owed(HashMap<RelPath, File>);
-
-struct File {
-    /// `None`: it went, and nothing was written to it since.
+pub(super) struct Owed {
+    files: HashSet<RelPath>,
+    /// When they are announced, if there are any.
     due: Option<Instant>,
-    again: Instant,
-}
-
-impl Owed {
-    /// When the next one is due.
-    fn next(&self) -> Option<Instant> {
-        self.0.values().filter_map(|file| file.due).min()
-    }
+    /// Not before that.
+    again: Option<Instant>,
 }
 
 impl Ordered {
@@ -43,30 +42,37 @@ impl Ordered {
         if self.queues_of_v1 == 0 {
             return;
         }
-        let now = Instant::now();
-        match self.owed.0.get_mut(path) {
-            Some(file) => drop(file.due.get_or_insert((now + GATHER).max(file.again))),
-            None => drop(self.owed.0.insert(path.clone(), File { due: Some(now + GATHER), again: now })),
+        let owed = &mut self.owed;
+        if !owed.files.contains(path) {
+            owed.files.insert(path.clone());
+        }
+        if owed.due.is_none() {
+            let due = Instant::now() + GATHER;
+            owed.due = Some(owed.again.map_or(due, |again| due.max(again)));
         }
     }
 
-    /// Announces those that are due, or all.
-    pub(super) fn settle_owed(&mut self, all: bool) {
-        if self.owed.0.is_empty() {
-            return;
+    /// Announces files, if they are due.
+    fn settle_due(&mut self) {
+        if self.owed.due.is_some_and(|due| due <= Instant::now()) {
+            self.settle_owed(AT_ONCE);
+        }
+    }
+
+    /// Announces so many.
+    pub(super) fn settle_owed(&mut self, most: usize) {
+        let files: Vec<RelPath> = self.owed.files.iter().take(most).cloned().collect();
+        let mut bytes = 0;
+        for path in files {
+            self.owed.files.remove(&path);
+            let version = self.index.get(path.as_str());
+            bytes += version.len;
+            let steps = if version.len > 0 { self.replace_steps(&path, version) } else { Vec::new() };
+            self.encode_now(Instead::Now(path, steps));
         }
         let now = Instant::now();
-        let mut owed = std::mem::take(&mut self.owed);
-        for (path, file) in &mut owed.0 {
-            if file.due.take_if(|due| all || *due <= now).is_some() {
-                let version = self.index.get(path.as_str());
-                let steps = if version.len > 0 { self.replace_steps(path, version) } else { Vec::new() };
-                self.encode_now(Instead::Now(path.clone(), steps));
-                file.again = now + AGAIN_MIN.max(Duration::from_millis(version.len / BYTES_PER_MS));
-            }
-        }
-        owed.0.retain(|_, file| file.due.is_some() || file.again > now);
-        self.owed = owed;
+        self.owed.due = (!self.owed.files.is_empty()).then_some(now);
+        self.owed.again = Some(now + AGAIN_MIN.max(Duration::from_millis(bytes / BYTES_PER_MS)));
     }
 
     fn encode_now(&mut self, instead: Instead) {
@@ -87,7 +93,16 @@ impl Stream {
     /// Announces what is due to followers of 1.0.0, and says when that is to be looked at again.
     pub(super) fn announce_owed(&self) -> Option<Instant> {
         let mut ordered = self.ordered.lock();
-        ordered.settle_owed(false);
-        ordered.owed.next()
+        ordered.settle_due();
+        ordered.owed.due
+    }
+
+    /// A follower of 1.0.0 was attached that has files as they were before they were written to in place.
+    pub(in crate::leader) fn owes(&self, paths: &[RelPath]) {
+        for some in paths.chunks(AT_ONCE) {
+            let mut ordered = self.ordered.lock();
+            some.iter().for_each(|path| ordered.owe(path));
+        }
+        self.wake_leader();
     }
 }

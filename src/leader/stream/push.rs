@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::encode::is_mostly_empty;
 use super::pressure::{OVERRUN_BYTES_MAX, is_in_sync};
 use super::{Attached, Demoted, Limits, Ordered, Queue, SPARES, Stream};
 use crate::leader::batch::Batch;
@@ -64,7 +65,7 @@ impl Stream {
         };
         let mut spare = None;
         if !open.is_empty() {
-            let raw = if open.len() < open.capacity() / 8 * 7 {
+            let raw = if is_mostly_empty(&open) {
                 // It may wait in a queue for long, next to many others: it holds, and counts for, what it needs. Else a host that keeps to half
                 // of what a queue holds could fill it.
                 let small = open.as_slice().to_vec();

@@ -6,12 +6,14 @@
 //!
 //! What was written in place since is read after the cut, and so is all of it and perhaps more: what is sent of it too early comes once more.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::index::Version;
 use crate::leader::batch::Step;
 use crate::leader::core::Core;
 use crate::leader::link::frame::Frame;
@@ -22,7 +24,7 @@ use crate::leader::stream::{AttachedQueue, Attachment, Changes, Joining, Rewritt
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
 use crate::sys::time::Instant;
-use crate::types::StreamPosition;
+use crate::types::{RelPath, StreamPosition};
 
 pub(in crate::leader) struct CatchUp<'a> {
     pub(in crate::leader) core: &'a Arc<Core>,
@@ -34,6 +36,9 @@ pub(in crate::leader) struct CatchUp<'a> {
     pub(in crate::leader) ack_timeout: Option<Duration>,
     /// Begun before any of its files was looked at: what was written in place since is told.
     pub(in crate::leader) joining: Joining<'a>,
+    /// What a follower of 1.0.0 has as it was before that: it gets these files whole once it is attached. Sent again in each round, a large file that is written to all the time would
+    /// keep it from ever being.
+    pub(in crate::leader) owed: BTreeSet<RelPath>,
 }
 
 impl<'a> CatchUp<'a> {
@@ -58,10 +63,13 @@ impl<'a> CatchUp<'a> {
             }
             let Attachment { changes, position, queue } = self.core.stream.attach(self.follower, since);
             let rewritten = self.joining.rewritten(since);
-            let steps = changes.map(|changes| self.view.plan(changes, &rewritten));
+            let steps = changes.map(|changes| self.plan(changes, &rewritten));
             let bytes = |steps: &Vec<Step>| steps.iter().map(Step::bytes).sum::<u64>();
             match steps {
-                Some(steps) if bytes(&steps) <= quarter => return Ok(CaughtUp { steps, position, queue }),
+                Some(steps) if bytes(&steps) <= quarter => {
+                    let owed = self.owed.into_iter().collect();
+                    return Ok(CaughtUp { steps, position, queue, owed });
+                }
                 steps => {
                     self.core.stream.detach(self.follower);
                     drop(queue.batches);
@@ -84,8 +92,16 @@ impl<'a> CatchUp<'a> {
         let changes = self.core.stream.changes(*since);
         let rewritten = self.joining.rewritten(*since);
         *since = changes.as_of;
-        let steps = self.view.plan(changes, &rewritten);
+        let steps = self.plan(changes, &rewritten);
         self.round(steps, last_bytes)
+    }
+
+    fn plan(&mut self, changes: Changes, rewritten: &Rewritten) -> Vec<Step> {
+        if !self.follower.extension {
+            let is_owed = |(_, version): &&(RelPath, Version)| version.exists() && rewritten.is_of(version.generation);
+            self.owed.extend(changes.files.iter().filter(is_owed).map(|(path, _)| path.clone()));
+        }
+        self.view.plan(changes, rewritten)
     }
 
     fn round(&mut self, steps: Vec<Step>, last_bytes: &mut u64) -> Result<(), Error> {
@@ -136,6 +152,7 @@ pub(in crate::leader) struct CaughtUp {
     steps: Vec<Step>,
     position: StreamPosition,
     queue: AttachedQueue,
+    owed: Vec<RelPath>,
 }
 
 impl CaughtUp {
@@ -151,6 +168,10 @@ impl CaughtUp {
             // What mends a void file is in the queue already.
             let _ = ranges.send_step(frame, step)?;
         }
+        for path in &self.owed {
+            follower.void(path, StreamPosition(0), self.position);
+        }
+        core.stream.owes(&self.owed);
         // What follows are the batches from here on.
         follower.owed_position.store(follower.extension, Ordering::Relaxed);
         ranges.tell_whole(frame, self.position)?;

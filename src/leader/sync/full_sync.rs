@@ -15,6 +15,7 @@
 //! disk, which mends all followers at once. Content whose length was declared is padded with zeros in the first round: the second does not list it, and the
 //! follower deletes it. In the second, where nothing would, the follower is let go.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -79,7 +80,17 @@ impl<'a> Joiner<'a> {
             synced.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view, ack_timeout: Some(core.config.sync_timeout), joining }.run(all)
+        CatchUp {
+            core,
+            follower,
+            frame,
+            ranges,
+            view,
+            ack_timeout: Some(core.config.sync_timeout),
+            joining,
+            owed: BTreeSet::new(),
+        }
+        .run(all)
     }
 
     /// Waits for a slot.

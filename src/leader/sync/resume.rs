@@ -13,6 +13,7 @@
 //!
 //! What is told is compared as it comes, so what is held for a joiner goes with the number of files in question, not with their size.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -124,7 +125,7 @@ impl<'a> Resumer<'a> {
             follower.sync.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view, ack_timeout, joining }.run(all)
+        CatchUp { core, follower, frame, ranges, view, ack_timeout, joining, owed: BTreeSet::new() }.run(all)
     }
 
     fn tell(&mut self, control: &Control) -> Result<(), Error> {

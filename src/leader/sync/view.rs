@@ -42,8 +42,8 @@ impl View {
         Self { held: held.collect(), extension: true }
     }
 
-    /// What it takes to bring the follower to `changes`, and the view there, where this was `rewritten` in place since the last time. Renames and deletes come
-    /// first: a folder may come where a file was.
+    /// What it takes to bring the follower to `changes`, and the view there, where this was `rewritten` in place since the last time; not what 1.0.0 lacks of that. Renames and
+    /// deletes come first: a folder may come where a file was.
     pub(in crate::leader) fn plan(&mut self, changes: Changes, rewritten: &Rewritten) -> Vec<Step> {
         let Changes { files: mut changes, whole: is_all, .. } = changes;
         if is_all {
@@ -55,12 +55,6 @@ impl View {
     }
 
     fn plan_of(&mut self, changes: Vec<(RelPath, Version)>, rewritten: &Rewritten) -> Vec<Step> {
-        if !self.extension {
-            // It has no words for a part of a file.
-            for (path, _) in changes.iter().filter(|(_, version)| rewritten.is_of(version.generation)) {
-                self.void(path);
-            }
-        }
         let mut first = if self.extension { self.renames(&changes) } else { Vec::new() };
         // In order of names: `x` is replaced before the `x.tmp` that it spoils.
         let mut changes: BTreeMap<RelPath, Version> = changes.into_iter().collect();
@@ -75,12 +69,13 @@ impl View {
                 continue;
             }
             self.held.insert(path.clone(), Held::Exact(version));
-            let had = prefix(held, version).filter(|_| !rewritten.is_all_of(version.generation));
+            // For a part of a file 1.0.0 has no words: it gets that later.
+            let had = prefix(held, version).filter(|_| !self.extension || !rewritten.is_all_of(version.generation));
             match had {
                 Some(had) => {
                     let range =
                         |kind, (offset, len)| Step::Send(FileRange { kind, offset, len, ..whole(&path, version) });
-                    let parts = rewritten.ranges(version.generation, had);
+                    let parts = if self.extension { rewritten.ranges(version.generation, had) } else { Vec::new() };
                     sends.extend(parts.into_iter().map(|part| range(RangeKind::Patch, part)));
                     if had < version.len {
                         sends.push(range(RangeKind::Append, (had, version.len - had)));

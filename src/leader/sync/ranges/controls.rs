@@ -54,24 +54,30 @@ impl Ranges<'_> {
     ) -> Result<(), Error> {
         let (begin, end) = (StreamPosition(batch.end - batch.bytes), StreamPosition(batch.end));
         match instead {
-            Instead::Steps(steps) => drop(self.send_steps(frame, steps)?),
+            Instead::Steps(steps) => {
+                for step in steps {
+                    let _ = self.send_step(frame, step)?;
+                }
+            }
             Instead::Later(path) => self.follower.void(path, begin, end),
             Instead::Now(path, steps) => {
-                if self.send_steps(frame, steps)? {
+                let mut is_whole = true;
+                for step in steps {
+                    match step {
+                        // In the stream: if it cannot be read, that is so from here on.
+                        Step::Send(range) if range.path == *path => {
+                            is_whole =
+                                self.send(frame, range, |done| (done == 0).then_some((begin, batch.sealed_at)))?;
+                        }
+                        step => drop(self.send_step(frame, step)?),
+                    }
+                }
+                if is_whole {
                     self.follower.mended(path, begin, end);
                 }
             }
         }
         self.sent(frame, batch)
-    }
-
-    /// Whether nothing is void after them.
-    fn send_steps(&mut self, frame: &mut Frame, steps: &[Step]) -> Result<bool, Error> {
-        let mut is_whole = true;
-        for step in steps {
-            is_whole &= self.send_step(frame, step)?.is_ok();
-        }
-        Ok(is_whole)
     }
 
     /// Sends a control that stands in the stream to a follower that knows the extension.
