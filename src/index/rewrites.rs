@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(index.rewritten((4, u64::MAX, u64::MAX), 9), all[2..]);
         assert_eq!(index.rewritten_complete_since(), 2);
         // Nearly all of it at once.
-        index.rewrite(slot, 0, 65 * PART_BYTES, 6);
+        index.rewrite(slot, 0, 66 * PART_BYTES, 6);
         assert_eq!((index.rewritten(ALL, 9).len(), index.rewritten_files(0, true, 9)), (3, vec![(generation, 6)]));
         index.begin_join(6);
         assert!(index.end_join().is_none() && index.rewritten(ALL, 9).len() == 3);
