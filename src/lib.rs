@@ -98,7 +98,6 @@ mod sys;
 #[cfg(feature = "simulate")]
 #[allow(missing_docs, unreachable_pub)]
 pub mod sys;
-mod tail;
 mod thread;
 mod types;
 mod uncached;

@@ -7,6 +7,7 @@
 use std::borrow::Borrow;
 use std::io::{self, Read};
 
+use crate::index::blocks::Notes;
 use crate::sys::fs::{File, FileExt};
 use crate::sys::rustix::fs::{SeekFrom, fstatfs, seek};
 use crate::sys::rustix::io::Errno;
@@ -40,17 +41,24 @@ pub(crate) struct Reader<F = File> {
     asks: Option<bool>,
     /// No hole that is worth it is before that.
     data_until: u64,
+    /// What is read is noted with these.
+    notes: Option<Notes>,
 }
 
 impl<F: Borrow<File>> Reader<F> {
     /// Reads as usual.
     pub(crate) fn new(file: F) -> Self {
-        Self { file, offset: 0, read_at: File::read_at, asks: None, data_until: 0 }
+        Self { file, offset: 0, read_at: File::read_at, asks: None, data_until: 0, notes: None }
     }
 
     /// Leaves nothing in the page cache that was not there, if possible.
     pub(crate) fn uncached(file: F) -> Self {
         Self { read_at: uncached::read_at, ..Self::new(file) }
+    }
+
+    /// Notes what it reads, be it for a follower or to be digested.
+    pub(crate) fn noted(self, notes: Option<Notes>) -> Self {
+        Self { notes, ..self }
     }
 
     /// What it reads.
@@ -68,9 +76,15 @@ impl<F: Borrow<File>> Reader<F> {
         self.offset = offset;
     }
 
-    /// Goes on behind so many bytes.
+    /// Goes on behind so many bytes of a hole.
     pub(crate) fn skip(&mut self, bytes: u64) {
-        self.offset += bytes;
+        let range = self.offset..self.offset + bytes;
+        if let Some(reading) = self.notes.as_ref().and_then(|notes| notes.begin(range.clone())) {
+            // It was found before that was noted.
+            let is_there = self.data_from(range.start, range.end) == Some(range.end);
+            reading.took_hole(self.file(), is_there);
+        }
+        self.offset = range.end;
     }
 
     /// What comes next, up to `to`, which is behind where it stands: a hole of at least `hole_bytes_min`, or of all there is up to there; or what is before
@@ -134,7 +148,12 @@ impl<F: Borrow<File>> Reader<F> {
 
 impl<F: Borrow<File>> Read for Reader<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let range = self.offset..self.offset + buffer.len() as u64;
+        let reading = self.notes.as_ref().and_then(|notes| notes.begin(range));
         let length = (self.read_at)(self.file.borrow(), buffer, self.offset)?;
+        if let Some(reading) = reading {
+            reading.took(self.file.borrow(), &buffer[..length]);
+        }
         self.offset += length as u64;
         Ok(length)
     }

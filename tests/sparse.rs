@@ -169,7 +169,8 @@ fn a_copy_is_right_at_rest_of_a_file_whose_holes_were_written_to_while_it_was_se
                 for _ in 0..10 {
                     file.write_all_at(&[random.u8(1..); 512], random.u64(..64 * MIB - 512)).unwrap();
                 }
-                wait_until("it is announced", || ends.load(Ordering::Relaxed) || leader.leader.position() > announced);
+                let is_announced = || leader.leader.position() > announced && watcher.unproven_for().is_none();
+                wait_until("all of it is announced", || ends.load(Ordering::Relaxed) || is_announced());
             }
         });
         for _ in 0..3 {

@@ -144,6 +144,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     // First: a leader that cannot be reached must not leave a directory that looks as if it had led.
     let listener = bind(&options.listen)?;
     let opening = Opening::new(config)?;
+    opening.will_be_watched();
     let address = opening.listen_on(listener)?;
     say(&format!("listening on {address}"));
     let leader = match opening.open(&mut |_| signals.is_empty()) {

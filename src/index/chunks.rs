@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FileId;
+use super::blocks::Notes;
 use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps, now};
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
 use crate::reader::Reader;
@@ -245,6 +246,7 @@ impl ChunkCache {
         open: impl FnOnce() -> io::Result<Option<File>>,
         generation: u64,
         len: u64,
+        notes: Option<Notes>,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> io::Result<Option<Vec<ChunkDigest>>> {
         let (mut digests, done, reading) = self.begin_reading(generation, len);
@@ -255,7 +257,7 @@ impl ChunkCache {
         }
         let began = now();
         let Some(file) = open()? else { return Ok(None) };
-        let (mut file, mut buffer) = (Reader::uncached(file), ChunkBuffer::default());
+        let (mut file, mut buffer) = (Reader::uncached(file).noted(notes), ChunkBuffer::default());
         let looks = Stamps::of_file(file.file())?;
         let chunk = |at: usize| (at as u64 * CHUNK_BYTES, len.min((at as u64 + 1) * CHUNK_BYTES));
         let spans = unknown.into_iter().map(chunk).chain((done < len).then_some((done, len)));
@@ -373,6 +375,15 @@ impl ChunkCache {
         let Digested { stamps, bytes, chunks } = digested;
         let times = Times::of(&stamps).filter(|_| stamps.size == bytes);
         self.known.lock().insert(generation, Known { digests: chunks.into(), bytes, times });
+    }
+
+    /// The digest of one chunk of a generation, of so many bytes, if it is known.
+    pub(crate) fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {
+        let known = self.known.lock();
+        let is_of = |known: &&Known| known.bytes.saturating_sub(at * CHUNK_BYTES).min(CHUNK_BYTES) == bytes;
+        let digest = known.get(generation).filter(is_of)?.digests.all().get(usize::try_from(at).ok()?).copied();
+        // What stands for one that is not known.
+        digest.filter(|digest| *digest != ChunkDigest::default())
     }
 
     /// How many of the first bytes of a generation are digested.

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use sha1::{Digest, Sha1};
 
 use super::Version;
+use super::blocks::Notes;
 use crate::protocol::Sha1Sum;
 use crate::reader::{HOLE_BYTES_MIN, Reader, Span};
 use crate::sys::fs::File;
@@ -39,6 +40,7 @@ impl HashCache {
         open: impl FnOnce() -> io::Result<Option<File>>,
         path: &RelPath,
         version: Version,
+        notes: Option<Notes>,
         go_on: &mut dyn FnMut(u64) -> io::Result<()>,
     ) -> io::Result<Option<Sha1Sum>> {
         let known = self.known.lock().get(path).cloned();
@@ -47,7 +49,7 @@ impl HashCache {
             .unwrap_or_else(|| Hashed { version: Version { len: 0, ..version }, state: Sha1::new() });
         if hashed.version.len < version.len {
             let Some(file) = open()? else { return Ok(None) };
-            if !hash_up_to(&mut hashed, file, version.len, go_on)? {
+            if !hash_up_to(&mut hashed, Reader::uncached(file).noted(notes), version.len, go_on)? {
                 return Ok(None);
             }
             self.known.lock().insert(path.clone(), hashed.clone());
@@ -63,11 +65,10 @@ impl HashCache {
 
 fn hash_up_to(
     hashed: &mut Hashed,
-    file: File,
+    mut file: Reader,
     len: u64,
     go_on: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<bool> {
-    let mut file = Reader::uncached(file);
     file.seek(hashed.version.len);
     let most = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX).min(READ_AT_ONCE_BYTES);
     let mut buffer = vec![0; most(len - hashed.version.len)];
@@ -102,7 +103,7 @@ mod tests {
         let cache = HashCache::default();
         let root = crate::beneath::Beneath::open(dir.path()).unwrap();
         let open = || root.file(&path);
-        let sum = |generation, len| cache.sum(open, &path, Version { generation, len }, &mut |_| Ok(())).unwrap();
+        let sum = |generation, len| cache.sum(open, &path, Version { generation, len }, None, &mut |_| Ok(())).unwrap();
         let expected = |bytes: &[u8]| -> Option<Sha1Sum> { Some(Sha1::digest(bytes).into()) };
         std::fs::write(dir.path().join("f"), "hello world").unwrap();
         assert_eq!(sum(1, 5), expected(b"hello"));
@@ -137,7 +138,7 @@ mod tests {
                 file => file.map(Some),
             };
             let version = Version { generation: 1, len: len as u64 };
-            let sum = cache.sum(open, &path, version, &mut count).unwrap();
+            let sum = cache.sum(open, &path, version, None, &mut count).unwrap();
             (sum.map(|sum| sum == *Sha1::digest(&content[..len])), read.iter().sum::<u64>(), read.len())
         };
         assert_eq!(sum(10), (Some(true), 10, 1));

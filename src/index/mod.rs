@@ -10,6 +10,7 @@
 //!
 //! No step grows with the number of files: entries are in chunks, where names stand in many small tables, so nothing is ever moved or hashed anew as a whole.
 
+pub(crate) mod blocks;
 pub(crate) mod chunks;
 pub(crate) mod hash;
 mod names;

@@ -4,10 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::digests::{Digested, Stamps};
+use crate::digests::Stamps;
 use crate::error::AppendError;
+use crate::index::Version;
+use crate::index::blocks::Blocks;
 use crate::leader::{Leader, Window};
-use crate::tail::Tail;
+use crate::protocol::extension::ChunkDigest;
 use crate::types::RelPath;
 
 /// The part of [`Leader`]'s API that the watcher uses; each method means what it means there.
@@ -18,14 +20,16 @@ pub(super) trait Announce: Send + 'static {
     fn delete(&self, path: &RelPath) -> Result<(), AppendError>;
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<(), AppendError>;
     fn truncate(&self, path: &RelPath, len: u64) -> Result<(), AppendError>;
-    fn file_len(&self, path: &RelPath) -> Option<u64>;
+    fn write_at(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), AppendError>;
+    fn version(&self, path: &RelPath) -> Option<Version>;
+    fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath>;
     fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool;
     fn files(&self) -> Vec<(RelPath, u64)>;
     fn file_count(&self) -> u64;
-    fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)>;
-    fn tail_found(&self, path: &RelPath) -> Option<Tail>;
-    fn digested(&self, path: &RelPath) -> Option<Digested>;
-    fn may_be_read(&self, path: &RelPath) -> bool;
+    fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath>;
+    fn blocks(&self) -> &Blocks;
+    fn note_reads(&self);
+    fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest>;
     fn replicates(&self, path: &RelPath) -> bool;
     fn enters(&self, folder: &RelPath) -> bool;
     fn is_unreadable(&self, path: &RelPath, error: &io::Error);
@@ -75,8 +79,16 @@ impl Announce for Paced {
         self.leader.truncate(path, len).map(drop)
     }
 
-    fn file_len(&self, path: &RelPath) -> Option<u64> {
-        self.leader.file_len(path)
+    fn write_at(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), AppendError> {
+        self.leader.write_at(path, offset, bytes).map(drop)
+    }
+
+    fn version(&self, path: &RelPath) -> Option<Version> {
+        self.leader.version(path)
+    }
+
+    fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath> {
+        self.leader.find(path, generation)
     }
 
     fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool {
@@ -91,20 +103,20 @@ impl Announce for Paced {
         self.leader.file_count()
     }
 
-    fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)> {
+    fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath> {
         self.leader.as_found(path, looks)
     }
 
-    fn tail_found(&self, path: &RelPath) -> Option<Tail> {
-        self.leader.tail_found(path)
+    fn blocks(&self) -> &Blocks {
+        self.leader.blocks()
     }
 
-    fn digested(&self, path: &RelPath) -> Option<Digested> {
-        self.leader.digested(path)
+    fn note_reads(&self) {
+        self.leader.note_reads();
     }
 
-    fn may_be_read(&self, path: &RelPath) -> bool {
-        self.leader.may_be_read(path)
+    fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {
+        self.leader.chunk(generation, at, bytes)
     }
 
     fn replicates(&self, path: &RelPath) -> bool {

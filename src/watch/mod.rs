@@ -1,39 +1,68 @@
 //! Feeds a leader from a directory that other programs write.
 //!
-//! One thread, `watch`, announces what the leader does not know yet; then it waits for inotify events, reads
-//! all that are pending, and looks once at each path they name. (Followers may join before it has looked at all there is: it is a host that is about to announce
-//! something.)
+//! *Content is the truth; events only decide what to look at first.* One thread, `watch`, announces what the leader does not know yet; then it waits for inotify events, reads
+//! all that are pending, looks once at each path they name, and between such rounds compares files that may have changed. (Followers may join before it has looked at all there
+//! is: it is a host that is about to announce something.)
 //!
 //! | a file that | is announced as |
 //! |---|---|
 //! | has another name | rename |
-//! | grew, its last 4 KiB before the old length as they were | append of what is new |
+//! | grew | append of what is new, at once |
 //! | became empty | truncation |
-//! | shrank, is another inode, changed before its end or without growing | replace |
+//! | shrank, or is another inode | replace |
+//! | holds something else than followers were sent | the blocks of 16 KiB that differ, written in place; replace if that is most of it |
 //! | is gone, or is no longer a regular file | delete |
 //!
 //! A rename is found by the file's identity (device, inode and time of birth): what was announced under one path, is no longer
 //! there and is found at another has been renamed, with what it grew by since; so have all files of a renamed folder. Nobody
 //! resends them where followers know the extension. Of files that changed names in a circle, all but one are renamed. A file
 //! is announced anew where its identity is not certain: on file systems without a time of birth, and within one clock tick of
-//! it, unless it has 4 KiB at most.
+//! it, unless it is one block at most.
+//!
+//! # Comparing
+//!
+//! inotify says *that* something was written, never *where*. So a file is *under suspicion* from the moment that anything of it moved (length, time of change), also if it
+//! only grew; that ends with a comparison of all that followers have of it with what is there (`compare.rs`), and with nothing else. What they have is known as
+//! digests of blocks ([`Blocks`](crate::index::blocks::Blocks)): of what was announced, and of everything that was ever read for a follower.
+//!
+//! - It is proven by a circle through the file during which it looked the same, begun when the clock of files had gone on since its last change, and in which nobody else was
+//!   reading, for the first time, what was compared (`suspects.rs`).
+//! - Files take turns, slice by slice; what is new is announced in between. Comparing takes a quarter of a core at most; a file that never rests is compared less
+//!   and less often as long as nothing is found. A file at rest is compared 15 ms after its last change. [`Watcher::unproven_for`] says for how long the
+//!   first of them has waited.
+//! - Around where a file differed last it is compared at each look: a log that was allocated before it is written arrives as it is written.
+//! - A pure log costs one more read of what was written, when it comes to rest.
+//!
+//! # Histories that would lose something, and why they do not
+//!
+//! | history | what is done |
+//! |---|---|
+//! | a block is changed and the file grows, in one look or one tick of the clock | growth is sent; the file is under suspicion all the same |
+//! | A, B, A in place; a follower that joins reads B | its read is noted: B is not what others have, the block is *torn*, announced again |
+//! | it reads B, A is back and compared, then its read is noted | a known block: the note brings the file under suspicion. An unknown one: it was *pending*, and the file not proven |
+//! | digests are made of B, by which a follower that has A is told that it lacks the chunk, or one that has B that it does not | digesting is reading |
+//! | a range is announced by reference, and changed before it is read | unknown until it is read; what is read is what is compared |
+//! | it grows while a range up to its old end is read | the block is noted to the end that it has by then: the rest is read as well |
+//! | the last block grows while nobody has its beginning | it is noted as it is read now; whoever reads its beginning later is compared with that |
+//! | what was noted could not be announced, or not of that generation | torn |
+//! | the leader was started anew; followers were found equal by digests kept on disk, without a read | the first comparison of a file takes those digests for what followers have: a chunk that differs is torn. So it is before the chunk grows |
+//! | followers joined a leader that nobody watched then | all there was when it was watched is torn ([`Opening::will_be_watched`](crate::leader::Opening::will_be_watched) prevents it) |
+//! | the time of a file is set back | the time of change counts, which nobody can set |
+//! | it is changed after the look and before the leader reads it for a replace | it is under suspicion from each announcement on |
+//! | another file is in its place while it is compared | the file is looked at first: identity, length, and what the leader read of it |
+//! | it cannot be read | it stays under suspicion, and is tried again |
+//! | it is cut short and grows again between two looks | growth, and blocks that differ |
+//! | it is cut short | replace, and not a truncation: with that the file would get another generation, of which nobody knew what those have who were amid reading the last |
+//! | a follower of 1.0.0 | gets the file whole for blocks, gathered by the leader |
+//! | followers do not keep up | announcements wait as before (`Window`); comparisons find the same later |
+//! | the watcher stops | it waits for all to be proven; what is still written to a second later is left, and said |
 //!
 //! # The first look
 //!
 //! Who starts has much to look at that did not change: a start reads no content, and looks at each file once. The leader has walked the directory
 //! just before. A file that still looks as it did then (device, inode, length, both times), and had been at rest by then, is taken for what was announced,
-//! without being opened. Why that is safe, and where it ends:
-//!
-//! - It is watched before it is looked at: what happens after the look raises an event. What happened between the walk and the look shows in how the
-//!   file looks, because it was at rest at the walk (see `src/digests` for what that takes); so it does if another file has its name.
-//!   Times that come again, and writes through `mmap`, are not seen at any other time either.
-//! - What looks different was perhaps read for a follower, or digested, as it was at the walk. It is announced as replaced then, unless what it ended with at the
-//!   walk, which is remembered of files that were being written to, or its digests, made of how it looked at the walk, show that it has only grown. If nobody can have read it, what there is now is what was announced.
-//! - What was announced and is not found is looked at like all else.
-//! - That a file has changed before its old end, and grown as well, shows in its last 4 KiB, which nobody has read. The leader's digests tell instead:
-//!   those of how it looked when it was taken over, and of no other moment, since the digester may have come between the change and us. The end of the file
-//!   is read with the first change, and has to have these digests. Where there are none, any change is a replace: of files of 4 KiB
-//!   at most, which costs no more than to read all of them. The ends of larger ones are read at the start.
+//! without being opened: it is watched before it is looked at, so what happens after the look raises an event, and what happened between the walk and the look shows in how it looks. Any
+//! other is under suspicion: whoever read it in between is known.
 //!
 //! Events that come within a millisecond of the last look are looked at together; the first after a pause at once.
 //!
@@ -45,19 +74,15 @@
 //! one that is replaced all the time is announced at 100 MB/s at most. With a [`Window`] the watcher waits, briefly, for
 //! followers that keep up; the programs that write never wait for it.
 //!
-//! The watcher is a client of the leader's public API and nothing more. It takes no lock of its own that another thread
-//! takes while waiting: only its failure, and what it leaves, are behind one. [`Watcher::stop`] wakes the thread, which takes a last
-//! look and ends; events are kept after that, so that [`Watcher::is_complete`] can tell whether there were any.
+//! The watcher is a client of the leader's API and nothing more. It takes no lock of its own that another thread
+//! takes while waiting: only its failure, its state, and what it leaves, are behind one. [`Watcher::stop`] wakes the thread, which takes a last
+//! look, compares what is left, and ends; events are kept after that, so that [`Watcher::is_complete`] can tell whether there were any.
 //!
 //! # What it cannot see
 //!
-//! - Writes through `mmap`: they raise no event.
-//! - Changes in place that keep both length and modification time.
-//! - A change in place more than 4 KiB before the end that comes together with growth (between the same two looks, or
-//!   within one clock tick of the file system).
-//! - Writes to a file under a hard link that is outside the directory, or under another name in it.
-//! - Writes that other machines make on a network file system.
-//! - A file that is replaced continuously is seen as often as it can be read, not in each of its versions.
+//! - Writes that raise no event, until the file is looked at for another reason: through `mmap`, asynchronous I/O, a hard link that is outside the directory or another name in it, by
+//!   other machines on a network file system.
+//! - A file that is replaced or changed continuously is seen as often as it can be read, not in each of its versions; until it rests a copy may hold a mixture of them.
 //!
 //! Each folder takes a watch. Those for which the system has none left are looked at once a second at most.
 //!
@@ -66,6 +91,7 @@
 mod announce;
 mod file;
 mod notify;
+mod suspects;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -85,13 +111,22 @@ use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::time::Instant;
 use crate::thread::{DROP_JOIN_MAX, Group};
 use announce::{Announce, Paced};
-use tree::{Tree, Trouble};
+use tree::{Share, Tree, Trouble};
 
 /// How long the last look, at what was pending when the watcher was told to stop, may take.
 const LAST_LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// How long events gather after a look: many writes to a file are one look then.
 const GATHER: Duration = Duration::from_millis(1);
+
+/// How long files are compared before events are looked for again.
+const COMPARE_AT_ONCE: Duration = Duration::from_millis(1);
+
+/// How much of a core comparing may take.
+const COMPARE_PERCENT: u32 = 25;
+
+/// Who is still writing so long after the watcher was told to stop is not waited for.
+const LAST_CHANGE_MAX: Duration = Duration::from_secs(1);
 
 /// A directory being watched. Dropping it stops it.
 pub struct Watcher {
@@ -101,13 +136,15 @@ pub struct Watcher {
 
 struct Shared {
     stopping: AtomicBool,
-    /// Wakes the thread's `poll`.
-    wake: OwnedFd,
+    /// Wakes the thread's `poll`. The leader has it as well, and nothing else of this: what is left may keep a leader.
+    wake: Arc<OwnedFd>,
     failure: Mutex<Option<Error>>,
     /// Once the last look is done, and what it saw is announced: whether nothing was changed since.
     rest: Mutex<Option<Rest>>,
     begun: Mutex<Begun>,
     changed: Condvar,
+    /// Since when the oldest change has not been proven to be announced.
+    unproven: Mutex<Option<Instant>>,
 }
 
 /// How far the thread is.
@@ -172,12 +209,16 @@ impl Watcher {
             .map_err(|errno| Error::io("watch", data_dir, errno))?;
         let shared = Arc::new(Shared {
             stopping: AtomicBool::new(false),
-            wake,
+            wake: Arc::new(wake),
             failure: Mutex::new(None),
             rest: Mutex::new(None),
             begun: Mutex::new(Begun::NotYet),
             changed: Condvar::new(),
+            unproven: Mutex::new(None),
         });
+        announce.note_reads();
+        let woken = shared.wake.clone();
+        announce.blocks().wake_with(move || wake_up(&woken));
         let threads = Group::default();
         let dir = data_dir.to_owned();
         let (of_thread, of_failure) = (shared.clone(), shared.clone());
@@ -229,13 +270,20 @@ impl Watcher {
         self.shared.failure.lock().take()
     }
 
-    /// Announces what is pending, then ends. Blocks up to 15 s for that (usually milliseconds). Idempotent.
+    /// For how long the change that was seen first has not been proven to be announced; `None`: all there is is, as far as is known. Never blocks.
+    #[must_use]
+    pub fn unproven_for(&self) -> Option<Duration> {
+        let since = *self.shared.unproven.lock();
+        since.map(|since| since.elapsed())
+    }
+
+    /// Announces what is pending, compares what may have changed, then ends. Blocks up to 15 s for that: usually for some 20 ms after the last change, and as long as reading those files takes. Idempotent.
     ///
-    /// Returns whether all that had changed by then is announced: not so if watching had ended by itself, if that took too long, or
+    /// Returns whether all that had changed by then is announced, and proven to be: not so if watching had ended by itself, if that took too long, or
     /// if something could not be read.
     pub fn stop(&self) -> bool {
         self.shared.stopping.store(true, Ordering::Release);
-        let _ = rustix::io::write(&self.shared.wake, &1u64.to_ne_bytes());
+        wake_up(&self.shared.wake);
         self.threads.join(Instant::now() + LAST_LOOK_MAX + DROP_JOIN_MAX);
         self.shared.rest.lock().is_some()
     }
@@ -256,6 +304,11 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Wakes the thread that polls it.
+fn wake_up(fd: &OwnedFd) {
+    let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
 }
 
 impl Shared {
@@ -280,22 +333,67 @@ impl Shared {
             Err(Trouble::Fatal(error)) => return Err(error),
             Err(_) => return Ok(false),
         }
-        loop {
-            self.wait(tree)?;
-            let stopping = self.stopping.load(Ordering::Acquire);
+        let mut share = Share::new(COMPARE_PERCENT, Instant::now());
+        let go_on = || !self.stopping.load(Ordering::Acquire);
+        while go_on() {
+            let now = Instant::now();
+            let compare = tree.next_comparison().map(|due| share.is_left(now).map_or_else(|at| at.max(due), |()| due));
+            self.wait(tree, tree.next_look().into_iter().chain(compare).min())?;
             tree.collect()?;
-            let deadline = Instant::now() + LAST_LOOK_MAX;
-            let go_on = || match stopping {
-                true => Instant::now() < deadline,
-                false => !self.stopping.load(Ordering::Acquire),
-            };
-            match tree.announce_dirty(stopping, &go_on) {
-                Ok(()) if stopping => return Ok(tree.has_looked()),
+            match tree.announce_dirty(false, &go_on).and_then(|()| self.compare(tree, &mut share)) {
                 Ok(()) => self.gather()?,
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(_) => return Ok(false),
             }
         }
+        self.finish(tree)
+    }
+
+    /// Compares files for a moment.
+    fn compare<A: Announce>(&self, tree: &mut Tree<A>, share: &mut Share) -> Result<(), Trouble> {
+        let began = Instant::now();
+        let mut now = began;
+        while share.is_left(now).is_ok() && now.saturating_duration_since(began) < COMPARE_AT_ONCE && tree.compare()? {
+            let then = Instant::now();
+            share.uses(then.saturating_duration_since(now));
+            now = then;
+        }
+        *self.unproven.lock() = tree.unproven_since();
+        Ok(())
+    }
+
+    /// The last look, and the last comparisons. Returns whether nothing was left to be announced, and all of it is proven.
+    fn finish<A: Announce>(&self, tree: &mut Tree<A>) -> Result<bool, Error> {
+        let began = Instant::now();
+        let deadline = began + LAST_LOOK_MAX;
+        let go_on = || Instant::now() < deadline;
+        loop {
+            self.drain_wake();
+            tree.collect()?;
+            let looked = tree.announce_dirty(true, &go_on).and_then(|()| {
+                tree.hurry();
+                while go_on() && tree.compare()? {}
+                Ok(())
+            });
+            match looked {
+                Ok(()) => {}
+                Err(Trouble::Fatal(error)) => return Err(error),
+                Err(_) => return Ok(false),
+            }
+            let (now, next) = (Instant::now(), tree.next_comparison().into_iter().chain(tree.next_look()).min());
+            let is_written = now > began + LAST_CHANGE_MAX && tree.has_changed_since(began + LAST_CHANGE_MAX);
+            match next {
+                Some(next) if next < deadline && !is_written => self.wait(tree, Some(next))?,
+                _ => break,
+            }
+        }
+        *self.unproven.lock() = tree.unproven_since();
+        Ok(tree.has_looked())
+    }
+
+    /// What woke the thread is dealt with.
+    fn drain_wake(&self) {
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
     }
 
     /// Blocks for [`GATHER`], or until the watcher is to stop.
@@ -309,8 +407,8 @@ impl Shared {
     }
 
     /// Blocks until there is an event, a path wants another look, or the watcher is to stop.
-    fn wait<A: Announce>(&self, tree: &Tree<A>) -> Result<(), Error> {
-        let timeout = tree.next_look().map(|at| {
+    fn wait<A: Announce>(&self, tree: &Tree<A>, until: Option<Instant>) -> Result<(), Error> {
+        let timeout = until.map(|at| {
             let wait = at.saturating_duration_since(Instant::now());
             Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX), tv_nsec: wait.subsec_nanos().into() }
         });
@@ -326,6 +424,7 @@ impl Shared {
         if !fds[2].revents().is_empty() {
             tree.mounts_have_changed();
         }
+        self.drain_wake();
         Ok(())
     }
 }

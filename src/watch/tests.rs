@@ -19,7 +19,9 @@ use super::announce::Announce;
 use super::tree::{BY_REFERENCE_BYTES_MIN, Tree, Trouble};
 use crate::digests::{Digested, Stamps};
 use crate::error::AppendError;
-use crate::tail::Tail;
+use crate::index::Version;
+use crate::index::blocks::Blocks;
+use crate::protocol::extension::ChunkDigest;
 use crate::types::RelPath;
 
 type Model = BTreeMap<String, Vec<u8>>;
@@ -29,6 +31,7 @@ type Model = BTreeMap<String, Vec<u8>>;
 struct Fake {
     root: PathBuf,
     state: Arc<Mutex<State>>,
+    blocks: Arc<Blocks>,
 }
 
 #[derive(Default)]
@@ -42,13 +45,23 @@ struct State {
     found: BTreeMap<String, Stamps>,
     /// ... and what is known of what they held.
     digested: BTreeMap<String, Digested>,
-    /// What those ended with that had changed just before.
-    tails: BTreeMap<String, Tail>,
-    /// Somebody may have read what was found.
-    is_joined: bool,
+    generations: BTreeMap<String, u64>,
+    last_generation: u64,
 }
 
 impl State {
+    fn generation(&mut self, path: &str) -> u64 {
+        if !self.generations.contains_key(path) {
+            self.begins_anew(path);
+        }
+        self.generations[path]
+    }
+
+    fn begins_anew(&mut self, path: &str) {
+        self.last_generation += 1;
+        self.generations.insert(path.to_owned(), self.last_generation);
+    }
+
     /// Notes which file was read, as a leader does.
     fn reads(&mut self, path: &RelPath, file: Option<(u64, u64)>) {
         let read = self.read.entry(path.to_string()).or_insert(file);
@@ -72,7 +85,7 @@ impl State {
 
 impl Fake {
     fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), state: Arc::default() }
+        Self { root: root.to_owned(), state: Arc::default(), blocks: Arc::default() }
     }
 
     fn take_log(&self) -> Vec<String> {
@@ -81,6 +94,7 @@ impl Fake {
 
     fn append_to_model(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), AppendError> {
         let mut state = self.state.lock();
+        state.generation(path.as_str());
         let file = state.files.entry(path.to_string()).or_default();
         let length = file.len() as u64;
         if length != offset {
@@ -104,11 +118,16 @@ impl Announce for Fake {
         let mut bytes = vec![0; usize::try_from(length).unwrap()];
         let mut read = None;
         if let Ok(file) = File::open(path.below(&self.root)) {
+            let generation = self.state.lock().generation(path.as_str());
+            let reading = self.blocks.begin(path, generation, offset..offset + length, offset + length);
             let mut done = 0;
             while let Ok(n @ 1..) = file.read_at(&mut bytes[done..], offset + done as u64) {
                 done += n;
             }
             read = (done == bytes.len()).then(|| id_of(&file));
+            if let (Some(reading), Some(_)) = (reading, read) {
+                reading.took(&file, &bytes);
+            }
         }
         self.append_to_model(path, offset, &bytes)?;
         self.state.lock().reads(path, read);
@@ -122,6 +141,8 @@ impl Announce for Fake {
         file.read_to_end(&mut content).map_err(failed)?;
         let mut state = self.state.lock();
         state.log.push(format!("replace {path} {}", content.len()));
+        state.begins_anew(path.as_str());
+        self.blocks.sent(path, state.generation(path.as_str()), &content);
         state.files.insert(path.to_string(), content);
         state.read.insert(path.to_string(), Some(id_of(&file)));
         state.assert_no_file_is_a_folder(path);
@@ -132,6 +153,7 @@ impl Announce for Fake {
         let mut state = self.state.lock();
         state.log.push(format!("delete {path}"));
         state.read.remove(path.as_str());
+        state.generations.remove(path.as_str());
         assert!(state.files.remove(path.as_str()).is_some(), "{path} was deleted but is not known");
         Ok(())
     }
@@ -150,6 +172,9 @@ impl Announce for Fake {
         let read = state.read.remove(from.as_str());
         state.read.remove(to.as_str());
         state.read.extend(read.map(|read| (to.to_string(), read)));
+        let generation = state.generation(from.as_str());
+        state.generations.remove(from.as_str());
+        state.generations.insert(to.to_string(), generation);
         state.log.push(format!("rename {from} {to}"));
         let file = state.files.remove(from.as_str()).unwrap_or_else(|| panic!("{from} was renamed but is not known"));
         state.files.insert(to.to_string(), file);
@@ -160,13 +185,32 @@ impl Announce for Fake {
     fn truncate(&self, path: &RelPath, len: u64) -> Result<(), AppendError> {
         let mut state = self.state.lock();
         state.log.push(format!("truncate {path} {len}"));
+        state.begins_anew(path.as_str());
         let file = state.files.get_mut(path.as_str()).unwrap();
         file.truncate(usize::try_from(len).unwrap());
         Ok(())
     }
 
-    fn file_len(&self, path: &RelPath) -> Option<u64> {
-        self.state.lock().files.get(path.as_str()).map(|file| file.len() as u64)
+    fn write_at(&self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        state.log.push(format!("write {path} {offset}+{}", bytes.len()));
+        let file = state.files.get_mut(path.as_str()).unwrap();
+        let at = usize::try_from(offset).unwrap();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn version(&self, path: &RelPath) -> Option<Version> {
+        let mut state = self.state.lock();
+        let len = state.files.get(path.as_str())?.len() as u64;
+        Some(Version { generation: state.generation(path.as_str()), len })
+    }
+
+    fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath> {
+        let is_it = |(_, its): &(&String, &u64)| **its == generation;
+        let state = self.state.lock();
+        let found = state.generations.iter().find(is_it).map(|(path, _)| RelPath::new(path).unwrap());
+        found.filter(|_| path.as_str() != "")
     }
 
     fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool {
@@ -182,23 +226,24 @@ impl Announce for Fake {
         self.state.lock().files.len() as u64
     }
 
-    fn as_found(&self, path: &str, looks: &Stamps) -> Option<(RelPath, bool)> {
+    fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath> {
+        (self.state.lock().found.get(path) == Some(looks)).then(|| RelPath::new(path).unwrap())
+    }
+
+    fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    fn note_reads(&self) {
+        self.blocks.watch(|| None);
+    }
+
+    fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {
         let state = self.state.lock();
-        let is_digested = state.digested.contains_key(path);
-        (state.found.get(path) == Some(looks)).then(|| (RelPath::new(path).unwrap(), is_digested))
-    }
-
-    fn tail_found(&self, path: &RelPath) -> Option<Tail> {
-        self.state.lock().tails.get(path.as_str()).copied()
-    }
-
-    fn digested(&self, path: &RelPath) -> Option<Digested> {
-        self.state.lock().digested.get(path.as_str()).cloned()
-    }
-
-    fn may_be_read(&self, path: &RelPath) -> bool {
-        let state = self.state.lock();
-        state.is_joined || state.digested.contains_key(path.as_str())
+        let (path, _) = state.generations.iter().find(|(_, its)| **its == generation)?;
+        let digested = state.digested.get(path)?;
+        let is_of = digested.bytes.saturating_sub(at * (256 << 10)).min(256 << 10) == bytes;
+        digested.chunks.get(usize::try_from(at).unwrap()).copied().filter(|_| is_of)
     }
 
     fn replicates(&self, path: &RelPath) -> bool {
@@ -284,12 +329,13 @@ impl Stepped {
     fn step(&mut self) -> Vec<String> {
         loop {
             self.tree.collect().unwrap();
-            match self.tree.announce_dirty(false, &|| true) {
-                Ok(()) => {}
+            match self.tree.announce_dirty(false, &|| true).and_then(|()| self.tree.compare()) {
+                Ok(true) => continue,
+                Ok(false) => {}
                 Err(Trouble::Fatal(error)) => panic!("{error}"),
                 Err(_) => panic!("stopped"),
             }
-            match self.tree.next_look() {
+            match self.tree.next_look().into_iter().chain(self.tree.next_comparison()).min() {
                 Some(at) => std::thread::sleep(at.saturating_duration_since(Instant::now())),
                 None => return self.fake.take_log(),
             }
@@ -308,23 +354,24 @@ fn growth_is_announced_as_appends_and_by_reference_when_large() {
     assert_eq!(watch.step(), ["append a 12+6"]);
     let large = vec![7; usize::try_from(BY_REFERENCE_BYTES_MIN).unwrap()];
     append(watch.root().join("a"), &large);
-    assert_eq!(watch.step(), [format!("reference a 18+{}", large.len())]);
+    // By reference from one whole block to another.
+    assert_eq!(watch.step(), ["append a 18+16366", "reference a 16384+245760", "append a 262144+18"]);
     append(watch.root().join("a"), b"x");
     assert_eq!(watch.step(), [format!("append a {}+1", 18 + large.len())]);
     assert_eq!(watch.step(), [""; 0]);
 }
 
 #[test]
-fn every_other_change_is_announced_as_a_replace() {
+fn every_other_change_is_announced_as_what_it_is() {
     let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 10_000]).unwrap());
     let file = watch.root().join("a");
     fs::write(&file, vec![2; 9_000]).unwrap();
     assert_eq!(watch.step(), ["replace a 9000"], "truncated and written anew");
     fs::write(&file, vec![3; 12_000]).unwrap();
-    assert_eq!(watch.step(), ["replace a 12000"], "truncated and grown beyond its old length");
-    std::thread::sleep(Duration::from_millis(15)); // past the clock tick of the last look
+    let announced = ["append a 9000+3000", "write a 0+9000"];
+    assert_eq!(watch.step(), announced, "truncated and grown beyond its old length");
     OpenOptions::new().write(true).open(&file).unwrap().write_all_at(b"x", 5).unwrap();
-    assert_eq!(watch.step(), ["replace a 12000"], "changed in place");
+    assert_eq!(watch.step(), ["replace a 12000"], "changed in place, and of no more than a block");
     fs::write(watch.root().join("b.excluded"), vec![4; 12_001]).unwrap();
     fs::rename(watch.root().join("b.excluded"), &file).unwrap();
     assert_eq!(watch.step(), ["replace a 12001"], "renamed over");
@@ -464,7 +511,7 @@ fn of_files_that_change_names_in_a_circle_one_is_announced_anew() {
 }
 
 #[test]
-fn a_renamed_file_that_changed_as_well_is_announced_anew() {
+fn a_renamed_file_that_changed_as_well_is_renamed_unless_it_is_shorter() {
     let mut watch = with_files(&["a", "b", "c"]);
     let rewrite = |name: &str, len| fs::write(watch.dir.path().join(name), vec![9; len]).unwrap();
     rewrite("a", 12_000);
@@ -473,7 +520,15 @@ fn a_renamed_file_that_changed_as_well_is_announced_anew() {
     for (from, to) in [("a", "x"), ("b", "y"), ("c", "z")] {
         watch.rename(from, to);
     }
-    let announced = ["rename c z", "delete a", "delete b", "append x 0+12000", "append y 0+9000", "truncate z 0"];
+    let announced = [
+        "rename a x",
+        "rename c z",
+        "delete b",
+        "append x 10001+1999",
+        "write x 0+10001",
+        "append y 0+9000",
+        "truncate z 0",
+    ];
     watch.assert_announced(&announced);
 }
 
@@ -613,7 +668,14 @@ fn after_lost_events_everything_is_looked_at() {
     watch.tree.rescan().unwrap();
     let mut announced = watch.step();
     announced.sort();
-    let expected = ["append f/e/changed 0+7", "append grown 6+1", "delete d/e/changed", "delete d/gone", "delete gone"];
+    let expected = [
+        "append f/e/changed 6+1",
+        "append grown 6+1",
+        "delete d/gone",
+        "delete gone",
+        "rename d/e/changed f/e/changed",
+        "write f/e/changed 0+6",
+    ];
     assert_eq!(announced, expected);
     append(watch.root().join("f/e/changed"), b"+");
     assert_eq!(watch.step(), ["append f/e/changed 7+1"], "the moved folder is still watched");

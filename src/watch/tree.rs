@@ -13,6 +13,7 @@
 //! A look has two parts. First all paths are surveyed, for renames (`renames.rs`); then each is looked at on its own. What
 //! changed hands between the two is left to the next look, so that no file is announced as gone that was only renamed.
 
+mod compare;
 mod files;
 mod folders;
 mod known;
@@ -29,6 +30,7 @@ use self::known::Files;
 use super::announce::Announce;
 use super::file::{Identity, Seen};
 use super::notify::{Event, Inotify};
+use super::suspects::Suspects;
 use crate::beneath::Beneath;
 use crate::error::{AppendError, Error};
 use crate::seldom::Seldom;
@@ -37,6 +39,7 @@ use crate::sys::rustix::fd::{AsFd, BorrowedFd};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 
+pub(super) use self::compare::Share;
 #[cfg(test)]
 pub(super) use self::files::BY_REFERENCE_BYTES_MIN;
 
@@ -89,6 +92,8 @@ pub(super) struct Tree<A> {
     /// Which folder a watch belongs to; `None` is the root.
     watches: HashMap<i32, Option<RelPath>>,
     files: Files,
+    /// Those that may differ from what was announced.
+    suspects: Suspects,
     /// Wants a look. In order, so that a folder is looked at before what is in it.
     dirty: BTreeSet<RelPath>,
     /// Wants a look then.
@@ -112,6 +117,7 @@ pub(super) struct Tree<A> {
 impl<A: Announce> Tree<A> {
     /// Sets watches, and takes the first look: what is not as the leader found it is marked as wanting another.
     pub(super) fn open(root: &Path, announce: A) -> Result<Self, Error> {
+        announce.note_reads();
         let inotify = Inotify::new()?;
         let pace_bytes = announce.pace_bytes();
         let dir = Beneath::open(root).map_err(|error| Error::io("open", root, error))?;
@@ -126,6 +132,7 @@ impl<A: Announce> Tree<A> {
             folders: BTreeMap::new(),
             watches: HashMap::from_iter([(root_watch, None)]),
             files: Files::default(),
+            suspects: Suspects::default(),
             dirty: BTreeSet::new(),
             later: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -231,9 +238,24 @@ impl<A: Announce> Tree<A> {
         }
     }
 
-    /// Whether all that wanted a look has had it.
+    /// Whether all that wanted a look has had it, and is proven.
     pub(super) fn has_looked(&self) -> bool {
-        self.dirty.is_empty() && self.later.is_empty() && self.rescan_at.is_none()
+        self.dirty.is_empty() && self.later.is_empty() && self.rescan_at.is_none() && self.suspects.is_empty()
+    }
+
+    /// Since when the file has not been proven that has not for longest.
+    pub(super) fn unproven_since(&self) -> Option<Instant> {
+        self.suspects.oldest()
+    }
+
+    /// What is to be proven is, without delay, before the end.
+    pub(super) fn hurry(&mut self) {
+        self.suspects.hurry(Instant::now());
+    }
+
+    /// Whether a file that is to be proven was changed after that.
+    pub(super) fn has_changed_since(&self, since: Instant) -> bool {
+        self.suspects.has_changed_since(since)
     }
 
     /// Whether nothing is left to look at, and nothing has changed since. Of folders without a watch nobody knows.
@@ -279,7 +301,7 @@ impl<A: Announce> Tree<A> {
                 break;
             }
             self.pace(u64::MAX);
-            let mut surveyed = self.find_renames(at_once, go_on)?;
+            let mut surveyed = self.find_renames(go_on)?;
             while go_on()
                 && let Some((path, found)) = surveyed.pop_first()
             {

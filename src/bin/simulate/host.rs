@@ -260,6 +260,7 @@ impl Unheard<'_> {
             let (choice, size, kind) = world.chance_of_process(|rng| (rng.u8(..100), rng.u32(..), rng.u8(..100)));
             fs::create_dir_all(self.dir.join(&folder))?;
             match choice {
+                _ if size % 100 < u32::from(host.in_place) => self.page(&folder, size / 100)?,
                 0..60 => {
                     let tag = model::tag(number, writer.records.fetch_add(1, Ordering::Relaxed));
                     let record = model::record(&tag, host.length(size, kind));
@@ -289,6 +290,28 @@ impl Unheard<'_> {
                 }
             }
             thread::sleep(host.pause_of(number).max(Duration::from_micros(200)));
+        }
+        Ok(())
+    }
+
+    /// A file of pages that are written to in place, often with one more at its end.
+    fn page(&self, folder: &str, choice: u32) -> std::io::Result<()> {
+        let name = format!("{folder}/pages");
+        let file = fs::File::options().write(true).create(true).truncate(false).open(self.dir.join(&name))?;
+        let len = file.metadata()?.len();
+        let pages = usize::try_from(len.div_ceil(model::PAGE_STRIDE)).expect("few");
+        let write = |page: usize| match self.host.model.next_page(&name, page) {
+            Some(number) => {
+                let bytes = vec![number; usize::try_from(model::PAGE_BYTES).expect("small")];
+                file.write_all_at(&bytes, page as u64 * model::PAGE_STRIDE)
+            }
+            None => Ok(()),
+        };
+        if pages > 0 {
+            write(choice as usize % pages)?;
+        }
+        if pages < model::PAGES_MAX && choice % 3 != 0 {
+            write(pages)?;
         }
         Ok(())
     }

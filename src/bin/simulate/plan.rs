@@ -166,7 +166,7 @@ impl Plan {
             pause: Duration::from_micros(pause),
             commits: [3, 22, 22, 50][rng.usize(..4)],
             large: [0, 2, 2, 10][rng.usize(..4)],
-            in_place: if kind == Kind::Watched { 0 } else { [0, 10, 40][rng.usize(..3)] },
+            in_place: [0, 10, 40][rng.usize(..3)],
             length,
             catch_up: rng.bool(),
             small_queue: rng.u8(..100) < 25,

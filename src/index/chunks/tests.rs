@@ -54,7 +54,7 @@ proptest! {
         let cache = ChunkCache::default();
         let comparable = comparable_bytes(&held, len as u64);
         for _twice in 0..2 {
-            let ours = cache.digests(|| open(&dir.path().join("f")), 1, comparable, &mut |_| Ok(())).unwrap().unwrap();
+            let ours = cache.digests(|| open(&dir.path().join("f")), 1, comparable, None, &mut |_| Ok(())).unwrap().unwrap();
             let repair = compare(&held, len as u64, &ours);
             prop_assert!(repaired(&copy, &file, &repair) == file);
             let intact = damage.iter().all(|at| *at >= copy_len) && diverged_at.is_none_or(|from| from >= copy_len);
@@ -79,7 +79,7 @@ fn chunks_that_were_written_to_are_read_again_also_if_that_was_while_they_were_r
             meanwhile(read);
             Ok(())
         };
-        let digests = cache.digests(|| open(&path), 1, len, &mut go_on).unwrap().unwrap();
+        let digests = cache.digests(|| open(&path), 1, len, None, &mut go_on).unwrap().unwrap();
         (digests, read)
     };
     let expected = |content: &[u8]| held_of(content).digests;
@@ -136,7 +136,7 @@ fn a_whole_chunk_is_read_once() {
             read += bytes;
             Ok(())
         };
-        cache.digests(|| open(&file), 1, len, &mut count).unwrap().map(|digests| (digests.len(), read))
+        cache.digests(|| open(&file), 1, len, None, &mut count).unwrap().map(|digests| (digests.len(), read))
     };
     assert_eq!(read(2 * CHUNK_BYTES + 5), Some((3, 2 * CHUNK_BYTES + 5)));
     assert_eq!(read(3 * CHUNK_BYTES + 9), Some((4, CHUNK_BYTES + 9)));
@@ -161,7 +161,7 @@ fn what_was_read_for_another_reason_is_known_and_kept_if_it_was_at_rest() {
     cache.was_read(3, read, (looks, later, 0), &file);
     assert_eq!([1, 2, 3].map(|generation| cache.is_kept(generation)), [true, false, false]);
     for generation in 1..4 {
-        let digests = cache.digests(|| Ok(None), generation, content.len() as u64, &mut |_| Ok(())).unwrap();
+        let digests = cache.digests(|| Ok(None), generation, content.len() as u64, None, &mut |_| Ok(())).unwrap();
         assert_eq!(digests, Some(held_of(&content).digests));
     }
     assert_eq!(cache.learned(), 1);
@@ -175,7 +175,7 @@ fn what_is_known_takes_no_file_until_it_is_forgotten() {
     let cache = ChunkCache::default();
     let digests = |len: u64, there: bool| {
         let open = || if there { open(&file) } else { Ok(None) };
-        cache.digests(open, 1, len, &mut |_| Ok(())).unwrap().map(|digests| digests.len())
+        cache.digests(open, 1, len, None, &mut |_| Ok(())).unwrap().map(|digests| digests.len())
     };
     assert_eq!(digests(3 * CHUNK_BYTES, true), Some(3));
     // What is asked of a part of it is no reason to forget what is beyond.
@@ -186,7 +186,10 @@ fn what_is_known_takes_no_file_until_it_is_forgotten() {
     assert_eq!([0, 1, 3].map(|chunks| digests(chunks * CHUNK_BYTES, false)), [Some(0), Some(1), Some(3)]);
     cache.retain(|generation| generation != 1);
     assert_eq!(digests(CHUNK_BYTES, false), None);
-    assert!(cache.digests(|| open(dir.path()), 2, 5, &mut |_| Ok(())).is_err(), "a folder, not a file that is shorter");
+    assert!(
+        cache.digests(|| open(dir.path()), 2, 5, None, &mut |_| Ok(())).is_err(),
+        "a folder, not a file that is shorter"
+    );
 }
 
 #[test]
@@ -200,7 +203,7 @@ fn a_long_file_is_read_in_portions_and_each_chunk_is_told() {
         told.push(bytes);
         Ok(())
     };
-    let digests = ChunkCache::default().digests(|| open(&file), 1, content.len() as u64, &mut tell).unwrap();
+    let digests = ChunkCache::default().digests(|| open(&file), 1, content.len() as u64, None, &mut tell).unwrap();
     assert_eq!(digests, Some(held_of(&content).digests));
     assert_eq!(told.pop(), Some(3));
     assert_eq!(told, vec![CHUNK_BYTES; 2 * READ_AT_ONCE_BYTES / CHUNK]);
@@ -224,10 +227,11 @@ fn of_a_sparse_file_only_what_it_holds_is_read() {
         read += bytes;
         Ok(())
     };
-    let digests = ChunkCache::default().digests(|| open(&dir.path().join("f")), 1, len, &mut count).unwrap();
+    let digests = ChunkCache::default().digests(|| open(&dir.path().join("f")), 1, len, None, &mut count).unwrap();
     assert_eq!(digests, Some(held_of(&content).digests));
     assert_eq!(read, 2 * CHUNK_BYTES);
-    let longer = ChunkCache::default().digests(|| open(&dir.path().join("f")), 1, len + 1, &mut |_| Ok(())).unwrap();
+    let longer =
+        ChunkCache::default().digests(|| open(&dir.path().join("f")), 1, len + 1, None, &mut |_| Ok(())).unwrap();
     assert_eq!(longer, None, "it is shorter");
 }
 

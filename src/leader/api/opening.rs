@@ -98,6 +98,12 @@ impl Opening {
         Self::begin(config, leadership, recorded, false)
     }
 
+    /// Says that a [`Watcher`](crate::Watcher) will announce what happens in the directory: what followers read until it does is noted for it. Otherwise it takes
+    /// all that there was when it began for different from what they have.
+    pub fn will_be_watched(&self) {
+        self.leader.note_reads();
+    }
+
     fn begin(
         config: LeaderConfig,
         leadership: Arc<dyn Leadership>,
@@ -131,6 +137,7 @@ impl Opening {
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
             chunks: ChunkCache::default(),
+            blocks: Arc::default(),
             found: Mutex::default(),
             was_joined: AtomicBool::new(false),
             epoch: random::u64(1..),
@@ -205,14 +212,13 @@ impl Opening {
             exclude: &core.exclude,
             unreadable: &core.unreadable,
             root: core.dir.path(),
-            dir: core.dir.root(),
             files: &core.door.files,
             go_on,
             ended: false,
             said: Instant::now(),
         };
         walk(core.dir.root(), None, &mut scan)?;
-        scan.know(core.dir.own(), &core.chunks);
+        scan.know(core.dir.own(), &core.chunks, &core.blocks);
         if scan.ended {
             return Err(Error::ShuttingDown);
         }

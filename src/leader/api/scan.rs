@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::beneath::Beneath;
 use crate::datadir::{ASK_EVERY, FoundFile, Visitor};
 use crate::digests::file::{Reader, Who};
 use crate::error::Error;
+use crate::index::blocks::Blocks;
 use crate::index::chunks::ChunkCache;
 use crate::index::{Index, Version};
 use crate::leader::files::exclude::Exclude;
@@ -29,7 +29,6 @@ pub(super) struct Scan<'a> {
     pub(super) exclude: &'a Exclude,
     pub(super) unreadable: &'a Unreadable,
     pub(super) root: &'a Path,
-    pub(super) dir: &'a Beneath,
     pub(super) files: &'a AtomicU64,
     pub(super) go_on: &'a mut dyn FnMut(u64) -> bool,
     /// It is not to go on.
@@ -55,7 +54,7 @@ impl Visitor for Scan<'_> {
 
     fn file(&mut self, file: FoundFile) {
         if !self.exclude.file(&file.path) {
-            let change = self.found.push_file(self.dir, &file.path, &file.stamps);
+            let change = self.found.push(&file.stamps);
             self.index.put(&file.path, file.len, Some(file.id), change);
         }
     }
@@ -68,8 +67,10 @@ impl Visitor for Scan<'_> {
 
 impl Scan<'_> {
     /// Takes up the digests that are kept of files that look as they did.
-    pub(super) fn know(&mut self, own: &OwnFolder, chunks: &ChunkCache) {
-        chunks.make_room(StreamPosition::START.0 + 1..self.found.position().0 + 1);
+    pub(super) fn know(&mut self, own: &OwnFolder, chunks: &ChunkCache, blocks: &Blocks) {
+        let generations = StreamPosition::START.0 + 1..self.found.position().0 + 1;
+        blocks.make_room(generations.clone());
+        chunks.make_room(generations);
         for (at, known) in Reader::open(own, Who::Leader).into_iter().flatten().enumerate() {
             // What was found sound can be read.
             let Ok((path, digested)) = known else { break };

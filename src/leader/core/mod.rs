@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::LeaderConfig;
 use crate::datadir::DataDir;
-use crate::index::FileId;
+use crate::index::blocks::{Blocks, Notes};
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
+use crate::index::{FileId, Version};
 use crate::leader::commit::Commits;
 use crate::leader::files::exclude::Exclude;
 use crate::leader::files::found::Found;
@@ -54,6 +55,8 @@ pub(in crate::leader) struct Core {
     pub(in crate::leader) file_locks: FileLocks,
     pub(in crate::leader) hashes: HashCache,
     pub(in crate::leader) chunks: ChunkCache,
+    /// What followers were sent, should somebody watch the directory.
+    pub(in crate::leader) blocks: Arc<Blocks>,
     /// Until whoever watches the directory has looked at all of it.
     pub(in crate::leader) found: Mutex<Found>,
     /// A follower has come: what was announced may have been read.
@@ -87,6 +90,11 @@ impl Core {
     /// Which file on disk has this name, if one has.
     pub(in crate::leader) fn file_at(&self, path: &RelPath) -> Option<FileId> {
         self.dir.root().metadata(path).ok().flatten().map(|meta| id_of(&meta))
+    }
+
+    /// What is read of a file for a follower, or to be digested, is noted with these, should somebody watch the directory.
+    pub(in crate::leader) fn notes(&self, path: &RelPath, version: Version) -> Option<Notes> {
+        Notes::of(&self.blocks, path, version)
     }
 
     pub(in crate::leader) fn excludes(&self, path: &RelPath) -> bool {

@@ -89,7 +89,11 @@ impl Core {
         }
         let mut bytes = Vec::new();
         file.take(length).read_to_end(&mut bytes).map_err(failed)?;
-        announce(Content::Bytes(&bytes), id_of(&meta))
+        let announced = announce(Content::Bytes(&bytes), id_of(&meta))?;
+        if self.blocks.is_watched() {
+            self.blocks.sent(path, self.stream.version(path).generation, &bytes);
+        }
+        Ok(announced)
     }
 }
 

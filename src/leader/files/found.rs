@@ -1,17 +1,11 @@
 //! How files looked when the leader was opened: what whoever watches the directory compares its own first look with.
 //!
 //! A file that looks the same at both, and was at rest at the first, was not touched in between: what was announced of it, and what is
-//! known of its content, is true of what is there. Of a file that is being written to it is remembered what it ended with: should it have grown by the
-//! second look, that tells whether it has only grown.
+//! known of its content, is true of what is there.
 
-use std::time::Duration;
-
-use crate::beneath::Beneath;
 use crate::digests::{Stamps, now};
 use crate::index::FileId;
-use crate::sys::hash::HashMap;
-use crate::tail::Tail;
-use crate::types::{RelPath, StreamPosition};
+use crate::types::StreamPosition;
 
 /// Nanoseconds since 1970.
 #[derive(Clone, Copy, Debug)]
@@ -26,40 +20,18 @@ pub(in crate::leader) struct Found {
     /// When the walk began, in nanoseconds since 1970.
     began: i64,
     files: Vec<Times>,
-    /// What those ended with that are being written to.
-    tails: HashMap<u64, Tail>,
 }
-
-/// A file that changed so shortly before is being written to, and so is likely to change before it is watched: what it ends with is read, of so many at most.
-const HOT: Duration = Duration::from_secs(60);
-const TAILS_MAX: usize = 10_000;
 
 impl Found {
     /// Before the walk.
     pub(in crate::leader) fn none_yet() -> Self {
-        Self { began: now(), files: Vec::new(), tails: HashMap::default() }
+        Self { began: now(), files: Vec::new() }
     }
 
     /// The next one; returns its generation.
     pub(in crate::leader) fn push(&mut self, looks: &Stamps) -> u64 {
         self.files.push(Times { mtime: looks.mtime, ctime: looks.ctime });
         self.position().0
-    }
-
-    /// The same, of a file below `root`.
-    pub(in crate::leader) fn push_file(&mut self, root: &Beneath, path: &RelPath, looks: &Stamps) -> u64 {
-        let generation = self.push(looks);
-        if looks.size > 0 && self.tails.len() < TAILS_MAX && !looks.settled_for(HOT, self.began) {
-            let opened = root.file(path).ok().flatten();
-            // Whoever reads it for a follower reads it after this: what is there now, or something later that shows in it.
-            self.tails.extend(opened.and_then(|file| Some((generation, Tail::read(&file, looks.size).ok()?))));
-        }
-        generation
-    }
-
-    /// What the file of a generation ended with, if it was written to when it was found.
-    pub(in crate::leader) fn tail(&self, generation: u64, len: u64) -> Option<Tail> {
-        self.tails.get(&generation).copied().filter(|tail| tail.is_before(len))
     }
 
     /// After the last one.

@@ -155,7 +155,8 @@ impl<'a> Joiner<'a> {
         let open = || core.open_announced(path, version.generation, version.len);
         // Asked before it is read: what is written in place after that gets another number.
         let generation = version.generation.max(core.stream.last_rewrite(version.generation));
-        match core.hashes.sum(open, path, Version { generation, ..version }, &mut go_on) {
+        let (sum_of, notes) = (Version { generation, ..version }, core.notes(path, version));
+        match core.hashes.sum(open, path, sum_of, notes, &mut go_on) {
             Ok(sum) => Ok(sum),
             Err(_) if ended => Err(gone()),
             // 1.0.0 has no words for a file of which nothing is known.

@@ -76,6 +76,7 @@ impl Ours {
         if core.chunks.later_files() > all.files.len() / 8 + FORGOTTEN_MIN {
             let alive: HashSet<u64> = all.files.iter().map(|(_, version)| version.generation).collect();
             core.chunks.retain(|generation| alive.contains(&generation));
+            core.blocks.retain(|generation| alive.contains(&generation));
         }
         Self { view: View::of(&all.files), all, sums, unknown }
     }
@@ -242,7 +243,7 @@ impl<'a> Resumer<'a> {
             ended = !core.admission.pace(bytes, follower);
             if ended { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
         };
-        match core.chunks.digests(open, version.generation, len, &mut go_on) {
+        match core.chunks.digests(open, version.generation, len, core.notes(path, version), &mut go_on) {
             Ok(digests) => Ok(digests),
             Err(_) if ended => Err(gone()),
             Err(error) => {

@@ -132,7 +132,8 @@ impl<'a> Digester<'a> {
         }
         let (stamps, len) = (Stamps::of_file(&file)?, if is_at_rest { version.len } else { whole });
         let reading = file.try_clone()?;
-        core.chunks.digests(|| Ok(Some(reading)), version.generation, len, &mut |_| self.rest())?;
+        let noted = core.notes(path, version);
+        core.chunks.digests(|| Ok(Some(reading)), version.generation, len, noted, &mut |_| self.rest())?;
         if is_at_rest && stamps.settled_for(SETTLED_COARSE, now) && Stamps::of_file(&file)? == stamps {
             core.chunks.is_at_rest(version.generation, stamps);
         }

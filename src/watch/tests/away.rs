@@ -33,6 +33,7 @@ impl Led {
         }
         pass_tick();
         let leader = Arc::new(Leader::open(LeaderConfig::new(dir.path(), secret())).unwrap());
+        leader.note_reads();
         let address = leader.listen("127.0.0.1:0").unwrap();
         let tree = Tree::open(dir.path(), Paced { leader: leader.clone(), window: None }).unwrap();
         let mut led = Self { dir, leader, address, tree };

@@ -12,6 +12,11 @@ struct Found {
     fake: Fake,
 }
 
+/// Writes another byte than any of those that are there.
+fn change(path: &Path, at: u64) {
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(&[255], at).unwrap();
+}
+
 fn stamps(path: &Path) -> Stamps {
     Stamps::of_file(File::open(path).unwrap().as_fd()).unwrap()
 }
@@ -29,6 +34,7 @@ impl Found {
         pass_tick();
         let mut state = fake.state.lock();
         for (name, content) in contents(dir.path()) {
+            state.generation(&name);
             let looks = stamps(&dir.path().join(&name));
             let chunks = content.chunks(256 << 10).map(|chunk| Sha1::digest(chunk).into()).collect();
             if is_digested {
@@ -37,6 +43,7 @@ impl Found {
             state.found.insert(name.clone(), looks);
             state.files.insert(name, content);
         }
+        fake.blocks.make_room(1..state.last_generation + 1);
         drop(state);
         Self { dir, fake }
     }
@@ -45,6 +52,21 @@ impl Found {
         let mut tree = Tree::open(self.dir.path(), self.fake.clone()).unwrap();
         assert!(tree.announce_dirty(false, &|| true).is_ok());
         tree
+    }
+
+    /// A follower that joins reads all that is announced, as far as it is.
+    fn is_read(&self) {
+        self.fake.note_reads();
+        let files: Vec<_> = self.fake.files();
+        for (path, len) in files {
+            let Version { generation, .. } = self.fake.version(&path).unwrap();
+            let file = File::open(path.below(self.dir.path())).unwrap();
+            let mut bytes = vec![0; usize::try_from(len).unwrap()];
+            let reading = self.fake.blocks.begin(&path, generation, 0..len, len).unwrap();
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            reading.took(&file, &bytes);
+            self.fake.state.lock().files.insert(path.to_string(), bytes);
+        }
     }
 
     fn append(&self, name: &str, bytes: &[u8]) {
@@ -57,8 +79,15 @@ impl Found {
 
     /// What is announced of what happened; it equals what is there then.
     fn announced(&self, tree: &mut Tree<Fake>) -> Vec<String> {
-        tree.collect().unwrap();
-        assert!(tree.announce_dirty(true, &|| true).is_ok());
+        loop {
+            tree.collect().unwrap();
+            assert!(tree.announce_dirty(true, &|| true).is_ok());
+            while matches!(tree.compare(), Ok(true)) {}
+            match tree.next_look().into_iter().chain(tree.next_comparison()).min() {
+                Some(at) => std::thread::sleep(at.saturating_duration_since(Instant::now())),
+                None => break,
+            }
+        }
         assert!(self.fake.state.lock().files == contents(self.dir.path()), "the copy differs");
         self.fake.take_log()
     }
@@ -73,9 +102,11 @@ fn what_is_as_it_was_found_and_grows_is_an_append_where_its_digests_show_what_it
         found.append("d/f", b"more");
         assert_eq!(found.announced(&mut tree), [format!("append d/f {len}+4")]);
         // From then on it is known what it ends with.
+        let (was, block) = (len + 4, (len + 4) / 16_384 * 16_384);
         found.cut("d/f", len as u64 + 2);
         found.append("d/f", b"else");
-        assert_eq!(found.announced(&mut tree), [format!("replace d/f {}", len + 6)]);
+        let announced = [format!("append d/f {was}+2"), format!("write d/f {block}+{}", was - block)];
+        assert_eq!(found.announced(&mut tree), announced);
     }
 }
 
@@ -86,76 +117,62 @@ fn what_changed_before_its_end_before_it_grew_is_told_by_digests_of_what_nobody_
         let mut tree = found.open();
         found.cut("f", len as u64 - 2);
         found.append("f", b"longer");
-        assert_eq!(found.announced(&mut tree), [format!("replace f {}", len + 4)]);
+        let announced = found.announced(&mut tree);
+        let block = len / 16_384 * 16_384;
+        assert_eq!(announced[..2], [format!("append f {len}+4"), format!("write f {block}+{}", len - block)]);
+        // A chunk is all that is known.
+        let rest = if len > 16_384 { vec!["write f 262144+32768"] } else { Vec::new() };
+        assert_eq!(announced[2..], rest);
     }
 }
 
 #[test]
-fn of_a_small_file_without_digests_nothing_is_read_until_it_changes_and_of_a_large_one_its_end() {
-    let found = Found::new(&[("small", 4096), ("large", 4097)], false);
+fn of_what_nobody_has_read_nothing_is_announced_but_what_is_new() {
+    let found = Found::new(&[("small", 4096), ("large", 300_000)], false);
     let mut tree = found.open();
     for name in ["small", "large"] {
+        change(&found.dir.path().join(name), 5);
+        found.append(name, b"more");
+    }
+    // Whoever reads it reads what is there.
+    found.is_read();
+    let mut announced = found.announced(&mut tree);
+    announced.sort();
+    assert_eq!(announced, ["append large 300000+4", "append small 4096+4"]);
+}
+
+#[test]
+fn what_was_read_before_it_was_changed_is_announced() {
+    let found = Found::new(&[("small", 4096), ("large", 300_000)], false);
+    let mut tree = found.open();
+    found.is_read();
+    for name in ["small", "large"] {
+        change(&found.dir.path().join(name), 5);
         found.append(name, b"more");
     }
     let mut announced = found.announced(&mut tree);
     announced.sort();
-    assert_eq!(announced, ["append large 4097+4", "replace small 4100"]);
+    let expected = ["append large 300000+4", "append small 4096+4", "write large 0+16384", "write small 0+4096"];
+    assert_eq!(announced, expected);
 }
 
 #[test]
-fn digests_of_how_a_file_looked_at_another_time_show_nothing() {
-    let found = Found::new(&[("f", 10)], true);
-    let mut tree = found.open();
-    found.append("f", b"more");
-    // They were made after it changed, before we looked.
-    let now = stamps(&found.dir.path().join("f"));
-    let digest = Sha1::digest(&fs::read(found.dir.path().join("f")).unwrap()[..10]).into();
-    found.fake.state.lock().digested.insert("f".to_owned(), Digested { stamps: now, bytes: 10, chunks: vec![digest] });
-    assert_eq!(found.announced(&mut tree), ["replace f 14"]);
-}
-
-#[test]
-fn what_changed_between_the_leaders_look_and_ours_is_announced_if_it_may_have_been_read() {
-    for is_joined in [true, false] {
-        let found = Found::new(&[("f", 5000), ("grown", 5000)], false);
-        fs::write(found.dir.path().join("f"), vec![7; 5000]).unwrap();
+fn what_changed_between_the_leaders_look_and_ours_is_announced_if_it_was_read() {
+    for is_read in [true, false] {
+        let found = Found::new(&[("f", 50_000), ("grown", 5000)], false);
+        if is_read {
+            found.is_read();
+        }
+        change(&found.dir.path().join("f"), 5);
         found.append("grown", b"more");
-        found.fake.state.lock().is_joined = is_joined;
-        if !is_joined {
-            // Nobody has any of it: what is read later is what is there.
-            found.fake.state.lock().files.insert("f".to_owned(), vec![7; 5000]);
+        if !is_read {
+            found.is_read();
         }
         let mut tree = found.open();
-        let announced = found.announced(&mut tree);
-        let expected = if is_joined { ["replace f 5000", "replace grown 5004"] } else { ["append grown 5000+4"; 2] };
-        assert_eq!(announced, expected[usize::from(!is_joined)..]);
-    }
-}
-
-#[test]
-fn what_only_grew_between_the_two_looks_is_an_append_also_where_it_was_read() {
-    let found = Found::new(&[("f", 5000)], true);
-    found.append("f", b"more");
-    found.fake.state.lock().is_joined = true;
-    let mut tree = found.open();
-    assert_eq!(found.announced(&mut tree), ["append f 5000+4"]);
-}
-
-#[test]
-fn what_changed_just_before_the_leaders_look_is_known_by_what_it_ended_with() {
-    for is_cut in [false, true] {
-        let found = Found::new(&[("f", 5000)], false);
-        let file = File::open(found.dir.path().join("f")).unwrap();
-        let tail = Tail::read(&file, 5000).unwrap();
-        found.fake.state.lock().tails.insert("f".to_owned(), tail);
-        if is_cut {
-            found.cut("f", 4999);
-        }
-        found.append("f", b"more");
-        found.fake.state.lock().is_joined = true;
-        let mut tree = found.open();
-        let expected = if is_cut { "replace f 5003" } else { "append f 5000+4" };
-        assert_eq!(found.announced(&mut tree), [expected]);
+        let mut announced = found.announced(&mut tree);
+        announced.sort();
+        let expected = ["append grown 5000+4", "write f 0+16384"];
+        assert_eq!(announced, if is_read { &expected[..] } else { &expected[..1] });
     }
 }
 

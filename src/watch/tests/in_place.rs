@@ -3,10 +3,14 @@
 use std::process::Command;
 
 use super::*;
-use crate::watch::file::Seen;
 
 fn change_in_place(path: &Path, at: u64) {
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"!", at).unwrap();
+}
+
+/// 1 MB, no two blocks of which are equal.
+fn content() -> Vec<u8> {
+    (0..1_000_000_u32).map(|at| u8::try_from(at / 4 % 251).unwrap()).collect()
 }
 
 impl Stepped {
@@ -17,76 +21,129 @@ impl Stepped {
         self.fake.take_log()
     }
 
-    /// Has changes seen and believed in the pause before the file is replaced once more. A slow machine may come too late for it,
-    /// whereupon the file is replaced, and another pause begins.
-    fn changed_in_the_pause(&mut self, change: impl Fn(u64)) {
-        for attempt in 0.. {
-            change(attempt);
-            let announced = self.look();
-            std::thread::sleep(Duration::from_millis(10));
-            if announced.is_empty() && self.look().is_empty() {
-                return;
-            }
+    fn generation(&self, name: &str) -> u64 {
+        self.fake.version(&RelPath::new(name).unwrap()).unwrap().generation
+    }
+
+    /// A follower reads a range of a file, and has it then.
+    fn read(&self, name: &str, range: std::ops::Range<u64>) {
+        let path = RelPath::new(name).unwrap();
+        let (generation, file) = (self.generation(name), File::open(self.root().join(name)).unwrap());
+        let reading = self.fake.blocks.begin(&path, generation, range.clone(), range.end).unwrap();
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        file.read_exact_at(&mut bytes, range.start).unwrap();
+        self.got(name, range.start, &bytes);
+        reading.took(&file, &bytes);
+    }
+
+    fn got(&self, name: &str, offset: u64, bytes: &[u8]) {
+        let at = usize::try_from(offset).unwrap();
+        let mut state = self.fake.state.lock();
+        state.files.get_mut(name).unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+#[test]
+fn a_change_in_place_is_announced_as_the_block_that_it_is_in() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    let file = watch.root().join("a");
+    change_in_place(&file, 500_000);
+    watch.assert_announced(&["write a 491520+16384"]);
+    change_in_place(&file, 999_999);
+    watch.assert_announced(&["write a 999424+576"]);
+    // The last of one and the first of the next.
+    OpenOptions::new().write(true).open(&file).unwrap().write_all_at(b"##", 16_383).unwrap();
+    watch.assert_announced(&["write a 0+32768"]);
+}
+
+#[test]
+fn a_change_in_place_is_not_forgotten_when_the_file_grows() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    let file = watch.root().join("a");
+    change_in_place(&file, 5);
+    append(file.clone(), b"+");
+    watch.assert_announced(&["append a 1000000+1", "write a 0+16384"]);
+    // Seen, but not compared yet.
+    change_in_place(&file, 500_000);
+    assert_eq!(watch.look(), [""; 0]);
+    append(file.clone(), b"+");
+    watch.assert_announced(&["append a 1000001+1", "write a 491520+16384"]);
+    // In the block that it grows in.
+    change_in_place(&file, 999_999);
+    append(file, b"+");
+    watch.assert_announced(&["append a 1000002+1", "write a 999424+578"]);
+}
+
+#[test]
+fn a_change_in_place_is_not_forgotten_when_the_time_is_set_back() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    let file = watch.root().join("a");
+    pass_tick();
+    watch.step();
+    let before = fs::metadata(&file).unwrap().modified().unwrap();
+    change_in_place(&file, 5);
+    File::open(&file).unwrap().set_modified(before).unwrap();
+    watch.assert_announced(&["write a 0+16384"]);
+}
+
+#[test]
+fn what_a_follower_reads_while_it_is_changed_and_changed_back_is_announced_again() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    let file = watch.root().join("a");
+    let before = content()[5];
+    for is_seen in [true, false] {
+        change_in_place(&file, 5);
+        watch.read("a", 0..100);
+        OpenOptions::new().write(true).open(&file).unwrap().write_all_at(&[before], 5).unwrap();
+        if is_seen {
+            watch.assert_announced(&["write a 0+16384"]);
+        } else {
+            // No event told.
+            watch.tree.lose_pending_events();
+            watch.assert_announced(&["write a 0+16384"]);
         }
     }
 }
 
 #[test]
-fn a_change_in_place_that_was_seen_is_not_forgotten_when_the_file_grows() {
-    // Its end is no run of equal bytes, which takes longer to look at.
-    let mut content = vec![1; 20_000_000];
-    content[19_999_000] = 2;
-    let mut watch = Stepped::new(|root| fs::write(root.join("a"), &content).unwrap());
-    let file = watch.root().join("a");
-    pass_tick();
-    // Seen, but not believed yet.
+fn a_file_is_not_proven_while_it_is_read_for_the_first_time() {
+    let mut watch = Stepped::new(|_| {});
+    let (path, file) = (RelPath::new("a").unwrap(), watch.root().join("a"));
+    fs::write(&file, content()).unwrap();
+    watch.look();
+    // By reference: a follower has it when it has been read, which is being done.
+    let generation = watch.generation("a");
+    let blocks = watch.fake.blocks.clone();
+    blocks.forget(generation);
+    let reading = blocks.begin(&path, generation, 0..16_384, 1_000_000).unwrap();
+    let read = content();
+    watch.got("a", 0, &read[..16_384]);
     change_in_place(&file, 5);
-    assert_eq!(watch.look(), [""; 0]);
-    append(file.clone(), b"+");
-    watch.assert_announced(&["replace a 20000001"]);
-    watch.changed_in_the_pause(|attempt| change_in_place(&file, 6 + attempt));
-    append(file, b"+");
-    watch.assert_announced(&["replace a 20000002"]);
+    watch.look();
+    for _ in 0..20 {
+        let due = watch.tree.next_comparison().expect("it is not proven");
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        assert!(watch.tree.compare().is_ok());
+    }
+    assert_eq!(watch.fake.take_log(), [""; 0]);
+    reading.took(&File::open(&file).unwrap(), &read[..16_384]);
+    watch.assert_announced(&["write a 0+16384"]);
 }
 
 #[test]
-fn a_change_near_the_end_that_was_seen_is_not_forgotten_when_the_end_is_as_it_was_again() {
-    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 20_000_000]).unwrap());
-    let file = watch.root().join("a");
-    change_in_place(&file, 5);
-    watch.step();
-    watch.changed_in_the_pause(|attempt| {
-        change_in_place(&file, 6 + attempt);
-        change_in_place(&file, 19_999_990);
-    });
-    OpenOptions::new().write(true).open(&file).unwrap().write_all_at(&[1], 19_999_990).unwrap();
-    append(file, b"+");
-    watch.assert_announced(&["replace a 20000001"]);
+fn a_file_of_which_most_differs_is_replaced() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    let file = OpenOptions::new().write(true).open(watch.root().join("a")).unwrap();
+    file.write_all_at(&vec![7; 1_000_000], 0).unwrap();
+    watch.assert_announced(&["replace a 1000000"]);
+    // Not where all of the beginning does.
+    file.write_all_at(&vec![8; 300_000], 0).unwrap();
+    let announced = watch.step();
+    assert!(announced.iter().all(|line| line.starts_with("write")), "{announced:?}");
 }
 
 #[test]
-fn a_change_in_place_that_was_seen_is_not_forgotten_when_the_time_is_set_back() {
-    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 20_000_000]).unwrap());
-    let file = watch.root().join("a");
-    pass_tick();
-    append(file.clone(), b"+");
-    pass_tick();
-    watch.step();
-    let set_back = |to| File::open(&file).unwrap().set_modified(to).unwrap();
-    let before = fs::metadata(&file).unwrap().modified().unwrap();
-    change_in_place(&file, 5);
-    assert_eq!(watch.look(), [""; 0]);
-    set_back(before);
-    watch.assert_announced(&["replace a 20000001"]);
-    pass_tick();
-    let before = fs::metadata(&file).unwrap().modified().unwrap();
-    watch.changed_in_the_pause(|attempt| change_in_place(&file, 6 + attempt));
-    set_back(before);
-    watch.assert_announced(&["replace a 20000001"]);
-}
-
-#[test]
-fn what_is_inserted_into_a_file_that_ends_in_zeros_is_no_append() {
+fn what_is_inserted_into_a_file_that_ends_in_zeros_arrives() {
     let mut content = vec![7; 100_000];
     content.resize(168_000, 0);
     let mut watch = Stepped::new(|root| fs::write(root.join("a"), &content).unwrap());
@@ -95,44 +152,44 @@ fn what_is_inserted_into_a_file_that_ends_in_zeros_is_no_append() {
     content.splice(4096..4096, [0; 4096]);
     let file = OpenOptions::new().write(true).open(watch.root().join("a")).unwrap();
     file.write_all_at(&content, 0).unwrap();
-    watch.assert_announced(&["replace a 172096"]);
+    watch.assert_announced(&["append a 168000+4096", "write a 0+16384", "write a 98304+16384"]);
     append(watch.root().join("a"), &[0; 5000]);
     watch.assert_announced(&["append a 172096+5000"]);
 }
 
 #[test]
-fn a_large_file_that_was_changed_in_place_and_grew_soon_after_is_announced_as_it_is() {
-    const LEN: usize = 200_000_000;
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("a");
-    // All zeros, and on no disk.
-    File::create(&file).unwrap().set_len(LEN as u64).unwrap();
-    append(file.clone(), &[1; 5_000]);
-    pass_tick();
-    let fake = Fake::new(dir.path());
-    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
-    change_in_place(&file, 5);
-    wait_until_equal(&fake, "after it was changed");
-    // The watcher sees this, and leaves a pause of two seconds before it replaces such a file once more.
-    change_in_place(&file, 6);
-    std::thread::sleep(Duration::from_millis(700));
-    append(file, b"+");
-    wait_until_equal(&fake, "after it grew");
-    watcher.stop();
+fn a_preallocated_log_that_is_written_in_order_arrives_as_it_is_written() {
+    let mut watch = Stepped::new(|root| File::create(root.join("a")).unwrap().set_len(8 << 20).unwrap());
+    let file = OpenOptions::new().write(true).open(watch.root().join("a")).unwrap();
+    let mut written = 0;
+    for number in 0..40_u64 {
+        file.write_all_at(&[u8::try_from(number + 1).unwrap(); 4096], number * 4096).unwrap();
+        for line in watch.step() {
+            assert!(line.starts_with("write a "), "{line}");
+            written += line.rsplit('+').next().unwrap().parse::<u64>().unwrap();
+        }
+    }
+    assert!(contents(watch.root()) == watch.fake.state.lock().files, "the copy differs");
+    assert!(written <= 4 * 40 * 4096, "{written} bytes announced for {}", 40 * 4096);
 }
 
 #[test]
-fn what_was_there_is_looked_at_once_more_when_what_was_added_has_been_read() {
-    let mut watch = Stepped::new(|root| fs::write(root.join("a"), vec![1; 10_000]).unwrap());
-    let (path, full) = (RelPath::new("a").unwrap(), watch.root().join("a"));
-    append(full.clone(), b"+");
-    let file = File::open(&full).unwrap();
-    let seen = Seen::of(&file.metadata().unwrap());
-    // It was found to have grown, and this comes before what it grew by is read.
-    change_in_place(&full, 9_990);
-    assert!(watch.tree.append(&path, &file, seen, 10_000).is_ok());
-    assert_eq!(watch.fake.take_log(), ["replace a 10001"]);
-    assert!(contents(watch.root()) == watch.fake.state.lock().files, "the copy differs");
+fn a_file_that_is_changed_all_the_time_is_compared_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    fs::write(&path, content()).unwrap();
+    let fake = Fake::new(dir.path());
+    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
+    change_in_place(&path, 900_000);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // Elsewhere, without a moment's rest.
+    while fake.state.lock().files["a"][900_000] != b'!' {
+        change_in_place(&path, 5);
+        assert!(Instant::now() < deadline, "it was not found: {:?}", watcher.unproven_for());
+    }
+    wait_until_equal(&fake, "at rest");
+    assert!(watcher.stop());
+    assert_eq!(watcher.unproven_for(), None);
 }
 
 /// Runs SQLite's shell to its end.

@@ -1,22 +1,24 @@
-//! Files: what is announced of one, from what it was and what it is.
+//! Files: what is announced of one at once, from what it was and what it is. Its content is compared after that (`compare.rs`).
 
 use std::io::{self, ErrorKind};
-use std::time::Duration;
 
 use super::{Survey, Tree, Trouble};
-use crate::digests::Stamps;
 use crate::error::AppendError;
-use crate::sys::fs::File;
+use crate::index::Version;
+use crate::index::blocks::{BLOCK_BYTES, End};
+use crate::sys::fs::{File, FileExt};
 use crate::sys::time::Instant;
-use crate::tail::{Tail, read_range};
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
-use crate::watch::file::{By, Known, Seen, Verdict};
+use crate::watch::file::{Known, Seen};
 
 /// Growth from here up is announced by reference: the leader's writers read it from the file.
 pub(in crate::watch) const BY_REFERENCE_BYTES_MIN: u64 = 256 << 10;
-/// A file that is replaced over and over is announced at this rate at most.
-const REPLACE_BYTES_PER_S: u64 = 100_000_000;
+
+/// The block that an offset is in begins there.
+fn block_start(offset: u64) -> u64 {
+    offset - offset % BLOCK_BYTES
+}
 
 impl<A: Announce> Tree<A> {
     pub(super) fn look_at_file(
@@ -29,10 +31,11 @@ impl<A: Announce> Tree<A> {
         if !self.announce.replicates(path) {
             return Ok(());
         }
-        let leader_len = self.announce.file_len(path);
+        let version = self.announce.version(path);
+        let len_is = |announced| version.is_some_and(|version| version.len == announced);
         if let Some(known) = self.files.get(path)
             && known.is_unchanged(seen)
-            && leader_len == Some(known.announced)
+            && len_is(known.announced)
             && self.is_vouched_for(path, seen)
         {
             return Ok(());
@@ -43,132 +46,185 @@ impl<A: Announce> Tree<A> {
             self.dirty.insert(path.clone());
             return Ok(());
         }
-        let now = Instant::now();
-        let vouched = self.is_vouched_for(path, &seen);
-        self.read_end(path, &file, &seen)?;
-        let may_be_another = match leader_len {
-            Some(len) if len <= seen.len && !self.files.has(path.as_str()) => self.may_be_another(path, &file, len)?,
-            _ => false,
+        let known = self.files.get(path);
+        let why = match (&known, version) {
+            _ if !self.is_vouched_for(path, &seen) => Some("the leader may have read something else of it"),
+            (None, None) if seen.len == 0 => Some("new and empty"),
+            (None, Some(version)) if version.len > seen.len => Some("shorter than the leader has it"),
+            (None, _) => None,
+            (Some(known), _) if known.id() != seen.id() => Some("another file has its name"),
+            (Some(known), _) if !len_is(known.announced) => Some("the leader has another length of it"),
+            (Some(known), _) if seen.len < known.announced && seen.len > 0 => Some("shorter"),
+            (Some(_), _) => None,
         };
-        let verdict = match (self.files.get_mut(path), leader_len) {
-            _ if !vouched => Verdict::Changed("the leader may have read something else of it"),
-            (Some(known), leader_len) if leader_len == Some(known.announced) => {
-                known.judge(&seen, &file, now, at_once)?
+        if let Some(why) = why {
+            if let Some(until) = self.suspects.held(path, Instant::now()).filter(|_| !at_once) {
+                return Err(Trouble::Later(until));
             }
-            (Some(_), _) => Verdict::Changed("the leader has another length of it"),
-            (None, Some(leader_len)) if leader_len > seen.len => Verdict::Changed("shorter than the leader has it"),
-            (None, Some(_)) if may_be_another => {
-                Verdict::Changed("it changed before it was watched, and may have been read before that")
-            }
-            (None, None) if seen.len == 0 => Verdict::Changed("new and empty"),
-            (None, _) => Verdict::Grown,
-        };
-        match verdict {
-            Verdict::Unchanged => Ok(()),
-            Verdict::LookAgain(at) => Err(Trouble::Later(at)),
-            Verdict::Grown => self.append(path, &file, seen, leader_len.unwrap_or(0)),
-            Verdict::Emptied => self.empty(path, seen),
-            Verdict::Changed(why) => {
-                match self.files.get_mut(path) {
-                    Some(known) if known.replace_after > now && !at_once => {
-                        known.must_replace = true;
-                        return Err(Trouble::Later(known.replace_after));
-                    }
-                    _ => log::debug!("replace {path}: {why}"),
-                }
-                self.replace(path, &file, seen)
-            }
+            log::debug!("replace {path}: {why}");
+            return self.replace(path, seen);
         }
-    }
-
-    /// Reads the end of a file of which none was read, before it is judged by it.
-    pub(super) fn read_end(&mut self, path: &RelPath, file: &File, seen: &Seen) -> io::Result<()> {
-        let Self { files, announce, .. } = self;
-        match files.get_mut(path) {
-            Some(known) if seen.len >= known.announced && !known.is_unchanged(seen) => {
-                known.read_end(file, || announce.digested(path))
-            }
-            _ => Ok(()),
+        let Some(version) = version else { return self.create(path, &file, seen) };
+        if seen.len == 0 && version.len > 0 {
+            return self.empty(path, seen);
         }
-    }
-
-    /// Whether what somebody has read of a file that is not known yet may be something else than what it begins with.
-    fn may_be_another(&self, path: &RelPath, file: &File, leader_len: u64) -> io::Result<bool> {
-        let is_as_found = |stamps: &Stamps| self.announce.as_found(path.as_str(), stamps).is_some();
-        if !self.announce.may_be_read(path) || is_as_found(&Stamps::of_file(file)?) {
-            return Ok(false);
+        let is_as_it_was = known.is_some_and(|known| known.seen.settled && known.seen.looks_like(&seen));
+        self.files.insert(path.clone(), Known::new(seen, version.len));
+        if !is_as_it_was {
+            self.suspects.has_changed(path, Instant::now());
         }
-        if let Some(tail) = self.announce.tail_found(path) {
-            return Ok(!tail.still_there(file)?);
-        }
-        // It was found as it looked when it was digested, and has only grown since.
-        let held = self.announce.digested(path).filter(|held| held.bytes == leader_len && is_as_found(&held.stamps));
-        let tail = held.map(|held| Tail::verified(file, &held)).transpose()?;
-        Ok(tail.flatten().is_none())
+        self.grow(path, &file, seen, version)?;
+        self.compare_hot(path, &file)
     }
 
     /// Whether the leader found the file under that name whenever it read it. A file that was moved away and back looks as it
     /// did, but the leader may have looked in between.
-    fn is_vouched_for(&self, path: &RelPath, seen: &Seen) -> bool {
+    pub(super) fn is_vouched_for(&self, path: &RelPath, seen: &Seen) -> bool {
         self.announce.vouches_for(path, seen.id().dev, seen.id().ino)
     }
 
-    /// Announces `from..seen.len`; nothing if that is empty (a file that the leader found by itself).
-    pub(in crate::watch) fn append(
-        &mut self,
-        path: &RelPath,
-        file: &File,
-        seen: Seen,
-        from: u64,
-    ) -> Result<(), Trouble> {
-        let growth = seen.len - from;
-        let tail_start = Tail::start(seen.len);
-        let (tail, announced) = if growth < BY_REFERENCE_BYTES_MIN {
-            let start = tail_start.min(from);
-            let bytes = read_range(file, start, seen.len)?;
-            // Looked at once more: what it was before is not what these follow if it was changed before they were read.
-            if let Some(known) = self.files.get(path)
-                && !known.tail_is_there(file)?
-            {
-                return self.replace(path, file, seen);
-            }
-            let new = &bytes[usize::try_from(from - start).map_err(io::Error::other)?..];
-            let announced = if new.is_empty() { Ok(()) } else { self.announce.append(path, from, new) };
-            (Tail::of(file, seen.len, &bytes)?, announced)
+    /// Announces a new file that has content.
+    fn create(&mut self, path: &RelPath, file: &File, seen: Seen) -> Result<(), Trouble> {
+        // By reference up to a whole block, so that nobody reads the beginning of one for what comes behind it.
+        let by_reference = if seen.len < BY_REFERENCE_BYTES_MIN { 0 } else { block_start(seen.len) };
+        let announced = if by_reference > 0 {
+            self.announce.append_from_file(path, 0, by_reference)
         } else {
-            let tail = Tail::read(file, seen.len)?;
-            (tail, self.announce.append_from_file(path, from, growth))
+            let bytes = read_range(file, 0, seen.len)?;
+            let announced = self.announce.append(path, 0, &bytes);
+            if announced.is_ok()
+                && let Some(version) = self.announce.version(path)
+            {
+                self.announce.blocks().sent(path, version.generation, &bytes);
+            }
+            announced
         };
         match announced {
             Ok(()) => {}
-            Err(AppendError::Offset { .. }) => return self.replace(path, file, seen),
+            Err(AppendError::Offset { .. }) => return self.replace(path, seen),
             Err(error) => return Err(error.into()),
         }
-        let replace_after = self.files.get(path).map_or_else(Instant::now, |known| known.replace_after);
-        self.files.insert(path.clone(), Known::new(seen, seen.len, Some(tail), By::Append, replace_after));
-        self.pace(growth);
+        let version = self.announce.version(path).unwrap_or_default();
+        self.files.insert(path.clone(), Known::new(seen, version.len));
+        self.suspects.has_changed(path, Instant::now());
+        self.pace(version.len);
+        self.grow(path, file, seen, version)
+    }
+
+    /// Announces what a file has grown by: up to the end of a block by value, then by reference if that is much, then the rest.
+    fn grow(&mut self, path: &RelPath, file: &File, seen: Seen, version: Version) -> Result<(), Trouble> {
+        let Version { generation, len: from } = version;
+        if seen.len <= from {
+            return Ok(());
+        }
+        self.know_last_chunk(file, generation, from)?;
+        let (first, last) = match seen.len - from >= BY_REFERENCE_BYTES_MIN {
+            true => (block_start(from + BLOCK_BYTES - 1), block_start(seen.len)),
+            false => (seen.len, seen.len),
+        };
+        let parts = [from..first, first..last, last..seen.len];
+        for (part, range) in parts.into_iter().enumerate().filter(|(_, range)| !range.is_empty()) {
+            let grown = range.end - range.start;
+            let announced = match part {
+                1 => self.announce.append_from_file(path, range.start, grown),
+                _ => self.append(path, file, generation, range.clone())?,
+            };
+            match announced {
+                Ok(()) => {}
+                // The leader has found it shorter meanwhile, and announced it as it found it.
+                Err(AppendError::Offset { .. }) => return self.replace(path, seen),
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(known) = self.files.get_mut(path) {
+                known.announced = range.end;
+            }
+            self.still_is(path, generation, block_start(range.start)..range.end);
+            self.pace(grown);
+        }
         Ok(())
     }
 
-    fn replace(&mut self, path: &RelPath, file: &File, seen: Seen) -> Result<(), Trouble> {
-        // Read before the leader reads: what changes between the two shows at the next look.
-        let tail = Tail::read(file, seen.len)?;
+    /// Announces what is read of a range now. The block in which it begins is read from its beginning: what it was before is announced anew if that is not
+    /// what followers have.
+    fn append(
+        &mut self,
+        path: &RelPath,
+        file: &File,
+        generation: u64,
+        range: std::ops::Range<u64>,
+    ) -> Result<Result<(), AppendError>, Trouble> {
+        let start = block_start(range.start);
+        let bytes = read_range(file, start, range.end)?;
+        let (before, new) = bytes.split_at(usize::try_from(range.start - start).map_err(io::Error::other)?);
+        let blocks = self.announce.blocks();
+        let is_other = !before.is_empty() && blocks.end(generation, range.start, before) == End::Other;
+        blocks.set(generation, start, &bytes);
+        let announced = self.announce.append(path, range.start, new);
+        if announced.is_err() {
+            // What was noted before it was announced is not what followers have.
+            self.announce.blocks().tear(generation, start..range.start, range.start);
+        } else if is_other {
+            self.write_at(path, start, before)?;
+        }
+        Ok(announced)
+    }
+
+    /// Announces bytes of a file in place: whole blocks, or what there was of the last one.
+    pub(super) fn write_at(&mut self, path: &RelPath, offset: u64, bytes: &[u8]) -> Result<(), Trouble> {
+        let written = self.announce.write_at(path, offset, bytes);
+        if written.is_err()
+            && let Some(Version { generation, len }) = self.announce.version(path)
+        {
+            self.announce.blocks().tear(generation, offset..offset + bytes.len() as u64, len);
+        }
+        match written {
+            Ok(()) => {}
+            // It is shorter by now, as the leader found.
+            Err(AppendError::Offset { .. }) => drop(self.dirty.insert(path.clone())),
+            Err(error) => return Err(error.into()),
+        }
+        self.pace(bytes.len() as u64);
+        Ok(())
+    }
+
+    /// After what was noted of a generation was announced: should it have become another one, nobody knows what was announced of that.
+    pub(super) fn still_is(&mut self, path: &RelPath, generation: u64, range: std::ops::Range<u64>) {
+        if let Some(now) = self.announce.version(path)
+            && now.generation != generation
+        {
+            self.announce.blocks().tear(now.generation, range, now.len);
+            self.dirty.insert(path.clone());
+        }
+    }
+
+    pub(super) fn replace(&mut self, path: &RelPath, seen: Seen) -> Result<(), Trouble> {
+        let was = self.announce.version(path);
+        // The leader looks later than we did: what changes between the two shows when it is compared. If another file had come
+        // there, the leader does not vouch for this.
         self.announce.replace(path)?;
-        // The leader looked later than we did. If the file had grown by then, our tail is still before what it announced;
-        // if it had shrunk, nothing is known. If another one had come there, the leader does not vouch for this.
-        let announced = self.announce.file_len(path).unwrap_or(0);
-        let tail = (announced >= seen.len).then_some(tail);
-        let pause = Duration::from_millis(announced / (REPLACE_BYTES_PER_S / 1000));
-        self.files.insert(path.clone(), Known::new(seen, announced, tail, By::Replace, Instant::now() + pause));
+        self.forget(was);
+        let announced = self.announce.version(path).unwrap_or_default().len;
+        let now = Instant::now();
+        self.suspects.hold(path, announced, now);
+        self.files.insert(path.clone(), Known::new(seen, announced));
+        self.suspects.has_changed(path, now);
         self.pace(announced);
         Ok(())
     }
 
+    /// What was announced as this is no more.
+    fn forget(&self, was: Option<Version>) {
+        if let Some(was) = was {
+            self.announce.blocks().forget(was.generation);
+        }
+    }
+
     fn empty(&mut self, path: &RelPath, seen: Seen) -> Result<(), Trouble> {
+        let was = self.announce.version(path);
         self.announce.truncate(path, 0)?;
-        let replace_after = self.files.get(path).map_or_else(Instant::now, |known| known.replace_after);
-        let known = Known::new(seen, 0, Some(Tail::empty()), By::Append, replace_after);
-        self.files.insert(path.clone(), known);
+        self.forget(was);
+        self.files.insert(path.clone(), Known::new(seen, 0));
+        self.suspects.has_changed(path, Instant::now());
         Ok(())
     }
 
@@ -176,10 +232,13 @@ impl<A: Announce> Tree<A> {
         // Also of what is in the way of a file that came where a folder with a file system in it was.
         self.dir.check_mounted(path)?;
         let known = self.files.remove(path).is_some();
+        self.suspects.remove(path);
         self.later.remove(path);
         self.readable(path);
-        if known || self.announce.file_len(path).is_some() {
+        let was = self.announce.version(path);
+        if known || was.is_some() {
             self.announce.delete(path)?;
+            self.forget(was);
         }
         Ok(())
     }
@@ -189,4 +248,11 @@ impl<A: Announce> Tree<A> {
         // It was there a moment ago: look again.
         self.dir.file(path)?.ok_or_else(|| ErrorKind::NotFound.into())
     }
+}
+
+/// Reads exactly `from..to`; `UnexpectedEof` if the file has become shorter.
+pub(super) fn read_range(file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, from)?;
+    Ok(bytes)
 }

@@ -14,13 +14,9 @@ use crate::sys::rustix;
 use crate::sys::rustix::fd::OwnedFd;
 use crate::sys::rustix::io::Errno;
 use crate::sys::time::Instant;
-use crate::tail::TAIL_BYTES_MAX;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
 use crate::watch::file::{Known, Seen};
-
-/// Of a file of more than that, the end is read at once unless its digests are known: sending it again, should it grow, would cost more.
-const UNREAD_BYTES_MAX: u64 = TAIL_BYTES_MAX;
 
 /// A folder that is known.
 #[derive(Clone, Copy)]
@@ -67,7 +63,7 @@ impl<A: Announce> Tree<A> {
             }
         }
         let as_found = self.files.are_all();
-        let marked = self.dirty.iter().filter(|path| self.announce.file_len(path).is_some()).count() as u64;
+        let marked = self.dirty.iter().filter(|path| self.announce.version(path).is_some()).count() as u64;
         if as_found + marked != self.announce.file_count() {
             self.mark_unfound();
         }
@@ -108,10 +104,10 @@ impl<A: Announce> Tree<A> {
             path.truncate(name_at);
             path.push_str(name.to_str().unwrap_or_default());
             if let Ok(Entry::File(looks)) = &entry
-                && let Some((path, is_digested)) = self.announce.as_found(&path, &looks.stamps)
+                && let Some(path) = self.announce.as_found(&path, &looks.stamps)
             {
                 let seen = Seen::of_looks(looks, now);
-                if seen.settled && (is_digested || seen.len <= UNREAD_BYTES_MAX) {
+                if seen.settled {
                     self.files.add_unread(path, &seen);
                     continue;
                 }

@@ -7,11 +7,14 @@
 
 use std::collections::BTreeMap;
 
+use super::files::read_range;
 use super::{Kind, Tree, Trouble};
-use crate::sys::time::Instant;
+use crate::index::Version;
+use crate::index::blocks::BLOCK_BYTES;
+use crate::sys::fs::File;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
-use crate::watch::file::{Identity, Seen, Verdict};
+use crate::watch::file::{Identity, Known, Seen};
 
 /// How often events are read once more to find what has vanished.
 const SEARCHES_MAX: u32 = 3;
@@ -24,7 +27,7 @@ type Moves = BTreeMap<RelPath, RelPath>;
 
 impl<A: Announce> Tree<A> {
     /// Surveys everything that wants a look, lists new folders on the way, and announces renames.
-    pub(super) fn find_renames(&mut self, at_once: bool, go_on: &dyn Fn() -> bool) -> Result<Surveyed, Trouble> {
+    pub(super) fn find_renames(&mut self, go_on: &dyn Fn() -> bool) -> Result<Surveyed, Trouble> {
         let mut surveyed = Surveyed::new();
         for search in 0.. {
             while go_on()
@@ -46,7 +49,7 @@ impl<A: Announce> Tree<A> {
                 }
             }
             if go_on() {
-                self.announce_moves(moves, at_once)?;
+                self.announce_moves(moves)?;
             }
             break;
         }
@@ -95,7 +98,7 @@ impl<A: Announce> Tree<A> {
     }
 
     /// Announces them, each after those that its new name has to wait for. Of a circle, one is left to be announced anew.
-    fn announce_moves(&mut self, mut moves: Moves, at_once: bool) -> Result<(), Trouble> {
+    fn announce_moves(&mut self, mut moves: Moves) -> Result<(), Trouble> {
         while let Some(first) = moves.keys().next().cloned() {
             let mut chain = vec![first];
             while let Some(from) = chain.last() {
@@ -106,7 +109,7 @@ impl<A: Announce> Tree<A> {
                         if let Some((from, to)) = chain.pop().and_then(|from| moves.remove_entry(&from))
                             && circle.is_none()
                         {
-                            let announced = self.announce_move(&from, &to, at_once);
+                            let announced = self.announce_move(&from, &to);
                             // What failed shows again when the two names are looked at.
                             if let Err(trouble @ (Trouble::Stop | Trouble::Fatal(_))) = announced {
                                 return Err(trouble);
@@ -119,19 +122,16 @@ impl<A: Announce> Tree<A> {
         Ok(())
     }
 
-    /// Announces a rename if what was announced is still what the file begins with.
-    fn announce_move(&mut self, from: &RelPath, to: &RelPath, at_once: bool) -> Result<(), Trouble> {
+    /// Announces a rename if it is surely the file that was announced. What it holds is compared after that, under its new name.
+    fn announce_move(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Trouble> {
         let file = self.open_file(to)?;
         let seen = Seen::of(&file.metadata()?);
-        let Some(mut known) = self.files.get(from) else { return Ok(()) };
-        if !known.is_surely(&seen) || self.announce.file_len(from) != Some(known.announced) {
+        let (Some(known), Some(version)) = (self.files.get(from), self.announce.version(from)) else { return Ok(()) };
+        if !self.is_surely(&known, &seen, &file, version)? || version.len != known.announced {
             return Ok(());
         }
-        if seen.len >= known.announced && !known.is_unchanged(&seen) {
-            known.read_end(&file, || self.announce.digested(from))?;
-        }
-        if let Verdict::Changed(why) = known.judge(&seen, &file, Instant::now(), at_once)? {
-            log::debug!("{from} is {to} now, but announced anew: {why}");
+        if 0 < seen.len && seen.len < known.announced {
+            log::debug!("{from} is {to} now, but announced anew: it is shorter");
             return Ok(());
         }
         for other in self.files.in_the_way_of(to) {
@@ -142,6 +142,7 @@ impl<A: Announce> Tree<A> {
         self.announce.rename(from, to)?;
         log::debug!("renamed {from} to {to}");
         self.files.remove(from);
+        self.suspects.rename(from, to);
         for path in [from, to] {
             self.later.remove(path);
             self.readable(path);
@@ -151,5 +152,18 @@ impl<A: Announce> Tree<A> {
         // Under its new name it is looked at next, and mended if the leader had something else under the old one.
         self.files.insert(to.clone(), known);
         Ok(())
+    }
+
+    /// Whether what was seen is this very file, and not a later one with its inode. Where that cannot be told from its times, all of it must be what was announced, and
+    /// that something: an empty file looks like any other.
+    fn is_surely(&self, known: &Known, seen: &Seen, file: &File, version: Version) -> std::io::Result<bool> {
+        if known.id() != seen.id() || known.is_unique() {
+            return Ok(known.id() == seen.id());
+        }
+        let Version { generation, len } = version;
+        if len == 0 || len > BLOCK_BYTES || len > seen.len || self.announce.blocks().is_unknown(generation, &(0..len)) {
+            return Ok(false);
+        }
+        Ok(self.announce.blocks().compare(generation, 0, &read_range(file, 0, len)?).differs.is_empty())
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! They are collected, then sorted once. After that none is added: one that changes becomes one of those that are known better.
 
-use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::file::{Identity, Known, Seen};
 
@@ -20,7 +19,7 @@ struct File {
     ino: u64,
     born: Option<i64>,
     len: u64,
-    modified: i64,
+    changed: i64,
     /// Which of the devices it is on.
     device: u16,
     unique: bool,
@@ -34,9 +33,9 @@ impl Unread {
             self.devices.push(seen.id.dev);
             self.devices.len() - 1
         });
-        let Seen { id: Identity { ino, born, .. }, len, modified, unique, .. } = *seen;
+        let Seen { id: Identity { ino, born, .. }, len, changed, unique, .. } = *seen;
         if let Ok(device) = u16::try_from(device) {
-            self.files.push(File { path, ino, born, len, modified, device, unique, is_gone: false });
+            self.files.push(File { path, ino, born, len, changed, device, unique, is_gone: false });
         }
     }
 
@@ -99,9 +98,9 @@ impl Unread {
     }
 
     fn known(&self, file: &File) -> Known {
-        let &File { len, modified, unique, .. } = file;
+        let &File { len, changed, unique, .. } = file;
         // Only what had settled is here.
-        Known::unread(Seen { id: self.id(file), len, modified, settled: true, unique }, Instant::now())
+        Known::new(Seen { id: self.id(file), len, changed, settled: true, unique }, len)
     }
 }
 
@@ -114,7 +113,7 @@ mod tests {
     }
 
     fn seen(dev: u64, ino: u64) -> Seen {
-        Seen { id: Identity { dev, ino, born: Some(1) }, len: 1, modified: 1, settled: true, unique: true }
+        Seen { id: Identity { dev, ino, born: Some(1) }, len: 1, changed: 1, settled: true, unique: true }
     }
 
     #[test]

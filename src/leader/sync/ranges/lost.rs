@@ -50,7 +50,10 @@ impl Ranges<'_> {
         let mut pause = OPEN_PAUSE_MIN;
         loop {
             match self.core.open_announced(path, version.generation, version.len) {
-                Ok(file) => return Ok(file.map(if self.in_bulk { Reader::uncached } else { Reader::new })),
+                Ok(file) => {
+                    let file = file.map(if self.in_bulk { Reader::uncached } else { Reader::new });
+                    return Ok(file.map(|file| file.noted(self.core.notes(path, version))));
+                }
                 Err(error) if pause > OPEN_PAUSE_MAX || self.may_last(path, &error) => {
                     self.core.cannot_read(path, &error);
                     return Ok(None);

@@ -1,0 +1,211 @@
+//! Files that may differ from what was announced: since when, and when each is compared next. No I/O.
+//!
+//! A file is compared in *circles*: from wherever it was read last, once around. It is proven when one circle went around since anything was seen
+//! to change, which began when the clock of files had gone on, and in which nothing was left to be read by others. So what changes in the
+//! midst of a circle costs one more from there, and not two.
+//!
+//! A file at rest is compared soon after its last change. One that never comes to rest is compared now and then: with a pause that
+//! is in proportion to what a circle cost, and twice as long after each that found nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::file::Seen;
+use crate::sys::hash::HashMap;
+use crate::sys::time::Instant;
+use crate::types::RelPath;
+
+/// How long after its last change that was seen a file is taken to be at rest. More than a tick of most clocks of files.
+const REST: Duration = Duration::from_millis(15);
+
+/// Between two circles of a file that does not come to rest: so long at least, so many times as long as one took, and at most.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE: u32 = 9;
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// A file that differs all the time is announced at this rate at most.
+const BYTES_PER_MS: u64 = 100_000;
+
+/// A file under suspicion.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    /// When it was first seen to have changed since it was proven.
+    since: Instant,
+    due: Instant,
+    /// When a change of it was seen last.
+    changed: Instant,
+    /// Not compared before, unless it has come to rest.
+    not_before: Instant,
+    /// Circles in a row that found nothing.
+    quiet: u32,
+    /// How it looked, and its generation, when nothing had been seen to change since.
+    pub(super) looks: Option<(Seen, u64)>,
+    /// Where it is read next.
+    pub(super) next: u64,
+    /// How much of it has been read since that.
+    pub(super) read: u64,
+    /// Somebody else was reading it meanwhile.
+    pub(super) is_disturbed: bool,
+    /// Of this circle: how much was read, how long that took, how much was announced.
+    circle: u64,
+    spent: Duration,
+    announced: u64,
+    /// Where it differed last.
+    pub(super) hot: Option<u64>,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Suspects {
+    files: HashMap<RelPath, Suspect>,
+    due: BTreeSet<(Instant, RelPath)>,
+    since: BTreeSet<(Instant, RelPath)>,
+    /// Files that much was just announced of, and until when no more is.
+    held: BTreeMap<RelPath, Instant>,
+}
+
+impl Suspects {
+    /// So many bytes of a file were announced, which leave room for others before it is announced again.
+    pub(super) fn hold(&mut self, path: &RelPath, bytes: u64, now: Instant) {
+        let until = now + Duration::from_millis(bytes / BYTES_PER_MS);
+        if until > now {
+            self.held.retain(|_, until| *until > now);
+            self.held.insert(path.clone(), until);
+        }
+    }
+
+    /// Until when it is held back, if it is.
+    pub(super) fn held(&self, path: &RelPath, now: Instant) -> Option<Instant> {
+        self.held.get(path).copied().filter(|until| *until > now)
+    }
+
+    /// A change of a file was seen.
+    pub(super) fn has_changed(&mut self, path: &RelPath, now: Instant) {
+        if !self.files.contains_key(path) {
+            let suspect = Suspect {
+                since: now,
+                due: now,
+                changed: now,
+                not_before: now + PAUSE_MIN,
+                quiet: 0,
+                looks: None,
+                next: 0,
+                read: 0,
+                is_disturbed: false,
+                circle: 0,
+                spent: Duration::ZERO,
+                announced: 0,
+                hot: None,
+            };
+            self.since.insert((now, path.clone()));
+            self.files.insert(path.clone(), suspect);
+        }
+        let suspect = self.files.get_mut(path).expect("just added");
+        suspect.changed = now;
+        // In the midst of a circle it goes on.
+        let due = if suspect.circle > 0 { suspect.due } else { suspect.not_before.max(now).min(now + REST) };
+        self.plan(path, due);
+    }
+
+    fn plan(&mut self, path: &RelPath, due: Instant) {
+        let due = self.held.get(path).map_or(due, |until| due.max(*until));
+        if let Some(suspect) = self.files.get_mut(path) {
+            let was = std::mem::replace(&mut suspect.due, due);
+            self.due.remove(&(was, path.clone()));
+            self.due.insert((due, path.clone()));
+        }
+    }
+
+    pub(super) fn get(&self, path: &RelPath) -> Option<&Suspect> {
+        self.files.get(path)
+    }
+
+    pub(super) fn get_mut(&mut self, path: &RelPath) -> Option<&mut Suspect> {
+        self.files.get_mut(path)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// When the next is to be compared.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// The one that is to be compared next, if that is now.
+    pub(super) fn first_due(&self, now: Instant) -> Option<RelPath> {
+        self.due.first().filter(|(due, _)| *due <= now).map(|(_, path)| path.clone())
+    }
+
+    /// Since when the one has not been proven that has not for longest.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.since.first().map(|(since, _)| *since)
+    }
+
+    /// Nothing is held back, nor put off that has come to rest.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.held.clear();
+        for path in self.files.keys().cloned().collect::<Vec<_>>() {
+            if let Some(suspect) = self.files.get(&path) {
+                let settles = suspect.looks.map_or(REST, |(seen, _)| seen.settles_after());
+                let due = suspect.due.min(now.max(suspect.changed + settles));
+                self.plan(&path, due);
+            }
+        }
+    }
+
+    /// Whether one of them was seen to change after that.
+    pub(super) fn has_changed_since(&self, since: Instant) -> bool {
+        self.files.values().any(|suspect| suspect.changed > since)
+    }
+
+    /// It is proven, or no more.
+    pub(super) fn remove(&mut self, path: &RelPath) -> Option<Suspect> {
+        let suspect = self.files.remove(path)?;
+        self.due.remove(&(suspect.due, path.clone()));
+        self.since.remove(&(suspect.since, path.clone()));
+        Some(suspect)
+    }
+
+    pub(super) fn rename(&mut self, from: &RelPath, to: &RelPath) {
+        self.remove(to);
+        if let Some(suspect) = self.remove(from) {
+            self.due.insert((suspect.due, to.clone()));
+            self.since.insert((suspect.since, to.clone()));
+            self.files.insert(to.clone(), suspect);
+        }
+    }
+
+    /// It could not be compared: that is tried again then.
+    pub(super) fn put_off(&mut self, path: &RelPath, until: Instant) {
+        self.plan(path, until);
+    }
+
+    /// Notes a part of a circle of a file of `len` bytes.
+    pub(super) fn has_read(&mut self, path: &RelPath, bytes: u64, announced: u64, spent: Duration) {
+        if let Some(suspect) = self.files.get_mut(path) {
+            suspect.circle += bytes;
+            suspect.read += bytes;
+            suspect.announced += announced;
+            suspect.spent += spent;
+        }
+    }
+
+    /// What comes after a part of a circle of a file that is not proven yet: the next part, after those of others; or a pause.
+    pub(super) fn goes_on(&mut self, path: &RelPath, len: u64, now: Instant) {
+        let Some(suspect) = self.files.get_mut(path) else { return };
+        if suspect.circle < len && suspect.read < len {
+            return self.plan(path, now);
+        }
+        suspect.quiet = if suspect.announced == 0 { (suspect.quiet + 1).min(16) } else { 0 };
+        let pause = (suspect.spent * PAUSE).max(PAUSE_MIN) * (1 << suspect.quiet.saturating_sub(1));
+        suspect.not_before = now + pause.min(PAUSE_MAX);
+        (suspect.circle, suspect.spent, suspect.announced) = (0, Duration::ZERO, 0);
+        let settles = suspect.looks.map_or(REST, |(seen, _)| seen.settles_after());
+        let rests = suspect.changed + settles.max(REST);
+        // Not at once: what was in the way of a proof is there still.
+        let due = if rests > now { rests.min(suspect.not_before) } else { now + REST };
+        self.plan(path, due);
+    }
+}
