@@ -344,7 +344,8 @@ fn a_queue_holds_as_much_of_pages_and_small_records_in_turn_as_of_anything() {
         leader.append("log", &[b'x'; 100]);
         write_at(&leader, "db", PAGE, &noise(PAGE));
     }
-    let held = queued().expect("it was evicted") - before;
+    // The system may have taken some of it meanwhile.
+    let held = queued().expect("it was evicted").saturating_sub(before);
     assert!(held < 4 << 20, "{held} bytes are held for 2 MiB");
     relay.release();
     leader.assert_copies(&[&follower]);

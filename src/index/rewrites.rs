@@ -11,17 +11,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Index;
 
-/// A part of a file, in bytes.
-pub(crate) const PART_BYTES: u64 = 64 << 10;
+/// Parts are noted so large, or so: small ones, or a page here and there would cost the joiner many times what was written, and rounds that never end; large ones for what is larger.
+const SMALL_BYTES: u64 = 4 << 10;
+const LARGE_BYTES: u64 = 256 << 10;
 
-/// Parts that are noted at most: 16 GiB of them, in some 30 MiB of memory.
-const PARTS_MAX: usize = 1 << 18;
+/// Parts that are noted at most: 2 GiB of small ones, in some 60 MiB of memory.
+const PARTS_MAX: usize = 1 << 19;
 
 /// Of more parts at once it is only noted that it was the file: such a change is of most of it, and nobody is to wait for all of them to be noted.
-const PARTS_AT_ONCE_MAX: u64 = 64;
+const PARTS_AT_ONCE_MAX: u64 = 65;
 
-/// A part that was changed: the number of its last change, the file's generation, and which part.
+/// A part that was changed: the number of its last change, the file's generation, and which part: where it begins, and one more if it is a large one.
 pub(crate) type Part = (u64, u64, u64);
+
+/// Where a part is: offset and length in bytes.
+pub(crate) fn range_of(part: u64) -> (u64, u64) {
+    if part.is_multiple_of(2) { (part, SMALL_BYTES) } else { (part - 1, LARGE_BYTES) }
+}
+
+/// The parts that some bytes, not none, are in; `None`: too many.
+fn parts_of(offset: u64, len: u64) -> Option<impl Iterator<Item = u64>> {
+    let (bytes, large) = if len <= LARGE_BYTES { (SMALL_BYTES, 0) } else { (LARGE_BYTES, 1) };
+    let (first, last) = (offset / bytes, (offset + len - 1) / bytes);
+    (last - first < PARTS_AT_ONCE_MAX).then(|| (first..=last).map(move |number| number * bytes + large))
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Rewrites {
@@ -50,12 +63,11 @@ impl Rewrites {
         if self.joining == 0 || len == 0 {
             return;
         }
-        let (first, last) = (offset / PART_BYTES, (offset + len - 1) / PART_BYTES);
-        if last - first > PARTS_AT_ONCE_MAX {
+        let Some(parts) = parts_of(offset, len) else {
             self.whole.insert(generation, change);
             return;
-        }
-        for part in first..=last {
+        };
+        for part in parts {
             if let Some(before) = self.changes.insert((generation, part), change) {
                 self.parts.remove(&(before, generation, part));
             }
@@ -141,7 +153,7 @@ mod tests {
     fn with_file() -> (Index, RelPath, u64) {
         let mut index = Index::new();
         let path = RelPath::new("f").unwrap();
-        let version = index.put(&path, 10 * PART_BYTES, None, 1);
+        let version = index.put(&path, 1 << 40, None, 1);
         (index, path, version.generation)
     }
 
@@ -152,19 +164,22 @@ mod tests {
         index.rewrite(slot, 0, 1, 2);
         assert!(index.rewritten(ALL, 9).is_empty() && index.last_rewrite(generation) == 2);
         index.begin_join(2);
-        index.rewrite(slot, PART_BYTES - 1, 2, 3);
-        index.rewrite(slot, 5 * PART_BYTES, PART_BYTES, 4);
+        index.rewrite(slot, SMALL_BYTES - 1, 2, 3);
+        index.rewrite(slot, 5 * SMALL_BYTES, SMALL_BYTES, 4);
         index.rewrite(slot, 7, 1, 5);
-        let all = [(3, generation, 1), (4, generation, 5), (5, generation, 0)];
+        let all = [(3, generation, SMALL_BYTES), (4, generation, 5 * SMALL_BYTES), (5, generation, 0)];
         assert_eq!(index.rewritten(ALL, 9), all);
         assert_eq!(index.rewritten(all[0], 1), all[1..2]);
         assert_eq!(index.rewritten((4, u64::MAX, u64::MAX), 9), all[2..]);
         assert_eq!(index.rewritten_complete_since(), 2);
-        // Nearly all of it at once.
-        index.rewrite(slot, 0, 66 * PART_BYTES, 6);
-        assert_eq!((index.rewritten(ALL, 9).len(), index.rewritten_files(0, true, 9)), (3, vec![(generation, 6)]));
-        index.begin_join(6);
-        assert!(index.end_join().is_none() && index.rewritten(ALL, 9).len() == 3);
+        // Much of it, and nearly all.
+        index.rewrite(slot, LARGE_BYTES, LARGE_BYTES + 1, 6);
+        let large: Vec<_> = index.rewritten(all[2], 9).into_iter().map(|(.., part)| range_of(part)).collect();
+        assert_eq!(large, [(LARGE_BYTES, LARGE_BYTES), (2 * LARGE_BYTES, LARGE_BYTES)]);
+        index.rewrite(slot, 0, 66 * LARGE_BYTES, 7);
+        assert_eq!((index.rewritten(ALL, 9).len(), index.rewritten_files(0, true, 9)), (5, vec![(generation, 7)]));
+        index.begin_join(7);
+        assert!(index.end_join().is_none() && index.rewritten(ALL, 9).len() == 5);
         assert!(index.end_join().is_some() && index.rewritten(ALL, 9).is_empty());
     }
 
@@ -185,7 +200,7 @@ mod tests {
         let slot = index.slot(path.as_str()).unwrap();
         index.begin_join(1);
         for change in 0..=PARTS_MAX as u64 {
-            index.rewrite(slot, change * PART_BYTES, 1, change + 2);
+            index.rewrite(slot, change * SMALL_BYTES, 1, change + 2);
         }
         assert_eq!(index.rewritten(ALL, usize::MAX).len(), PARTS_MAX);
         assert_eq!(index.rewritten_complete_since(), 2);

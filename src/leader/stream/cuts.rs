@@ -7,7 +7,7 @@ use super::{Ordered, Queue, Stream};
 use crate::config::OnFull;
 use crate::index::Version;
 use crate::index::recency::{Found, WalkId};
-use crate::index::rewrites::PART_BYTES;
+use crate::index::rewrites::range_of;
 use crate::leader::batch::Batch;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::stalls::Grace;
@@ -100,11 +100,12 @@ impl Rewritten {
     pub(in crate::leader) fn ranges(&self, generation: u64, len: u64) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for part in self.parts.get(&generation).into_iter().flatten() {
-            let offset = part * PART_BYTES;
-            let end = len.min(offset + PART_BYTES);
+            let (offset, bytes) = range_of(*part);
+            let end = len.min(offset + bytes);
             match ranges.last_mut() {
                 _ if offset >= end => {}
-                Some((at, len)) if *at + *len == offset => *len = end - *at,
+                // A small part may be within a large one.
+                Some((at, len)) if *at + *len >= offset => *len = (end - *at).max(*len),
                 _ => ranges.push((offset, end - offset)),
             }
         }
