@@ -5,6 +5,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -224,6 +225,108 @@ fn copying_and_truncating_a_log_moves_the_copy_alone() {
     watched.assert_moves(500, || fs::write(watched.path("log"), "a new line").unwrap());
     watched.assert_moves(500, || drop(File::create(watched.path("empty")).unwrap()));
     watched.end();
+}
+
+/// A watched directory with one file, and a follower that has it.
+struct InPlace {
+    leader: TestLeader,
+    watcher: Watcher,
+    follower: TestFollower,
+    file: File,
+}
+
+impl InPlace {
+    fn with(bytes: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), noise(bytes)).unwrap();
+        let leader = TestLeader::on(dir, |_| ());
+        let watcher = Watcher::start(leader.leader.clone(), leader.dir.path(), None).unwrap();
+        let follower = leader.follower();
+        leader.wait_in_sync(1);
+        let file = OpenOptions::new().read(true).write(true).open(leader.dir.path().join("file")).unwrap();
+        Self { leader, watcher, follower, file }
+    }
+
+    /// Blocks until the copy has what was written, and nothing is left to be compared. Returns how far the stream is.
+    #[track_caller]
+    fn arrived(&self) -> u64 {
+        let copy = self.follower.dir.path().join("file");
+        let same = || fs::read(&copy).unwrap() == fs::read(self.leader.dir.path().join("file")).unwrap();
+        wait_until("the copy is exact", || self.watcher.unproven_for().is_none() && same());
+        self.leader.leader.position().0
+    }
+
+    fn end(self) {
+        assert!(self.watcher.stop() && self.watcher.is_complete());
+        self.leader.shut_down();
+    }
+}
+
+#[test]
+fn pages_that_are_written_in_order_cost_a_few_times_what_they_are() {
+    const WRITES: u64 = 100;
+    let at = InPlace::with(16 << 20);
+    let before = at.arrived();
+    for number in 0..WRITES {
+        at.file.write_all_at(&[u8::try_from(number).unwrap(); 4096], number * 4096).unwrap();
+        // Each is seen alone, which costs most.
+        wait_until("it is announced", || at.leader.leader.position().0 >= before + (number + 1) * 4096);
+    }
+    let moved = at.arrived() - before;
+    assert!(moved <= WRITES * 4096 * 5, "{moved} bytes announced of {}", WRITES * 4096);
+    at.end();
+}
+
+#[test]
+fn a_counter_at_the_beginning_of_a_file_that_grows_arrives() {
+    let at = InPlace::with(1_000_000);
+    let before = at.arrived();
+    let mut len = 1_000_000;
+    for number in 0..50_u64 {
+        at.file.write_all_at(&number.to_le_bytes(), 0).unwrap();
+        at.file.write_all_at(&noise(100), len).unwrap();
+        len += 100;
+        if number % 10 == 0 {
+            at.arrived();
+        }
+    }
+    let moved = at.arrived() - before;
+    assert!(moved < 1_000_000, "{moved} bytes announced");
+    at.end();
+}
+
+#[test]
+fn what_was_changed_arrives_also_if_its_time_is_set_back() {
+    let at = InPlace::with(1_000_000);
+    at.arrived();
+    let before = at.file.metadata().unwrap().modified().unwrap();
+    for number in 0..20_u64 {
+        at.file.write_all_at(&number.to_le_bytes(), number * 40_000).unwrap();
+        at.file.set_modified(before).unwrap();
+        at.arrived();
+    }
+    at.end();
+}
+
+#[test]
+fn a_follower_that_joins_while_a_file_is_changed_and_changed_back_gets_what_is_there() {
+    let at = InPlace::with(8 << 20);
+    let was = noise(8 << 20);
+    for round in 0..5_usize {
+        let joined = thread::scope(|scope| {
+            let joins = scope.spawn(|| at.leader.follower());
+            for page in (0..8 << 20).step_by(4096) {
+                at.file.write_all_at(&[u8::try_from(round).unwrap(); 4096], page as u64).unwrap();
+            }
+            at.file.write_all_at(&was, 0).unwrap();
+            joins.join().unwrap()
+        });
+        at.arrived();
+        at.leader.assert_copies(&[&at.follower, &joined]);
+        joined.stop();
+        at.leader.wait_in_sync(1);
+    }
+    at.end();
 }
 
 #[test]
