@@ -315,8 +315,8 @@ fn a_follower_that_joins_while_a_file_is_changed_and_changed_back_gets_what_is_t
     for round in 0..5_usize {
         let joined = thread::scope(|scope| {
             let joins = scope.spawn(|| at.leader.follower());
-            for page in (0..8 << 20).step_by(4096) {
-                at.file.write_all_at(&[u8::try_from(round).unwrap(); 4096], page as u64).unwrap();
+            for page in (0..8_u64 << 20).step_by(4096) {
+                at.file.write_all_at(&[u8::try_from(round).unwrap(); 4096], page).unwrap();
             }
             at.file.write_all_at(&was, 0).unwrap();
             joins.join().unwrap()

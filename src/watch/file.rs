@@ -74,6 +74,12 @@ impl Seen {
         looks(self) == looks(other)
     }
 
+    /// How long ago it changed.
+    pub(super) fn age(&self) -> Duration {
+        let age = now().checked_sub(self.changed).and_then(|age| u64::try_from(age).ok());
+        Duration::from_nanos(age.unwrap_or_default())
+    }
+
     /// How long after its last change it is settled at the latest.
     pub(super) fn settles_after(&self) -> Duration {
         tick(self.changed)

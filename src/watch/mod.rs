@@ -31,6 +31,7 @@
 //!   and less often as long as nothing is found. A file at rest is compared 15 ms after its last change. [`Watcher::unproven_for`] says for how long the
 //!   first of them has waited.
 //! - Around where a file differed last it is compared at each look: a log that was allocated before it is written arrives as it is written.
+//! - Writes that raise no event show in a sweep: all files are looked at, each within 30 s where they are 300,000 at most (`sweep.rs`).
 //! - A pure log costs one more read of what was written, when it comes to rest.
 //!
 //! # Histories that would lose something, and why they do not
@@ -80,8 +81,8 @@
 //!
 //! # What it cannot see
 //!
-//! - Writes that raise no event, until the file is looked at for another reason: through `mmap`, asynchronous I/O, a hard link that is outside the directory or another name in it, by
-//!   other machines on a network file system.
+//! - Writes that raise no event, before the next sweep: through `mmap`, asynchronous I/O, a hard link that is outside the directory or another name in it, by
+//!   other machines on a network file system. Stores into a mapped page that leave no trace in any time (on tmpfs, or where a page stays dirty for longer than 45 s) show only when something else is written to the file.
 //! - A file that is replaced or changed continuously is seen as often as it can be read, not in each of its versions; until it rests a copy may hold a mixture of them.
 //!
 //! Each folder takes a watch. Those for which the system has none left are looked at once a second at most.
@@ -338,8 +339,10 @@ impl Shared {
         while go_on() {
             let now = Instant::now();
             let compare = tree.next_comparison().map(|due| share.is_left(now).map_or_else(|at| at.max(due), |()| due));
-            self.wait(tree, tree.next_look().into_iter().chain(compare).min())?;
+            let next = tree.next_look().into_iter().chain(compare).chain([tree.next_sweep()]).min();
+            self.wait(tree, next)?;
             tree.collect()?;
+            tree.sweep(Instant::now());
             match tree.announce_dirty(false, &go_on).and_then(|()| self.compare(tree, &mut share)) {
                 Ok(()) => self.gather()?,
                 Err(Trouble::Fatal(error)) => return Err(error),

@@ -23,6 +23,12 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE: u32 = 9;
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// A page that was written to is written to the disk before it has been dirty for so long: 30 s and 5 s, as Linux comes. Until then stores into it, if it is mapped, move no time.
+const DIRTY_MAX: Duration = Duration::from_secs(45);
+
+/// Between the first two comparisons of a file that was changed so; twice as long each time.
+const UNHEARD_PAUSE: Duration = Duration::from_secs(5);
+
 /// A file that differs all the time is announced at this rate at most.
 const BYTES_PER_MS: u64 = 100_000;
 
@@ -52,6 +58,8 @@ pub(super) struct Suspect {
     announced: u64,
     /// Where it differed last.
     pub(super) hot: Option<u64>,
+    /// No event said that it had changed; how often it was compared since.
+    unheard: Option<u32>,
 }
 
 /// All of them.
@@ -62,6 +70,7 @@ pub(super) struct Suspects {
     since: BTreeSet<(Instant, RelPath)>,
     /// Files that much was just announced of, and until when no more is.
     held: BTreeMap<RelPath, Instant>,
+    hurries: bool,
 }
 
 impl Suspects {
@@ -96,6 +105,7 @@ impl Suspects {
                 spent: Duration::ZERO,
                 announced: 0,
                 hot: None,
+                unheard: None,
             };
             self.since.insert((now, path.clone()));
             self.files.insert(path.clone(), suspect);
@@ -105,6 +115,26 @@ impl Suspects {
         // In the midst of a circle it goes on.
         let due = if suspect.circle > 0 { suspect.due } else { suspect.not_before.max(now).min(now + REST) };
         self.plan(path, due);
+    }
+
+    /// It has changed, and no event said so.
+    pub(super) fn has_changed_unheard(&mut self, path: &RelPath, now: Instant) {
+        self.has_changed(path, now);
+        if let Some(suspect) = self.files.get_mut(path) {
+            suspect.unheard = Some(0);
+        }
+    }
+
+    /// Whether a file that would be proven may have changed without a trace, as it changed so short a time ago and nobody was told. It is compared again then.
+    pub(super) fn may_change_unheard(&mut self, path: &RelPath, age: Duration, now: Instant) -> bool {
+        let Some(Suspect { unheard: Some(times), .. }) = self.files.get_mut(path) else { return false };
+        if self.hurries || age >= DIRTY_MAX {
+            return false;
+        }
+        let due = now + (UNHEARD_PAUSE * (1 << (*times).min(8))).min(DIRTY_MAX - age + REST);
+        *times += 1;
+        self.plan(path, due);
+        true
     }
 
     fn plan(&mut self, path: &RelPath, due: Instant) {
@@ -146,6 +176,7 @@ impl Suspects {
     /// Nothing is held back, nor put off that has come to rest.
     pub(super) fn hurry(&mut self, now: Instant) {
         self.held.clear();
+        self.hurries = true;
         for path in self.files.keys().cloned().collect::<Vec<_>>() {
             if let Some(suspect) = self.files.get(&path) {
                 let settles = suspect.looks.map_or(REST, |(seen, _)| seen.settles_after());
@@ -189,6 +220,13 @@ impl Suspects {
             suspect.read += bytes;
             suspect.announced += announced;
             suspect.spent += spent;
+        }
+    }
+
+    /// All of a file is to be compared once more.
+    pub(super) fn begins_anew(&mut self, path: &RelPath) {
+        if let Some(suspect) = self.files.get_mut(path) {
+            (suspect.read, suspect.circle, suspect.spent, suspect.announced) = (0, 0, Duration::ZERO, 0);
         }
     }
 

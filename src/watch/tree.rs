@@ -18,6 +18,7 @@ mod files;
 mod folders;
 mod known;
 mod renames;
+mod sweep;
 mod unread;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use self::folders::{Folder, entry_path, watch_error};
 use self::known::Files;
+use self::sweep::Sweep;
 use super::announce::Announce;
 use super::file::{Identity, Seen};
 use super::notify::{Event, Inotify};
@@ -94,6 +96,7 @@ pub(super) struct Tree<A> {
     files: Files,
     /// Those that may differ from what was announced.
     suspects: Suspects,
+    sweep: Sweep,
     /// Wants a look. In order, so that a folder is looked at before what is in it.
     dirty: BTreeSet<RelPath>,
     /// Wants a look then.
@@ -133,6 +136,7 @@ impl<A: Announce> Tree<A> {
             watches: HashMap::from_iter([(root_watch, None)]),
             files: Files::default(),
             suspects: Suspects::default(),
+            sweep: Sweep::begin(),
             dirty: BTreeSet::new(),
             later: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -241,6 +245,11 @@ impl<A: Announce> Tree<A> {
     /// Whether all that wanted a look has had it, and is proven.
     pub(super) fn has_looked(&self) -> bool {
         self.dirty.is_empty() && self.later.is_empty() && self.rescan_at.is_none() && self.suspects.is_empty()
+    }
+
+    /// When the next files are to be swept.
+    pub(super) fn next_sweep(&self) -> Instant {
+        self.sweep.due()
     }
 
     /// Since when the file has not been proven that has not for longest.

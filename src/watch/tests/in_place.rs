@@ -192,6 +192,48 @@ fn a_file_that_is_changed_all_the_time_is_compared_all_the_same() {
     assert_eq!(watcher.unproven_for(), None);
 }
 
+#[test]
+fn what_no_event_told_is_found_by_the_sweep_and_compared_until_nothing_can_be_missed() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    let outside = tempfile::tempdir().unwrap();
+    let other = outside.path().join("a");
+    fs::hard_link(watch.root().join("a"), &other).unwrap();
+    change_in_place(&other, 500_000);
+    watch.assert_announces_nothing();
+    assert!(watch.tree.sweep_some());
+    assert_eq!(watch.compared(), ["write a 491520+16384"]);
+    assert!(watch.tree.next_comparison().is_some(), "more may have been stored without a trace");
+    // Nobody told of this either, and it is found before the next sweep.
+    change_in_place(&other, 900_000);
+    watch.tree.hurry();
+    assert_eq!(watch.step(), ["write a 884736+16384"]);
+    fs::remove_file(watch.root().join("a")).unwrap();
+    watch.tree.lose_pending_events();
+    assert!(watch.tree.sweep_some());
+    assert_eq!(watch.step(), ["delete a"]);
+}
+
+impl Stepped {
+    #[track_caller]
+    fn assert_announces_nothing(&mut self) {
+        assert_eq!(self.step(), [""; 0]);
+    }
+
+    /// Looks and compares until there is nothing more to be compared within a second.
+    fn compared(&mut self) -> Vec<String> {
+        let mut announced = self.look();
+        while let Some(due) = self.tree.next_comparison()
+            && let wait = due.saturating_duration_since(Instant::now())
+            && wait < Duration::from_secs(1)
+        {
+            std::thread::sleep(wait);
+            assert!(self.tree.compare().is_ok());
+        }
+        announced.extend(self.fake.take_log());
+        announced
+    }
+}
+
 /// Runs SQLite's shell to its end.
 fn sqlite(database: &Path, statements: &str) -> String {
     let shell = Command::new("sqlite3").arg(database).arg(statements).output();

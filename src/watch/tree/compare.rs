@@ -93,7 +93,12 @@ impl<A: Announce> Tree<A> {
             suspect.read = 0;
             suspect.looks = None;
         } else if suspect.read >= len {
-            if !suspect.is_disturbed && suspect.looks.is_some_and(|(before, _)| before.settled) {
+            let is_proven = !suspect.is_disturbed && suspect.looks.is_some_and(|(before, _)| before.settled);
+            if is_proven && self.suspects.may_change_unheard(path, after.age(), now) {
+                self.suspects.begins_anew(path);
+                return Ok(());
+            }
+            if is_proven {
                 self.suspects.remove(path);
                 self.announce.blocks().founded(generation, len);
                 if let Some(known) = self.files.get_mut(path) {
@@ -102,9 +107,7 @@ impl<A: Announce> Tree<A> {
                 return Ok(());
             }
             self.suspects.goes_on(path, len, now);
-            if let Some(suspect) = self.suspects.get_mut(path) {
-                suspect.read = 0;
-            }
+            self.suspects.begins_anew(path);
             return Ok(());
         }
         self.suspects.goes_on(path, len, now);

@@ -1,6 +1,7 @@
 //! The files that were announced, by path and by identity.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::folders::paths_below;
 use super::unread::Unread;
@@ -66,6 +67,21 @@ impl Files {
 
     pub(super) fn paths(&self) -> impl Iterator<Item = &RelPath> {
         self.known.keys().chain(self.unread.paths())
+    }
+
+    /// How many there are; a few less, perhaps.
+    pub(super) fn count(&self) -> usize {
+        self.known.len() + self.unread.count()
+    }
+
+    /// The next paths behind one, in order: so many at most.
+    pub(super) fn after(&self, path: Option<&RelPath>, most: usize) -> Vec<RelPath> {
+        let from = path.map_or(Bound::Unbounded, |path| Bound::Excluded(path.as_str()));
+        let known = self.known.range::<str, _>((from, Bound::Unbounded)).map(|(path, _)| path).take(most);
+        let mut after: Vec<_> = known.chain(self.unread.after(path).take(most)).cloned().collect();
+        after.sort_unstable();
+        after.truncate(most);
+        after
     }
 
     /// The paths below `folder`.

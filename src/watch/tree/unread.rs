@@ -85,6 +85,16 @@ impl Unread {
         self.files.iter().filter(|file| !file.is_gone).map(|file| &file.path)
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Those behind a path, in order.
+    pub(super) fn after(&self, path: Option<&RelPath>) -> impl Iterator<Item = &RelPath> {
+        let from = path.map_or(0, |path| self.files.partition_point(|file| file.path.as_str() <= path.as_str()));
+        self.files[from..].iter().filter(|file| !file.is_gone).map(|file| &file.path)
+    }
+
     /// Those below `folder`.
     pub(super) fn below(&self, folder: &RelPath) -> impl Iterator<Item = &RelPath> {
         let prefix = format!("{folder}/");
