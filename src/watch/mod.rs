@@ -28,7 +28,7 @@
 //! - It is proven by a circle through the file during which it looked the same, begun when the clock of files had gone on since its last change, and in which nobody else was
 //!   reading, for the first time, what was compared (`suspects.rs`).
 //! - Files take turns, slice by slice; what is new is announced in between. Comparing takes a quarter of a core at most; a file that never rests is compared less
-//!   and less often as long as nothing is found. A file at rest is compared 15 ms after its last change. [`Watcher::unproven_for`] says for how long the
+//!   and less often as long as nothing is found. A file at rest is compared 15 ms after its last change: 1 GiB in the page cache takes 1.3 s. [`Watcher::unproven_for`] says for how long the
 //!   first of them has waited.
 //! - Around where a file differed last it is compared at each look: a log that was allocated before it is written arrives as it is written.
 //! - Writes that raise no event show in a sweep: all files are looked at, each within 30 s where they are 300,000 at most (`sweep.rs`).

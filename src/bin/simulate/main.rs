@@ -45,8 +45,8 @@
 //!
 //! Not found in earlier builds: `ticket-of-a-predecessor` (a follower that comes back just while its queue is full and the demotion thread is held up
 //! between two steps) and `mending-under-back-pressure` (bytes of a large file that are gone when they are to be sent, while appends are
-//! held back, and then a commit). Out of reach: `growth-hides-a-change`, because no program here changes a file in place: what is promised
-//! then depends on whether the watcher has looked in between, which the program cannot know.
+//! held back, and then a commit). `growth-hides-a-change` has not been tried since programs
+//! change files in place here.
 
 mod coordinator;
 mod history;
