@@ -370,11 +370,11 @@ impl Shared {
         let began = Instant::now();
         let deadline = began + LAST_LOOK_MAX;
         let go_on = || Instant::now() < deadline;
+        tree.hurry();
         loop {
             self.drain_wake();
             tree.collect()?;
             let looked = tree.announce_dirty(true, &go_on).and_then(|()| {
-                tree.hurry();
                 while go_on() && tree.compare()? {}
                 Ok(())
             });
@@ -383,7 +383,8 @@ impl Shared {
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(_) => return Ok(false),
             }
-            let (now, next) = (Instant::now(), tree.next_comparison().into_iter().chain(tree.next_look()).min());
+            // What cannot be read is not waited for.
+            let (now, next) = (Instant::now(), tree.next_comparison_of_readable());
             let is_written = now > began + LAST_CHANGE_MAX && tree.has_changed_since(began + LAST_CHANGE_MAX);
             match next {
                 Some(next) if next < deadline && !is_written => self.wait(tree, Some(next))?,

@@ -60,6 +60,8 @@ pub(super) struct Suspect {
     pub(super) hot: Option<u64>,
     /// No event said that it had changed; how often it was compared since.
     unheard: Option<u32>,
+    /// It could not be read when it was to be compared.
+    is_unreadable: bool,
 }
 
 /// All of them.
@@ -77,7 +79,7 @@ impl Suspects {
     /// So many bytes of a file were announced, which leave room for others before it is announced again.
     pub(super) fn hold(&mut self, path: &RelPath, bytes: u64, now: Instant) {
         let until = now + Duration::from_millis(bytes / BYTES_PER_MS);
-        if until > now {
+        if until > now && !self.hurries {
             self.held.retain(|_, until| *until > now);
             self.held.insert(path.clone(), until);
         }
@@ -106,6 +108,7 @@ impl Suspects {
                 announced: 0,
                 hot: None,
                 unheard: None,
+                is_unreadable: false,
             };
             self.since.insert((now, path.clone()));
             self.files.insert(path.clone(), suspect);
@@ -163,6 +166,12 @@ impl Suspects {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// The same of those that could be read.
+    pub(super) fn next_due_readable(&self) -> Option<Instant> {
+        let is_readable = |path: &RelPath| self.files.get(path).is_some_and(|suspect| !suspect.is_unreadable);
+        self.due.iter().find(|(_, path)| is_readable(path)).map(|(due, _)| *due)
+    }
+
     /// The one that is to be compared next, if that is now.
     pub(super) fn first_due(&self, now: Instant) -> Option<RelPath> {
         self.due.first().filter(|(due, _)| *due <= now).map(|(_, path)| path.clone())
@@ -213,9 +222,18 @@ impl Suspects {
         self.plan(path, until);
     }
 
+    /// It cannot be read: that is tried again then.
+    pub(super) fn is_unreadable(&mut self, path: &RelPath, until: Instant) {
+        if let Some(suspect) = self.files.get_mut(path) {
+            suspect.is_unreadable = true;
+        }
+        self.plan(path, until);
+    }
+
     /// Notes a part of a circle of a file of `len` bytes.
     pub(super) fn has_read(&mut self, path: &RelPath, bytes: u64, announced: u64, spent: Duration) {
         if let Some(suspect) = self.files.get_mut(path) {
+            suspect.is_unreadable = false;
             suspect.circle += bytes;
             suspect.read += bytes;
             suspect.announced += announced;

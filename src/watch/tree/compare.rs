@@ -34,6 +34,11 @@ impl<A: Announce> Tree<A> {
         self.suspects.next_due()
     }
 
+    /// The same of files that could be read.
+    pub(in crate::watch) fn next_comparison_of_readable(&self) -> Option<Instant> {
+        self.suspects.next_due_readable()
+    }
+
     /// Compares a slice of the file that is due next. `false`: none is.
     pub(in crate::watch) fn compare(&mut self) -> Result<bool, Trouble> {
         for (generation, path) in self.announce.blocks().take_suspects() {
@@ -50,7 +55,7 @@ impl<A: Announce> Tree<A> {
                 // Whoever looks at it finds the same, and says so.
                 log::debug!("{path} cannot be compared now: {error}");
                 self.dirty.insert(path.clone());
-                self.suspects.put_off(&path, Instant::now() + super::AFTER_IO_ERROR_MIN);
+                self.suspects.is_unreadable(&path, Instant::now() + super::AFTER_IO_ERROR_MIN);
             }
             Err(trouble) => return Err(trouble),
         }
