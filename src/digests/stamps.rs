@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::sys::fd::AsFd;
-use crate::sys::fs::File;
+use crate::sys::fs::{File, Metadata, MetadataExt};
 use crate::sys::rustix::fs::{Stat, Statx, fstat, makedev};
 use crate::sys::rustix::io::Errno;
 use crate::sys::time::SystemTime;
@@ -63,6 +63,17 @@ impl Stamps {
             size: statx.stx_size,
             mtime: nanos(statx.stx_mtime.tv_sec, statx.stx_mtime.tv_nsec.into()),
             ctime: nanos(statx.stx_ctime.tv_sec, statx.stx_ctime.tv_nsec.into()),
+        }
+    }
+
+    /// Of what was asked for in another form.
+    pub(crate) fn of_metadata(meta: &Metadata) -> Self {
+        Self {
+            dev: meta.dev(),
+            ino: meta.ino(),
+            size: meta.len(),
+            mtime: nanos(meta.mtime(), meta.mtime_nsec()),
+            ctime: nanos(meta.ctime(), meta.ctime_nsec()),
         }
     }
 

@@ -9,7 +9,7 @@
 use std::io::{self, ErrorKind};
 use std::num::NonZeroI64;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::FileId;
 use super::blocks::Notes;
@@ -26,6 +26,8 @@ pub(crate) struct ChunkCache {
     known: Mutex<Table>,
     /// What was written in place and `known` was not told yet. A leaf, and held for a push or to take them all: who writes must not wait for those who look something up.
     rewrites: Mutex<Vec<Rewrite>>,
+    /// Programs write to the files that announce nothing themselves.
+    is_watched: AtomicBool,
     /// Files of which it became known how they look at rest.
     learned: AtomicU64,
 }
@@ -41,6 +43,8 @@ struct Table {
     last_reading: u64,
     /// How often anything was written in place.
     rewrites: u64,
+    /// How files look that hold what was announced, as far as who watches them has found.
+    proven: HashMap<u64, Stamps>,
 }
 
 /// A file being read, and which of its chunks were written to in place since that began, with those between them.
@@ -225,6 +229,7 @@ impl Table {
             digests[chunks.start.min(end)..end].fill(UNKNOWN);
             known.times = None;
         }
+        self.proven.remove(generation);
     }
 }
 
@@ -255,7 +260,7 @@ impl ChunkCache {
         if done == len && unknown.is_empty() {
             return Ok(Some(digests));
         }
-        let began = now();
+        let (began, is_all_read) = (now(), digests.is_empty());
         let Some(file) = open()? else { return Ok(None) };
         let (mut file, mut buffer) = (Reader::uncached(file).noted(notes), ChunkBuffer::default());
         let looks = Stamps::of_file(file.file())?;
@@ -278,14 +283,32 @@ impl ChunkCache {
                 }
             }
         }
-        let times = looks.at_rest(len, began, file.file()).as_ref().and_then(Times::of);
+        let rests = looks.at_rest(len, began, file.file());
         let read = digests.clone();
         let mut table = self.table();
+        let is_true = is_all_read || self.is_true(&table, generation, &looks);
+        let times = rests.as_ref().filter(|_| is_true).and_then(Times::of);
         let rewritten = table.readings.iter().find(|its| its.id == reading.id).map(|its| its.rewritten.clone());
         let is_kept = table.learn(generation, read, len, times, rewritten.unwrap_or_default());
         drop(table);
         self.learned.fetch_add(u64::from(is_kept), Ordering::Relaxed);
         Ok(Some(digests))
+    }
+
+    /// Programs write to the files, and somebody watches that.
+    pub(crate) fn watch(&self) {
+        self.is_watched.store(true, Ordering::Relaxed);
+    }
+
+    /// Whoever watches has found that a file of this generation that looks like this holds what was announced.
+    pub(crate) fn proven(&self, generation: u64, stamps: Stamps) {
+        self.table().proven.insert(generation, stamps);
+    }
+
+    /// Whether what is known of a file is of what it holds when it looks like this, also where it was read before it looked so. A host announces what it changes, and does so within seconds. Of what
+    /// programs change somebody has to have found that all of it is announced: else what was read before the change, and kept on disk with how the file looks after it, would hide it for good.
+    fn is_true(&self, table: &Table, generation: u64, looks: &Stamps) -> bool {
+        !self.is_watched.load(Ordering::Relaxed) || table.proven.get(&generation) == Some(looks)
     }
 
     /// What is known of the first bytes of a generation, some of it perhaps not any more; the rest is about to be read. In one step: whatever is written to after it is noted.
@@ -393,8 +416,10 @@ impl ChunkCache {
 
     /// Notes how the file looks that has been at rest since it became what this generation is.
     pub(crate) fn is_at_rest(&self, generation: u64, stamps: Stamps) {
+        let mut table = self.table();
+        let is_true = self.is_true(&table, generation, &stamps);
         let is_all = |known: &&mut Known| known.bytes == stamps.size && !known.digests.has_unknown();
-        if let Some(known) = self.table().get_mut(generation).filter(is_all) {
+        if let Some(known) = table.get_mut(generation).filter(is_all).filter(|_| is_true) {
             known.times = Times::of(&stamps);
             self.learned.fetch_add(1, Ordering::Relaxed);
         }
@@ -418,7 +443,9 @@ impl ChunkCache {
 
     /// Forgets all those of them that `keep` refuses.
     pub(crate) fn retain(&self, mut keep: impl FnMut(u64) -> bool) {
-        self.known.lock().later.retain(|generation, _| keep(*generation));
+        let mut table = self.known.lock();
+        table.later.retain(|generation, _| keep(*generation));
+        table.proven.retain(|generation, _| keep(*generation));
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) trait Announce: Send + 'static {
     fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath>;
     fn blocks(&self) -> &Blocks;
     fn note_reads(&self);
+    fn proven(&self, generation: u64, looks: Stamps);
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest>;
     fn replicates(&self, path: &RelPath) -> bool;
     fn enters(&self, folder: &RelPath) -> bool;
@@ -113,6 +114,10 @@ impl Announce for Paced {
 
     fn note_reads(&self) {
         self.leader.note_reads();
+    }
+
+    fn proven(&self, generation: u64, looks: Stamps) {
+        self.leader.proven(generation, looks);
     }
 
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {

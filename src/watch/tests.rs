@@ -238,6 +238,8 @@ impl Announce for Fake {
         self.blocks.watch(|| None);
     }
 
+    fn proven(&self, _: u64, _: Stamps) {}
+
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {
         let state = self.state.lock();
         let (path, _) = state.generations.iter().find(|(_, its)| **its == generation)?;

@@ -113,6 +113,38 @@ fn chunks_that_were_written_to_are_read_again_also_if_that_was_while_they_were_r
 }
 
 #[test]
+fn what_programs_changed_unannounced_is_not_kept_for_what_the_file_holds_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let mut content = vec![7; 2 * CHUNK];
+    std::fs::write(&path, &content).unwrap();
+    for is_watched in [false, true] {
+        let cache = ChunkCache::default();
+        if is_watched {
+            cache.watch();
+        }
+        let digest = |len: usize| cache.digests(|| open(&path), 1, len as u64, None, &mut |_| Ok(())).unwrap().unwrap();
+        digest(CHUNK);
+        content[0] ^= 1;
+        std::fs::write(&path, &content).unwrap();
+        let stamps = Stamps::of_file(File::open(&path).unwrap()).unwrap();
+        digest(2 * CHUNK);
+        cache.is_at_rest(1, stamps);
+        assert_eq!(cache.is_kept(1), !is_watched);
+        cache.rewritten(1, 0, 1);
+        digest(2 * CHUNK);
+        cache.is_at_rest(1, stamps);
+        assert_eq!(cache.is_kept(1), !is_watched);
+        cache.proven(1, Stamps { ctime: stamps.ctime - 1, ..stamps });
+        cache.is_at_rest(1, stamps);
+        assert_eq!(cache.is_kept(1), !is_watched);
+        cache.proven(1, stamps);
+        cache.is_at_rest(1, stamps);
+        assert!(cache.is_kept(1));
+    }
+}
+
+#[test]
 fn a_single_damaged_chunk_is_all_that_moves() {
     let file = vec![7; 10 * CHUNK + 5];
     let mut copy = file.clone();

@@ -14,10 +14,16 @@ impl Leader {
     /// Notes what is read of each file from now on, for who watches the directory. Never blocks.
     pub(crate) fn note_reads(&self) {
         let core = &self.core;
+        core.chunks.watch();
         core.blocks.watch(|| {
             let is_read = core.was_joined.load(Ordering::SeqCst) || core.chunks.later_files() > 0;
             is_read.then(|| core.stream.position().0)
         });
+    }
+
+    /// All that a file of this generation holds that looks like this was announced.
+    pub(crate) fn proven(&self, generation: u64, looks: Stamps) {
+        self.core.chunks.proven(generation, looks);
     }
 
     /// What followers were sent.

@@ -7,6 +7,7 @@ use sha1::{Digest, Sha1};
 
 use super::files::read_range;
 use super::{AGAIN, Tree, Trouble};
+use crate::digests::Stamps;
 use crate::index::Version;
 use crate::index::blocks::{BLOCK_BYTES, Compared};
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
@@ -88,7 +89,8 @@ impl<A: Announce> Tree<A> {
         let from = if suspect.next < len { suspect.next - suspect.next % SLICE_BYTES } else { 0 };
         let range = self.next_to_read(generation, from, len);
         let compared = self.compare_range(path, &file, version, range.clone())?;
-        let after = Seen::of(&file.metadata()?);
+        let meta = file.metadata()?;
+        let after = Seen::of(&meta);
         let now = Instant::now();
         self.suspects.has_read(path, range.end - from, compared.announced, now.saturating_duration_since(began));
         let Some(suspect) = self.suspects.get_mut(path) else { return Ok(()) };
@@ -109,6 +111,7 @@ impl<A: Announce> Tree<A> {
                 if let Some(known) = self.files.get_mut(path) {
                     known.seen = after;
                 }
+                self.announce.proven(generation, Stamps::of_metadata(&meta));
                 return Ok(());
             }
             self.suspects.goes_on(path, len, now);
