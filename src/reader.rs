@@ -19,6 +19,9 @@ const ASKED_BYTES_MIN: u64 = if cfg!(feature = "simulate") { 8 << 10 } else { 1 
 /// A hole that is worth more than to read it.
 pub(crate) const HOLE_BYTES_MIN: u64 = if cfg!(feature = "simulate") { 4 << 10 } else { 64 << 10 };
 
+/// So much of a hole is noted at once: others note what they read as well.
+const NOTED_AT_ONCE_BYTES: u64 = 64 << 20;
+
 /// File systems that tell what is not on the disk yet from a hole: ext4, XFS, btrfs, F2FS, tmpfs; and overlays, which ask the one below. (OpenZFS, for one, did not
 /// before 2.2.2; file systems in user space may not, and those of other machines are of any kind.)
 const BELIEVED: [u32; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x794c_7630];
@@ -78,13 +81,17 @@ impl<F: Borrow<File>> Reader<F> {
 
     /// Goes on behind so many bytes of a hole.
     pub(crate) fn skip(&mut self, bytes: u64) {
-        let range = self.offset..self.offset + bytes;
-        if let Some(reading) = self.notes.as_ref().and_then(|notes| notes.begin(range.clone())) {
-            // It was found before that was noted.
-            let is_there = self.data_from(range.start, range.end) == Some(range.end);
-            reading.took_hole(self.file(), is_there);
+        let end = self.offset + bytes;
+        while self.notes.is_some() && self.offset < end {
+            let range = self.offset..end.min(self.offset + NOTED_AT_ONCE_BYTES);
+            if let Some(reading) = self.notes.as_ref().and_then(|notes| notes.begin(range.clone())) {
+                // It was found before that was noted.
+                let is_there = self.data_from(range.start, range.end) == Some(range.end);
+                reading.took_hole(self.file(), is_there);
+            }
+            self.offset = range.end;
         }
-        self.offset = range.end;
+        self.offset = end;
     }
 
     /// What comes next, up to `to`, which is behind where it stands: a hole of at least `hole_bytes_min`, or of all there is up to there; or what is before

@@ -21,6 +21,9 @@ pub(crate) const SETTLED: Duration = Duration::from_millis(100);
 /// Where it counts whole seconds, or every other one; or where nobody asked it.
 pub(crate) const SETTLED_COARSE: Duration = Duration::from_secs(5);
 
+/// For so long stores into a mapped page may come after one that moved a time, and move none: Linux writes a dirty page back after 30 s, and looks for those every 5 s.
+pub(crate) const DIRTY_MAX: Duration = Duration::from_secs(45);
+
 /// Nanoseconds since 1970; the end of time for what does not fit.
 pub(crate) fn nanos(seconds: i64, nanos: i64) -> i64 {
     seconds.checked_mul(NANOS).and_then(|whole| whole.checked_add(nanos)).unwrap_or(i64::MAX)

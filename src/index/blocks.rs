@@ -198,13 +198,15 @@ impl Table {
             self.found[place] = digest;
             return;
         }
-        let is_full = self.held >= BLOCKS_MAX;
+        let held = self.held;
         let file = self.file(generation, len);
         file.len = file.len.max(len);
         if file.is_lost {
             return;
         }
-        if is_full && block > 0 {
+        // Also those between that nobody has take room.
+        let needed = usize::try_from(block).unwrap_or(usize::MAX).saturating_add(1).saturating_sub(file.digests.len());
+        if block > 0 && needed > BLOCKS_MAX.saturating_sub(held) {
             let lost = file.digests.len();
             (file.digests, file.is_lost) = (Digests::default(), true);
             self.held -= lost;
@@ -417,6 +419,11 @@ impl Blocks {
         if let Some(file) = table.files.remove(&generation) {
             table.held -= file.digests.len();
         }
+    }
+
+    /// Whether there was no room for what followers have of a generation.
+    pub(crate) fn is_lost(&self, generation: u64) -> bool {
+        self.table.lock().is_lost(generation)
     }
 
     /// Of how many files more than one digest is kept.

@@ -10,10 +10,11 @@ use std::io::{self, ErrorKind};
 use std::num::NonZeroI64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::FileId;
 use super::blocks::Notes;
-use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps, now};
+use crate::digests::{ChunkBuffer, Chunked, DIRTY_MAX, Digested, SETTLED_COARSE, Stamps, now};
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Held};
 use crate::reader::Reader;
 use crate::sys::fs::File;
@@ -215,7 +216,7 @@ impl Drop for Registered<'_> {
 
 impl Table {
     /// What was known of some chunks is not true any more.
-    fn forget(&mut self, Rewrite { generation, chunks }: &Rewrite) {
+    fn rewritten(&mut self, Rewrite { generation, chunks }: &Rewrite) {
         for reading in self.readings.iter_mut().filter(|reading| reading.generation == *generation) {
             let before = reading.rewritten.clone();
             reading.rewritten = match before.is_empty() {
@@ -286,7 +287,8 @@ impl ChunkCache {
         let rests = looks.at_rest(len, began, file.file());
         let read = digests.clone();
         let mut table = self.table();
-        let is_true = is_all_read || self.is_true(&table, generation, &looks);
+        let is_of_now = is_all_read && self.may_be_kept(&looks, began);
+        let is_true = is_of_now || self.is_true(&table, generation, &looks);
         let times = rests.as_ref().filter(|_| is_true).and_then(Times::of);
         let rewritten = table.readings.iter().find(|its| its.id == reading.id).map(|its| its.rewritten.clone());
         let is_kept = table.learn(generation, read, len, times, rewritten.unwrap_or_default());
@@ -305,10 +307,33 @@ impl ChunkCache {
         self.table().proven.insert(generation, stamps);
     }
 
+    /// A generation is no more.
+    pub(crate) fn forget(&self, generation: u64) {
+        let mut table = self.known.lock();
+        table.proven.remove(&generation);
+        table.later.remove(&generation);
+    }
+
     /// Whether what is known of a file is of what it holds when it looks like this, also where it was read before it looked so. A host announces what it changes, and does so within seconds. Of what
-    /// programs change somebody has to have found that all of it is announced: else what was read before the change, and kept on disk with how the file looks after it, would hide it for good.
+    /// programs change somebody has to have found that all of it is announced, when no more could change without a trace: else what was read before a change, and kept on disk with how the file looks
+    /// after it, would hide it for good.
     fn is_true(&self, table: &Table, generation: u64, looks: &Stamps) -> bool {
-        !self.is_watched.load(Ordering::Relaxed) || table.proven.get(&generation) == Some(looks)
+        !self.is_watched() || table.proven.get(&generation) == Some(looks)
+    }
+
+    /// Whether all that is read of a file now, at rest, is what it holds for as long as it looks like this: what programs have mapped may be stored to without a trace for as long as a page
+    /// stays dirty.
+    fn may_be_kept(&self, looks: &Stamps, began: i64) -> bool {
+        !self.is_watched() || looks.settled_for(DIRTY_MAX, began)
+    }
+
+    /// For how long a file is to be at rest before it is digested to its end.
+    pub(crate) fn rest(&self) -> Duration {
+        if self.is_watched() { DIRTY_MAX + SETTLED_COARSE } else { SETTLED_COARSE }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.is_watched.load(Ordering::Relaxed)
     }
 
     /// What is known of the first bytes of a generation, some of it perhaps not any more; the rest is about to be read. In one step: whatever is written to after it is noted.
@@ -347,7 +372,7 @@ impl ChunkCache {
     fn settle(&self, table: &mut Table) {
         let rewrites = std::mem::take(&mut *self.rewrites.lock());
         table.rewrites += rewrites.len() as u64;
-        rewrites.into_iter().for_each(|rewrite| table.forget(&rewrite));
+        rewrites.into_iter().for_each(|rewrite| table.rewritten(&rewrite));
     }
 
     /// How often anything was written in place; for [`was_read`](Self::was_read).
@@ -366,7 +391,8 @@ impl ChunkCache {
     ) {
         let (bytes, mut digests) = (read.bytes(), Vec::new());
         read.take(&mut digests);
-        let times = looks.at_rest(bytes, began, file).as_ref().and_then(Times::of);
+        let rests = looks.at_rest(bytes, began, file).filter(|looks| self.may_be_kept(looks, began));
+        let times = rests.as_ref().and_then(Times::of);
         let mut table = self.table();
         let is_news = table.get(generation).is_none_or(|known| known.bytes < bytes);
         let is_kept = is_news && table.rewrites == rewrites && table.learn(generation, digests, bytes, times, 0..0);

@@ -30,6 +30,7 @@ pub(super) trait Announce: Send + 'static {
     fn blocks(&self) -> &Blocks;
     fn note_reads(&self);
     fn proven(&self, generation: u64, looks: Stamps);
+    fn forget(&self, generation: u64);
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest>;
     fn replicates(&self, path: &RelPath) -> bool;
     fn enters(&self, folder: &RelPath) -> bool;
@@ -118,6 +119,10 @@ impl Announce for Paced {
 
     fn proven(&self, generation: u64, looks: Stamps) {
         self.leader.proven(generation, looks);
+    }
+
+    fn forget(&self, generation: u64) {
+        self.leader.forget(generation);
     }
 
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {

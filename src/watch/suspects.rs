@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::file::Seen;
+use crate::digests::DIRTY_MAX;
 use crate::sys::hash::HashMap;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
@@ -22,9 +23,6 @@ const REST: Duration = Duration::from_millis(15);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE: u32 = 9;
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-
-/// A page that was written to is written to the disk before it has been dirty for so long: 30 s and 5 s, as Linux comes. Until then stores into it, if it is mapped, move no time.
-const DIRTY_MAX: Duration = Duration::from_secs(45);
 
 /// Between the first two comparisons of a file that was changed so; twice as long each time.
 const UNHEARD_PAUSE: Duration = Duration::from_secs(5);
@@ -72,6 +70,10 @@ pub(super) struct Suspects {
     since: BTreeSet<(Instant, RelPath)>,
     /// Files that much was just announced of, and until when no more is.
     held: BTreeMap<RelPath, Instant>,
+    /// Files that were proven so shortly after their last change that a mapped page may be changed without a trace, and when they are compared once more.
+    again: HashMap<RelPath, Instant>,
+    /// The same in the order in which they are due; what `again` does not say is not.
+    again_due: BTreeSet<(Instant, RelPath)>,
     hurries: bool,
 }
 
@@ -115,8 +117,14 @@ impl Suspects {
         }
         let suspect = self.files.get_mut(path).expect("just added");
         suspect.changed = now;
-        // In the midst of a circle it goes on.
-        let due = if suspect.circle > 0 { suspect.due } else { suspect.not_before.max(now).min(now + REST) };
+        // In the midst of a circle it goes on; and whose turn it is keeps it.
+        let due = if suspect.circle > 0 {
+            suspect.due
+        } else if suspect.not_before <= now {
+            suspect.due.min(now)
+        } else {
+            suspect.not_before.min(now + REST)
+        };
         self.plan(path, due);
     }
 
@@ -138,6 +146,42 @@ impl Suspects {
         *times += 1;
         self.plan(path, due);
         true
+    }
+
+    /// A file is proven that changed so long ago, as far as that shows. Returns whether nothing can change in it that does not show; if not, it is compared once more when that is so.
+    pub(super) fn is_proven(&mut self, path: &RelPath, age: Duration, now: Instant) -> bool {
+        self.remove(path);
+        self.compare_again(path, age, now)
+    }
+
+    /// The same of one that was not compared.
+    pub(super) fn compare_again(&mut self, path: &RelPath, age: Duration, now: Instant) -> bool {
+        let is_clean = age >= DIRTY_MAX;
+        if !is_clean && !self.hurries {
+            self.again_at(path, now + (DIRTY_MAX - age) + REST);
+        }
+        is_clean
+    }
+
+    fn again_at(&mut self, path: &RelPath, due: Instant) {
+        if let Some(before) = self.again.insert(path.clone(), due) {
+            self.again_due.remove(&(before, path.clone()));
+        }
+        self.again_due.insert((due, path.clone()));
+    }
+
+    /// Files are compared once more whose time has come.
+    pub(super) fn compare_those_again(&mut self, now: Instant) {
+        while let Some((_, path)) = self.again_due.first().filter(|(due, _)| *due <= now).cloned() {
+            self.not_again(&path);
+            self.has_changed(&path, now);
+        }
+    }
+
+    fn not_again(&mut self, path: &RelPath) -> Option<Instant> {
+        let due = self.again.remove(path)?;
+        self.again_due.remove(&(due, path.clone()));
+        Some(due)
     }
 
     fn plan(&mut self, path: &RelPath, due: Instant) {
@@ -164,6 +208,11 @@ impl Suspects {
     /// When the next is to be compared.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
+    }
+
+    /// When files are to be compared once more.
+    pub(super) fn next_again(&self) -> Option<Instant> {
+        self.again_due.first().map(|(due, _)| *due)
     }
 
     /// The same of those that could be read.
@@ -210,6 +259,9 @@ impl Suspects {
 
     pub(super) fn rename(&mut self, from: &RelPath, to: &RelPath) {
         self.remove(to);
+        if let Some(due) = self.not_again(from) {
+            self.again_at(to, due);
+        }
         if let Some(suspect) = self.remove(from) {
             self.due.insert((suspect.due, to.clone()));
             self.since.insert((suspect.since, to.clone()));
@@ -260,8 +312,78 @@ impl Suspects {
         (suspect.circle, suspect.spent, suspect.announced) = (0, Duration::ZERO, 0);
         let settles = suspect.looks.map_or(REST, |(seen, _)| seen.settles_after());
         let rests = suspect.changed + settles.max(REST);
-        // Not at once: what was in the way of a proof is there still.
-        let due = if rests > now { rests.min(suspect.not_before) } else { now + REST };
+        // Not at once: what was in the way of a proof is there still. A reader will be done; a time of change that is yet to come may be there for long.
+        let due = if rests > now {
+            rests.min(suspect.not_before)
+        } else if suspect.is_disturbed || self.hurries || suspect.quiet <= 1 {
+            now + REST
+        } else {
+            suspect.not_before.max(now + REST)
+        };
         self.plan(path, due);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_proven_is_compared_less_and_less_often() {
+        let (mut suspects, a, mut now) = (Suspects::default(), path("a"), Instant::now());
+        suspects.has_changed(&a, now);
+        let (mut circles, until) = (0, now + Duration::from_secs(60));
+        loop {
+            now = suspects.next_due().unwrap().max(now);
+            if now >= until {
+                break;
+            }
+            suspects.has_read(&a, 1000, 0, MS);
+            suspects.goes_on(&a, 1000, now);
+            suspects.begins_anew(&a);
+            circles += 1;
+        }
+        assert!(circles < 20, "{circles} circles in a minute");
+    }
+
+    #[test]
+    fn a_small_file_that_changes_all_the_time_has_its_turn_beside_a_large_one() {
+        let (mut suspects, big, small) = (Suspects::default(), path("big"), path("small"));
+        let (mut now, mut turns) = (Instant::now(), 0);
+        suspects.has_changed(&big, now);
+        for _ in 0..5_000 {
+            now += 4 * MS;
+            suspects.has_changed(&small, now);
+            let Some(next) = suspects.first_due(now) else { continue };
+            let len = if next == big { 10_000 } else { 1 };
+            turns += u32::from(next == small);
+            suspects.has_read(&next, 1, 0, MS);
+            suspects.goes_on(&next, len, now);
+            if next == small {
+                suspects.begins_anew(&small);
+            }
+        }
+        assert!(turns > 4, "{turns} turns");
+    }
+
+    #[test]
+    fn what_was_proven_while_a_page_may_be_dirty_is_compared_once_more_under_whatever_name() {
+        let (mut suspects, a, b, now) = (Suspects::default(), path("a"), path("b"), Instant::now());
+        suspects.has_changed(&a, now);
+        assert!(!suspects.is_proven(&a, 20 * MS, now) && suspects.is_empty());
+        suspects.rename(&a, &b);
+        suspects.compare_those_again(now + DIRTY_MAX / 2);
+        assert!(suspects.is_empty());
+        let due = suspects.next_again().unwrap();
+        assert!(due >= now + DIRTY_MAX - 20 * MS);
+        suspects.compare_those_again(due);
+        assert!(suspects.get(&b).is_some() && suspects.next_again().is_none());
+        assert!(suspects.is_proven(&b, DIRTY_MAX, due) && suspects.next_again().is_none());
     }
 }

@@ -240,6 +240,10 @@ impl Announce for Fake {
 
     fn proven(&self, _: u64, _: Stamps) {}
 
+    fn forget(&self, generation: u64) {
+        self.blocks.forget(generation);
+    }
+
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {
         let state = self.state.lock();
         let (path, _) = state.generations.iter().find(|(_, its)| **its == generation)?;

@@ -249,7 +249,7 @@ impl<A: Announce> Tree<A> {
 
     /// When the next files are to be swept.
     pub(super) fn next_sweep(&self) -> Instant {
-        self.sweep.due()
+        self.suspects.next_again().map_or(self.sweep.due(), |again| again.min(self.sweep.due()))
     }
 
     /// Since when the file has not been proven that has not for longest.

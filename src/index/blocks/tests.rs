@@ -253,3 +253,14 @@ fn what_is_proven_every_follower_has() {
         }
     }
 }
+
+#[test]
+fn a_block_far_out_does_not_take_more_than_there_is_room_for() {
+    let blocks = Blocks::default();
+    blocks.watch(|| None);
+    // At 2 TiB: twice the digests that may be held.
+    blocks.set(7, 2 << 40, &[1; 100]);
+    assert!(blocks.is_lost(7) && blocks.table.lock().held == 0);
+    blocks.set(8, 1 << 30, &[1; 100]);
+    assert!(!blocks.is_lost(8) && blocks.table.lock().held == (1 << 16) + 1);
+}

@@ -26,6 +26,12 @@ impl Leader {
         self.core.chunks.proven(generation, looks);
     }
 
+    /// A generation is no more.
+    pub(crate) fn forget(&self, generation: u64) {
+        self.core.blocks.forget(generation);
+        self.core.chunks.forget(generation);
+    }
+
     /// What followers were sent.
     pub(crate) fn blocks(&self) -> &Blocks {
         &self.core.blocks

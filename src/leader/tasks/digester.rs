@@ -90,7 +90,7 @@ impl<'a> Digester<'a> {
             if self.core.ended.is_set() {
                 return;
             }
-            let is_at_rest = seen.elapsed() > SETTLED_COARSE;
+            let is_at_rest = seen.elapsed() > self.core.chunks.rest();
             // Whoever needs it will find the same, and say so.
             if let Err(error) = self.digest_file(&path, is_at_rest, now()) {
                 log::debug!("{path} cannot be digested now: {error}");

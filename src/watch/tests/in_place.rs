@@ -271,3 +271,43 @@ fn a_page_that_sqlite_changes_before_it_adds_one_is_not_forgotten() {
         }
     }
 }
+
+#[test]
+fn what_is_noted_in_the_midst_of_a_circle_begins_it_anew() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    let (path, name) = (RelPath::new("a").unwrap(), watch.root().join("a"));
+    pass_tick();
+    watch.step();
+    let before = content()[5];
+    change_in_place(&name, 5);
+    let blocks = watch.fake.blocks.clone();
+    let file = File::open(&name).unwrap();
+    let reading = blocks.begin(&path, watch.generation("a"), 0..16_384, 1_000_000).unwrap();
+    let mut bytes = vec![0; 16_384];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    watch.got("a", 0, &bytes);
+    OpenOptions::new().write(true).open(&name).unwrap().write_all_at(&[before], 5).unwrap();
+    assert_eq!(watch.look(), [""; 0]);
+    pass_tick();
+    while !matches!(watch.tree.compare(), Ok(true)) {
+        std::thread::yield_now();
+    }
+    assert!(watch.tree.next_comparison().is_some(), "it is proven after one part");
+    reading.took(&file, &bytes);
+    watch.assert_announced(&["write a 0+16384"]);
+}
+
+#[test]
+fn what_another_file_took_the_place_of_is_forgotten() {
+    let mut watch = Stepped::new(|root| fs::write(root.join("a"), content()).unwrap());
+    watch.step();
+    let before = watch.fake.blocks.files();
+    for _ in 0..3 {
+        fs::write(watch.root().join("a.tmp"), content()).unwrap();
+        watch.step();
+        pass_tick();
+        fs::rename(watch.root().join("a.tmp"), watch.root().join("a")).unwrap();
+        assert_eq!(watch.step(), ["rename a.tmp a"]);
+    }
+    assert_eq!(watch.fake.blocks.files(), before);
+}

@@ -45,6 +45,8 @@ impl<A: Announce> Tree<A> {
         for (generation, path) in self.announce.blocks().take_suspects() {
             if let Some(path) = self.announce.find(&path, generation) {
                 self.suspects.has_changed(&path, Instant::now());
+                // What was compared of it in this circle was compared before that was noted.
+                self.suspects.begins_anew(&path);
             }
         }
         let began = Instant::now();
@@ -77,6 +79,14 @@ impl<A: Announce> Tree<A> {
             self.dirty.insert(path.clone());
             return Err(Trouble::Later(began + AGAIN));
         }
+        if self.announce.blocks().is_lost(generation) {
+            // There is no room to know what followers have of it. They have what was read since it was replaced, and that is what it holds if it looks as it did, at rest, before that.
+            if known.seen.settled && known.seen.looks_like(&seen) {
+                self.suspects.is_proven(path, seen.age(), began);
+                return Ok(());
+            }
+            return self.replace(path, seen);
+        }
         let has_grown = seen.len > len;
         if has_grown {
             self.dirty.insert(path.clone());
@@ -106,12 +116,14 @@ impl<A: Announce> Tree<A> {
                 return Ok(());
             }
             if is_proven {
-                self.suspects.remove(path);
+                let is_clean = self.suspects.is_proven(path, after.age(), now);
                 self.announce.blocks().founded(generation, len);
                 if let Some(known) = self.files.get_mut(path) {
                     known.seen = after;
                 }
-                self.announce.proven(generation, Stamps::of_metadata(&meta));
+                if is_clean {
+                    self.announce.proven(generation, Stamps::of_metadata(&meta));
+                }
                 return Ok(());
             }
             self.suspects.goes_on(path, len, now);

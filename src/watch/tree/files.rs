@@ -213,9 +213,9 @@ impl<A: Announce> Tree<A> {
     }
 
     /// What was announced as this is no more.
-    fn forget(&self, was: Option<Version>) {
+    pub(super) fn forget(&self, was: Option<Version>) {
         if let Some(was) = was {
-            self.announce.blocks().forget(was.generation);
+            self.announce.forget(was.generation);
         }
     }
 

@@ -139,7 +139,9 @@ impl<A: Announce> Tree<A> {
                 self.delete(&other)?;
             }
         }
+        let over = self.announce.version(to);
         self.announce.rename(from, to)?;
+        self.forget(over);
         log::debug!("renamed {from} to {to}");
         self.files.remove(from);
         self.suspects.rename(from, to);

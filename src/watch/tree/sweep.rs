@@ -2,7 +2,7 @@
 //!
 //! One of which anything has moved, or that is not there any more, is looked at as if an event had said so, and comes under suspicion. Stores into a mapped page move the time of its file only
 //! when that page was clean before; after that they move none until it has been written to the disk. So what has moved without an event is compared again and again
-//! until its last change is older than a page ever stays dirty.
+//! until its last change is older than a page ever stays dirty; and any other file that was proven sooner than that, once more then: it may be mapped as well.
 
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ impl Sweep {
 impl<A: Announce> Tree<A> {
     /// Looks at the next files, if they are due. What has moved is marked as wanting a look.
     pub(in crate::watch) fn sweep(&mut self, now: Instant) {
+        self.suspects.compare_those_again(now);
         if self.sweep.due > now {
             return;
         }
