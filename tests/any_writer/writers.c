@@ -1,5 +1,5 @@
-/* Programs that write to files in every way that Linux has: writers NAME FOLDER SEED. Each takes a second or so, pauses as programs do, and ends; 77: the file system does
-   not have that. */
+/* Programs that write to files in every way that Linux has: writers NAME FOLDER SEED. Each takes a second or so, pauses as programs do, and ends; 77: the system does not
+   have that. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +31,7 @@ static void check(int is_good, const char *what)
 	if (is_good)
 		return;
 	fprintf(stderr, "%s: %s\n", what, strerror(errno));
-	exit(errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS ? 77 : 1);
+	exit(errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS || errno == EPERM ? 77 : 1);
 }
 
 static void pause_some(void)
