@@ -23,7 +23,7 @@
 //!
 //! inotify says *that* something was written, never *where*. So a file is *under suspicion* from the moment that anything of it moved (length, time of change), also if it
 //! only grew; that ends with a comparison of all that followers have of it with what is there (`compare.rs`), and with nothing else. What they have is known as
-//! digests of blocks ([`Blocks`](crate::index::blocks::Blocks)): of what was announced, and of everything that was ever read for a follower.
+//! digests of blocks (`src/index/blocks.rs`): of what was announced, and of everything that was ever read for a follower.
 //!
 //! - It is proven by a circle through the file during which it looked the same, begun when the clock of files had gone on since its last change, and in which nobody else was
 //!   reading, for the first time, what was compared (`suspects.rs`).

@@ -310,7 +310,7 @@ impl Unheard<'_> {
         if pages > 0 {
             write(choice as usize % pages)?;
         }
-        if pages < model::PAGES_MAX && choice % 3 != 0 {
+        if pages < model::PAGES_MAX && !choice.is_multiple_of(3) {
             write(pages)?;
         }
         Ok(())
