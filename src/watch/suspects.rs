@@ -24,6 +24,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE: u32 = 9;
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// Files that are compared once more at most: where so many change within so short a time, few are mapped.
+const AGAIN_MAX: usize = 50_000;
+
 /// Between the first two comparisons of a file that was changed so; twice as long each time.
 const UNHEARD_PAUSE: Duration = Duration::from_secs(5);
 
@@ -151,13 +154,8 @@ impl Suspects {
     /// A file is proven that changed so long ago, as far as that shows. Returns whether nothing can change in it that does not show; if not, it is compared once more when that is so.
     pub(super) fn is_proven(&mut self, path: &RelPath, age: Duration, now: Instant) -> bool {
         self.remove(path);
-        self.compare_again(path, age, now)
-    }
-
-    /// The same of one that was not compared.
-    pub(super) fn compare_again(&mut self, path: &RelPath, age: Duration, now: Instant) -> bool {
         let is_clean = age >= DIRTY_MAX;
-        if !is_clean && !self.hurries {
+        if !is_clean && !self.hurries && self.again.len() < AGAIN_MAX {
             self.again_at(path, now + (DIRTY_MAX - age) + REST);
         }
         is_clean

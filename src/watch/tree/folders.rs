@@ -108,7 +108,6 @@ impl<A: Announce> Tree<A> {
             {
                 let seen = Seen::of_looks(looks, now);
                 if seen.settled {
-                    self.suspects.compare_again(&path, seen.age(), Instant::now());
                     self.files.add_unread(path, &seen);
                     continue;
                 }
