@@ -82,7 +82,8 @@
 //! # What it cannot see
 //!
 //! - Writes that raise no event, before the next sweep: through `mmap`, asynchronous I/O, a hard link that is outside the directory or another name in it, by
-//!   other machines on a network file system. Stores into a mapped page that leave no trace in any time (on tmpfs, or where a page stays dirty for longer than 45 s) show only when something else is written to the file.
+//!   other machines on a network file system. Stores into a mapped page that leave no trace in any time (on tmpfs, where a page stays dirty for longer than 45 s, in a file that changed last within 45 s before the start, or while more
+//!   than 50,000 files change within 45 s) show only when something else is written to the file.
 //! - A file that is replaced or changed continuously is seen as often as it can be read, not in each of its versions; until it rests a copy may hold a mixture of them.
 //!
 //! Each folder takes a watch. Those for which the system has none left are looked at once a second at most.

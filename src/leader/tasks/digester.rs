@@ -5,11 +5,11 @@
 //! tenth of what a disk can do: what it has not come to when a follower asks is read for that one.
 //!
 //! Digests that outlive the process are of a file that looked the same for so long before it was read that every change since shows, and after. What was read of it
-//! earlier, while it grew, is taken for what it was: its host announces what it changes of it, and that is another generation. Who changes files so that
-//! nobody hears of it (`mmap`) deceives the digests, here as in memory.
+//! earlier, while it grew, is taken for what it was: its host announces what it changes of it within seconds, and of what programs change the watcher has to have found that all of it is
+//! announced ([`ChunkCache::proven`](crate::index::chunks::ChunkCache::proven)). Who changes files so that nobody can see it deceives the digests, here as in memory.
 //!
-//! It takes the lock of the stream for portions of the index, opens files as they were announced or not at all, and notes nothing: what it reads nobody is sent. It
-//! ends with the leader, after it has written what it knows.
+//! It takes the lock of the stream for portions of the index, opens files as they were announced or not at all, and notes what it reads where the directory is watched: by that followers are
+//! found equal. It ends with the leader, after it has written what it knows.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
