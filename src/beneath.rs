@@ -223,8 +223,19 @@ pub(crate) enum Entry {
 
 /// What has this name in a folder that was opened with [`Beneath::folder`].
 pub(crate) fn look_in(folder: impl AsFd, name: &CStr) -> io::Result<Entry> {
-    let statx =
-        rustix::fs::statx(folder, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+    let asked = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let statx = match rustix::fs::statx(&folder, name, AtFlags::SYMLINK_NOFOLLOW, asked) {
+        // Before Linux 4.11, and in old sandboxes.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            return Ok(match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => Entry::File(FileLooks { stamps: Stamps::of(&stat), born: None }),
+                FileType::Directory => Entry::Folder,
+                _ => Entry::Other,
+            });
+        }
+        looked => looked?,
+    };
     Ok(match FileType::from_raw_mode(statx.stx_mode.into()) {
         FileType::RegularFile => {
             let knows = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::BTIME);

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::beneath::{self, Beneath};
+use crate::beneath::{self, Beneath, Entry, FileLooks};
 use crate::digests::Stamps;
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
@@ -12,8 +12,6 @@ use crate::probe::Probe;
 use crate::sys::fd::{AsFd, BorrowedFd};
 use crate::sys::fs::{self, DirBuilder, DirBuilderExt, File, FileExt, OpenOptionsExt, TryLockError};
 use crate::sys::process;
-use crate::sys::rustix::fs::{AtFlags, FileType, statat};
-use crate::sys::rustix::io::Errno;
 use crate::types::{DataSetId, NodeId, RelPath};
 
 /// Keeps the node's id, in base 36.
@@ -89,7 +87,7 @@ pub(crate) struct FoundFile {
     pub(crate) len: u64,
     /// Its device and inode.
     pub(crate) id: (u64, u64),
-    pub(crate) stamps: Stamps,
+    pub(crate) looks: FileLooks,
 }
 
 impl DataDir {
@@ -309,6 +307,11 @@ pub(crate) trait Visitor {
         true
     }
 
+    /// A folder that was opened, before it is listed; `None` is the top of all.
+    fn lists(&mut self, path: Option<&RelPath>, folder: BorrowedFd<'_>) {
+        let _ = (path, folder);
+    }
+
     /// A regular file.
     fn file(&mut self, file: FoundFile);
 
@@ -354,6 +357,7 @@ fn list(
     let full = at.map_or_else(|| root.path().to_owned(), |at| at.below(root.path()));
     let failed = |error: std::io::Error| Error::io("list", &full, error);
     let Some(folder) = root.folder(at).map_err(failed)? else { return Ok(()) };
+    visitor.lists(at, folder.as_fd());
     let listed = folder.try_clone().map_err(failed)?;
     let mut names = Vec::new();
     for entry in beneath::entries(listed).map_err(failed)? {
@@ -380,21 +384,19 @@ fn list(
         if path.is_reserved() {
             continue;
         }
-        match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (FileType::from_raw_mode(stat.st_mode), stat))
-        {
-            Ok((FileType::RegularFile, stat)) => {
-                let len = u64::try_from(stat.st_size).unwrap_or_default();
-                let id = (stat.st_dev, stat.st_ino);
-                visitor.file(FoundFile { path, len, id, stamps: Stamps::of(&stat) });
+        match beneath::look_in(&folder, name) {
+            Ok(Entry::File(looks)) => {
+                let Stamps { dev, ino, size, .. } = looks.stamps;
+                visitor.file(FoundFile { path, len: size, id: (dev, ino), looks });
             }
-            Ok((FileType::Directory, _)) => {
+            Ok(Entry::Folder) => {
                 if !root.is_lost_and_found(&path).map_err(failed)? && visitor.folder(&path) {
                     folders.push(Some(path));
                 }
             }
-            Ok(_) => log::warn!("not replicated, neither file nor folder: {}", shown().display()),
-            Err(Errno::NOENT) => {}
-            Err(errno) => visitor.unseen(&path, Error::io("stat", shown(), errno))?,
+            Ok(Entry::Other) => log::warn!("not replicated, neither file nor folder: {}", shown().display()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => visitor.unseen(&path, Error::io("stat", shown(), error))?,
         }
     }
     // The last one is next.

@@ -74,6 +74,7 @@ mod datadir;
 mod descriptors;
 mod digests;
 pub mod error;
+mod first_look;
 mod flusher;
 pub mod follower;
 #[cfg(feature = "fuzzing")]
@@ -83,6 +84,7 @@ mod index;
 pub mod leader;
 mod mounts;
 pub mod node;
+mod notify;
 mod own_folder;
 mod own_time;
 mod position;

@@ -69,7 +69,7 @@ impl Visitor for Inventory {
     }
 
     fn file(&mut self, file: FoundFile) {
-        self.files.push((file.path, file.stamps));
+        self.files.push((file.path, file.looks.stamps));
     }
 
     fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {

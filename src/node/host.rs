@@ -17,6 +17,12 @@ pub type HostError = Box<dyn StdError + Send + Sync>;
 /// All methods are called by the node's own thread, one after the other: [`prepare`](Self::prepare), [`start`](Self::start),
 /// [`check`](Self::check) again and again, [`stop`](Self::stop). `stop` follows whatever came before, also if that failed.
 pub trait Host: Send + 'static {
+    /// Whether it begins to watch the leader's directory in [`prepare`](Self::prepare): the leader is opened for that, as with
+    /// [`Opening::will_be_watched`](crate::leader::Opening::will_be_watched). Defaults to no. Never blocks.
+    fn will_watch(&self) -> bool {
+        false
+    }
+
     /// Elected; the leader is open, and whoever connects to it waits until this returns.
     ///
     /// # Errors

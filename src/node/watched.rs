@@ -182,6 +182,10 @@ impl WatchedProgram {
 }
 
 impl Host for WatchedProgram {
+    fn will_watch(&self) -> bool {
+        true
+    }
+
     fn prepare(&mut self, term: &Term) -> Result<(), HostError> {
         let leader = term.leader();
         // Half of the queue: the watcher pauses before a follower that keeps up is anywhere near eviction.

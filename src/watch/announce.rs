@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::digests::Stamps;
 use crate::error::AppendError;
+use crate::first_look::FirstLook;
 use crate::index::Version;
 use crate::index::blocks::Blocks;
 use crate::leader::{Leader, Window};
@@ -25,8 +26,8 @@ pub(super) trait Announce: Send + 'static {
     fn find(&self, path: &RelPath, generation: u64) -> Option<RelPath>;
     fn vouches_for(&self, path: &RelPath, device: u64, inode: u64) -> bool;
     fn files(&self) -> Vec<(RelPath, u64)>;
-    fn file_count(&self) -> u64;
-    fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath>;
+    fn take_first_look(&self) -> Option<FirstLook>;
+    fn was_found_as(&self, path: &RelPath, looks: &Stamps) -> bool;
     fn blocks(&self) -> &Blocks;
     fn note_reads(&self);
     fn proven(&self, generation: u64, looks: Stamps);
@@ -101,12 +102,12 @@ impl Announce for Paced {
         self.leader.files()
     }
 
-    fn file_count(&self) -> u64 {
-        self.leader.file_count()
+    fn take_first_look(&self) -> Option<FirstLook> {
+        self.leader.take_first_look()
     }
 
-    fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath> {
-        self.leader.as_found(path, looks)
+    fn was_found_as(&self, path: &RelPath, looks: &Stamps) -> bool {
+        self.leader.was_found_as(path, looks)
     }
 
     fn blocks(&self) -> &Blocks {

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::beneath::FileLooks;
-use crate::digests::{SETTLED_COARSE, Stamps, nanos, now};
+use crate::digests::{SETTLED_COARSE, nanos, now};
 use crate::sys::fs::{Metadata, MetadataExt};
 use crate::sys::time::SystemTime;
 
@@ -50,13 +49,6 @@ impl Seen {
         let born = meta.created().ok().and_then(|born| i64::try_from(since(born).as_nanos()).ok());
         let id = Identity { dev: meta.dev(), ino: meta.ino(), born };
         Self::at(now(), id, meta.len(), nanos(meta.ctime(), meta.ctime_nsec()))
-    }
-
-    /// What was looked at at this time, in nanoseconds since 1970.
-    pub(super) fn of_looks(looks: &FileLooks, now: i64) -> Self {
-        let FileLooks { stamps, born } = looks;
-        let Stamps { dev, ino, size, ctime, .. } = *stamps;
-        Self::at(now, Identity { dev, ino, born: *born }, size, ctime)
     }
 
     fn at(now: i64, id: Identity, len: u64, changed: i64) -> Self {
@@ -129,8 +121,7 @@ mod tests {
     fn on_a_clock_that_counts_seconds_another_file_may_be_born_at_the_same_time_for_longer() {
         const SECOND: i64 = 1_000_000_000;
         let seen = |born: i64, now: i64| {
-            let stamps = Stamps { dev: 1, ino: 2, size: 3, mtime: born, ctime: born };
-            let seen = Seen::of_looks(&FileLooks { stamps, born: Some(born) }, now);
+            let seen = Seen::at(now, Identity { dev: 1, ino: 2, born: Some(born) }, 3, born);
             (seen.settled, seen.unique)
         };
         let born = 1_700_000_000 * SECOND;

@@ -60,10 +60,20 @@
 //!
 //! # The first look
 //!
-//! Who starts has much to look at that did not change: a start reads no content, and looks at each file once. The leader has walked the directory
-//! just before. A file that still looks as it did then (device, inode, length, both times), and had been at rest by then, is taken for what was announced,
-//! without being opened: it is watched before it is looked at, so what happens after the look raises an event, and what happened between the walk and the look shows in how it looks. Any
-//! other is under suspicion: whoever read it in between is known.
+//! Who starts has much to look at that did not change: a start reads no content, and looks at each file once. A leader that
+//! [will be watched](crate::leader::Opening::will_be_watched) sets a watch on each folder before it lists it, in the walk that it is opened with, and the watcher takes that over
+//! (`first_look.rs`): what happens after the look at a file raises an event, so a file at rest is as it was announced until an event, or the sweep, says otherwise.
+//!
+//! | a file that | is |
+//! |---|---|
+//! | changed so shortly before the look that one more change could carry the same time | under suspicion from the start |
+//! | changed, came or went after the look | in an event that is kept until the watcher begins |
+//! | is in a folder that was moved, removed or made anew amid the walk | in an event of the folder it is in, which was watched before |
+//! | is in a folder for which there is no watch | looked at with the first round of those |
+//! | could not be looked at, or was announced otherwise by the leader or the host meanwhile | looked at when the watcher begins, and under suspicion: whoever read it in between is known |
+//! | is none of these, but events were lost, as they were too many | looked at when the watcher begins: whether it looks as it did |
+//!
+//! A leader that was not told, or is watched for a second time, has none to take over: then the watcher walks itself, in the same way, and what was at rest since before the leader was opened, and is as long, is taken for what was announced.
 //!
 //! Events that come within a millisecond of the last look are looked at together; the first after a pause at once.
 //!
@@ -92,7 +102,6 @@
 
 mod announce;
 mod file;
-mod notify;
 mod suspects;
 #[cfg(test)]
 mod tests;
@@ -197,16 +206,10 @@ impl Watcher {
             let how = "it is not the one that its leader has";
             return Err(Error::DirectoryLost { dir: data_dir.to_owned(), how });
         }
-        let of_thread = leader.clone();
-        Self::begin_with(Paced { leader, window }, &theirs, move || of_thread.forget_found())
+        Self::begin_with(Paced { leader, window }, &theirs)
     }
 
-    /// `looked` is called after the first scan.
-    fn begin_with(
-        announce: impl Announce,
-        data_dir: &Path,
-        looked: impl FnOnce() + Send + 'static,
-    ) -> Result<Self, Error> {
+    fn begin_with(announce: impl Announce, data_dir: &Path) -> Result<Self, Error> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::io("watch", data_dir, errno))?;
         let shared = Arc::new(Shared {
@@ -228,8 +231,7 @@ impl Watcher {
         threads
             .spawn("watch", move || {
                 let _told = EndsWithThread(of_thread.clone());
-                let ended =
-                    Tree::open(&dir, announce).and_then(|mut tree| Ok((of_thread.run(&mut tree, looked)?, tree)));
+                let ended = Tree::open(&dir, announce).and_then(|mut tree| Ok((of_thread.run(&mut tree)?, tree)));
                 match ended {
                     Ok((true, mut tree)) => *of_thread.rest.lock() = Some(Box::new(move || tree.is_settled())),
                     Ok((false, _)) => {}
@@ -326,12 +328,9 @@ impl Shared {
     }
 
     /// Until it is told to stop; returns whether nothing was left to be announced.
-    fn run<A: Announce>(&self, tree: &mut Tree<A>, looked: impl FnOnce()) -> Result<bool, Error> {
+    fn run<A: Announce>(&self, tree: &mut Tree<A>) -> Result<bool, Error> {
         match tree.announce_dirty(false, &|| !self.stopping.load(Ordering::Acquire)) {
-            Ok(()) => {
-                looked();
-                self.has_begun(Begun::Yes);
-            }
+            Ok(()) => self.has_begun(Begun::Yes),
             Err(Trouble::Fatal(error)) => return Err(error),
             Err(_) => return Ok(false),
         }

@@ -19,6 +19,7 @@ use super::announce::Announce;
 use super::tree::{BY_REFERENCE_BYTES_MIN, Tree, Trouble};
 use crate::digests::{Digested, Stamps};
 use crate::error::AppendError;
+use crate::first_look::FirstLook;
 use crate::index::Version;
 use crate::index::blocks::Blocks;
 use crate::protocol::extension::ChunkDigest;
@@ -41,7 +42,9 @@ struct State {
     read: BTreeMap<String, Option<(u64, u64)>>,
     /// What was announced, as words.
     log: Vec<String>,
-    /// How files looked that were found at the start ...
+    /// The look at all there was that was taken at the start.
+    first_look: Option<FirstLook>,
+    /// How files looked that were found then ...
     found: BTreeMap<String, Stamps>,
     /// ... and what is known of what they held.
     digested: BTreeMap<String, Digested>,
@@ -222,12 +225,12 @@ impl Announce for Fake {
         state.files.iter().map(|(path, file)| (RelPath::new(path).unwrap(), file.len() as u64)).collect()
     }
 
-    fn file_count(&self) -> u64 {
-        self.state.lock().files.len() as u64
+    fn take_first_look(&self) -> Option<FirstLook> {
+        self.state.lock().first_look.take()
     }
 
-    fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath> {
-        (self.state.lock().found.get(path) == Some(looks)).then(|| RelPath::new(path).unwrap())
+    fn was_found_as(&self, path: &RelPath, looks: &Stamps) -> bool {
+        self.state.lock().found.get(path.as_str()) == Some(looks)
     }
 
     fn blocks(&self) -> &Blocks {
@@ -704,7 +707,7 @@ fn what_the_leader_knows_already_is_not_announced_again() {
     for (name, content) in [("same", "12345"), ("grown", "123"), ("gone", "1")] {
         fake.state.lock().files.insert(name.into(), content.into());
     }
-    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), dir.path()).unwrap().begun().unwrap();
     assert_eq!(fake.take_log(), ["delete gone", "append grown 3+2"], "start returned before the first scan");
     append(dir.path().join("same"), b"6");
     watcher.stop();
@@ -718,7 +721,7 @@ fn a_directory_that_vanishes_ends_the_watching_and_deletes_nothing() {
     fs::create_dir(&root).unwrap();
     fs::write(root.join("a"), "1").unwrap();
     let fake = Fake::new(&root);
-    let watcher = Watcher::begin_with(fake.clone(), &root, || ()).unwrap().begun().unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), &root).unwrap().begun().unwrap();
     fs::rename(&root, dir.path().join("elsewhere")).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     let failure = loop {
@@ -809,7 +812,7 @@ fn a_storm_of_operations_leaves_an_equal_copy() {
     for seed in 0..12 {
         let dir = tempfile::tempdir().unwrap();
         let fake = Fake::new(dir.path());
-        let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
+        let watcher = Watcher::begin_with(fake.clone(), dir.path()).unwrap().begun().unwrap();
         let mut storm = Storm { root: dir.path().to_owned(), random: fastrand::Rng::with_seed(seed) };
         for round in 0..6 {
             for _ in 0..storm.random.usize(1..120) {
@@ -828,7 +831,7 @@ fn a_storm_of_operations_leaves_an_equal_copy() {
 fn an_appender_that_is_never_idle_causes_no_replace() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(dir.path());
-    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), dir.path()).unwrap().begun().unwrap();
     let mut file = File::create(dir.path().join("log")).unwrap();
     for _ in 0..2_000 {
         file.write_all(&[9; 20_000]).unwrap();

@@ -24,6 +24,7 @@ mod unread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use self::folders::{Folder, entry_path, watch_error};
@@ -31,13 +32,15 @@ use self::known::Files;
 use self::sweep::Sweep;
 use super::announce::Announce;
 use super::file::{Identity, Seen};
-use super::notify::{Event, Inotify};
 use super::suspects::Suspects;
 use crate::beneath::Beneath;
 use crate::error::{AppendError, Error};
+use crate::first_look::FirstLook;
+use crate::notify::{Event, Inotify};
 use crate::seldom::Seldom;
 use crate::sys::hash::HashMap;
 use crate::sys::rustix::fd::{AsFd, BorrowedFd};
+use crate::sys::rustix::io::Errno;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 
@@ -52,6 +55,7 @@ const AFTER_IO_ERROR_MIN: Duration = Duration::from_secs(1);
 const AFTER_IO_ERROR_MAX: Duration = Duration::from_secs(10);
 
 /// Why a look at a path came to nothing.
+#[derive(Debug)]
 pub(super) enum Trouble {
     /// Look again then.
     Later(Instant),
@@ -86,7 +90,7 @@ impl From<AppendError> for Trouble {
 }
 
 pub(super) struct Tree<A> {
-    dir: Beneath,
+    dir: Arc<Beneath>,
     root_watch: i32,
     announce: A,
     inotify: Inotify,
@@ -118,15 +122,16 @@ pub(super) struct Tree<A> {
 }
 
 impl<A: Announce> Tree<A> {
-    /// Sets watches, and takes the first look: what is not as the leader found it is marked as wanting another.
+    /// Takes over the leader's first look, or takes it: what is not surely as the leader has it is marked as wanting another.
     pub(super) fn open(root: &Path, announce: A) -> Result<Self, Error> {
         announce.note_reads();
-        let inotify = Inotify::new()?;
+        let of_leader = announce.take_first_look();
+        let is_of_leader = of_leader.is_some();
+        let look = of_leader.map_or_else(|| Self::look_first(root, &announce), Ok)?;
+        let FirstLook { dir, inotify, folders, files, others, .. } = look;
         let pace_bytes = announce.pace_bytes();
-        let dir = Beneath::open(root).map_err(|error| Error::io("open", root, error))?;
-        // Before anything is found: what is mounted now is what may be missing later.
-        dir.look_at_mounts().map_err(|error| Error::io("look at the mounts below", root, error))?;
-        let root_watch = inotify.add(dir.path()).map_err(|errno| watch_error(root, errno))?;
+        let watch = folders.first().map_or(Err(Errno::NOENT), |root| root.watch);
+        let root_watch = watch.map_err(|errno| watch_error(root, errno))?;
         let mut tree = Self {
             dir,
             root_watch,
@@ -134,7 +139,7 @@ impl<A: Announce> Tree<A> {
             inotify,
             folders: BTreeMap::new(),
             watches: HashMap::from_iter([(root_watch, None)]),
-            files: Files::default(),
+            files: Files::of(files),
             suspects: Suspects::default(),
             sweep: Sweep::begin(),
             dirty: BTreeSet::new(),
@@ -149,7 +154,11 @@ impl<A: Announce> Tree<A> {
             unpaced: 0,
             pace_bytes,
         };
-        tree.look_first().map_err(|error| Error::io("list", root, error))?;
+        tree.take_over(folders, others);
+        if !is_of_leader {
+            tree.mark_unfound();
+        }
+        tree.collect()?;
         Ok(tree)
     }
 
@@ -194,7 +203,7 @@ impl<A: Announce> Tree<A> {
                 }
                 Event::Entry { watch, name, appeared } => {
                     if let Some(folder) = watches.get(&watch)
-                        && let Some(path) = entry_path(dir.path(), folder.as_ref(), name, appeared)
+                        && let Some(path) = entry_path(dir.path(), folder.as_ref(), &name, appeared)
                     {
                         dirty.insert(path);
                     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use paceline::coordinator::{Coordinator, InSyncSet};
+use paceline::leader::Opening;
 use paceline::node::{Host as NodeHost, HostError, NodeConfig, Term};
 use paceline::sys::thread;
 use paceline::sys::world::{self, Fault as CallFault, ProcessId, World};
@@ -543,8 +544,11 @@ impl Shared {
             handle.campaign(id, &format!("tcp://{address}:{PORT}"), &paceline::coordinator::Stop::new())?;
         let Some(leadership) = leadership else { return Ok(()) };
         let recorded = handle.in_sync_set()?;
-        let leader =
-            Arc::new(Leader::open_elected(self.leader_config(id, dir), leadership.clone(), recorded.as_ref())?);
+        let opening = Opening::elected(self.leader_config(id, dir), leadership.clone(), recorded.as_ref())?;
+        if self.plan.kind == Kind::Watched {
+            opening.will_be_watched();
+        }
+        let leader = Arc::new(opening.open(&mut |_| true)?);
         let watcher = match self.plan.kind {
             Kind::Watched => Some(Watcher::start(leader.clone(), dir, None)?),
             _ => None,

@@ -6,14 +6,15 @@
 //! if it had just come. It is given up where there is to be no leader after all; whoever waits there goes then.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::scan::Scan;
 use crate::config::LeaderConfig;
 use crate::coordinator::{InSyncSet, Leadership};
 use crate::datadir::{DataDir, walk};
-use crate::digests;
+use crate::digests::{self, now};
 use crate::error::Error;
+use crate::first_look::FirstLook;
 use crate::index::Index;
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
@@ -61,6 +62,7 @@ use crate::types::{NodeId, StreamPosition};
 /// ```
 pub struct Opening {
     leader: Leader,
+    is_watched: AtomicBool,
 }
 
 impl Opening {
@@ -98,10 +100,11 @@ impl Opening {
         Self::begin(config, leadership, recorded, false)
     }
 
-    /// Says that a [`Watcher`](crate::Watcher) will announce what happens in the directory: what followers read until it does is noted for it. Otherwise it takes
-    /// all that there was when it began for different from what they have.
+    /// Says that a [`Watcher`](crate::Watcher) will announce what happens in the directory. Then folders are watched as they are read, and the watcher needs no look at
+    /// all of it again; and what followers read until it begins is noted for it. Otherwise it takes all that there was when it began for different from what they have.
     pub fn will_be_watched(&self) {
         self.leader.note_reads();
+        self.is_watched.store(true, Ordering::Relaxed);
     }
 
     fn begin(
@@ -138,7 +141,8 @@ impl Opening {
             hashes: HashCache::default(),
             chunks: ChunkCache::default(),
             blocks: Arc::default(),
-            found: Mutex::default(),
+            read_at: OnceLock::new(),
+            first_look: Mutex::default(),
             was_joined: AtomicBool::new(false),
             epoch: random::u64(1..),
             term,
@@ -156,7 +160,7 @@ impl Opening {
             shut_down: AtomicBool::new(false),
         });
         core.close_if_a_thread_fails();
-        let opening = Self { leader: Leader { core: core.clone() } };
+        let opening = Self { leader: Leader { core: core.clone() }, is_watched: AtomicBool::new(false) };
         let stream = core.stream.clone();
         let dispatch = core.threads.spawn_until("leader", core.is_told_to_end(), move || stream.run_leader());
         let of_beats = core.clone();
@@ -206,9 +210,13 @@ impl Opening {
     /// Like [`open`](Self::open), but whoever waits goes on waiting until [`Leader::let_in`].
     pub(crate) fn read(self, go_on: &mut dyn FnMut(u64) -> bool) -> Result<Leader, Error> {
         let core = &self.leader.core;
+        let began = now();
+        // Should that fail, so will the watcher, and say why.
+        let look = self.is_watched.load(Ordering::Relaxed).then(|| FirstLook::begin(core.dir.path()));
         let mut scan = Scan {
             index: Index::new(),
-            found: Found::none_yet(),
+            found: Found::default(),
+            look: look.and_then(Result::ok),
             exclude: &core.exclude,
             unreadable: &core.unreadable,
             root: core.dir.path(),
@@ -222,7 +230,7 @@ impl Opening {
         if scan.ended {
             return Err(Error::ShuttingDown);
         }
-        let (position, index, found) = (scan.found.position(), scan.index, scan.found);
+        let (position, index, look) = (scan.found.position(), scan.index, scan.look);
         let led = LastLed::now(core.dir.path(), &core.config.exclude, &core.exclude, index.totals())?;
         if !core.config.accept_missing {
             last_led::check(&core.dir, &led)?;
@@ -239,7 +247,8 @@ impl Opening {
             }
             None => Stand::forget(core.dir.own()),
         }
-        *core.found.lock() = found;
+        let _ = core.read_at.set((began, position));
+        *core.first_look.lock() = look;
         core.stream.begin(index, position);
         self.leader.start_threads(led).map_err(|error| Error::io("start a thread for", core.dir.path(), error))?;
         Ok(self.leader)

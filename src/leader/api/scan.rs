@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::datadir::{ASK_EVERY, FoundFile, Visitor};
 use crate::digests::file::{Reader, Who};
 use crate::error::Error;
+use crate::first_look::FirstLook;
 use crate::index::blocks::Blocks;
 use crate::index::chunks::ChunkCache;
 use crate::index::{Index, Version};
@@ -15,6 +16,7 @@ use crate::leader::files::found::Found;
 use crate::leader::files::unreadable::Unreadable;
 use crate::leader::tasks::directory;
 use crate::own_folder::OwnFolder;
+use crate::sys::fd::BorrowedFd;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
@@ -26,6 +28,8 @@ pub(super) struct Scan<'a> {
     pub(super) index: Index,
     /// Each file that is found is a change.
     pub(super) found: Found,
+    /// For who will watch the directory.
+    pub(super) look: Option<FirstLook>,
     pub(super) exclude: &'a Exclude,
     pub(super) unreadable: &'a Unreadable,
     pub(super) root: &'a Path,
@@ -38,6 +42,9 @@ pub(super) struct Scan<'a> {
 
 impl Visitor for Scan<'_> {
     fn goes_on(&mut self) -> bool {
+        if let Some(look) = &mut self.look {
+            look.keep_events();
+        }
         let files = self.index.totals().0;
         self.files.store(files, Ordering::Relaxed);
         if self.said.elapsed() >= SAY_EVERY {
@@ -52,14 +59,25 @@ impl Visitor for Scan<'_> {
         !self.exclude.folder(path)
     }
 
+    fn lists(&mut self, path: Option<&RelPath>, folder: BorrowedFd<'_>) {
+        if let Some(look) = &mut self.look {
+            look.lists(path, folder);
+        }
+    }
+
     fn file(&mut self, file: FoundFile) {
-        if !self.exclude.file(&file.path) {
-            let change = self.found.push(&file.stamps);
-            self.index.put(&file.path, file.len, Some(file.id), change);
+        if self.exclude.file(&file.path) {
+            return;
+        }
+        let change = self.found.push(&file.looks.stamps);
+        self.index.put(&file.path, file.len, Some(file.id), change);
+        if let Some(look) = &mut self.look {
+            look.file(file.path, &file.looks);
         }
     }
 
     fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
+        // Whoever takes over the look asks what is noted.
         self.unreadable.note(self.root, path, &directory::io_of(error), false);
         Ok(())
     }

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use crate::digests::Stamps;
+use crate::first_look::FirstLook;
 use crate::index::Version;
 use crate::index::blocks::Blocks;
 use crate::leader::Leader;
-use crate::leader::files::found::Found;
 use crate::protocol::extension::ChunkDigest;
 use crate::types::RelPath;
 
@@ -52,24 +52,67 @@ impl Leader {
         self.core.stream.find(path, generation)
     }
 
-    /// A file that looks as it did when the leader was opened, was at rest then, and was announced as nothing else since: its name.
-    pub(crate) fn as_found(&self, path: &str, looks: &Stamps) -> Option<RelPath> {
-        let (path, version) = self.core.stream.find_file(path, (looks.dev, looks.ino))?;
-        let then = {
-            let found = self.core.found.lock();
-            let then = found.looks(version.generation, (looks.dev, looks.ino), version.len)?;
-            if found.had_settled(&then) { then } else { return None }
-        };
-        (then == *looks && !self.core.unreadable.is_noted(&path)).then_some(path)
+    /// What was looked at and watched when the leader was opened, if it was to be; once. What was announced otherwise since wants another look.
+    pub(crate) fn take_first_look(&self) -> Option<FirstLook> {
+        let mut look = self.core.first_look.lock().take()?;
+        if let Some((_, position)) = self.core.read_at.get() {
+            look.others.extend(self.core.stream.changes(*position).files.into_iter().map(|(path, _)| path));
+        }
+        look.others.extend(self.core.unreadable.all().into_iter().map(|noted| noted.path));
+        Some(look)
     }
 
-    /// That is not asked any more.
-    pub(crate) fn forget_found(&self) {
-        *self.core.found.lock() = Found::default();
+    /// Whether a file that looks like this has not changed since before the leader was opened, and was announced as nothing else since.
+    pub(crate) fn was_found_as(&self, path: &RelPath, looks: &Stamps) -> bool {
+        let Some((began, position)) = self.core.read_at.get() else { return false };
+        let found = self.core.stream.find_file(path.as_str(), (looks.dev, looks.ino));
+        let is_same = |version: Version| version.generation <= position.0 && version.len == looks.size;
+        found.is_some_and(|(_, version)| is_same(version))
+            && looks.settled(*began)
+            && !self.core.unreadable.is_noted(path)
     }
 
     /// How many files are announced. O(1).
     pub(crate) fn file_count(&self) -> u64 {
         self.core.stream.totals().0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use crate::config::LeaderConfig;
+    use crate::digests::{Stamps, now};
+    use crate::leader::Opening;
+    use crate::types::{RelPath, Secret};
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    #[test]
+    fn what_was_announced_or_noted_as_unreadable_since_the_first_look_wants_another() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c", "d"] {
+            fs::write(dir.path().join(name), "1").unwrap();
+        }
+        while !Stamps::of_file(fs::File::open(dir.path().join("d")).unwrap()).unwrap().settled(now()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let opening = Opening::new(LeaderConfig::new(dir.path(), Secret::new("known to both").unwrap())).unwrap();
+        opening.will_be_watched();
+        let leader = opening.open(&mut |_| true).unwrap();
+        fs::write(dir.path().join("b"), "22").unwrap();
+        leader.append(&path("b"), 1, b"2").unwrap();
+        fs::remove_file(dir.path().join("c")).unwrap();
+        leader.delete(&path("c")).unwrap();
+        leader.is_unreadable(&path("d"), &std::io::Error::other("of the disk"));
+        let mut look = leader.take_first_look().unwrap();
+        look.others.sort();
+        assert_eq!(look.others, ["b", "c", "d"].map(path));
+        assert_eq!(look.files.files.len(), 4);
+        assert!(leader.take_first_look().is_none());
     }
 }

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::LeaderConfig;
 use crate::datadir::DataDir;
+use crate::first_look::FirstLook;
 use crate::index::blocks::{Blocks, Notes};
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
 use crate::index::{FileId, Version};
 use crate::leader::commit::Commits;
 use crate::leader::files::exclude::Exclude;
-use crate::leader::files::found::Found;
 use crate::leader::files::locks::FileLocks;
 use crate::leader::files::unreadable::Unreadable;
 use crate::leader::peers::admission::Admission;
@@ -34,8 +34,7 @@ use crate::sys::sync::Mutex;
 use crate::sys::sync::OnceLock;
 use crate::sys::time::Instant;
 use crate::thread::Group;
-use crate::types::DataSetId;
-use crate::types::RelPath;
+use crate::types::{DataSetId, RelPath, StreamPosition};
 
 pub(in crate::leader) use self::reading::id_of;
 
@@ -57,8 +56,10 @@ pub(in crate::leader) struct Core {
     pub(in crate::leader) chunks: ChunkCache,
     /// What followers were sent, should somebody watch the directory.
     pub(in crate::leader) blocks: Arc<Blocks>,
-    /// Until whoever watches the directory has looked at all of it.
-    pub(in crate::leader) found: Mutex<Found>,
+    /// When the directory was read: before that, in nanoseconds since 1970, and the position after.
+    pub(in crate::leader) read_at: OnceLock<(i64, StreamPosition)>,
+    /// Until whoever watches the directory takes it over.
+    pub(in crate::leader) first_look: Mutex<Option<FirstLook>>,
     /// A follower has come: what was announced may have been read.
     pub(in crate::leader) was_joined: AtomicBool,
     /// Chosen at random at the start: tells followers that know the extension one start from the next.

@@ -119,6 +119,9 @@ impl Runner {
         listener: io::Result<TcpListener>,
     ) -> Result<Leader, Error> {
         let opening = Opening::standing_by(config, leadership.clone(), recorded)?;
+        if self.host.will_watch() {
+            opening.will_be_watched();
+        }
         let unusable = |source| Error::Listen { who: "followers", at: self.config.listen.clone(), source };
         opening.listen_on(listener.map_err(unusable)?)?;
         log::info!("followers are accepted at {}", self.port.address());

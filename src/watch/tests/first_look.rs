@@ -1,10 +1,12 @@
-//! What the first look takes over unread of files that are as the leader found them, and what it does not.
+//! What is taken over unread of the files that the leader found, and what is not: from its own look, or from the watcher's.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use sha1::{Digest, Sha1};
 
 use super::*;
+use crate::datadir::{FoundFile, Visitor, walk};
+use crate::digests::now;
 
 /// A directory that was found, and whether it is known what the files hold.
 struct Found {
@@ -21,6 +23,26 @@ fn stamps(path: &Path) -> Stamps {
     Stamps::of_file(File::open(path).unwrap().as_fd()).unwrap()
 }
 
+/// A leader's walk, which stops for a moment in each folder.
+struct Walk<'a>(FirstLook, &'a mut dyn FnMut(Option<&RelPath>));
+
+impl Visitor for Walk<'_> {
+    fn lists(&mut self, path: Option<&RelPath>, folder: BorrowedFd<'_>) {
+        self.0.lists(path, folder);
+        self.1(path);
+    }
+
+    fn file(&mut self, file: FoundFile) {
+        self.0.file(file.path, &file.looks);
+    }
+}
+
+fn first_look(root: &Path, amid: &mut dyn FnMut(Option<&RelPath>)) -> FirstLook {
+    let mut walked = Walk(FirstLook::begin(root).unwrap(), amid);
+    walk(&walked.0.dir.clone(), None, &mut walked).unwrap();
+    walked.0
+}
+
 impl Found {
     fn new(files: &[(&str, usize)], is_digested: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -31,10 +53,12 @@ impl Found {
             // No two of its bytes that follow each other are the same.
             fs::write(&path, (0..*len).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<_>>()).unwrap();
         }
-        pass_tick();
         let mut state = fake.state.lock();
         for (name, content) in contents(dir.path()) {
             state.generation(&name);
+            while !stamps(&dir.path().join(&name)).settled(now()) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let looks = stamps(&dir.path().join(&name));
             let chunks = content.chunks(256 << 10).map(|chunk| Sha1::digest(chunk).into()).collect();
             if is_digested {
@@ -44,8 +68,15 @@ impl Found {
             state.files.insert(name, content);
         }
         fake.blocks.make_room(1..state.last_generation + 1);
+        state.first_look = Some(first_look(dir.path(), &mut |_| ()));
         drop(state);
         Self { dir, fake }
+    }
+
+    /// The leader was not told that it would be watched.
+    fn unwatched(self) -> Self {
+        self.fake.state.lock().first_look = None;
+        self
     }
 
     fn open(&self) -> Tree<Fake> {
@@ -157,9 +188,12 @@ fn what_was_read_before_it_was_changed_is_announced() {
 }
 
 #[test]
-fn what_changed_between_the_leaders_look_and_ours_is_announced_if_it_was_read() {
-    for is_read in [true, false] {
-        let found = Found::new(&[("f", 50_000), ("grown", 5000)], false);
+fn what_changed_before_the_watcher_began_is_announced_if_it_was_read() {
+    for (is_read, is_watched) in [(true, true), (false, true), (true, false), (false, false)] {
+        let mut found = Found::new(&[("f", 50_000), ("grown", 5000)], false);
+        if !is_watched {
+            found = found.unwatched();
+        }
         if is_read {
             found.is_read();
         }
@@ -177,16 +211,70 @@ fn what_changed_between_the_leaders_look_and_ours_is_announced_if_it_was_read() 
 }
 
 #[test]
-fn what_went_and_what_came_between_the_two_looks_is_announced() {
-    let found = Found::new(&[("d/a", 1), ("d/b", 1), ("e/c", 1), ("z", 1)], false);
-    fs::remove_dir_all(found.dir.path().join("d")).unwrap();
-    fs::write(found.dir.path().join("d"), "a file").unwrap();
-    fs::create_dir(found.dir.path().join("z.d")).unwrap();
-    fs::write(found.dir.path().join("z.d/new"), "new").unwrap();
+fn what_went_and_what_came_before_the_watcher_began_is_announced() {
+    for is_watched in [true, false] {
+        let mut found = Found::new(&[("d/a", 1), ("d/b", 1), ("e/c", 1), ("z", 1)], false);
+        if !is_watched {
+            found = found.unwatched();
+        }
+        fs::remove_dir_all(found.dir.path().join("d")).unwrap();
+        fs::write(found.dir.path().join("d"), "a file").unwrap();
+        fs::create_dir(found.dir.path().join("z.d")).unwrap();
+        fs::write(found.dir.path().join("z.d/new"), "new").unwrap();
+        let mut tree = found.open();
+        let mut announced = found.announced(&mut tree);
+        announced.sort();
+        assert_eq!(announced, ["append d 0+6", "append z.d/new 0+3", "delete d/a", "delete d/b"]);
+    }
+}
+
+#[test]
+fn what_happens_amid_the_leaders_walk_is_announced() {
+    let found = Found::new(&[("a", 100), ("d/b", 50_000), ("d/c", 100), ("e/f", 100), ("c/h", 100)], false);
+    found.is_read();
+    let at = |name: &str| found.dir.path().join(name);
+    // It has looked at `a` and at all that is in `c` and `d` when it comes to `e`.
+    let look = first_look(found.dir.path(), &mut |path| {
+        if path.is_some_and(|path| path.as_str() == "e") {
+            found.append("a", b"more");
+            change(&at("d/b"), 5);
+            fs::remove_file(at("d/c")).unwrap();
+            fs::rename(at("c"), at("i")).unwrap();
+            fs::create_dir(at("d/new")).unwrap();
+            fs::write(at("d/new/j"), "new").unwrap();
+        }
+    });
+    found.fake.state.lock().first_look = Some(look);
     let mut tree = found.open();
     let mut announced = found.announced(&mut tree);
     announced.sort();
-    assert_eq!(announced, ["append d 0+6", "append z.d/new 0+3", "delete d/a", "delete d/b"]);
+    let renamed = "rename c/h i/h";
+    let expected = ["append a 100+4", "append d/new/j 0+3", "delete d/c", renamed, "write d/b 0+16384"];
+    assert_eq!(announced, expected);
+}
+
+#[test]
+fn events_that_are_too_many_amid_the_leaders_walk_have_all_looked_at() {
+    let found = Found::new(&[("a", 100), ("d/b", 100)], true);
+    let mut look = first_look(found.dir.path(), &mut |_| ());
+    found.append("d/b", b"more");
+    look.inotify.lose_pending();
+    found.fake.state.lock().first_look = Some(look);
+    let mut tree = found.open();
+    assert_eq!(found.announced(&mut tree), ["append d/b 100+4"]);
+}
+
+#[test]
+fn of_a_file_that_was_not_at_rest_all_is_compared() {
+    let found = Found::new(&[("f", 50_000)], false);
+    found.is_read();
+    change(&found.dir.path().join("f"), 5);
+    // It has the time of the change already.
+    let look = first_look(found.dir.path(), &mut |_| ());
+    assert_eq!((look.files.files.len(), &look.others[..]), (0, &[RelPath::new("f").unwrap()][..]));
+    found.fake.state.lock().first_look = Some(look);
+    let mut tree = found.open();
+    assert_eq!(found.announced(&mut tree), ["write f 0+16384"]);
 }
 
 #[test]

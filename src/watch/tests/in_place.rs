@@ -179,7 +179,7 @@ fn a_file_that_is_changed_all_the_time_is_compared_all_the_same() {
     let path = dir.path().join("a");
     fs::write(&path, content()).unwrap();
     let fake = Fake::new(dir.path());
-    let watcher = Watcher::begin_with(fake.clone(), dir.path(), || ()).unwrap().begun().unwrap();
+    let watcher = Watcher::begin_with(fake.clone(), dir.path()).unwrap().begun().unwrap();
     change_in_place(&path, 900_000);
     let deadline = Instant::now() + Duration::from_secs(20);
     // Elsewhere, without a moment's rest.

@@ -1,14 +1,16 @@
 //! Folders: each is watched, then listed.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::ops::Bound;
 use std::path::Path;
 
 use super::{AGAIN, Kind, Tree, Trouble};
-use crate::beneath::{self, Entry};
-use crate::digests::now;
+use crate::beneath;
+use crate::datadir::{FoundFile, Visitor, walk};
 use crate::error::Error;
+use crate::first_look::{FirstLook, WatchedFolder};
+use crate::sys::fd::BorrowedFd;
 use crate::sys::fs::MetadataExt;
 use crate::sys::rustix;
 use crate::sys::rustix::fd::OwnedFd;
@@ -16,7 +18,7 @@ use crate::sys::rustix::io::Errno;
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
-use crate::watch::file::{Known, Seen};
+use crate::watch::file::Known;
 
 /// A folder that is known.
 #[derive(Clone, Copy)]
@@ -47,31 +49,31 @@ impl<A: Announce> Tree<A> {
         Ok(self.mark(Some(path), folder)?)
     }
 
-    /// Looks at everything once. A file that is as the leader found it is taken for that, and not even opened; whatever else there
-    /// is, here or at the leader, is marked.
-    pub(super) fn look_first(&mut self) -> io::Result<()> {
-        let mut folders = vec![None];
-        while let Some(folder) = folders.pop() {
-            let looked = self.look_into(folder.as_ref(), &mut folders);
-            match (looked, folder) {
-                (Ok(()), _) => {}
-                // It is looked at again, and its trouble dealt with, as at any time.
-                (Err(_), Some(folder)) => drop(self.dirty.insert(folder)),
-                (Err(Trouble::Io(error)), None) => return Err(error),
-                // Not there for a moment, or for good: its watch tells.
-                (Err(_), None) => self.rescan_at = Some(Instant::now()),
+    /// Takes over what the first look found, but for the files at rest; what wants another look is marked.
+    pub(super) fn take_over(&mut self, folders: Vec<WatchedFolder>, others: Vec<RelPath>) {
+        for WatchedFolder { path, dev, ino, watch } in folders {
+            let Some(path) = path else { continue };
+            if let Err(trouble) = self.is_watched(&path, Folder { watch: None, dev, ino }, watch) {
+                log::debug!("{path} was not watched: {trouble:?}");
+                self.dirty.insert(path);
             }
         }
-        let as_found = self.files.are_all();
-        let marked = self.dirty.iter().filter(|path| self.announce.version(path).is_some()).count() as u64;
-        if as_found + marked != self.announce.file_count() {
-            self.mark_unfound();
+        for path in others {
+            // It is not known what the leader has of it.
+            self.files.remove(&path);
+            self.dirty.insert(path);
         }
-        Ok(())
+    }
+
+    /// Takes the first look, for a leader that did not.
+    pub(super) fn look_first(root: &Path, announce: &A) -> Result<FirstLook, Error> {
+        let mut own = OwnLook { look: FirstLook::begin(root)?, announce };
+        walk(&own.look.dir.clone(), None, &mut own)?;
+        Ok(own.look)
     }
 
     /// Marks what is announced and was not found by the first look.
-    fn mark_unfound(&mut self) {
+    pub(super) fn mark_unfound(&mut self) {
         let unfound: Vec<_> =
             self.announce.files().into_iter().filter(|(path, _)| !self.files.has(path.as_str())).collect();
         let is_file = |path: &RelPath| matches!(self.kind_of(path), Ok(Kind::File(_)));
@@ -82,48 +84,6 @@ impl<A: Announce> Tree<A> {
             self.files.insert(path, Known::lost(len));
         }
         self.dirty.extend(unfound.into_iter().map(|(path, _)| path));
-    }
-
-    /// The first look at a folder, `None` being the directory itself: watches it, then looks at what is in it. Adds the folders in it.
-    fn look_into(&mut self, folder: Option<&RelPath>, folders: &mut Vec<Option<RelPath>>) -> Result<(), Trouble> {
-        let opened = self.dir.folder(folder)?.ok_or_else(|| io::Error::from(ErrorKind::NotFound))?;
-        if let Some(path) = folder {
-            let stat = rustix::fs::fstat(&opened).map_err(io::Error::from)?;
-            let now = Folder { watch: None, dev: stat.st_dev, ino: stat.st_ino };
-            self.watch_folder(path, now)?;
-        }
-        let mut names = Vec::new();
-        for entry in beneath::entries(opened.try_clone()?)? {
-            names.push(entry?.file_name().to_owned());
-        }
-        names.sort_unstable();
-        let (mut path, now) = (folder.map_or_else(String::new, |folder| format!("{folder}/")), now());
-        let (name_at, folders_at) = (path.len(), folders.len());
-        for name in names {
-            let entry = beneath::look_in(&opened, &name);
-            path.truncate(name_at);
-            path.push_str(name.to_str().unwrap_or_default());
-            if let Ok(Entry::File(looks)) = &entry
-                && let Some(path) = self.announce.as_found(&path, &looks.stamps)
-            {
-                let seen = Seen::of_looks(looks, now);
-                if seen.settled {
-                    self.files.add_unread(path, &seen);
-                    continue;
-                }
-            }
-            let Some(path) = entry_path(self.dir.path(), folder, name.to_bytes(), true) else { continue };
-            if let Ok(Entry::Folder) = entry
-                && self.enters(&path)?
-            {
-                folders.push(Some(path));
-            } else {
-                self.dirty.insert(path);
-            }
-        }
-        // In order, so that there is little left to sort.
-        folders[folders_at..].reverse();
-        Ok(())
     }
 
     /// Marks what was in a folder: while there was no watch, no event told what is gone.
@@ -137,14 +97,19 @@ impl<A: Announce> Tree<A> {
         if self.folders.get(path).is_some_and(|known| (known.dev, known.ino) != (now.dev, now.ino)) {
             self.forget_folder(path);
         }
-        let full_path = path.below(self.dir.path());
-        let watch = match self.inotify.add(&full_path) {
+        let watch = self.inotify.add(&path.below(self.dir.path()));
+        self.is_watched(path, now, watch)
+    }
+
+    /// A folder was to be watched, and that is what came of it.
+    fn is_watched(&mut self, path: &RelPath, now: Folder, watch: Result<i32, Errno>) -> Result<(), Trouble> {
+        let watch = match watch {
             // Its events come under one name. The other is polled, lest each takes the watch from the other for ever.
             Ok(watch) if self.has_another_name(watch, path, now) => None,
             Ok(watch) => Some(watch),
             Err(errno @ (Errno::NOSPC | Errno::NOMEM)) => {
                 if self.unwatched.is_empty() {
-                    let error = watch_error(&full_path, errno);
+                    let error = watch_error(&path.below(self.dir.path()), errno);
                     log::warn!("folders are looked at once a second at most, rather than watched: {error}");
                 }
                 None
@@ -229,6 +194,40 @@ impl<A: Announce> Tree<A> {
             }
         }
         self.dirty.extend(self.files.below(path));
+    }
+}
+
+/// The watcher's own walk.
+struct OwnLook<'a, A> {
+    look: FirstLook,
+    announce: &'a A,
+}
+
+impl<A: Announce> Visitor for OwnLook<'_, A> {
+    fn goes_on(&mut self) -> bool {
+        self.look.keep_events();
+        true
+    }
+
+    fn folder(&mut self, path: &RelPath) -> bool {
+        self.announce.enters(path)
+    }
+
+    fn lists(&mut self, path: Option<&RelPath>, folder: BorrowedFd<'_>) {
+        self.look.lists(path, folder);
+    }
+
+    fn file(&mut self, file: FoundFile) {
+        if self.announce.was_found_as(&file.path, &file.looks.stamps) {
+            self.look.file(file.path, &file.looks);
+        } else {
+            self.look.others.push(file.path);
+        }
+    }
+
+    fn unseen(&mut self, path: &RelPath, _: Error) -> Result<(), Error> {
+        self.look.others.push(path.clone());
+        Ok(())
     }
 }
 

@@ -5,20 +5,26 @@ use std::ops::Bound;
 
 use super::folders::paths_below;
 use super::unread::Unread;
+use crate::first_look::RestingFiles;
 use crate::sys::hash::HashMap;
 use crate::types::RelPath;
-use crate::watch::file::{Identity, Known, Seen};
+use crate::watch::file::{Identity, Known};
 
 /// A file with several names (hard links) is found by one of them.
 #[derive(Default)]
 pub(super) struct Files {
     known: BTreeMap<RelPath, Known>,
     paths: HashMap<Identity, RelPath>,
-    /// Those that are as the leader found them, which is most of them, and takes less room.
+    /// Those that are as the first look found them, which is most of them, and takes less room.
     unread: Unread,
 }
 
 impl Files {
+    /// All that were at rest at the first look.
+    pub(super) fn of(files: RestingFiles) -> Self {
+        Self { unread: Unread::of(files), ..Self::default() }
+    }
+
     pub(super) fn get(&self, path: &RelPath) -> Option<Known> {
         self.known.get(path).copied().or_else(|| self.unread.get(path.as_str()))
     }
@@ -48,16 +54,6 @@ impl Files {
             self.paths.remove(&known.id());
         }
         Some(known)
-    }
-
-    /// A file of the first look; it is here once all are that [`are_all`](Self::are_all) is told of.
-    pub(super) fn add_unread(&mut self, path: RelPath, seen: &Seen) {
-        self.unread.push(path, seen);
-    }
-
-    /// The first look is over. Returns how many files it found as the leader did.
-    pub(super) fn are_all(&mut self) -> u64 {
-        self.unread.sort()
     }
 
     /// The path under which a file was announced.

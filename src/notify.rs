@@ -1,5 +1,7 @@
 //! inotify: watches of folders, and their events as values.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::path::Path;
 
@@ -11,6 +13,9 @@ use crate::sys::rustix::io::Errno;
 /// Events read before what they touched is examined, so that a storm of them cannot keep us from announcing.
 const EVENTS_PER_ROUND_MAX: usize = 65_536;
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// Events that are kept at most.
+const KEPT_MAX: usize = 65_536;
 
 /// Writes and truncations; names that come and go; and the folder itself going.
 ///
@@ -26,9 +31,10 @@ const WATCHED: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::DONT_FOLLOW);
 
 /// What an event says.
-pub(super) enum Event<'a> {
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Event<'a> {
     /// Something happened to this name in the watched folder; `appeared`: it was created there or moved there.
-    Entry { watch: i32, name: &'a [u8], appeared: bool },
+    Entry { watch: i32, name: Cow<'a, [u8]>, appeared: bool },
     /// The watch is gone: its folder was deleted or unmounted, or we removed it.
     Ended { watch: i32 },
     /// The folder itself was moved.
@@ -37,13 +43,26 @@ pub(super) enum Event<'a> {
     Overflow,
 }
 
-pub(super) struct Inotify {
+impl Event<'_> {
+    fn into_owned(self) -> Event<'static> {
+        match self {
+            Self::Entry { watch, name, appeared } => Event::Entry { watch, name: name.into_owned().into(), appeared },
+            Self::Ended { watch } => Event::Ended { watch },
+            Self::Moved { watch } => Event::Moved { watch },
+            Self::Overflow => Event::Overflow,
+        }
+    }
+}
+
+pub(crate) struct Inotify {
     fd: OwnedFd,
     buffer: Vec<MaybeUninit<u8>>,
+    /// Read, and not given to anybody yet.
+    kept: BTreeSet<Event<'static>>,
 }
 
 impl Inotify {
-    pub(super) fn new() -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(|errno| match errno {
             Errno::MFILE => Error::Setting {
                 name: "fs.inotify.max_user_instances",
@@ -51,21 +70,41 @@ impl Inotify {
             },
             errno => Error::io("watch", "inotify", errno),
         })?;
-        Ok(Self { fd, buffer: vec![MaybeUninit::uninit(); BUFFER_BYTES] })
+        Ok(Self { fd, buffer: vec![MaybeUninit::uninit(); BUFFER_BYTES], kept: BTreeSet::new() })
     }
 
     /// Watches a folder. A folder that is watched already, also under another name, gets the same watch.
-    pub(super) fn add(&self, folder: &Path) -> Result<i32, Errno> {
+    pub(crate) fn add(&self, folder: &Path) -> Result<i32, Errno> {
         inotify::add_watch(&self.fd, folder, WATCHED)
     }
 
     /// Forgets a watch; one that has ended by itself is no error.
-    pub(super) fn remove(&self, watch: i32) {
+    pub(crate) fn remove(&self, watch: i32) {
         let _ = inotify::remove_watch(&self.fd, watch);
     }
 
-    /// Calls `sink` with the events that are pending; never blocks.
-    pub(super) fn read(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> Result<(), Errno> {
+    /// Reads the events that are pending, so that the system's queue has room, and keeps each once for the next [`read`](Self::read); never blocks.
+    /// What is beyond [`KEPT_MAX`] is lost, as it would be there.
+    pub(crate) fn keep(&mut self) {
+        let mut kept = std::mem::take(&mut self.kept);
+        // Whoever reads next meets the same error.
+        let _ = self.read(&mut |event| {
+            let is_room = kept.len() < KEPT_MAX;
+            kept.insert(if is_room { event.into_owned() } else { Event::Overflow });
+        });
+        self.kept = kept;
+    }
+
+    /// What an overflow of the system's queue does.
+    #[cfg(test)]
+    pub(crate) fn lose_pending(&mut self) {
+        let _ = self.read(&mut |_| {});
+        self.kept.insert(Event::Overflow);
+    }
+
+    /// Calls `sink` with the events that are kept, and those that are pending; never blocks.
+    pub(crate) fn read(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> Result<(), Errno> {
+        std::mem::take(&mut self.kept).into_iter().for_each(&mut *sink);
         let mut reader = inotify::Reader::new(self.fd.as_fd(), &mut self.buffer);
         let mut events = 0;
         while events < EVENTS_PER_ROUND_MAX || !reader.is_buffer_empty() {
@@ -85,7 +124,7 @@ impl Inotify {
                 sink(Event::Moved { watch });
             } else if let Some(name) = event.file_name() {
                 let appeared = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
-                sink(Event::Entry { watch, name: name.to_bytes(), appeared });
+                sink(Event::Entry { watch, name: name.to_bytes().into(), appeared });
             }
         }
         Ok(())
@@ -95,5 +134,34 @@ impl Inotify {
 impl AsFd for Inotify {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn events_are_kept_once_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut inotify = Inotify::new().unwrap();
+        let watch = inotify.add(dir.path()).unwrap();
+        for round in 0..3 {
+            for name in ["a", "b"] {
+                fs::write(dir.path().join(name), [round]).unwrap();
+            }
+            inotify.keep();
+        }
+        fs::write(dir.path().join("c"), "c").unwrap();
+        let mut read = Vec::new();
+        let mut note = |event: Event<'_>| match event {
+            Event::Entry { watch: of, name, .. } if of == watch => read.push(String::from_utf8(name.to_vec()).unwrap()),
+            _ => panic!("another event"),
+        };
+        inotify.read(&mut note).unwrap();
+        read.sort();
+        assert_eq!(read, ["a", "a", "b", "b", "c", "c"], "made, and written");
     }
 }
