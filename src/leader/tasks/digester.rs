@@ -47,7 +47,6 @@ pub(in crate::leader) fn run(core: &Core) {
         digester.digest();
         digester.write_in_time();
     }
-    digester.look();
     digester.write();
 }
 
