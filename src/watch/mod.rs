@@ -150,7 +150,7 @@ struct Shared {
     /// Wakes the thread's `poll`. The leader has it as well, and nothing else of this: what is left may keep a leader.
     wake: Arc<OwnedFd>,
     failure: Mutex<Option<Error>>,
-    /// Once the last look is done, and what it saw is announced: whether nothing was changed since.
+    /// Once the last look is done: whether what it saw is announced, and whether nothing was changed since.
     rest: Mutex<Option<Rest>>,
     begun: Mutex<Begun>,
     changed: Condvar,
@@ -178,7 +178,11 @@ impl Drop for EndsWithThread {
     }
 }
 
-type Rest = Box<dyn FnMut() -> bool + Send>;
+/// What is left of the thread once it has ended.
+struct Rest {
+    is_complete: bool,
+    is_settled: Box<dyn FnMut() -> bool + Send>,
+}
 
 impl Watcher {
     /// Announces to `leader` what is in its directory `data_dir` and not known to it yet, then keeps announcing what changes.
@@ -233,8 +237,11 @@ impl Watcher {
                 let _told = EndsWithThread(of_thread.clone());
                 let ended = Tree::open(&dir, announce).and_then(|mut tree| Ok((of_thread.run(&mut tree)?, tree)));
                 match ended {
-                    Ok((true, mut tree)) => *of_thread.rest.lock() = Some(Box::new(move || tree.is_settled())),
-                    Ok((false, _)) => {}
+                    // Kept in any case: to free what is known of very many files takes long, and who stops waits for this thread.
+                    Ok((is_complete, mut tree)) => {
+                        let is_settled = Box::new(move || is_complete && tree.is_settled());
+                        *of_thread.rest.lock() = Some(Rest { is_complete, is_settled });
+                    }
                     Err(error) => {
                         log::error!("the directory is no longer watched: {error}");
                         *of_thread.failure.lock() = Some(error);
@@ -289,7 +296,7 @@ impl Watcher {
         self.shared.stopping.store(true, Ordering::Release);
         wake_up(&self.shared.wake);
         self.threads.join(Instant::now() + LAST_LOOK_MAX + DROP_JOIN_MAX);
-        self.shared.rest.lock().is_some()
+        self.shared.rest.lock().as_ref().is_some_and(|rest| rest.is_complete)
     }
 
     /// Once it is stopped: whether all that is in the directory now was announced: what [`stop`](Self::stop) returned, and nothing
@@ -297,9 +304,9 @@ impl Watcher {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let rest = self.shared.rest.lock().take();
-        let Some(mut is_settled) = rest else { return false };
-        let complete = is_settled();
-        *self.shared.rest.lock() = Some(is_settled);
+        let Some(mut rest) = rest else { return false };
+        let complete = (rest.is_settled)();
+        *self.shared.rest.lock() = Some(rest);
         complete
     }
 }

@@ -233,13 +233,13 @@ impl Suspects {
     pub(super) fn hurry(&mut self, now: Instant) {
         self.held.clear();
         self.hurries = true;
-        for path in self.files.keys().cloned().collect::<Vec<_>>() {
-            if let Some(suspect) = self.files.get(&path) {
-                let settles = suspect.looks.map_or(REST, |(seen, _)| seen.settles_after());
-                let due = suspect.due.min(now.max(suspect.changed + settles));
-                self.plan(&path, due);
-            }
-        }
+        let planned = self.files.iter_mut().map(|(path, suspect)| {
+            let settles = suspect.looks.map_or(REST, |(seen, _)| seen.settles_after());
+            suspect.due = suspect.due.min(now.max(suspect.changed + settles));
+            (suspect.due, path.clone())
+        });
+        // All at once: there may be very many.
+        self.due = planned.collect();
     }
 
     /// Whether one of them was seen to change after that.
@@ -368,6 +368,24 @@ mod tests {
             }
         }
         assert!(turns > 4, "{turns} turns");
+    }
+
+    #[test]
+    fn at_the_end_what_has_come_to_rest_is_due_at_once() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        for name in ["a", "b", "c"] {
+            suspects.has_changed(&path(name), now);
+            suspects.hold(&path(name), 100_000_000, now);
+            suspects.goes_on(&path(name), 0, now);
+        }
+        let end = now + Duration::from_millis(500);
+        assert!(suspects.first_due(end).is_none(), "it is held");
+        suspects.hurry(end);
+        for _ in 0..3 {
+            let due = suspects.first_due(end).unwrap();
+            suspects.remove(&due);
+        }
+        assert_eq!(suspects.next_due(), None);
     }
 
     #[test]
