@@ -1,5 +1,6 @@
 //! What leader and follower do alike with a data directory: take its lock, keep its id, list its files.
 
+use std::ffi::CStr;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -359,18 +360,21 @@ fn list(
     let Some(folder) = root.folder(at).map_err(failed)? else { return Ok(()) };
     visitor.lists(at, folder.as_fd());
     let listed = folder.try_clone().map_err(failed)?;
-    let mut names = Vec::new();
+    // All in one piece of memory.
+    let (mut text, mut names) = (Vec::new(), Vec::new());
     for entry in beneath::entries(listed).map_err(failed)? {
-        names.push(entry.map_err(failed)?.file_name().to_owned());
+        let start = text.len();
+        text.extend_from_slice(entry.map_err(failed)?.file_name().to_bytes_with_nul());
+        names.push(start..text.len());
     }
-    names.sort_unstable();
+    names.sort_unstable_by(|a, b| text[a.clone()].cmp(&text[b.clone()]));
     let mut path = at.map_or_else(String::new, |at| format!("{at}/"));
     let (name_at, folders_at) = (path.len(), folders.len());
     for (number, name) in names.iter().enumerate() {
         if (number + 1) % ASK_EVERY == 0 && !visitor.goes_on() {
             return Ok(());
         }
-        let name = name.as_c_str();
+        let name = CStr::from_bytes_with_nul(&text[name.clone()]).expect("as it was listed");
         path.truncate(name_at);
         let path = name.to_str().ok().and_then(|name| {
             path.push_str(name);

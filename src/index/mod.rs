@@ -240,6 +240,17 @@ impl Index {
         self.slot(path).map_or((Version::ABSENT, None), |slot| (self.entries[slot].now, self.entries[slot].file))
     }
 
+    /// The same, where names are asked for in the order in which files were put here, or backwards: the next is beside the one before, `at`, and no table is asked. Nothing was
+    /// removed yet.
+    pub(crate) fn announced_beside(&self, path: &str, at: &mut Slot) -> (Version, Option<FileId>) {
+        debug_assert!(self.free.is_empty());
+        let is_at = |slot: &Slot| (*slot as usize) < self.entries.len() && self.entries[*slot].path.as_str() == path;
+        let beside = [at.wrapping_sub(1), at.wrapping_add(1)].into_iter().find(is_at);
+        let Some(slot) = beside.or_else(|| self.slot(path)) else { return (Version::ABSENT, None) };
+        *at = slot;
+        (self.entries[slot].now, self.entries[slot].file)
+    }
+
     /// The file of this name, if it is surely this one on disk: its name, which is shared, and what it is now.
     pub(crate) fn find_file(&self, path: &str, file: FileId) -> Option<(RelPath, Version)> {
         let entry = &self.entries[self.slot(path)?];

@@ -223,6 +223,22 @@ fn totals_follow_every_change() {
 }
 
 #[test]
+fn what_is_beside_the_one_before_is_found_and_so_is_any_other() {
+    let mut index = index();
+    let file = |name: u8| (1, u64::from(name));
+    for name in 0..10 {
+        index.put(&path(name), u64::from(name), Some(file(name)));
+    }
+    let mut at = 0;
+    for name in (0..10).chain((0..10).rev()).chain([3, 9, 9, 0, 1]) {
+        let (version, found) = index.announced_beside(path(name).as_str(), &mut at);
+        assert_eq!((version, found), index.announced(path(name).as_str()));
+        assert_eq!(found, Some(file(name)));
+    }
+    assert_eq!(index.announced_beside("none", &mut at), (Version::ABSENT, None));
+}
+
+#[test]
 fn what_a_slot_holds_is_known_by_the_slot() {
     let mut index = index();
     let first = index.put(&path(1), 5, None);

@@ -89,13 +89,14 @@ impl Scan<'_> {
         let generations = StreamPosition::START.0 + 1..self.found.position().0 + 1;
         blocks.make_room(generations.clone());
         chunks.make_room(generations);
+        let mut beside = 0;
         for (at, known) in Reader::open(own, Who::Leader).into_iter().flatten().enumerate() {
             // What was found sound can be read.
             let Ok((path, digested)) = known else { break };
             if at % ASK_EVERY == 0 && !self.goes_on() {
                 break;
             }
-            let (Version { generation, len }, file) = self.index.announced(path.as_str());
+            let (Version { generation, len }, file) = self.index.announced_beside(path.as_str(), &mut beside);
             let looks = file.and_then(|file| self.found.looks(generation, file, len));
             if looks.is_some_and(|looks| digested.stamps.are(&looks)) {
                 chunks.know(generation, digested);
