@@ -1,12 +1,12 @@
-//! What files come to: one sum for many, so that two directories of a million files find out what differs in two short exchanges.
+//! What files, folders and links come to: one sum for many, so that two directories of a million files find out what differs in two short exchanges.
 //!
-//! Files are spread over *buckets* by their names. The sum of a bucket is over the names, lengths and contents of all files in it: SHA-1, as of the
+//! They are spread over *buckets* by their names. The sum of a bucket is over the names, lengths, contents and attributes of all in it: SHA-1, as of the
 //! chunks, because content may be anybody's, who must not be able to make two that are taken for one. Sums that are equal say that
 //! the files are. Pure; no files, no locks.
 
 use sha1::{Digest, Sha1};
 
-use crate::protocol::extension::{BUCKET_BITS_MAX, ChunkDigest, Sum};
+use crate::protocol::extension::{Attributes, BUCKET_BITS_MAX, ChunkDigest, Item, Sum};
 use crate::types::RelPath;
 
 /// About as many files are in a bucket.
@@ -25,26 +25,36 @@ pub(crate) fn bucket_of(path: &RelPath, bits: u8) -> u32 {
     first.checked_shr(u32::BITS - u32::from(bits)).unwrap_or(0)
 }
 
+/// In the place of a file's length, where there is none.
+const NO_FILE: u64 = u64::MAX;
+
 /// The sums of all buckets, as they are being made.
 pub(crate) struct Sums {
     bits: u8,
+    with_owners: bool,
     files: Vec<(u32, Sum)>,
 }
 
 impl Sums {
-    /// With no files.
-    pub(crate) fn new(bits: u8) -> Self {
-        Self { bits, files: Vec::new() }
+    /// With no files; of copies that keep owners, or that do not.
+    pub(crate) fn new(bits: u8, with_owners: bool) -> Self {
+        Self { bits, with_owners, files: Vec::new() }
     }
 
     /// Adds a file. `digests` are those of its `len` bytes, chunk by chunk.
-    pub(crate) fn add(&mut self, path: &RelPath, len: u64, digests: &[ChunkDigest]) {
-        let mut sum = Sha1::new();
-        // Each name is followed by as many bytes as the length says: no two files are the same bytes.
-        sum.update((path.as_str().len() as u64).to_le_bytes());
-        sum.update(path.as_str());
-        sum.update(len.to_le_bytes());
+    pub(crate) fn add(&mut self, path: &RelPath, len: u64, digests: &[ChunkDigest], attributes: Attributes) {
+        let mut sum = begin(path, len);
         digests.iter().for_each(|digest| sum.update(digest));
+        attributes.kept(self.with_owners).add_to(&mut sum);
+        self.files.push((bucket_of(path, self.bits), sum.finalize().into()));
+    }
+
+    /// Adds a folder or a link.
+    pub(crate) fn add_item(&mut self, path: &RelPath, item: &Item) {
+        let mut sum = begin(path, NO_FILE);
+        let mut bytes = Vec::new();
+        item.kept(self.with_owners).encode(&mut bytes);
+        sum.update(bytes);
         self.files.push((bucket_of(path, self.bits), sum.finalize().into()));
     }
 
@@ -61,6 +71,15 @@ impl Sums {
     }
 }
 
+/// Each name is followed by as many bytes as the length says: no two files, or items, are the same bytes.
+fn begin(path: &RelPath, len: u64) -> Sha1 {
+    let mut sum = Sha1::new();
+    sum.update((path.as_str().len() as u64).to_le_bytes());
+    sum.update(path.as_str());
+    sum.update(len.to_le_bytes());
+    sum
+}
+
 /// The buckets of which these sums are not the same.
 pub(crate) fn differing(ours: &[Sum], theirs: &[Sum]) -> Vec<u32> {
     (0..).zip(ours.iter().zip(theirs)).filter(|(_, (ours, theirs))| ours != theirs).map(|(bucket, _)| bucket).collect()
@@ -71,6 +90,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
+    use crate::protocol::extension::Owner;
     use proptest::prelude::*;
 
     type Files = BTreeMap<RelPath, (u64, Vec<ChunkDigest>)>;
@@ -82,9 +102,9 @@ mod tests {
     }
 
     fn sums(files: &Files, bits: u8) -> Vec<Sum> {
-        let mut sums = Sums::new(bits);
+        let mut sums = Sums::new(bits, true);
         // In any order.
-        files.iter().rev().for_each(|(path, (len, digests))| sums.add(path, *len, digests));
+        files.iter().rev().for_each(|(path, (len, digests))| sums.add(path, *len, digests, Attributes::UNKNOWN));
         sums.finish()
     }
 
@@ -103,12 +123,33 @@ mod tests {
     #[test]
     fn there_are_about_as_many_buckets_as_keep_each_small_and_a_bucket_without_files_is_zero() {
         assert_eq!([0, 1, 31, 32, 1_000_000, u64::MAX].map(bits_for), [0, 0, 0, 1, 15, BUCKET_BITS_MAX]);
-        assert_eq!(Sums::new(1).finish(), [Sum::default(); 2]);
+        assert_eq!(Sums::new(1, true).finish(), [Sum::default(); 2]);
         let path = RelPath::new("a").unwrap();
         assert_eq!(bucket_of(&path, 0), 0);
         assert!(bucket_of(&path, 16) < 1 << 16);
-        let mut sums = Sums::new(0);
-        sums.add(&path, 0, &[]);
-        assert_ne!(sums.finish(), [Sum::default()], "an empty file is one");
+        let empty = |with_owners, attributes| {
+            let mut sums = Sums::new(0, with_owners);
+            sums.add(&path, 0, &[], attributes);
+            sums.finish()
+        };
+        assert_ne!(empty(false, Attributes::UNKNOWN), [Sum::default()], "an empty file is one");
+        let item = |with_owners, item| {
+            let mut sums = Sums::new(0, with_owners);
+            sums.add_item(&path, &item);
+            sums.finish()
+        };
+        // Owners, and what runs with their rights, count where they are kept.
+        let of = |mode, user, mtime| Attributes { mode, owner: Owner { user, group: 7 }, mtime };
+        let folder = |with_owners, attributes| item(with_owners, Item::Folder(attributes));
+        for (other, counts) in [(of(0o4600, 1, 5), false), (of(0o600, 2, 5), false), (of(0o700, 1, 5), true)] {
+            for (with_owners, differs) in [(true, true), (false, counts)] {
+                assert_eq!(empty(with_owners, of(0o600, 1, 5)) != empty(with_owners, other), differs, "{other:?}");
+                assert_eq!(folder(with_owners, of(0o600, 1, 5)) != folder(with_owners, other), differs, "{other:?}");
+            }
+        }
+        assert_ne!(empty(false, of(0, 1, 5)), empty(false, of(0, 1, 6)));
+        let link = |user, target| item(false, Item::link(Owner { user, group: 0 }, target).unwrap());
+        assert_ne!(link(1, b"a"), link(1, b"b"));
+        assert_eq!(link(1, b"a"), link(2, b"a"));
     }
 }

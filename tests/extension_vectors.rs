@@ -11,7 +11,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 
 use paceline::DataSetId;
-use paceline::protocol::extension::{Control, Fields, Held, Marks, Message, Start, field};
+use paceline::protocol::extension::{Attributes, Control, Fields, Held, Marks, Message, Start, field};
 use paceline::protocol::{ActionDecoder, ActionKind, EMPTY_BLOCK, Event, FRAME_HEADER, frame_reader};
 use sha1::{Digest, Sha1};
 use support::{PATIENCE, TestFollower, TestLeader, path, wait_until};
@@ -53,7 +53,7 @@ fn controls() -> Vec<(&'static str, Control)> {
 
 fn messages() -> Vec<(&'static str, Message)> {
     let digest: [u8; 20] = Sha1::digest(b"content").into();
-    let held = Held { path: path("dir/b"), len: 7, digests: vec![digest] };
+    let held = Held { path: path("dir/b"), len: 7, digests: vec![digest], attributes: Attributes::UNKNOWN };
     vec![
         ("sums", Message::Sums(vec![[0; 20], digest])),
         ("sums end", Message::SumsEnd),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use paceline::leader::{EvictionReason, FollowerState};
 use paceline::protocol::extension::{
-    CHUNK_BYTES, Control, Fields, Held, MESSAGE_BYTES_MAX, Marks, Message, Start, VERSION, field,
+    Attributes, CHUNK_BYTES, Control, Fields, Held, MESSAGE_BYTES_MAX, Marks, Message, Start, VERSION, field,
 };
 use paceline::protocol::{ACCEPTED, ActionDecoder, ActionKind, EMPTY_BLOCK, Event, FRAME_HEADER};
 use paceline::{NodeId, OnFull};
@@ -230,7 +230,7 @@ fn held(name: &str, content: &[u8]) -> Held {
     use sha1::{Digest, Sha1};
     let chunk = usize::try_from(CHUNK_BYTES).unwrap();
     let digests = content.chunks(chunk).map(|chunk| Sha1::digest(chunk).into()).collect();
-    Held { path: path(name), len: content.len() as u64, digests }
+    Held { path: path(name), len: content.len() as u64, digests, attributes: Attributes::UNKNOWN }
 }
 
 fn encoded(messages: &[Message]) -> Vec<u8> {

@@ -20,7 +20,7 @@ use crate::digests::ChunkBuffer;
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::position::{EpochPosition, KEEP_EVERY, Stand, noted};
-use crate::protocol::extension::{Held, Message, split_inventory};
+use crate::protocol::extension::{Attributes, Held, Message, split_inventory};
 use crate::sums::{Sums, bucket_of};
 use crate::sys::channel::Sender;
 use crate::sys::hash::HashSet;
@@ -281,15 +281,17 @@ impl Worker {
         }
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
         self.digests.keep(&files);
-        let (mut sums, mut buffer) = (Sums::new(bits), ChunkBuffer::default());
+        let (mut sums, mut buffer) = (Sums::new(bits, false), ChunkBuffer::default());
         for (at, (path, stamps)) in files.iter().enumerate() {
-            let known = self.digests.known(path, stamps, self.chunks_max, |len, digests| sums.add(path, len, digests));
+            let known = self
+                .digests
+                .known(path, stamps, self.chunks_max, |len, digests| sums.add(path, len, digests, Attributes::UNKNOWN));
             match known {
                 Some(len) if len < stamps.size => told.cut.push((path.clone(), len)),
                 Some(_) => {}
                 None => {
                     if let Some(held) = self.held(path, &mut buffer, &mut told.cut)? {
-                        sums.add(path, held.len, &held.digests);
+                        sums.add(path, held.len, &held.digests, Attributes::UNKNOWN);
                     }
                     self.shared.update(|status| status.sync.files_hashed = at as u64 + 1);
                 }
@@ -355,7 +357,7 @@ impl Worker {
         if file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len() > len {
             cut.push((path.clone(), len));
         }
-        Ok(Some(Held { path: path.clone(), len, digests }))
+        Ok(Some(Held { path: path.clone(), len, digests, attributes: Attributes::UNKNOWN }))
     }
 }
 

@@ -359,6 +359,7 @@ impl<'a> Session<'a> {
                 let Self { actions, parts, phase, .. } = self;
                 actions.hole(&path, offset, len, &mut || writes_in_place(parts, *phase))
             }
+            Control::Attributes(..) | Control::Item(..) | Control::RemoveItem(_) => Ok(()),
             Control::Want(bits) => self.want(bits),
             Control::Tell(buckets) => self.tell(&buckets),
             Control::TellEnds => self.tell_ends(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use paceline::RelPath;
 use paceline::protocol::extension::{
-    CHUNK_BYTES, Control, Fields, Held, Marks, Message, Start, Sum, TELL_MAX, VERSION, field,
+    Attributes, CHUNK_BYTES, Control, Fields, Held, Item, Marks, Message, Start, Sum, TELL_MAX, VERSION, field,
 };
 use paceline::protocol::{self, FRAME_HEADER, FrameWriter, read_secret};
 
@@ -40,7 +40,12 @@ pub(crate) fn path(name: &str) -> RelPath {
 /// What an inventory says of a file with this content.
 pub(crate) fn held(name: &str, content: &[u8]) -> Held {
     let chunk = usize::try_from(CHUNK_BYTES).unwrap();
-    Held { path: path(name), len: content.len() as u64, digests: content.chunks(chunk).map(sha1).collect() }
+    Held {
+        path: path(name),
+        len: content.len() as u64,
+        digests: content.chunks(chunk).map(sha1).collect(),
+        attributes: Attributes::UNKNOWN,
+    }
 }
 
 impl FakeLeader {
@@ -120,7 +125,7 @@ impl Extension {
             match self.message() {
                 Message::Sums(some) => sums.extend(some),
                 Message::SumsEnd => break,
-                Message::Inventory(_) | Message::InventoryEnd => panic!("nobody asked for files"),
+                Message::Inventory(_) | Message::Items(_) | Message::InventoryEnd => panic!("nobody asked for files"),
                 Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) | Message::Kept(_) => {}
             }
         }
@@ -131,15 +136,22 @@ impl Extension {
     /// Asks for the files of these buckets and reads them.
     #[track_caller]
     pub(crate) fn files_of(&mut self, buckets: &[u32]) -> Vec<Held> {
+        self.all_of(buckets).0
+    }
+
+    /// The same with folders and links.
+    #[track_caller]
+    pub(crate) fn all_of(&mut self, buckets: &[u32]) -> (Vec<Held>, Vec<(RelPath, Item)>) {
         for some in buckets.chunks(TELL_MAX) {
             self.control(Control::Tell(some.to_vec()));
         }
         self.control(Control::TellEnds);
-        let mut inventory = Vec::new();
+        let (mut inventory, mut all_items) = (Vec::new(), Vec::new());
         loop {
             match self.message() {
                 Message::Inventory(files) => inventory.extend(files),
-                Message::InventoryEnd => return inventory,
+                Message::Items(items) => all_items.extend(items),
+                Message::InventoryEnd => return (inventory, all_items),
                 Message::Sums(_) | Message::SumsEnd => panic!("nobody asked for sums"),
                 Message::Marks(_) | Message::Heartbeat(_) | Message::Farewell(_) | Message::Kept(_) => {}
             }
@@ -150,8 +162,8 @@ impl Extension {
     #[track_caller]
     pub(crate) fn inventory(&mut self) -> Vec<Held> {
         let sums = self.sums(1);
-        let inventory = self.files_of(&[0, 1]);
-        assert_eq!(sums == [Sum::default(); 2], inventory.is_empty());
+        let (inventory, items) = self.all_of(&[0, 1]);
+        assert_eq!(sums == [Sum::default(); 2], inventory.is_empty() && items.is_empty());
         inventory
     }
 

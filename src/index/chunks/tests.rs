@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::protocol::extension::CHUNK;
+use crate::protocol::extension::{Attributes, CHUNK};
 use crate::sys::fs::FileExt;
 use crate::types::RelPath;
 use crate::uncached::READ_AT_ONCE_BYTES;
@@ -14,7 +14,7 @@ fn open(file: &Path) -> io::Result<Option<File>> {
 
 fn held_of(bytes: &[u8]) -> Held {
     let digests = bytes.chunks(CHUNK).map(|chunk| Sha1::digest(chunk).into()).collect();
-    Held { path: RelPath::new("f").unwrap(), len: bytes.len() as u64, digests }
+    Held { path: RelPath::new("f").unwrap(), len: bytes.len() as u64, digests, attributes: Attributes::UNKNOWN }
 }
 
 /// What a follower makes of its copy.
@@ -289,7 +289,12 @@ fn a_copy_is_patched_up_to_half_of_it_and_beyond_that_cut_off_where_it_differs()
 
 #[test]
 fn a_copy_is_compared_as_far_as_its_digests_tell_of_the_file() {
-    let held = |len: u64, chunks: usize| Held { path: RelPath::new("f").unwrap(), len, digests: vec![[0; 20]; chunks] };
+    let held = |len: u64, chunks: usize| Held {
+        path: RelPath::new("f").unwrap(),
+        len,
+        digests: vec![[0; 20]; chunks],
+        attributes: Attributes::UNKNOWN,
+    };
     assert_eq!(comparable_bytes(&held(CHUNK_BYTES + 5, 2), CHUNK_BYTES + 5), CHUNK_BYTES + 5);
     assert_eq!(comparable_bytes(&held(CHUNK_BYTES + 5, 1), CHUNK_BYTES + 5), CHUNK_BYTES);
     assert_eq!(comparable_bytes(&held(3 * CHUNK_BYTES, 3), 2 * CHUNK_BYTES + 5), 2 * CHUNK_BYTES);

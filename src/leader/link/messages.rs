@@ -19,10 +19,10 @@ use crate::leader::peers::stalls::Grace;
 use crate::leader::peers::stalls::{TICKS, tick};
 use crate::leader::peers::status::EvictionReason;
 use crate::protocol::ProtocolError;
-use crate::protocol::extension::{Held, Message, Sum};
+use crate::protocol::extension::{Held, Item, Message, Sum};
 use crate::sys::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crate::sys::net::TcpStream;
-use crate::types::StreamPosition;
+use crate::types::{RelPath, StreamPosition};
 
 /// Messages that wait for the writer thread.
 const WAITING_MAX: usize = 4;
@@ -31,6 +31,7 @@ const WAITING_MAX: usize = 4;
 pub(in crate::leader) enum Told {
     Sums(Vec<Sum>),
     Files(Vec<Held>),
+    Items(Vec<(RelPath, Item)>),
     /// That was all of the one or the other.
     End,
 }
@@ -122,12 +123,14 @@ impl MessageThread {
             match (Message::read(&mut reader)?, self.awaited.load(Ordering::Acquire)) {
                 (Some(Message::Sums(sums)), awaited::SUMS) => self.hand_over(Told::Sums(sums))?,
                 (Some(Message::Inventory(files)), awaited::FILES) => self.hand_over(Told::Files(files))?,
+                (Some(Message::Items(items)), awaited::FILES) => self.hand_over(Told::Items(items))?,
                 (Some(Message::SumsEnd), awaited::SUMS) | (Some(Message::InventoryEnd), awaited::FILES) => {
                     // Before the writer thread, which then may ask for more, hears of it.
                     self.awaited.store(awaited::NOTHING, Ordering::Release);
                     self.hand_over(Told::End)?;
                 }
-                (Some(Message::Sums(_) | Message::SumsEnd | Message::Inventory(_) | Message::InventoryEnd), _) => {
+                (Some(Message::Sums(_) | Message::SumsEnd), _)
+                | (Some(Message::Inventory(_) | Message::Items(_) | Message::InventoryEnd), _) => {
                     return Err(NOT_ASKED);
                 }
                 (Some(Message::Marks(marks)), _) => {

@@ -11,7 +11,7 @@ use crate::leader::batch::{FileRange, RangeKind, Step};
 use crate::leader::stream::whole;
 use crate::leader::sync::moves::{in_order, is_at_or_below};
 use crate::protocol::ProtocolError;
-use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, Control, Held};
+use crate::protocol::extension::{Attributes, CHUNK_BYTES, ChunkDigest, Control, Held};
 use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 
@@ -129,7 +129,12 @@ impl<'a> Comparison<'a> {
         let moved: Vec<_> = moves.into_iter().filter_map(|(from, to)| Some((to, theirs.remove(&from)?))).collect();
         for (to, mut copy) in moved {
             let version = self.ours[&to];
-            let held = Held { path: to.clone(), len: copy.len, digests: std::mem::take(&mut copy.digests) };
+            let held = Held {
+                path: to.clone(),
+                len: copy.len,
+                digests: std::mem::take(&mut copy.digests),
+                attributes: Attributes::UNKNOWN,
+            };
             let digests = ours(&to, version, comparable_bytes(&held, version.len))?;
             copy.repair = digests.map(|digests| steps_of(&to, version, &held, &digests));
             // What had that name is renamed over.

@@ -35,7 +35,7 @@ use crate::leader::sync::compare::{Comparison, Lacking};
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
 use crate::protocol::ProtocolError;
-use crate::protocol::extension::{ChunkDigest, Control, Sum, TELL_MAX};
+use crate::protocol::extension::{Attributes, ChunkDigest, Control, Sum, TELL_MAX};
 use crate::sums::{Sums, bits_for, bucket_of, differing};
 use crate::sys::hash::HashSet;
 use crate::sys::time::Instant;
@@ -66,10 +66,10 @@ struct Ours {
 impl Ours {
     fn known(core: &Core, bits: u8) -> Self {
         let all = core.stream.all();
-        let mut sums = Sums::new(bits);
+        let mut sums = Sums::new(bits, false);
         let is_unknown = |(path, version): &(RelPath, Version)| {
             let Version { generation, len } = *version;
-            !core.chunks.show(generation, len, |digests| sums.add(path, len, digests))
+            !core.chunks.show(generation, len, |digests| sums.add(path, len, digests, Attributes::UNKNOWN))
         };
         let numbered = all.files.iter().map(is_unknown).enumerate();
         let unknown = numbered.filter_map(|(at, is_unknown)| is_unknown.then_some(at)).collect();
@@ -170,7 +170,7 @@ impl<'a> Resumer<'a> {
                 false => self.ours(path, *version, version.len)?,
             };
             if let Some(digests) = digests {
-                sums.add(path, version.len, &digests);
+                sums.add(path, version.len, &digests, Attributes::UNKNOWN);
             }
         }
         Ok(differing(&sums.finish(), theirs))
@@ -222,6 +222,7 @@ impl<'a> Resumer<'a> {
             let files = match self.answer()? {
                 Told::Files(files) => files,
                 Told::End => return Ok(()),
+                Told::Items(_) => continue,
                 Told::Sums(_) => return Err(ProtocolError::Malformed("inventory: sums are in it").into()),
             };
             for file in files.into_iter().filter(|file| !file.path.is_reserved()) {

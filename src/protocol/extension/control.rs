@@ -1,6 +1,6 @@
 //! What a leader says beside actions.
 
-use super::{BUCKET_BITS_MAX, printable, take, take_slice};
+use super::{Attributes, BUCKET_BITS_MAX, Item, printable, take, take_slice};
 use crate::protocol::{ActionKind, PAYLOAD_BYTES_MAX, ProtocolError, encode_action_header};
 use crate::types::RelPath;
 
@@ -42,6 +42,12 @@ pub enum Control {
         /// How many; not none.
         len: u64,
     },
+    /// The file, which is there, has these from now on.
+    Attributes(RelPath, Attributes),
+    /// The folder or link is there, and is so; another link of that name is gone.
+    Item(RelPath, Item),
+    /// There is no folder or link of this name any more. What is not there, a file, and a folder that is not empty are left as they are.
+    RemoveItem(RelPath),
 
     /// Make durable what came before this, and say so by a mark: of all action bytes before this control.
     MakeDurable,
@@ -104,6 +110,9 @@ impl Control {
             Self::Empty(_) => "$paceline/empty",
             Self::PatchAt { .. } => "$paceline/patch",
             Self::Hole { .. } => "$paceline/hole",
+            Self::Attributes(..) => "$paceline/attributes",
+            Self::Item(..) => "$paceline/item",
+            Self::RemoveItem(_) => "$paceline/remove-item",
             Self::Stage(_) => "$paceline/stage",
             Self::Place => "$paceline/place",
             Self::Unstage => "$paceline/unstage",
@@ -130,7 +139,8 @@ impl Control {
     #[must_use]
     pub fn counts_in_positions(&self) -> bool {
         let of_files = matches!(self, Self::Rename { .. } | Self::Truncate { .. } | Self::Empty(_));
-        of_files || matches!(self, Self::PatchAt { .. } | Self::Hole { .. } | Self::MakeDurable)
+        let of_others = matches!(self, Self::Attributes(..) | Self::Item(..) | Self::RemoveItem(_));
+        of_files || of_others || matches!(self, Self::PatchAt { .. } | Self::Hole { .. } | Self::MakeDurable)
     }
 
     /// Adds the control to the end of `out`, as an action.
@@ -155,7 +165,15 @@ impl Control {
                 content.extend_from_slice(&offset.to_le_bytes());
                 content.extend_from_slice(&len.to_le_bytes());
             }
-            Self::Empty(path) | Self::Stage(path) => name(path),
+            Self::Attributes(path, attributes) => {
+                name(path);
+                attributes.encode(&mut content);
+            }
+            Self::Item(path, item) => {
+                name(path);
+                item.encode(&mut content);
+            }
+            Self::Empty(path) | Self::Stage(path) | Self::RemoveItem(path) => name(path),
             // An append of nothing would be a delete.
             Self::TellEnds | Self::SyncEnds | Self::MakeDurable | Self::Place | Self::Unstage => content.push(0),
             Self::Want(bits) => content.push(*bits),
@@ -195,6 +213,9 @@ impl Control {
             "$paceline/empty" => Self::Empty(name(rest)?),
             "$paceline/patch" => Self::PatchAt { path: name(rest)?, offset: u64(rest)? },
             "$paceline/hole" => Self::Hole { path: name(rest)?, offset: u64(rest)?, len: u64(rest)? },
+            "$paceline/attributes" => Self::Attributes(name(rest)?, Attributes::take(rest)?),
+            "$paceline/item" => Self::Item(name(rest)?, Item::take(rest)?),
+            "$paceline/remove-item" => Self::RemoveItem(name(rest)?),
             "$paceline/stage" => Self::Stage(name(rest)?),
             "$paceline/place" => Self::Place,
             "$paceline/unstage" => Self::Unstage,
@@ -242,6 +263,7 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::extension::tests::{any_attributes, any_item};
     use crate::protocol::{ActionDecoder, Event};
     use proptest::prelude::*;
 
@@ -258,6 +280,9 @@ mod tests {
             (any_path(), number.clone()).prop_map(|(path, offset)| Control::PatchAt { path, offset }),
             (any_path(), 0..PAYLOAD_BYTES_MAX / 2, 1..PAYLOAD_BYTES_MAX / 2)
                 .prop_map(|(path, offset, len)| Control::Hole { path, offset, len }),
+            (any_path(), any_attributes()).prop_map(|(path, attributes)| Control::Attributes(path, attributes)),
+            (any_path(), any_item()).prop_map(|(path, item)| Control::Item(path, item)),
+            any_path().prop_map(Control::RemoveItem),
             any_path().prop_map(Control::Stage),
             Just(Control::Place),
             Just(Control::Unstage),
@@ -297,6 +322,9 @@ mod tests {
             Control::Empty(path.clone()),
             Control::PatchAt { path: path.clone(), offset: 0 },
             Control::Hole { path: path.clone(), offset: 0, len: 1 },
+            Control::Attributes(path.clone(), Attributes::UNKNOWN),
+            Control::Item(path.clone(), Item::Folder(Attributes::UNKNOWN)),
+            Control::RemoveItem(path.clone()),
             Control::MakeDurable,
         ];
         assert!(counting.iter().all(Control::counts_in_positions));

@@ -2,7 +2,9 @@
 
 use std::io::Read;
 
-use super::{CHUNK_BYTES, ChunkDigest, MESSAGE_BYTES_MAX, Sum, printable, read_sized, take, take_slice};
+use super::{
+    Attributes, CHUNK_BYTES, ChunkDigest, Item, MESSAGE_BYTES_MAX, Sum, printable, read_sized, take, take_slice,
+};
 use crate::protocol::{NAME_BYTES_MAX, ProtocolError};
 use crate::types::RelPath;
 
@@ -15,7 +17,9 @@ pub enum Message {
     SumsEnd,
     /// Files it has, of the buckets that it was asked for.
     Inventory(Vec<Held>),
-    /// There are no more.
+    /// Folders and links it has, of the buckets that it was asked for.
+    Items(Vec<(RelPath, Item)>),
+    /// There are no more, neither files nor items.
     InventoryEnd,
     /// How far it has come.
     Marks(Marks),
@@ -49,11 +53,16 @@ pub struct Held {
     pub len: u64,
     /// The digests of its chunks, in order; as many as the length has chunks.
     pub digests: Vec<ChunkDigest>,
+    /// What it has besides.
+    pub attributes: Attributes,
 }
+
+/// What a file takes in a message besides its name and its digests.
+const OTHERS_OF_HELD: usize = 2 + 8 + Attributes::BYTES;
 
 impl Held {
     fn encoded_bytes(&self) -> usize {
-        2 + self.path.as_str().len() + 8 + self.digests.len() * size_of::<ChunkDigest>()
+        OTHERS_OF_HELD + self.path.as_str().len() + self.digests.len() * size_of::<ChunkDigest>()
     }
 }
 
@@ -61,8 +70,8 @@ impl Held {
 /// follower cuts it there when the sync begins.
 #[must_use]
 pub fn chunks_max() -> usize {
-    const OTHERS: usize = 2 + NAME_BYTES_MAX + 8;
-    (usize::try_from(MESSAGE_BYTES_MAX).unwrap_or(usize::MAX) - OTHERS) / size_of::<ChunkDigest>()
+    (usize::try_from(MESSAGE_BYTES_MAX).unwrap_or(usize::MAX) - OTHERS_OF_HELD - NAME_BYTES_MAX)
+        / size_of::<ChunkDigest>()
 }
 
 impl Message {
@@ -73,6 +82,7 @@ impl Message {
     const FAREWELL: u8 = 5;
     const SUMS: u8 = 6;
     const SUMS_END: u8 = 7;
+    const ITEMS: u8 = 9;
     const KEPT: u8 = 8;
 
     /// Adds the message to the end of `out`.
@@ -91,8 +101,19 @@ impl Message {
                     body.extend_from_slice(name);
                     body.extend_from_slice(&file.len.to_le_bytes());
                     file.digests.iter().for_each(|digest| body.extend_from_slice(digest));
+                    file.attributes.encode(&mut body);
                 }
                 Self::INVENTORY
+            }
+            Self::Items(items) => {
+                for (path, item) in items {
+                    let name = path.as_str().as_bytes();
+                    let length = u16::try_from(name.len()).expect("names have at most 4096 bytes");
+                    body.extend_from_slice(&length.to_le_bytes());
+                    body.extend_from_slice(name);
+                    item.encode(&mut body);
+                }
+                Self::ITEMS
             }
             Self::InventoryEnd => Self::INVENTORY_END,
             Self::Sums(sums) => {
@@ -144,6 +165,15 @@ impl Message {
                 }
                 Self::Inventory(files)
             }
+            Self::ITEMS => {
+                let mut items = Vec::new();
+                while !rest.is_empty() {
+                    let length = usize::from(u16::from_le_bytes(*take(&mut rest, "items")?));
+                    let path = RelPath::from_bytes(take_slice(&mut rest, length, "items")?)?;
+                    items.push((path, Item::take(&mut rest)?));
+                }
+                Self::Items(items)
+            }
             Self::INVENTORY_END => Self::InventoryEnd,
             Self::MARKS => {
                 let mut mark = || take(&mut rest, "marks").copied().map(u64::from_le_bytes);
@@ -177,7 +207,7 @@ fn take_held(rest: &mut &[u8]) -> Result<Held, ProtocolError> {
     for _ in 0..len.div_ceil(CHUNK_BYTES) {
         digests.push(*take(rest, "inventory")?);
     }
-    Ok(Held { path, len, digests })
+    Ok(Held { path, len, digests, attributes: Attributes::take(rest)? })
 }
 
 /// The most that a message of several files holds, in bytes.
@@ -185,25 +215,31 @@ const INVENTORY_BYTES_MAX: usize = 512 << 10;
 
 /// Splits an inventory into messages that fit.
 pub fn split_inventory(files: impl IntoIterator<Item = Held>) -> impl Iterator<Item = Message> {
-    let mut files = files.into_iter().peekable();
+    split(files, Held::encoded_bytes).map(Message::Inventory)
+}
+
+/// Splits items into messages that fit.
+pub fn split_items(items: impl IntoIterator<Item = (RelPath, Item)>) -> impl Iterator<Item = Message> {
+    split(items, |(path, item)| 2 + path.as_str().len() + item.encoded_bytes()).map(Message::Items)
+}
+
+fn split<T>(all: impl IntoIterator<Item = T>, bytes_of: impl Fn(&T) -> usize) -> impl Iterator<Item = Vec<T>> {
+    let mut all = all.into_iter().peekable();
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let mut some = Vec::new();
-        while let Some(file) = files.next_if(|file| some_fits(bytes, file)) {
-            bytes += file.encoded_bytes();
-            some.push(file);
+        while let Some(one) = all.next_if(|one| bytes == 0 || bytes + bytes_of(one) <= INVENTORY_BYTES_MAX) {
+            bytes += bytes_of(&one);
+            some.push(one);
         }
-        (!some.is_empty()).then_some(Message::Inventory(some))
+        (!some.is_empty()).then_some(some)
     })
-}
-
-fn some_fits(bytes: usize, file: &Held) -> bool {
-    bytes == 0 || bytes + file.encoded_bytes() <= INVENTORY_BYTES_MAX
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::extension::tests::{any_attributes, any_item};
     use proptest::prelude::*;
 
     fn any_path() -> impl Strategy<Value = RelPath> {
@@ -211,19 +247,23 @@ mod tests {
     }
 
     fn any_held() -> impl Strategy<Value = Held> {
-        (any_path(), 0_u64..CHUNK_BYTES * 5, any::<u8>()).prop_map(|(path, len, byte)| {
+        (any_path(), 0_u64..CHUNK_BYTES * 5, any::<u8>(), any_attributes()).prop_map(|(path, len, byte, attributes)| {
             let chunks = usize::try_from(len.div_ceil(CHUNK_BYTES)).unwrap();
-            Held { path, len, digests: vec![[byte; 20]; chunks] }
+            Held { path, len, digests: vec![[byte; 20]; chunks], attributes }
         })
     }
 
     proptest! {
         #[test]
-        fn messages_come_back_as_encoded(files in prop::collection::vec(any_held(), 0..200), marks in any::<[u64; 3]>()) {
+        fn messages_come_back_as_encoded(
+            files in prop::collection::vec(any_held(), 0..200),
+            items in prop::collection::vec((any_path(), any_item()), 0..50),
+            marks in any::<[u64; 3]>(),
+        ) {
             let marks = Marks { received: marks[0], written: marks[1], durable: marks[2] };
             let sums = Message::Sums(vec![[7; 20], [8; 20]]);
             let others = [Message::InventoryEnd, Message::Marks(marks), Message::Heartbeat(marks.written), Message::Kept(marks.durable), sums, Message::SumsEnd];
-            let messages: Vec<_> = split_inventory(files.clone()).chain(others).collect();
+            let messages: Vec<_> = split_inventory(files.clone()).chain(split_items(items)).chain(others).collect();
             let mut wire = Vec::new();
             messages.iter().for_each(|message| message.encode(&mut wire));
             let mut input = &wire[..];
@@ -259,6 +299,7 @@ mod tests {
             path: RelPath::new("file").unwrap(),
             len: chunks * CHUNK_BYTES,
             digests: vec![[1; 20]; usize::try_from(chunks).unwrap()],
+            attributes: Attributes::UNKNOWN,
         };
         let mut wire = Vec::new();
         Message::Inventory(vec![held(3)]).encode(&mut wire);
@@ -280,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_most_chunks_of_a_file_fit_a_message_and_not_one_more() {
-        let bytes = |chunks: usize| (2 + NAME_BYTES_MAX + 8 + chunks * 20) as u64;
+        let bytes = |chunks: usize| (2 + NAME_BYTES_MAX + 8 + chunks * 20 + 18) as u64;
         assert!(bytes(chunks_max()) <= MESSAGE_BYTES_MAX && bytes(chunks_max() + 1) > MESSAGE_BYTES_MAX);
     }
 

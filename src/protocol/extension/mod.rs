@@ -12,6 +12,7 @@
 
 mod control;
 mod fields;
+mod item;
 mod message;
 
 use std::io::{self, Read};
@@ -20,7 +21,8 @@ use super::{ProtocolError, START_HEADER, checked_length};
 
 pub use self::control::Control;
 pub use self::fields::{Fields, field};
-pub use self::message::{Held, Marks, Message, chunks_max, split_inventory};
+pub use self::item::{Attributes, Item, Owner, TARGET_BYTES_MAX};
+pub use self::message::{Held, Marks, Message, chunks_max, split_inventory, split_items};
 
 /// The version we speak.
 pub const VERSION: u16 = 2;
@@ -135,13 +137,35 @@ mod tests {
     use crate::types::RelPath;
     use proptest::prelude::*;
 
+    pub(super) fn any_attributes() -> impl Strategy<Value = Attributes> {
+        (0..=Attributes::MODE_BITS, any::<[u32; 2]>(), any::<i64>())
+            .prop_map(|(mode, [user, group], mtime)| Attributes { mode, owner: Owner { user, group }, mtime })
+    }
+
+    pub(super) fn any_item() -> impl Strategy<Value = Item> {
+        let folder = any_attributes().prop_map(|it| Item::Folder(Attributes { mtime: Attributes::NO_TIME, ..it }));
+        let target = prop::collection::vec(1..=u8::MAX, 1..50);
+        let link = (any_attributes(), target).prop_map(|(it, target)| Item::link(it.owner, &target).unwrap());
+        prop_oneof![folder, link]
+    }
+
+    #[test]
+    fn no_link_leads_nowhere() {
+        let link = |target: &[u8]| Item::link(Owner::default(), target);
+        assert!(link(b"").is_none() && link(b"a\0b").is_none() && link(&[b'a'; TARGET_BYTES_MAX + 1]).is_none());
+        assert!(link(&[b'a'; TARGET_BYTES_MAX]).is_some());
+        let wire = |mode: u16| [&[1, 0, b'a'][..], &mode.to_le_bytes(), &[0; 16]].concat();
+        let name = RelPath::new("$paceline/attributes").unwrap();
+        assert!(Control::decode(&name, &wire(0o7777)).is_ok() && Control::decode(&name, &wire(0o10000)).is_err());
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Message::read(&mut &bytes[..]);
             let _ = Fields::read(&mut &bytes[..]);
             let _ = Start::read(&mut &bytes[..]);
-            for name in ["rename", "truncate", "patch", "hole", "stage", "sync-begins", "position", "heartbeat", "goodbye", "want", "tell"] {
+            for name in ["rename", "truncate", "patch", "hole", "stage", "sync-begins", "position", "heartbeat", "goodbye", "want", "tell", "attributes", "item", "remove-item"] {
                 let _ = Control::decode(&RelPath::new(&format!("$paceline/{name}")).unwrap(), &bytes);
             }
         }

@@ -254,8 +254,10 @@ impl<'a> History<'a> {
         let mut view = View::of(&all);
         let bits = self.random.u8(..4);
         let sums = |files: &Files| {
-            let mut sums = Sums::new(bits);
-            files.iter().for_each(|(path, blocks)| sums.add(path, blocks.len() as u64 * BLOCK_BYTES, &digests(blocks)));
+            let mut sums = Sums::new(bits, false);
+            files.iter().for_each(|(path, blocks)| {
+                sums.add(path, blocks.len() as u64 * BLOCK_BYTES, &digests(blocks), Attributes::UNKNOWN)
+            });
             sums.finish()
         };
         let buckets = differing(&sums(&ours), &sums(&self.copy));
@@ -265,7 +267,7 @@ impl<'a> History<'a> {
         let mut of_ours = |path: &RelPath, _: Version, len: u64| Ok(Some(digests(&ours[path][..blocks_of(len)])));
         for (path, blocks) in self.copy.iter().filter(|(path, _)| is_asked(path)) {
             let (path, len, digests) = (path.clone(), blocks.len() as u64 * BLOCK_BYTES, digests(blocks));
-            comparison.told(Held { path, len, digests }, &mut of_ours).unwrap();
+            comparison.told(Held { path, len, digests, attributes: Attributes::UNKNOWN }, &mut of_ours).unwrap();
         }
         let Lacking { gone, steps, unread } = comparison.lacking(&mut of_ours).unwrap();
         assert!(unread.is_empty());
