@@ -10,11 +10,12 @@
 //! it is resolved once, when it is opened. No threads, no locks.
 
 use std::collections::BTreeSet;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digests::{Stamps, nanos};
+use crate::protocol::extension::{Attributes, Owner};
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::{self, File, Metadata, MetadataExt};
 use crate::sys::rustix;
@@ -82,6 +83,23 @@ impl Beneath {
             Ok(file) if file.metadata()?.is_file() => Ok(file),
             Ok(_) | Err(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => Err(no_file()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Looks what is at a name; `None` if it is gone. Needs no permission for what is there.
+    pub(crate) fn look(&self, path: &RelPath) -> io::Result<Option<Entry>> {
+        let (folder, name) = match path.as_str().rsplit_once('/') {
+            Some((folder, name)) => (folder, name),
+            None => (".", path.as_str()),
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let looked = match self.open_at(folder, flags)? {
+            Some(folder) => look_in(&folder, &CString::new(name).map_err(io::Error::other)?).map(Some),
+            None => return Ok(None),
+        };
+        match looked {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_mounted(path).map(|()| None),
+            looked => looked,
         }
     }
 
@@ -214,37 +232,39 @@ pub(crate) struct FileLooks {
 }
 
 /// What there is in a folder.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Entry {
-    File(FileLooks),
-    Folder,
+    File(FileLooks, Attributes),
+    Folder(Attributes),
+    /// Where it leads.
+    Link(CString, Owner),
     Other,
 }
 
 /// What has this name in a folder that was opened with [`Beneath::folder`].
 pub(crate) fn look_in(folder: impl AsFd, name: &CStr) -> io::Result<Entry> {
-    let asked = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-    let statx = match rustix::fs::statx(&folder, name, AtFlags::SYMLINK_NOFOLLOW, asked) {
-        // Before Linux 4.11, and in old sandboxes.
-        Err(Errno::NOSYS | Errno::PERM) => {
-            let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            return Ok(match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => Entry::File(FileLooks { stamps: Stamps::of(&stat), born: None }),
-                FileType::Directory => Entry::Folder,
-                _ => Entry::Other,
-            });
-        }
-        looked => looked?,
-    };
-    Ok(match FileType::from_raw_mode(statx.stx_mode.into()) {
-        FileType::RegularFile => {
-            let knows = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::BTIME);
-            let born = knows.then(|| nanos(statx.stx_btime.tv_sec, statx.stx_btime.tv_nsec.into()));
-            Entry::File(FileLooks { stamps: Stamps::of_statx(&statx), born })
-        }
-        FileType::Directory => Entry::Folder,
-        _ => Entry::Other,
-    })
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    loop {
+        let statx = rustix::fs::statx(&folder, name, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
+        let mode = statx.stx_mode & Attributes::MODE_BITS;
+        let owner = Owner { user: statx.stx_uid, group: statx.stx_gid };
+        let attributes = |mtime| Attributes { mode, owner, mtime };
+        return Ok(match FileType::from_raw_mode(statx.stx_mode.into()) {
+            FileType::RegularFile => {
+                let knows = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::BTIME);
+                let born = knows.then(|| nanos(statx.stx_btime.tv_sec, statx.stx_btime.tv_nsec.into()));
+                let stamps = Stamps::of_statx(&statx);
+                Entry::File(FileLooks { stamps, born }, attributes(stamps.mtime))
+            }
+            FileType::Directory => Entry::Folder(attributes(Attributes::NO_TIME)),
+            FileType::Symlink => match rustix::fs::readlinkat(&folder, name, Vec::new()) {
+                // It is no link any more.
+                Err(Errno::INVAL) => continue,
+                target => Entry::Link(target?, owner),
+            },
+            _ => Entry::Other,
+        });
+    }
 }
 
 /// The names in a folder that was opened with [`Beneath::folder`], but for `.` and `..`.

@@ -10,9 +10,11 @@ use crate::digests::Stamps;
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::probe::Probe;
+use crate::protocol::extension::{Attributes, Owner};
 use crate::sys::fd::{AsFd, BorrowedFd};
 use crate::sys::fs::{self, DirBuilder, DirBuilderExt, File, FileExt, OpenOptionsExt, TryLockError};
 use crate::sys::process;
+use crate::sys::rustix::fs::Stat;
 use crate::types::{DataSetId, NodeId, RelPath};
 
 /// Keeps the node's id, in base 36.
@@ -89,6 +91,19 @@ pub(crate) struct FoundFile {
     /// Its device and inode.
     pub(crate) id: (u64, u64),
     pub(crate) looks: FileLooks,
+    pub(crate) attributes: Attributes,
+}
+
+/// What `stat` says of a file.
+pub(crate) fn attributes_of(stat: &Stat) -> Attributes {
+    Attributes { mtime: Stamps::of(stat).mtime, ..attributes_of_folder(stat) }
+}
+
+/// The same without the time, which nobody keeps of a folder.
+pub(crate) fn attributes_of_folder(stat: &Stat) -> Attributes {
+    let mode = u16::try_from(stat.st_mode & u32::from(Attributes::MODE_BITS)).unwrap_or_default();
+    let owner = Owner { user: stat.st_uid, group: stat.st_gid };
+    Attributes { mode, owner, mtime: Attributes::NO_TIME }
 }
 
 impl DataDir {
@@ -303,8 +318,8 @@ pub(crate) trait Visitor {
     }
 
     /// A folder, before what is in it; `false`: it is not entered.
-    fn folder(&mut self, path: &RelPath) -> bool {
-        let _ = path;
+    fn folder(&mut self, path: &RelPath, attributes: Attributes) -> bool {
+        let _ = (path, attributes);
         true
     }
 
@@ -315,6 +330,16 @@ pub(crate) trait Visitor {
 
     /// A regular file.
     fn file(&mut self, file: FoundFile);
+
+    /// A symbolic link: where it leads, and whose it is.
+    fn link(&mut self, path: RelPath, target: &[u8], owner: Owner) {
+        let _ = (path, target, owner);
+    }
+
+    /// A socket, a FIFO, a device.
+    fn other(&mut self, path: &RelPath) {
+        log::warn!("not replicated, neither file, folder nor link: {path}");
+    }
 
     /// A file or folder of which nobody knows what it is, or what is in it.
     ///
@@ -327,13 +352,12 @@ pub(crate) trait Visitor {
     }
 }
 
-/// Shows `visitor` every regular file and every folder below `top` (`None` is the directory itself), reserved names left out, and the `lost+found` of a file
-/// system.
+/// Shows `visitor` everything below `top` (`None` is the directory itself), reserved names left out, and the `lost+found` of a file
+/// system. No link is followed.
 ///
 /// Files of a folder come in order of their names, then what is in its folders: there is little left to sort.
 ///
-/// What is neither (symbolic links, sockets) and names that are not UTF-8 are passed over with a warning. What vanishes
-/// meanwhile is passed over.
+/// Names that are not UTF-8 are passed over with a warning. What vanishes meanwhile is passed over.
 pub(crate) fn walk(root: &Beneath, top: Option<&RelPath>, visitor: &mut impl Visitor) -> Result<(), Error> {
     let mut folders = vec![top.cloned()];
     while visitor.goes_on()
@@ -389,16 +413,18 @@ fn list(
             continue;
         }
         match beneath::look_in(&folder, name) {
-            Ok(Entry::File(looks)) => {
+            Ok(Entry::File(looks, attributes)) => {
                 let Stamps { dev, ino, size, .. } = looks.stamps;
-                visitor.file(FoundFile { path, len: size, id: (dev, ino), looks });
+                visitor.file(FoundFile { path, len: size, id: (dev, ino), looks, attributes });
             }
-            Ok(Entry::Folder) => {
-                if !root.is_lost_and_found(&path).map_err(failed)? && visitor.folder(&path) {
+            Ok(Entry::Folder(attributes)) => {
+                let is_content = !root.is_lost_and_found(&path).map_err(failed)?;
+                if is_content && visitor.folder(&path, attributes) {
                     folders.push(Some(path));
                 }
             }
-            Ok(Entry::Other) => log::warn!("not replicated, neither file nor folder: {}", shown().display()),
+            Ok(Entry::Link(target, owner)) => visitor.link(path, target.as_bytes(), owner),
+            Ok(Entry::Other) => visitor.other(&path),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => visitor.unseen(&path, Error::io("stat", shown(), error))?,
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sys::rustix::fs::Mode;
 
 #[test]
 fn a_directory_that_was_not_claimed_does_not_look_like_a_nodes() {
@@ -66,7 +67,9 @@ fn a_data_directory_is_made_with_those_above_it() {
 }
 
 #[test]
-fn walking_finds_files_in_folders_and_passes_over_the_rest() {
+fn walking_shows_files_folders_and_links_as_they_are() {
+    use std::os::unix::fs::PermissionsExt;
+
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     fs::create_dir_all(root.join("a/b")).unwrap();
@@ -74,23 +77,46 @@ fn walking_finds_files_in_folders_and_passes_over_the_rest() {
     for name in ["top", "a/b/deep", ".lock", "backups/old", "$x"] {
         fs::write(root.join(name), name).unwrap();
     }
+    for (name, mode) in [("a", 0o2750), ("a/b", 0o700), ("top", 0o400), ("a/b/deep", 0o640)] {
+        std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Everything in it is shown once, whatever a link leads to.
     std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
+    std::os::unix::fs::symlink("..", root.join("a/up")).unwrap();
+    let fifo = Mode::RUSR | Mode::WUSR;
+    crate::sys::rustix::fs::mkfifoat(crate::sys::rustix::fs::CWD, root.join("fifo"), fifo).unwrap();
     #[derive(Default)]
-    struct Found(Vec<String>, Vec<(String, u64)>);
+    struct Found {
+        folders: Vec<(String, u16)>,
+        files: Vec<(String, u64, u16)>,
+        links: Vec<(String, String)>,
+        others: Vec<String>,
+    }
     impl Visitor for Found {
-        fn folder(&mut self, path: &RelPath) -> bool {
-            self.0.push(path.to_string());
+        fn folder(&mut self, path: &RelPath, attributes: Attributes) -> bool {
+            assert_eq!(attributes.mtime, Attributes::NO_TIME);
+            self.folders.push((path.to_string(), attributes.mode));
             true
         }
 
         fn file(&mut self, file: FoundFile) {
-            self.1.push((file.path.to_string(), file.len));
+            assert_eq!(file.attributes.mtime, file.stamps.mtime);
+            self.files.push((file.path.to_string(), file.len, file.attributes.mode));
+        }
+
+        fn link(&mut self, path: RelPath, target: &[u8], _: Owner) {
+            self.links.push((path.to_string(), String::from_utf8(target.to_vec()).unwrap()));
+        }
+
+        fn other(&mut self, path: &RelPath) {
+            self.others.push(path.to_string());
         }
     }
     let mut found = Found::default();
     walk(&Beneath::open(root).unwrap(), None, &mut found).unwrap();
-    let Found(folders, mut files) = found;
-    files.sort();
-    assert_eq!(files, [("a/b/deep".to_owned(), 8), ("top".to_owned(), 3)]);
-    assert_eq!(folders, ["a", "a/b"]);
+    found.files.sort();
+    assert_eq!(found.files, [("a/b/deep".to_owned(), 8, 0o640), ("top".to_owned(), 3, 0o400)]);
+    assert_eq!(found.folders, [("a".to_owned(), 0o2750), ("a/b".to_owned(), 0o700)]);
+    assert_eq!(found.links, [("link", "/etc/passwd"), ("a/up", "..")].map(|(at, to)| (at.to_owned(), to.to_owned())));
+    assert_eq!(found.others, ["fifo"]);
 }

@@ -25,6 +25,7 @@ use crate::flusher::Flusher;
 use crate::mounts::Mounts;
 use crate::own_folder::is_suspect;
 use crate::protocol::Sha1Sum;
+use crate::protocol::extension::Attributes;
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::File;
 use crate::sys::rustix;
@@ -63,7 +64,7 @@ pub(super) struct Inventory {
 }
 
 impl Visitor for Inventory {
-    fn folder(&mut self, path: &RelPath) -> bool {
+    fn folder(&mut self, path: &RelPath, _: Attributes) -> bool {
         self.folders.push(path.clone());
         true
     }

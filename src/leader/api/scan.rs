@@ -16,6 +16,7 @@ use crate::leader::files::found::Found;
 use crate::leader::files::unreadable::Unreadable;
 use crate::leader::tasks::directory;
 use crate::own_folder::OwnFolder;
+use crate::protocol::extension::Attributes;
 use crate::sys::fd::BorrowedFd;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
@@ -55,7 +56,7 @@ impl Visitor for Scan<'_> {
         !self.ended
     }
 
-    fn folder(&mut self, path: &RelPath) -> bool {
+    fn folder(&mut self, path: &RelPath, _: Attributes) -> bool {
         !self.exclude.folder(path)
     }
 

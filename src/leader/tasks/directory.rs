@@ -12,6 +12,7 @@ use crate::datadir::{self, FoundFile, Visitor};
 use crate::error::{AppendError, Error};
 use crate::follower::{self, Bounds};
 use crate::leader::core::Core;
+use crate::protocol::extension::Attributes;
 use crate::reader::Reader;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
@@ -152,7 +153,7 @@ struct Unknown<'a> {
 }
 
 impl Visitor for Unknown<'_> {
-    fn folder(&mut self, path: &RelPath) -> bool {
+    fn folder(&mut self, path: &RelPath, _: Attributes) -> bool {
         !self.core.exclude.folder(path)
     }
 

@@ -437,11 +437,11 @@ impl MetadataExt for Metadata {
     }
 
     fn uid(&self) -> u32 {
-        0
+        self.0.owner.0
     }
 
     fn gid(&self) -> u32 {
-        0
+        self.0.owner.1
     }
 
     fn rdev(&self) -> u64 {

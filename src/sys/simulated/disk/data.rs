@@ -21,6 +21,8 @@ pub(in super::super) struct Looks {
     pub(in super::super) mount: u64,
     /// With the kind of file.
     pub(in super::super) mode: u32,
+    /// Ids of user and group.
+    pub(in super::super) owner: (u32, u32),
     pub(in super::super) links: u32,
     pub(in super::super) size: u64,
     pub(in super::super) allocated: u64,
@@ -75,7 +77,8 @@ impl State {
         let mode = kind.as_raw_mode() | 0o444;
         let times = (at, at, at);
         let (modified, changed, born) = times;
-        Looks { dev: (0, 9), number, mount: 0, mode, links: 1, size, allocated, modified, changed, born }
+        let owner = (0, 0);
+        Looks { dev: (0, 9), number, mount: 0, mode, owner, links: 1, size, allocated, modified, changed, born }
     }
 
     pub(in super::super) fn looks(&mut self, place: Place) -> Result<Looks, Stop> {
@@ -93,6 +96,7 @@ impl State {
             number: node.number,
             mount: place.mount,
             mode: node.mode | node.kind.file_type().as_raw_mode(),
+            owner: node.owner,
             links: self.links(place, live),
             size,
             allocated,

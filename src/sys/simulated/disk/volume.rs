@@ -74,6 +74,8 @@ pub(super) struct Node {
     pub(super) number: u64,
     pub(super) kind: Kind,
     pub(super) mode: u32,
+    /// Ids of user and group.
+    pub(super) owner: (u32, u32),
     pub(super) modified: Duration,
     pub(super) changed: Duration,
     pub(super) born: Duration,
@@ -200,6 +202,7 @@ impl Volume {
             number: ROOT_NUMBER,
             kind: Kind::Folder(BTreeMap::new()),
             mode: 0o755,
+            owner: (0, 0),
             modified: at,
             changed: at,
             born: at,
@@ -261,7 +264,7 @@ impl Volume {
         let (id, at) = (self.next_id, self.stamp(now));
         self.next_id += 1;
         let number = self.new_number();
-        let node = Node { number, kind, mode, modified: at, changed: at, born: at };
+        let node = Node { number, kind, mode, owner: (0, 0), modified: at, changed: at, born: at };
         self.durable.insert(id, node.clone());
         self.live
             .insert(id, Live { node, links: 0, parent, opens: 0, pending: Vec::new(), failures: Failures::default() });

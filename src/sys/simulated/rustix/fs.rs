@@ -28,6 +28,8 @@ pub struct Stat {
     pub st_ino: u64,
     pub st_nlink: u64,
     pub st_mode: u32,
+    pub st_uid: u32,
+    pub st_gid: u32,
     pub st_size: i64,
     pub st_blocks: i64,
     pub st_mtime: i64,
@@ -79,6 +81,8 @@ impl Stat {
             st_ino: looks.number,
             st_nlink: looks.links.into(),
             st_mode: looks.mode,
+            st_uid: looks.owner.0,
+            st_gid: looks.owner.1,
             st_size: signed(looks.size),
             st_blocks: signed(looks.allocated / 512),
             st_mtime: seconds(looks.modified),
@@ -281,6 +285,20 @@ pub fn mkfifoat(at: impl AsFd, path: impl Arg, mode: Mode) -> Result<()> {
 pub fn symlinkat(to: impl Arg, at: impl AsFd, path: impl Arg) -> Result<()> {
     let (to, at) = (to.into_c_str()?, number(&at));
     call_at("symlinkat", path, |state, who, path| state.symlinkat(who, to.to_bytes(), at, path))
+}
+
+/// # Errors
+///
+/// As of the system call.
+///
+/// # Panics
+///
+/// Never: no link was made with a zero byte.
+#[track_caller]
+pub fn readlinkat(at: impl AsFd, path: impl Arg, _: impl Into<Vec<u8>>) -> Result<CString> {
+    let at = number(&at);
+    let to = call_at("readlinkat", path, |state, who, path| state.readlink(who, at, path))?;
+    Ok(CString::new(to).expect("a target has no zero byte"))
 }
 
 /// # Errors
