@@ -13,6 +13,7 @@
 pub(crate) mod blocks;
 pub(crate) mod chunks;
 pub(crate) mod hash;
+pub(crate) mod items;
 mod names;
 pub(crate) mod recency;
 pub(crate) mod rewrites;
@@ -20,10 +21,12 @@ mod slots;
 
 use std::collections::VecDeque;
 
+pub(crate) use self::items::Items;
 use self::names::Names;
 use self::recency::Recency;
 use self::rewrites::Rewrites;
 use self::slots::Slots;
+use crate::protocol::extension::{Attributes, Owner};
 use crate::types::RelPath;
 
 /// What a file was at a moment: which incarnation of the name, and how long.
@@ -65,7 +68,20 @@ struct Entry {
     file: Option<FileId>,
     /// The turn of its last change: that turn's [`Unsynced`] has its slot.
     turn: u64,
+    /// Its attributes as they were announced; not known of a new incarnation. The time is not known of a content that changed since.
+    mtime: i64,
+    mode: u16,
+    owner: OwnerNumber,
 }
+
+impl Entry {
+    fn attributes(&self, owners: &[Owner]) -> Attributes {
+        Attributes { mode: self.mode, owner: owners[self.owner as usize], mtime: self.mtime }
+    }
+}
+
+/// Stands for an owner: there are few.
+type OwnerNumber = u32;
 
 /// What changed in a *turn*, at the end of which it is made durable here, on this host; see [`Index::take_unsynced`].
 #[derive(Debug, Default)]
@@ -173,6 +189,7 @@ pub(crate) struct Index {
     totals: (u64, u64),
     /// That `unsynced` is of.
     turn: u64,
+    owners: Vec<Owner>,
 }
 
 impl Index {
@@ -190,6 +207,7 @@ impl Index {
             unsynced: Unsynced { others: true, ..Unsynced::default() },
             totals: (0, 0),
             turn: 1,
+            owners: vec![Attributes::UNKNOWN.owner],
         }
     }
 
@@ -272,13 +290,16 @@ impl Index {
         let entry = self.touch(slot, change);
         debug_assert!(entry.now.exists());
         entry.now.len += length;
+        entry.mtime = Attributes::NO_TIME;
         self.totals.1 += length;
     }
 
     /// Notes that `length` bytes at `offset` of the file in `slot`, which exists, are other ones now. It keeps its generation: what is read of it for a
     /// follower may be older or younger than what was announced last, which comes after it (see [`rewrites`]).
     pub(crate) fn rewrite(&mut self, slot: Slot, offset: u64, length: u64, change: u64) {
-        let generation = self.touch(slot, change).now.generation;
+        let entry = self.touch(slot, change);
+        entry.mtime = Attributes::NO_TIME;
+        let generation = entry.now.generation;
         self.rewrites.note(generation, offset, length, change);
     }
 
@@ -298,13 +319,56 @@ impl Index {
     /// Moves `from`, which exists, over whatever `to` is; it keeps its generation.
     pub(crate) fn rename(&mut self, from: &RelPath, to: &RelPath, change: u64) -> Version {
         let file = self.file_of(from);
+        let attributes = self.attributes(from.as_str());
         let rewritten = self.rewrites.last(self.get(from.as_str()).generation);
         let version = self.remove(from.as_str(), change);
         debug_assert!(version.exists() && from != to);
         self.set(to, version, file, change);
+        self.describe(to.as_str(), attributes);
         self.renamed.insert(version.generation, to.clone());
         self.rewrites.set_last(version.generation, rewritten);
         version
+    }
+
+    /// The attributes of a file as they were announced.
+    pub(crate) fn attributes(&self, path: &str) -> Attributes {
+        self.slot(path).map_or(Attributes::UNKNOWN, |slot| self.attributes_at(slot))
+    }
+
+    fn attributes_at(&self, slot: Slot) -> Attributes {
+        self.entries[slot].attributes(&self.owners)
+    }
+
+    /// Says which they are of a file, which is no change of it.
+    pub(crate) fn describe(&mut self, path: &str, attributes: Attributes) {
+        let Some(slot) = self.slot(path) else { return };
+        let Attributes { mode, owner, mtime } = attributes;
+        // Mostly it is that of the file before.
+        let known = self.owners.iter().rposition(|known| *known == owner).unwrap_or_else(|| {
+            self.owners.push(owner);
+            self.owners.len() - 1
+        });
+        let entry = &mut self.entries[slot];
+        (entry.mode, entry.mtime) = (mode, mtime);
+        entry.owner = OwnerNumber::try_from(known).expect("fewer owners than files");
+    }
+
+    /// A file that exists has these, which is a change, if it has not changed since it `changed` last. Returns whether it has them.
+    pub(crate) fn attribute(&mut self, path: &str, attributes: Attributes, changed: u64, change: u64) -> bool {
+        let Some(slot) = self.slot(path) else { return false };
+        let entry = &self.entries[slot];
+        if !entry.now.exists() || entry.changed != changed {
+            return false;
+        }
+        self.touch(slot, change);
+        self.describe(path, attributes);
+        true
+    }
+
+    /// When a file changed last, and which attributes were announced; `None` if it does not exist.
+    pub(crate) fn described(&self, path: &str) -> Option<(u64, Attributes)> {
+        let slot = self.slot(path).filter(|&slot| self.entries[slot].now.exists())?;
+        Some((self.entries[slot].changed, self.attributes_at(slot)))
     }
 
     /// Where the file of a generation is that may have been under `path`; `None` if there is none any more.
@@ -360,6 +424,7 @@ impl Index {
         };
         let entry = self.touch(slot, change);
         entry.file = file;
+        (entry.mode, entry.owner, entry.mtime) = (Attributes::UNKNOWN.mode, 0, Attributes::NO_TIME);
         let was = std::mem::replace(&mut entry.now, version);
         self.count(was, version);
         // Also a file that was there may have been replaced by way of a rename.
@@ -414,6 +479,9 @@ impl Index {
             older: NONE,
             file: None,
             turn: 0,
+            mtime: Attributes::NO_TIME,
+            mode: Attributes::UNKNOWN.mode,
+            owner: 0,
         };
         let slot = match self.free.pop() {
             Some(slot) => {

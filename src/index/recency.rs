@@ -8,6 +8,7 @@
 //! was at the cut is saved at its first change after it, unless nothing of it is wanted.
 
 use super::{Entries, Index, NONE, Slot, Version};
+use crate::protocol::extension::Attributes;
 use crate::types::RelPath;
 
 /// A file as a walk found it.
@@ -18,6 +19,8 @@ pub(crate) struct Found {
     pub(crate) version: Version,
     /// The number of its last change.
     pub(crate) changed: u64,
+    /// What was announced of them.
+    pub(crate) attributes: Attributes,
 }
 
 /// Names a walk under way.
@@ -93,7 +96,13 @@ impl Recency {
             if let Some(cut) = &mut walk.cut
                 && (walk.since + 1..=cut.at).contains(&entry.changed)
             {
-                let found = Found { path: entry.path.clone(), version: entry.now, changed: entry.changed };
+                let found = Found {
+                    path: entry.path.clone(),
+                    version: entry.now,
+                    changed: entry.changed,
+                    // Are told at the end of what is told, and not as of the cut.
+                    attributes: Attributes::UNKNOWN,
+                };
                 match cut.saved.last_mut() {
                     Some(piece) if piece.len() < SAVED_AT_ONCE => piece.push(found),
                     _ => {
@@ -137,7 +146,12 @@ impl Index {
             }
             let entry = &self.entries[walk.next];
             if walk.cut.as_ref().is_none_or(|cut| entry.changed <= cut.at) {
-                found.push(Found { path: entry.path.clone(), version: entry.now, changed: entry.changed });
+                found.push(Found {
+                    path: entry.path.clone(),
+                    version: entry.now,
+                    changed: entry.changed,
+                    attributes: entry.attributes(&self.owners),
+                });
             }
             walk.next = entry.older;
         }
