@@ -19,8 +19,9 @@ const KEPT_MAX: usize = 65_536;
 
 /// Writes and truncations; names that come and go; and the folder itself going.
 ///
-/// Not `ATTRIB` nor `CLOSE_WRITE`: they come after times were set by hand (`tar`, `cp -p`), which looks like a change.
+/// `ATTRIB` says nothing of a content: it comes after permissions, owners and times were set (`tar`, `cp -p`), which no file is compared for.
 const WATCHED: WatchFlags = WatchFlags::MODIFY
+    .union(WatchFlags::ATTRIB)
     .union(WatchFlags::CREATE)
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVED_FROM)
@@ -35,6 +36,8 @@ const WATCHED: WatchFlags = WatchFlags::MODIFY
 pub(crate) enum Event<'a> {
     /// Something happened to this name in the watched folder; `appeared`: it was created there or moved there.
     Entry { watch: i32, name: Cow<'a, [u8]>, appeared: bool },
+    /// Permissions, owner or times of this name in the watched folder were set.
+    Attributes { watch: i32, name: Cow<'a, [u8]> },
     /// The watch is gone: its folder was deleted or unmounted, or we removed it.
     Ended { watch: i32 },
     /// The folder itself was moved.
@@ -47,6 +50,7 @@ impl Event<'_> {
     fn into_owned(self) -> Event<'static> {
         match self {
             Self::Entry { watch, name, appeared } => Event::Entry { watch, name: name.into_owned().into(), appeared },
+            Self::Attributes { watch, name } => Event::Attributes { watch, name: name.into_owned().into() },
             Self::Ended { watch } => Event::Ended { watch },
             Self::Moved { watch } => Event::Moved { watch },
             Self::Overflow => Event::Overflow,
@@ -123,6 +127,10 @@ impl Inotify {
             } else if flags.contains(ReadFlags::MOVE_SELF) {
                 sink(Event::Moved { watch });
             } else if let Some(name) = event.file_name() {
+                if flags.contains(ReadFlags::ATTRIB) {
+                    sink(Event::Attributes { watch, name: name.to_bytes().into() });
+                    continue;
+                }
                 let appeared = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
                 sink(Event::Entry { watch, name: name.to_bytes().into(), appeared });
             }

@@ -168,6 +168,12 @@ impl Leader {
         !folder.is_reserved() && !self.core.exclude.folder(folder)
     }
 
+    /// Says that something may have changed at this name besides the content of a file: permissions, the time of the last change; a folder or a symbolic link that came or went. The leader
+    /// looks at it within about a second, and announces what it finds. Files that are announced, and the folders they are in, are looked at anyway. Never blocks.
+    pub fn look_again(&self, path: &RelPath) {
+        self.core.looks.again(path);
+    }
+
     /// Files and folders that are not replicated, because they cannot be read; they are tried again.
     #[must_use]
     pub fn not_replicated(&self) -> Vec<NotReplicated> {

@@ -33,6 +33,8 @@ pub(super) trait Announce: Send + 'static {
     fn proven(&self, generation: u64, looks: Stamps);
     fn forget(&self, generation: u64);
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest>;
+    fn has_mode(&self, path: &RelPath, mode: u32) -> Result<(), AppendError>;
+    fn look_again(&self, path: &RelPath);
     fn replicates(&self, path: &RelPath) -> bool;
     fn enters(&self, folder: &RelPath) -> bool;
     fn is_unreadable(&self, path: &RelPath, error: &io::Error);
@@ -128,6 +130,14 @@ impl Announce for Paced {
 
     fn chunk(&self, generation: u64, at: u64, bytes: u64) -> Option<ChunkDigest> {
         self.leader.chunk(generation, at, bytes)
+    }
+
+    fn has_mode(&self, path: &RelPath, mode: u32) -> Result<(), AppendError> {
+        self.leader.has_mode(path, mode)
+    }
+
+    fn look_again(&self, path: &RelPath) {
+        self.leader.look_again(path);
     }
 
     fn replicates(&self, path: &RelPath) -> bool {

@@ -4,7 +4,7 @@ mod away;
 mod first_look;
 mod in_place;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error as IoError, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
@@ -42,6 +42,8 @@ struct State {
     read: BTreeMap<String, Option<(u64, u64)>>,
     /// What was announced, as words.
     log: Vec<String>,
+    /// Names to be looked at for what is no content.
+    looked_at_again: BTreeSet<String>,
     /// The look at all there was that was taken at the start.
     first_look: Option<FirstLook>,
     /// How files looked that were found then ...
@@ -253,6 +255,14 @@ impl Announce for Fake {
         let digested = state.digested.get(path)?;
         let is_of = digested.bytes.saturating_sub(at * (256 << 10)).min(256 << 10) == bytes;
         digested.chunks.get(usize::try_from(at).unwrap()).copied().filter(|_| is_of)
+    }
+
+    fn has_mode(&self, _: &RelPath, _: u32) -> Result<(), AppendError> {
+        Ok(())
+    }
+
+    fn look_again(&self, path: &RelPath) {
+        self.state.lock().looked_at_again.insert(path.to_string());
     }
 
     fn replicates(&self, path: &RelPath) -> bool {

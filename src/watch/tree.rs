@@ -186,7 +186,7 @@ impl<A: Announce> Tree<A> {
 
     /// Reads the pending events and marks what they are about; never blocks. After an overflow marks everything.
     pub(super) fn collect(&mut self) -> Result<(), Error> {
-        let Self { inotify, watches, folders, dirty, overflowed, root_lost, dir, root_watch, .. } = self;
+        let Self { announce, inotify, watches, folders, dirty, overflowed, root_lost, dir, root_watch, .. } = self;
         inotify
             .read(&mut |event| match event {
                 Event::Overflow => *overflowed = true,
@@ -199,6 +199,13 @@ impl<A: Announce> Tree<A> {
                             folder.watch = None;
                         }
                         dirty.insert(path);
+                    }
+                }
+                Event::Attributes { watch, name } => {
+                    if let Some(folder) = watches.get(&watch)
+                        && let Some(path) = entry_path(dir.path(), folder.as_ref(), &name, false)
+                    {
+                        announce.look_again(&path);
                     }
                 }
                 Event::Entry { watch, name, appeared } => {
@@ -396,6 +403,7 @@ impl<A: Announce> Tree<A> {
             return Ok(());
         }
         let Kind::File(seen) = kind else {
+            self.announce.look_again(path);
             if let Some(unseen) = self.unreadable.get_mut(path) {
                 unseen.is_gone = true;
             }

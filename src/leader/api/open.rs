@@ -12,7 +12,7 @@ use crate::leader::Leader;
 use crate::leader::commit::Syncer;
 use crate::leader::files::last_led;
 use crate::leader::files::last_led::{LastLed, OwnStand};
-use crate::leader::tasks::{demotion, digester, directory};
+use crate::leader::tasks::{attributes, demotion, digester, directory};
 
 impl Leader {
     /// Takes the directory's `.lock`, scans what is there, and starts. Nobody is listened to until [`listen`](Self::listen),
@@ -83,6 +83,8 @@ impl Leader {
         })?;
         let core = self.core.clone();
         self.core.threads.spawn_until("digests", self.core.is_told_to_end(), move || digester::run(&core))?;
+        let core = self.core.clone();
+        self.core.threads.spawn_until("attributes", self.core.is_told_to_end(), move || attributes::run(&core))?;
         let core = self.core.clone();
         self.core.threads.spawn_until("directory", self.core.is_told_to_end(), move || directory::run(&core))?;
         if self.core.config.on_full == OnFull::CatchUp {

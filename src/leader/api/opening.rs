@@ -15,9 +15,9 @@ use crate::datadir::{DataDir, walk};
 use crate::digests::{self, now};
 use crate::error::Error;
 use crate::first_look::FirstLook;
-use crate::index::Index;
 use crate::index::chunks::ChunkCache;
 use crate::index::hash::HashCache;
+use crate::index::{Index, Items};
 use crate::leader::Leader;
 use crate::leader::commit::{Alone, Commits};
 use crate::leader::core::Core;
@@ -34,6 +34,7 @@ use crate::leader::peers::progress::Progress;
 use crate::leader::peers::strangers::Strangers;
 use crate::leader::peers::unauthenticated::Unauthenticated;
 use crate::leader::stream::Stream;
+use crate::leader::tasks::attributes::Looks;
 use crate::leader::tasks::beats;
 use crate::own_folder::{is_incomplete, is_suspect};
 use crate::position::Stand;
@@ -140,6 +141,7 @@ impl Opening {
             file_locks: FileLocks::default(),
             hashes: HashCache::default(),
             chunks: ChunkCache::default(),
+            looks: Looks::default(),
             blocks: Arc::default(),
             read_at: OnceLock::new(),
             first_look: Mutex::default(),
@@ -215,6 +217,7 @@ impl Opening {
         let look = self.is_watched.load(Ordering::Relaxed).then(|| FirstLook::begin(core.dir.path()));
         let mut scan = Scan {
             index: Index::new(),
+            items: Items::default(),
             found: Found::default(),
             look: look.and_then(Result::ok),
             exclude: &core.exclude,
@@ -230,7 +233,7 @@ impl Opening {
         if scan.ended {
             return Err(Error::ShuttingDown);
         }
-        let (position, index, look) = (scan.found.position(), scan.index, scan.look);
+        let (position, index, items, look) = (scan.found.position(), scan.index, scan.items, scan.look);
         let led = LastLed::now(core.dir.path(), &core.config.exclude, &core.exclude, index.totals())?;
         if !core.config.accept_missing {
             last_led::check(&core.dir, &led)?;
@@ -249,7 +252,7 @@ impl Opening {
         }
         let _ = core.read_at.set((began, position));
         *core.first_look.lock() = look;
-        core.stream.begin(index, position);
+        core.stream.begin(index, items, position);
         self.leader.start_threads(led).map_err(|error| Error::io("start a thread for", core.dir.path(), error))?;
         Ok(self.leader)
     }

@@ -10,13 +10,14 @@ use crate::error::Error;
 use crate::first_look::FirstLook;
 use crate::index::blocks::Blocks;
 use crate::index::chunks::ChunkCache;
-use crate::index::{Index, Version};
+use crate::index::{Index, Items, Version};
 use crate::leader::files::exclude::Exclude;
 use crate::leader::files::found::Found;
 use crate::leader::files::unreadable::Unreadable;
+use crate::leader::tasks::attributes::of_folder;
 use crate::leader::tasks::directory;
 use crate::own_folder::OwnFolder;
-use crate::protocol::extension::Attributes;
+use crate::protocol::extension::{Attributes, Item, Owner};
 use crate::sys::fd::BorrowedFd;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
@@ -27,6 +28,7 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// What the first walk finds.
 pub(super) struct Scan<'a> {
     pub(super) index: Index,
+    pub(super) items: Items,
     /// Each file that is found is a change.
     pub(super) found: Found,
     /// For who will watch the directory.
@@ -56,8 +58,20 @@ impl Visitor for Scan<'_> {
         !self.ended
     }
 
-    fn folder(&mut self, path: &RelPath, _: Attributes) -> bool {
-        !self.exclude.folder(path)
+    fn folder(&mut self, path: &RelPath, attributes: Attributes) -> bool {
+        let is_content = !self.exclude.folder(path);
+        if is_content {
+            self.items.put(path, of_folder(attributes), StreamPosition::START.0);
+        }
+        is_content
+    }
+
+    fn link(&mut self, path: RelPath, target: &[u8], owner: Owner) {
+        if !self.exclude.file(&path)
+            && let Some(link) = Item::link(owner, target)
+        {
+            self.items.put(&path, link, StreamPosition::START.0);
+        }
     }
 
     fn lists(&mut self, path: Option<&RelPath>, folder: BorrowedFd<'_>) {
@@ -72,6 +86,7 @@ impl Visitor for Scan<'_> {
         }
         let change = self.found.push(&file.looks.stamps);
         self.index.put(&file.path, file.len, Some(file.id), change);
+        self.index.describe(file.path.as_str(), file.attributes);
         if let Some(look) = &mut self.look {
             look.file(file.path, &file.looks);
         }

@@ -3,10 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use crate::digests::Stamps;
+use crate::error::AppendError;
 use crate::first_look::FirstLook;
 use crate::index::Version;
 use crate::index::blocks::Blocks;
 use crate::leader::Leader;
+use crate::leader::stream::News;
+use crate::protocol::extension::Attributes;
 use crate::protocol::extension::ChunkDigest;
 use crate::types::RelPath;
 
@@ -24,6 +27,17 @@ impl Leader {
     /// All that a file of this generation holds that looks like this was announced.
     pub(crate) fn proven(&self, generation: u64, looks: Stamps) {
         self.core.chunks.proven(generation, looks);
+    }
+
+    /// A file has these permissions, and content is about to be announced of it that was written after they were given: followers are told before that, if they were told of others.
+    pub(crate) fn has_mode(&self, path: &RelPath, mode: u32) -> Result<(), AppendError> {
+        let Some((changed, announced)) = self.core.stream.described(path) else { return Ok(()) };
+        let mode = u16::try_from(mode & u32::from(Attributes::MODE_BITS)).unwrap_or_default();
+        if announced == Attributes::UNKNOWN || announced.mode == mode {
+            return Ok(());
+        }
+        let now = Attributes { mode, mtime: Attributes::NO_TIME, ..announced };
+        self.core.stream.announce_news(vec![News::Attributes(path.clone(), now, changed)])
     }
 
     /// A generation is no more.

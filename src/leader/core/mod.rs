@@ -27,6 +27,7 @@ use crate::leader::peers::status::EvictionReason;
 use crate::leader::peers::strangers::Strangers;
 use crate::leader::peers::unauthenticated::Unauthenticated;
 use crate::leader::stream::Stream;
+use crate::leader::tasks::attributes::Looks;
 use crate::stop::Stop;
 use crate::sys::net::{Shutdown, TcpListener};
 use crate::sys::socket2::SockRef;
@@ -54,6 +55,8 @@ pub(in crate::leader) struct Core {
     pub(in crate::leader) file_locks: FileLocks,
     pub(in crate::leader) hashes: HashCache,
     pub(in crate::leader) chunks: ChunkCache,
+    /// What is to be looked at besides the content of files.
+    pub(in crate::leader) looks: Looks,
     /// What followers were sent, should somebody watch the directory.
     pub(in crate::leader) blocks: Arc<Blocks>,
     /// When the directory was read: before that, in nanoseconds since 1970, and the position after.
@@ -96,6 +99,12 @@ impl Core {
     /// What is read of a file for a follower, or to be digested, is noted with these, should somebody watch the directory.
     pub(in crate::leader) fn notes(&self, path: &RelPath, version: Version) -> Option<Notes> {
         Notes::of(&self.blocks, path, version)
+    }
+
+    /// Whether what is in a folder may be replicated. What cannot be looked at may be.
+    pub(in crate::leader) fn holds_content(&self, folder: &RelPath) -> bool {
+        let is_lost_and_found = || self.dir.root().is_lost_and_found(folder).unwrap_or_default();
+        !folder.is_reserved() && !self.exclude.folder(folder) && !is_lost_and_found()
     }
 
     pub(in crate::leader) fn excludes(&self, path: &RelPath) -> bool {

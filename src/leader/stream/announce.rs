@@ -75,6 +75,7 @@ impl Stream {
             return Ok(self.finish(ordered));
         }
         if !version.exists() {
+            ordered.clear_the_way(path);
             let change = ordered.change();
             ordered.index.put(path, 0, file, change);
         }
@@ -170,7 +171,11 @@ impl Stream {
             return Ok(None);
         }
         if from != to {
-            let (was, change) = (ordered.index.get(to.as_str()), ordered.change());
+            let was = ordered.index.get(to.as_str());
+            if !was.exists() {
+                ordered.clear_the_way(to);
+            }
+            let change = ordered.change();
             let version = ordered.index.rename(from, to, change);
             let mut instead = vec![Step::Delete(from.clone())];
             if version.len > 0 {
@@ -280,7 +285,7 @@ impl Stream {
     }
 
     /// Ends it, and does what it left to do.
-    fn finish(&self, mut ordered: MutexGuard<'_, Ordered>) -> StreamPosition {
+    pub(super) fn finish(&self, mut ordered: MutexGuard<'_, Ordered>) -> StreamPosition {
         let after = ordered.after();
         drop(ordered);
         if after.wake {

@@ -12,21 +12,24 @@ use crate::leader::batch::Batch;
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::stalls::Grace;
 use crate::leader::peers::status::{EvictionReason, FollowerStatus};
+use crate::protocol::extension::Attributes;
 use crate::sys::channel::{self, Receiver, Sender};
 use crate::sys::hash::{HashMap, HashSet};
 use crate::sys::thread;
 use crate::types::{RelPath, StreamPosition};
 
 /// Entries of a walk read within one hold of the `ordered` lock: some ten microseconds.
-const WALK_ENTRIES: usize = 128;
+pub(super) const WALK_ENTRIES: usize = 128;
 
 /// Between two holds, so that the lock is free most of the time: whoever walks may lose its core while it holds it. Linux adds as much again.
-const WALK_PAUSE: Duration = Duration::from_micros(20);
+pub(super) const WALK_PAUSE: Duration = Duration::from_micros(20);
 
 /// Files that changed.
 pub(in crate::leader) struct Changes {
     /// Each once; those that went are absent.
     pub(in crate::leader) files: Vec<(RelPath, Version)>,
+    /// What was announced of each, if these are all.
+    pub(in crate::leader) attributes: Vec<Attributes>,
     /// Whoever has them lacks no more than what changed since this.
     pub(in crate::leader) as_of: StreamPosition,
     /// These are all files there are: it is not known any more what else went.
@@ -124,15 +127,19 @@ impl Stream {
 
     /// All files. Each is as it was at some moment since `as_of`.
     pub(in crate::leader) fn all(&self) -> Changes {
-        let mut changes = self.walk(StreamPosition(0), None);
-        changes.files.retain(|(_, version)| version.exists());
-        changes.whole = true;
-        changes
+        let (mut files, mut attributes) = (Vec::new(), Vec::new());
+        let (as_of, _) = self.walk(StreamPosition(0), None, |found| {
+            if found.version.exists() {
+                files.push((found.path, found.version));
+                attributes.push(found.attributes);
+            }
+        });
+        Changes { files, attributes, as_of, whole: true }
     }
 
     /// What changed since a position, in the same way.
     pub(in crate::leader) fn changes(&self, since: StreamPosition) -> Changes {
-        let changes = self.walk(since, None);
+        let changes = self.changed(since, None);
         if self.knows_since(since) { changes } else { self.all() }
     }
 
@@ -141,28 +148,38 @@ impl Stream {
         self.ordered.lock().index.complete_since() <= since.0
     }
 
-    fn walk(&self, since: StreamPosition, begun: Option<(WalkId, StreamPosition)>) -> Changes {
-        let (walk, as_of) = begun.unwrap_or_else(|| {
-            let ordered = &mut *self.ordered.lock();
-            (ordered.index.begin_walk(since.0, None), StreamPosition(ordered.position))
-        });
-        let (mut files, mut portion) = (Vec::new(), Vec::with_capacity(WALK_ENTRIES));
+    fn changed(&self, since: StreamPosition, begun: Option<(WalkId, StreamPosition)>) -> Changes {
         let file = |found: Found| (found.path, found.version);
-        loop {
-            let more = self.ordered.lock().index.walk(&walk, WALK_ENTRIES, &mut portion);
-            files.extend(portion.drain(..).map(file));
-            if !more {
-                break;
-            }
-            thread::park_timeout(WALK_PAUSE);
-        }
-        let saved = self.ordered.lock().index.end_walk(walk);
+        let mut files = Vec::new();
+        let (as_of, saved) = self.walk(since, begun, |found| files.push(file(found)));
         if !saved.is_empty() {
             files.extend(saved.into_iter().flatten().map(file));
             files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
             files.dedup_by(|(a, _), (b, _)| a == b);
         }
-        Changes { files, as_of, whole: false }
+        Changes { files, attributes: Vec::new(), as_of, whole: false }
+    }
+
+    pub(super) fn walk(
+        &self,
+        since: StreamPosition,
+        begun: Option<(WalkId, StreamPosition)>,
+        mut found: impl FnMut(Found),
+    ) -> (StreamPosition, Vec<Vec<Found>>) {
+        let (walk, as_of) = begun.unwrap_or_else(|| {
+            let ordered = &mut *self.ordered.lock();
+            (ordered.index.begin_walk(since.0, None), StreamPosition(ordered.position))
+        });
+        let mut portion = Vec::with_capacity(WALK_ENTRIES);
+        loop {
+            let more = self.ordered.lock().index.walk(&walk, WALK_ENTRIES, &mut portion);
+            portion.drain(..).for_each(&mut found);
+            if !more {
+                break;
+            }
+            thread::park_timeout(WALK_PAUSE);
+        }
+        (as_of, self.ordered.lock().index.end_walk(walk))
     }
 
     /// What changed since a position, exactly as of now, and from this very moment on the follower gets all batches.
@@ -196,7 +213,7 @@ impl Stream {
         if follower.has_ended() {
             self.detach(follower);
         }
-        let changes = Some(self.walk(since, Some((walk, position)))).filter(|_| self.knows_since(since));
+        let changes = Some(self.changed(since, Some((walk, position)))).filter(|_| self.knows_since(since));
         Attachment { changes, position, queue: AttachedQueue { batches, emptied } }
     }
 }

@@ -44,6 +44,9 @@ impl Ordered {
     /// Makes `path` a new file with this content.
     pub(super) fn put(&mut self, path: &RelPath, content: Content<'_>, file: Option<FileId>) {
         let was = self.index.get(path.as_str());
+        if !was.exists() {
+            self.clear_the_way(path);
+        }
         let version = self.index.put(path, content.len(), file, self.position + 1);
         if version.len == 0 {
             // To a 1.0.0 follower an empty file and none are the same: it may hold either.

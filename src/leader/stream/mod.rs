@@ -33,6 +33,7 @@
 
 mod announce;
 mod cuts;
+mod described;
 mod encode;
 mod owed;
 mod pressure;
@@ -44,11 +45,12 @@ use std::time::Duration;
 
 use self::announce::SEALED_BYTES_MAX;
 pub(in crate::leader) use self::cuts::{AttachedQueue, Attachment, Changes, Demoted, Joining, Rewritten};
+pub(in crate::leader) use self::described::News;
 pub(in crate::leader) use self::encode::{Content, INLINE_BYTES_MAX, temporary_of, whole};
 use self::owed::Owed;
 use self::pressure::Pressure;
 use crate::config::{BackPressure, LeaderConfig, OnFull};
-use crate::index::Index;
+use crate::index::{Index, Items};
 use crate::leader::batch::{BATCH_BYTES_MAX, Batch, Buffers};
 use crate::leader::peers::follower::FollowerHandle;
 use crate::leader::peers::stalls::{Grace, Stalls};
@@ -139,6 +141,7 @@ struct Queue {
 
 struct Ordered {
     index: Index,
+    items: Items,
     /// Position after all that was announced.
     position: u64,
     /// Actions not sealed yet.
@@ -212,6 +215,7 @@ impl Stream {
             attached: Mutex::new(Attached { followers: Vec::new(), taken: Vec::new() }),
             ordered: Mutex::new(Ordered {
                 index: Index::new(),
+                items: Items::default(),
                 position: StreamPosition::START.0,
                 open: Vec::new(),
                 spares: Vec::with_capacity(SPARES),
@@ -249,12 +253,13 @@ impl Stream {
         }
     }
 
-    /// It begins with what is in the index, at the position after that. Before anything is announced, or anybody attached.
-    pub(in crate::leader) fn begin(&self, index: Index, position: StreamPosition) {
+    /// It begins with these files and items, at the position after that. Before anything is announced, or anybody attached.
+    pub(in crate::leader) fn begin(&self, index: Index, items: Items, position: StreamPosition) {
         let nothing = {
             let mut ordered = self.ordered.lock();
             debug_assert!(ordered.index.totals() == (0, 0) && ordered.queues == 0);
             ordered.position = position.0;
+            ordered.items = items;
             std::mem::replace(&mut ordered.index, index)
         };
         self.pushed.store(position.0, Ordering::Release);

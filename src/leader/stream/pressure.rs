@@ -74,6 +74,11 @@ impl Pressure {
 }
 
 impl Stream {
+    /// Whether announcements are held back.
+    pub(in crate::leader) fn is_holding_back(&self) -> bool {
+        self.pressure.is_on()
+    }
+
     /// Holds an announcement back while that is called for.
     pub(in crate::leader) fn admit(&self) -> Result<(), AppendError> {
         if !self.pressure.is_on() {

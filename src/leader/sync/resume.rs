@@ -32,18 +32,22 @@ use crate::leader::peers::status::FollowerState;
 use crate::leader::stream::Changes;
 use crate::leader::sync::catch_up::{CatchUp, CaughtUp};
 use crate::leader::sync::compare::{Comparison, Lacking};
+use crate::leader::sync::others::Others;
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
 use crate::protocol::ProtocolError;
-use crate::protocol::extension::{Attributes, ChunkDigest, Control, Sum, TELL_MAX};
+use crate::protocol::extension::{Attributes, ChunkDigest, Control, Item, Sum, TELL_MAX};
 use crate::sums::{Sums, bits_for, bucket_of, differing};
 use crate::sys::hash::HashSet;
 use crate::sys::time::Instant;
-use crate::types::RelPath;
+use crate::types::{RelPath, StreamPosition};
 
 /// What is known of files that are gone is forgotten when something is known of more than so many, and an eighth of all, that were not there at the
 /// start.
 const FORGOTTEN_MIN: usize = 1000;
+
+/// No follower keeps owners so far.
+const KEEPS_OWNERS: bool = false;
 
 pub(in crate::leader) struct Resumer<'a> {
     core: &'a Arc<Core>,
@@ -61,24 +65,27 @@ struct Ours {
     sums: Sums,
     /// Where those files stand of which it is not known what they hold.
     unknown: Vec<usize>,
+    items: Vec<(RelPath, Item)>,
 }
 
 impl Ours {
     fn known(core: &Core, bits: u8) -> Self {
         let all = core.stream.all();
-        let mut sums = Sums::new(bits, false);
-        let is_unknown = |(path, version): &(RelPath, Version)| {
+        let items = core.stream.items(StreamPosition(0));
+        let mut sums = Sums::new(bits, KEEPS_OWNERS);
+        items.iter().for_each(|(path, item)| sums.add_item(path, item));
+        let is_unknown = |((path, version), attributes): (&(RelPath, Version), &Attributes)| {
             let Version { generation, len } = *version;
-            !core.chunks.show(generation, len, |digests| sums.add(path, len, digests, Attributes::UNKNOWN))
+            !core.chunks.show(generation, len, |digests| sums.add(path, len, digests, *attributes))
         };
-        let numbered = all.files.iter().map(is_unknown).enumerate();
+        let numbered = all.files.iter().zip(&all.attributes).map(is_unknown).enumerate();
         let unknown = numbered.filter_map(|(at, is_unknown)| is_unknown.then_some(at)).collect();
         if core.chunks.later_files() > all.files.len() / 8 + FORGOTTEN_MIN {
             let alive: HashSet<u64> = all.files.iter().map(|(_, version)| version.generation).collect();
             core.chunks.retain(|generation| alive.contains(&generation));
             core.blocks.retain(|generation| alive.contains(&generation));
         }
-        Self { view: View::of(&all.files), all, sums, unknown }
+        Self { view: View::of(&all.files), all, sums, unknown, items }
     }
 }
 
@@ -97,7 +104,8 @@ impl<'a> Resumer<'a> {
         let core = self.core;
         wait_admitted(&core.config, &core.history, self.follower)?;
         let begun = Instant::now();
-        let bits = bits_for(core.stream.totals().0);
+        let bits = bits_for(core.stream.totals().0 + core.stream.item_count());
+        let begun_at = core.stream.position();
         let joining = core.stream.begin_join();
         self.answers.await_sums();
         self.tell(&Control::Want(bits))?;
@@ -109,10 +117,10 @@ impl<'a> Resumer<'a> {
         let turn = core.admission.syncs.acquire(self.follower)?;
         self.follower.set_state(FollowerState::Syncing);
         self.follower.compared();
-        let Ours { mut all, mut view, sums, unknown } = ours.unwrap_or_else(|| Ours::known(core, bits));
-        let buckets = self.differing(&all.files, unknown, sums, &theirs, bits)?;
-        let steps = self.plan(&all.files, &buckets, bits, &mut view)?;
-        all.files = Vec::new();
+        let Ours { mut all, mut view, sums, unknown, items } = ours.unwrap_or_else(|| Ours::known(core, bits));
+        let buckets = self.differing(&all, unknown, sums, &theirs, bits)?;
+        let steps = self.plan(&all, &items, &buckets, bits, &mut view)?;
+        (all.files, all.attributes) = (Vec::new(), Vec::new());
         self.sync(steps, &mut view)?;
         drop((turn, ahead));
         let Self { core, follower, frame, ranges, .. } = self;
@@ -126,7 +134,10 @@ impl<'a> Resumer<'a> {
             follower.sync.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        CatchUp { core, follower, frame, ranges, view, ack_timeout, joining, owed: BTreeSet::new() }.run(all)
+        let catch_up = CatchUp { core, follower, frame, ranges, view, ack_timeout, joining, owed: BTreeSet::new() };
+        let caught_up = catch_up.run(all)?;
+        core.looks.joined(begun_at);
+        Ok(caught_up)
     }
 
     fn tell(&mut self, control: &Control) -> Result<(), Error> {
@@ -155,7 +166,7 @@ impl<'a> Resumer<'a> {
     /// The buckets in which anything differs.
     fn differing(
         &mut self,
-        files: &[(RelPath, Version)],
+        all: &Changes,
         unknown: Vec<usize>,
         mut sums: Sums,
         theirs: &[Sum],
@@ -163,24 +174,25 @@ impl<'a> Resumer<'a> {
     ) -> Result<Vec<u32>, Error> {
         let is_empty = |bucket: u32| theirs[bucket as usize] == Sum::default();
         for at in unknown {
-            let (path, version) = &files[at];
+            let (path, version) = &all.files[at];
             // Of what it has none of, nothing has to be read to know; nor of what it tells only a part of.
             let digests = match is_empty(bucket_of(path, bits)) || version.len > digested_bytes_max() {
                 true => Some(Vec::new()),
                 false => self.ours(path, *version, version.len)?,
             };
             if let Some(digests) = digests {
-                sums.add(path, version.len, &digests, Attributes::UNKNOWN);
+                sums.add(path, version.len, &digests, all.attributes[at]);
             }
         }
         Ok(differing(&sums.finish(), theirs))
     }
 
-    /// What it takes to make the follower's files equal to `files`, deletes first, then renames. What cannot be read is void in
+    /// What it takes to make the follower's files and items equal to these, deletes first, then renames. What cannot be read is void in
     /// the view.
     fn plan(
         &mut self,
-        files: &[(RelPath, Version)],
+        all: &Changes,
+        items: &[(RelPath, Item)],
         buckets: &[u32],
         bits: u8,
         view: &mut View,
@@ -189,14 +201,23 @@ impl<'a> Resumer<'a> {
             return Ok(Vec::new());
         }
         let is_asked = |path: &RelPath| buckets.binary_search(&bucket_of(path, bits)).is_ok();
-        let in_question: Vec<_> = files.iter().filter(|(path, _)| is_asked(path)).cloned().collect();
+        let is_in_question = |((path, _), _): &(&(RelPath, Version), &Attributes)| is_asked(path);
+        let (in_question, attributes): (Vec<_>, Vec<_>) = all
+            .files
+            .iter()
+            .zip(&all.attributes)
+            .filter(is_in_question)
+            .map(|(file, its)| (file.clone(), *its))
+            .unzip();
         let mut comparison = Comparison::of(&in_question);
+        let files = in_question.iter().map(|(path, _)| path).zip(attributes);
+        let mut others = Others::of(files, items.iter().filter(|(path, _)| is_asked(path)), KEEPS_OWNERS);
         self.answers.await_files();
         for some in buckets.chunks(TELL_MAX) {
             self.tell(&Control::Tell(some.to_vec()))?;
         }
         self.tell(&Control::TellEnds)?;
-        self.receive_files(&mut comparison, is_asked)?;
+        self.receive_files(&mut comparison, &mut others, is_asked)?;
         let digests = &mut |path: &RelPath, version, len| self.ours(path, version, len);
         let Lacking { gone, steps, unread } = comparison.lacking(digests)?;
         for (path, version) in &unread {
@@ -209,26 +230,36 @@ impl<'a> Resumer<'a> {
         let (kept, mut gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(|path| unreadable.covers(path));
         kept.iter().for_each(|path| unreadable.keep(path));
         gone.sort_unstable();
-        Ok(gone.into_iter().map(Step::Delete).chain(steps).collect())
+        Ok(others.add_to(gone, steps, |path| unreadable.covers(path)))
     }
 
     /// Takes what the follower tells of its files.
     fn receive_files(
         &mut self,
         comparison: &mut Comparison<'_>,
+        others: &mut Others<'_>,
         is_asked: impl Fn(&RelPath) -> bool,
     ) -> Result<(), Error> {
         loop {
+            let not_offered = |path: &RelPath| Error::from(ProtocolError::NotOffered(path.to_string()));
             let files = match self.answer()? {
                 Told::Files(files) => files,
+                Told::Items(items) => {
+                    for (path, item) in items.into_iter().filter(|(path, _)| !path.is_reserved()) {
+                        if !is_asked(&path) || !others.told_item(path.clone(), item) {
+                            return Err(not_offered(&path));
+                        }
+                    }
+                    continue;
+                }
                 Told::End => return Ok(()),
-                Told::Items(_) => continue,
                 Told::Sums(_) => return Err(ProtocolError::Malformed("inventory: sums are in it").into()),
             };
             for file in files.into_iter().filter(|file| !file.path.is_reserved()) {
                 if !is_asked(&file.path) {
-                    return Err(ProtocolError::NotOffered(file.path.to_string()).into());
+                    return Err(not_offered(&file.path));
                 }
+                others.told_file(&file);
                 comparison.told(file, &mut |path, version, len| self.ours(path, version, len))?;
             }
         }

@@ -6,7 +6,7 @@ use super::{Survey, Tree, Trouble};
 use crate::error::AppendError;
 use crate::index::Version;
 use crate::index::blocks::{BLOCK_BYTES, End};
-use crate::sys::fs::{File, FileExt};
+use crate::sys::fs::{File, FileExt, MetadataExt};
 use crate::sys::time::Instant;
 use crate::types::RelPath;
 use crate::watch::announce::Announce;
@@ -41,7 +41,11 @@ impl<A: Announce> Tree<A> {
             return Ok(());
         }
         let file = self.open_file(path)?;
-        let seen = Seen::of(&file.metadata()?);
+        let meta = file.metadata()?;
+        // What others may not read any more is not written to a copy that they may.
+        self.announce.has_mode(path, meta.mode())?;
+        self.announce.look_again(path);
+        let seen = Seen::of(&meta);
         if survey.is_outdated(Some(seen.id())) {
             self.dirty.insert(path.clone());
             return Ok(());

@@ -10,6 +10,7 @@ use crate::beneath;
 use crate::datadir::{FoundFile, Visitor, walk};
 use crate::error::Error;
 use crate::first_look::{FirstLook, WatchedFolder};
+use crate::protocol::extension::{Attributes, Owner};
 use crate::sys::fd::BorrowedFd;
 use crate::sys::fs::MetadataExt;
 use crate::sys::rustix;
@@ -33,6 +34,7 @@ impl<A: Announce> Tree<A> {
     /// Lists a folder; watches it before, unless it is watched already. That one is listed all the same: it may have been away
     /// for a moment, and what is in it looked for then, by us or by the leader.
     pub(super) fn look_at_folder(&mut self, path: &RelPath) -> Result<(), Trouble> {
+        self.announce.look_again(path);
         let Some(folder) = self.dir.folder(Some(path))? else { return Err(Trouble::Later(Instant::now() + AGAIN)) };
         let stat = rustix::fs::fstat(&folder).map_err(io::Error::from)?;
         let now = Folder { watch: None, dev: stat.st_dev, ino: stat.st_ino };
@@ -194,6 +196,7 @@ impl<A: Announce> Tree<A> {
             }
         }
         self.dirty.extend(self.files.below(path));
+        self.announce.look_again(path);
     }
 }
 
@@ -209,8 +212,13 @@ impl<A: Announce> Visitor for OwnLook<'_, A> {
         true
     }
 
-    fn folder(&mut self, path: &RelPath) -> bool {
+    fn folder(&mut self, path: &RelPath, _: Attributes) -> bool {
+        self.announce.look_again(path);
         self.announce.enters(path)
+    }
+
+    fn link(&mut self, path: RelPath, _: &[u8], _: Owner) {
+        self.announce.look_again(&path);
     }
 
     fn lists(&mut self, path: Option<&RelPath>, folder: BorrowedFd<'_>) {

@@ -293,7 +293,7 @@ impl<'a> History<'a> {
         let files: Vec<_> = found.into_iter().map(|found| (found.path, found.version)).collect();
         let known = |version: &Version| lens.get(&version.generation).copied().unwrap_or(0);
         let announced: u64 = files.iter().map(|(_, version)| version.len - known(version)).sum();
-        let steps = view.plan(Changes { files, as_of, whole: false }, &Rewritten::default());
+        let steps = view.plan(Changes { files, attributes: Vec::new(), as_of, whole: false }, &Rewritten::default());
         let (at, ours) = (self.at, self.contents());
         self.moved = 0;
         self.apply(&steps, &mut view, changes);

@@ -155,6 +155,8 @@ impl Ranges<'_> {
             Step::Delete(from.clone())
         };
         let _ = self.send_step(frame, &step)?;
+        // It was made anew there, with none of them.
+        self.core.looks.forget(to);
         if !is_whole {
             // Also if that was noted under this name while it could not be sent.
             self.follower.spoiled.lock().insert(to.clone(), has);

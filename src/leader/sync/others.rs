@@ -1,0 +1,140 @@
+//! What a joiner lacks besides the content of files: their attributes, folders, links.
+//!
+//! Where what it takes comes among what it takes to make contents equal: links that go come first, which may be above a file; folders that go after renames, which may
+//! empty them; folders and links that come before contents. A file's attributes come after its content, which moves its time; but if it has another mode by then, that comes
+//! before: what others may not read any more is not written to a file that they may. A file that is made anew can be read by nobody else until then.
+//!
+//! Pure.
+
+use crate::leader::batch::Step;
+use crate::protocol::extension::{Attributes, Control, Held, Item};
+use crate::sys::hash::HashMap;
+use crate::types::RelPath;
+
+/// See the module's documentation. Those in question: ours, and theirs.
+pub(super) struct Others<'a> {
+    with_owners: bool,
+    files: HashMap<&'a RelPath, Attributes>,
+    their_files: HashMap<RelPath, Attributes>,
+    items: HashMap<&'a RelPath, &'a Item>,
+    their_items: HashMap<RelPath, Item>,
+}
+
+impl<'a> Others<'a> {
+    pub(super) fn of(
+        files: impl Iterator<Item = (&'a RelPath, Attributes)>,
+        items: impl Iterator<Item = &'a (RelPath, Item)>,
+        with_owners: bool,
+    ) -> Self {
+        let files: HashMap<_, _> = files.collect();
+        // The two were not read in one moment: what follows in the stream tells which it is.
+        let items = items.map(|(path, item)| (path, item)).filter(|(path, _)| !files.contains_key(path)).collect();
+        Self { with_owners, files, their_files: HashMap::default(), items, their_items: HashMap::default() }
+    }
+
+    /// A file of the follower's.
+    pub(super) fn told_file(&mut self, file: &Held) {
+        self.their_files.insert(file.path.clone(), file.attributes);
+    }
+
+    /// An item of the follower's; `false`: it was told before.
+    pub(super) fn told_item(&mut self, path: RelPath, item: Item) -> bool {
+        self.their_items.insert(path, item).is_none()
+    }
+
+    /// All that it takes, where these are its files that are none of ours, and these the steps that make its files equal: renames first. `is_unknown`:
+    /// what may be here as well.
+    pub(super) fn add_to(
+        mut self,
+        gone: Vec<RelPath>,
+        steps: Vec<Step>,
+        is_unknown: impl Fn(&RelPath) -> bool,
+    ) -> Vec<Step> {
+        let mut all: Vec<_> = gone.into_iter().map(Step::Delete).collect();
+        let (mut links, mut folders) = (Vec::new(), Vec::new());
+        for (path, theirs) in &self.their_items {
+            let kind = std::mem::discriminant(theirs);
+            if self.items.get(path).is_some_and(|ours| std::mem::discriminant(*ours) == kind) || is_unknown(path) {
+                continue;
+            }
+            let going = if matches!(theirs, Item::Link { .. }) { &mut links } else { &mut folders };
+            going.push(path.clone());
+        }
+        let removal = |path| Step::Control(Control::RemoveItem(path));
+        all.extend(links.into_iter().map(removal));
+        let is_rename = |step: &Step| matches!(step, Step::Control(Control::Rename { .. }));
+        let mut steps = steps.into_iter().peekable();
+        while let Some(rename) = steps.next_if(is_rename) {
+            if let Step::Control(Control::Rename { from, to }) = &rename {
+                let moved = self.their_files.remove(from);
+                self.their_files.remove(to);
+                self.their_files.extend(moved.map(|moved| (to.clone(), moved)));
+            }
+            all.push(rename);
+        }
+        folders.sort_unstable_by(|a, b| b.cmp(a));
+        all.extend(folders.into_iter().map(removal));
+        all.extend(self.items_to_come());
+        self.add_attributes(&mut all, steps);
+        all
+    }
+
+    /// Folders before what is in them.
+    fn items_to_come(&self) -> impl Iterator<Item = Step> {
+        let kept = |item: &Item| item.kept(self.with_owners);
+        let differs = |(path, item): &(&&RelPath, &&Item)| {
+            self.their_items.get(**path).is_none_or(|theirs| kept(theirs) != kept(item))
+        };
+        let differing = self.items.iter().filter(differs);
+        let mut coming: Vec<_> = differing.map(|(path, item)| ((*path).clone(), (*item).clone())).collect();
+        coming.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        coming.into_iter().map(|(path, item)| Step::Control(Control::Item(path, item)))
+    }
+
+    fn add_attributes(&mut self, all: &mut Vec<Step>, steps: impl Iterator<Item = Step>) {
+        let mut last: Option<RelPath> = None;
+        for step in steps {
+            let path = path_of(&step);
+            if path != last.as_ref() {
+                let path = path.cloned();
+                all.extend(last.and_then(|last| self.take_after(&last)));
+                all.extend(path.as_ref().and_then(|path| self.before(path)));
+                last = path;
+            }
+            all.push(step);
+        }
+        all.extend(last.and_then(|last| self.take_after(&last)));
+        let differs = |(path, ours): &(&&RelPath, &Attributes)| {
+            self.their_files.get(**path).is_some_and(|theirs| self.differ(*theirs, **ours))
+        };
+        let differing = self.files.iter().filter(differs);
+        all.extend(differing.map(|(path, ours)| Step::Control(Control::Attributes((*path).clone(), *ours))));
+    }
+
+    fn differ(&self, theirs: Attributes, ours: Attributes) -> bool {
+        let kept = |attributes: Attributes| attributes.kept(self.with_owners);
+        let mtime = if ours.mtime == Attributes::NO_TIME { theirs.mtime } else { ours.mtime };
+        ours != Attributes::UNKNOWN && kept(theirs) != kept(Attributes { mtime, ..ours })
+    }
+
+    /// The mode of a file that is there already.
+    fn before(&self, path: &RelPath) -> Option<Step> {
+        let ours = Attributes { mtime: Attributes::NO_TIME, ..*self.files.get(path)? };
+        let theirs = *self.their_files.get(path)?;
+        self.differ(theirs, ours).then(|| Step::Control(Control::Attributes(path.clone(), ours)))
+    }
+
+    /// All of a file whose content came.
+    fn take_after(&mut self, path: &RelPath) -> Option<Step> {
+        let ours = self.files.remove(path).filter(|ours| *ours != Attributes::UNKNOWN)?;
+        Some(Step::Control(Control::Attributes(path.clone(), ours)))
+    }
+}
+
+fn path_of(step: &Step) -> Option<&RelPath> {
+    match step {
+        Step::Delete(path) | Step::Control(Control::Truncate { path, .. } | Control::Empty(path)) => Some(path),
+        Step::Send(range) => Some(&range.path),
+        Step::Control(_) => None,
+    }
+}
