@@ -100,7 +100,7 @@ fn walking_shows_files_folders_and_links_as_they_are() {
         }
 
         fn file(&mut self, file: FoundFile) {
-            assert_eq!(file.attributes.mtime, file.stamps.mtime);
+            assert_eq!(file.attributes.mtime, file.looks.stamps.mtime);
             self.files.push((file.path.to_string(), file.len, file.attributes.mode));
         }
 

@@ -136,7 +136,7 @@ impl Reader {
         // Of what went before the beginning nothing need be known.
         let is_complete = self.since == 0 || index.complete_since() <= self.since;
         let mut files = std::mem::take(&mut self.files);
-        for Found { path, version, changed } in found {
+        for Found { path, version, changed, .. } in found {
             assert!(changed > self.since && (!exactly || changed <= begun));
             if version.exists() {
                 assert!(version.generation <= changed);
