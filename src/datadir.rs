@@ -285,7 +285,7 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether there is any file that could be replicated. What cannot be looked at may be one.
+/// Whether there is any file, or link, that could be replicated. What cannot be looked at may be one.
 pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
     struct Any(bool);
     impl Visitor for Any {
@@ -294,6 +294,10 @@ pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
         }
 
         fn file(&mut self, _: FoundFile) {
+            self.0 = true;
+        }
+
+        fn link(&mut self, _: RelPath, _: &[u8], _: Owner) {
             self.0 = true;
         }
 

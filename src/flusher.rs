@@ -14,7 +14,12 @@ pub trait Flusher: Debug + Send + Sync {
         Ok(rustix::fs::fdatasync(file)?)
     }
 
-    /// Entries of a folder.
+    /// Content, length, mode and times of a file.
+    fn whole_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(rustix::fs::fsync(file)?)
+    }
+
+    /// Entries of a folder, and its mode.
     fn folder(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
         Ok(rustix::fs::fsync(folder)?)
     }

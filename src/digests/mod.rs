@@ -55,7 +55,7 @@ use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest, chunks_max};
 
 pub(crate) use self::chunked::{Chunked, ON_THE_WAY_BYTES_MAX};
 pub(crate) use self::reading::ChunkBuffer;
-pub(crate) use self::stamps::{DIRTY_MAX, SETTLED, SETTLED_COARSE, Stamps, nanos, now};
+pub(crate) use self::stamps::{DIRTY_MAX, NANOS, SETTLED, SETTLED_COARSE, Stamps, nanos, now};
 
 /// How many bytes of a file are digested at most: of more nobody is told. (A hole of any size takes no time to digest, but memory.)
 pub(crate) fn digested_bytes_max() -> u64 {

@@ -11,7 +11,7 @@ use crate::sys::rustix::fs::{Stat, Statx, fstat, makedev};
 use crate::sys::rustix::io::Errno;
 use crate::sys::time::SystemTime;
 
-const NANOS: i64 = 1_000_000_000;
+pub(crate) const NANOS: i64 = 1_000_000_000;
 
 /// No device's number.
 const ANYWHERE: u64 = u64::MAX;

@@ -132,6 +132,10 @@ pub(super) struct Actions<'a> {
     replacing: Option<Replacement>,
     /// Files deleted that were there.
     pub(super) deleted: u64,
+    /// Whether folders that are left empty stay: the leader says of each when it goes.
+    pub(super) leaves_folders: bool,
+    /// So often attributes could not be set.
+    pub(super) attributes_refused: u64,
 }
 
 /// A replacement under way.
@@ -162,6 +166,8 @@ impl<'a> Actions<'a> {
             gathered: Vec::with_capacity(GATHERED_BYTES_MAX),
             replacing: None,
             deleted: 0,
+            leaves_folders: false,
+            attributes_refused: 0,
         }
     }
 
@@ -195,6 +201,9 @@ impl<'a> Actions<'a> {
                 let kept = self.keeper.as_mut().is_some_and(|keeper| keeper.take(&path));
                 if kept || self.dir.remove(&path)? {
                     self.deleted += 1;
+                    if !self.leaves_folders {
+                        self.dir.remove_emptied(&path);
+                    }
                 }
                 self.gone(&path);
             }
@@ -350,6 +359,11 @@ impl<'a> Actions<'a> {
         if let Some(track) = &mut self.track {
             track.gone(path);
         }
+    }
+
+    /// A file that is open to append to.
+    pub(super) fn opened(&self, path: &RelPath) -> Option<Arc<File>> {
+        self.open.get(path).map(|open| open.file.clone())
     }
 
     /// Closes what is open under a name that is about to go or to mean another file.

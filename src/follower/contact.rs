@@ -17,7 +17,8 @@
 //! kept counts by name: a log that has grown is not the same content, and yet not lost. A false alarm waits and says what to do;
 //! a miss cannot be undone. With 1.0.0 the first list tells before anything is done (what is missing in the second one went while
 //! the leader was at work, as in the stream). With the extension the leader deletes first, so
-//! deletes are held back until something else comes, and counted on from there.
+//! deletes are held back until something else comes, and counted on from there. So are removals of folders and links; a link
+//! counts as a file without bytes, a folder as nothing.
 //!
 //! No threads, no locks.
 
@@ -119,19 +120,28 @@ impl Limit {
 /// The first sync of a leader of the extension that is not trusted.
 pub(super) struct Contact {
     limit: Limit,
-    /// Files that were here before and that the leader has not shown to have as well, with their lengths.
+    /// Files and links that were here before and that the leader has not shown to have as well, with their lengths.
     here: HashMap<RelPath, u64>,
     all: Amount,
     gone: Amount,
     /// What it said to delete and is still here.
-    held_back: Vec<RelPath>,
+    held_back: Vec<HeldBack>,
     begun: bool,
 }
 
-/// What is done with a file.
+/// A delete that waits.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum HeldBack {
+    /// Of a file.
+    File(RelPath),
+    /// Of a folder or a link.
+    Item(RelPath),
+}
+
+/// What is done with a file, or a link.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It gets content, or another length.
+    /// It gets content, another length, or attributes.
     Content,
     /// It gets another name: of a directory that is nobody's this takes a file away, as a delete does.
     RenameAway,
@@ -158,8 +168,15 @@ impl Contact {
                 // Enough is known.
                 self.limit.check(dir, self.gone, &path, self.all)?;
             }
-            self.held_back.push(path);
+            self.held_back.push(HeldBack::File(path));
         }
+        Ok(())
+    }
+
+    /// The same of a folder or a link.
+    pub(super) fn hold_back_item(&mut self, dir: &Path, path: RelPath) -> Result<(), Error> {
+        self.changes(dir, &path, Change::Delete)?;
+        self.held_back.push(HeldBack::Item(path));
         Ok(())
     }
 
@@ -168,8 +185,8 @@ impl Contact {
     }
 
     /// Something is about to be changed, for the first time. Returns what is to be deleted before.
-    pub(super) fn begin(&mut self, dir: &Path) -> Result<Vec<RelPath>, Error> {
-        if let Some(example) = self.held_back.first() {
+    pub(super) fn begin(&mut self, dir: &Path) -> Result<Vec<HeldBack>, Error> {
+        if let Some(HeldBack::File(example) | HeldBack::Item(example)) = self.held_back.first() {
             self.limit.check(dir, self.gone, example, self.all)?;
         }
         self.begun = true;
@@ -230,7 +247,9 @@ mod tests {
             contact.hold_back(dir, path(name)).unwrap();
         }
         assert!(contact.holds_back() && !contact.begun());
-        assert_eq!(contact.begin(dir).unwrap(), [path("a"), path("b")]);
+        contact.hold_back_item(dir, path("folder")).unwrap();
+        let held_back = [HeldBack::File(path("a")), HeldBack::File(path("b")), HeldBack::Item(path("folder"))];
+        assert_eq!(contact.begin(dir).unwrap(), held_back);
         contact.changes(dir, &path("made"), Change::Delete).unwrap();
         contact.changes(dir, &path("c"), Change::Content).unwrap();
         contact.changes(dir, &path("c"), Change::Delete).unwrap();

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::digests::{Digests, Undigested};
-use super::dir::Dir;
+use super::dir::{Dir, Here};
 use super::shared::Shared;
 use crate::digests::file::{self, Who, Writer};
 use crate::digests::{ChunkBuffer, Digested, SETTLED, Stamps};
@@ -174,8 +174,8 @@ fn save(own: &OwnFolder, dir: &Dir, digests: &Digests, ends: &dyn Fn() -> bool) 
     }
     digests.begin_save();
     let mut files = dir.inventory()?.files;
-    files.sort_by(|(a, _), (b, _)| a.cmp(b));
-    for (path, looks) in &files {
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    for Here { path, stamps: looks, .. } in &files {
         if ends() {
             return Err(Error::ShuttingDown);
         }

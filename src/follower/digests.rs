@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::dir::Here;
 use crate::digests::file::Who;
 use crate::digests::{ChunkBuffer, Chunked, Digested, Stamps, digested_bytes_max};
 use crate::protocol::extension::{CHUNK_BYTES, ChunkDigest};
@@ -174,6 +175,20 @@ impl Digests {
         }
     }
 
+    /// Nothing of a file was changed but its mode and its times, by us: what is known of it, if it looked so before, stays true.
+    pub(super) fn look_otherwise(&self, path: &RelPath, before: &Stamps, now: Stamps) {
+        let state = &mut *self.state();
+        let known = state.files.get_mut(path).filter(|known| known.stamps.are(before) && before.size == now.size);
+        let Some(known) = known else { return };
+        if known.stamps.are(&now) {
+            return;
+        }
+        known.stamps = now;
+        // What was kept of it was of how it looked before.
+        state.unsaved += known.bytes;
+        (state.changed, state.written) = (true, Some(Instant::now()));
+    }
+
     /// The file has another name.
     pub(super) fn renamed(&self, from: &RelPath, to: &RelPath) {
         let state = &mut *self.state();
@@ -199,13 +214,13 @@ impl Digests {
     }
 
     /// Keeps only these files, which are sorted.
-    pub(super) fn keep(&self, sorted: &[(RelPath, Stamps)]) {
+    pub(super) fn keep(&self, sorted: &[Here]) {
         let state = &mut *self.state();
         let had = state.files.len();
-        if sorted.iter().filter(|(path, _)| state.files.contains_key(path)).count() == had {
+        if sorted.iter().filter(|here| state.files.contains_key(&here.path)).count() == had {
             return;
         }
-        state.files.retain(|path, _| sorted.binary_search_by(|(found, _)| found.cmp(path)).is_ok());
+        state.files.retain(|path, _| sorted.binary_search_by(|here| here.path.cmp(path)).is_ok());
         state.changed |= state.files.len() < had;
     }
 

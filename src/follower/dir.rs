@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use sha1::{Digest, Sha1};
 
+use super::digests::Digests;
 use super::own::Own;
 use crate::beneath::Beneath;
 use crate::datadir::{self, FoundFile, Visitor};
@@ -25,7 +26,7 @@ use crate::flusher::Flusher;
 use crate::mounts::Mounts;
 use crate::own_folder::is_suspect;
 use crate::protocol::Sha1Sum;
-use crate::protocol::extension::Attributes;
+use crate::protocol::extension::{Attributes, Item, Owner};
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::File;
 use crate::sys::rustix;
@@ -34,12 +35,13 @@ use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
 
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-const FOLDER_MODE: Mode = Mode::RWXU;
+pub(super) const FOLDER_MODE: Mode = Mode::RWXU;
 /// What `open_file`'s way step by step sees to.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const FOLDER: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// `NONBLOCK` matters to what is not a regular file: opening a FIFO must not wait for its other end.
-const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+pub(super) const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// The data directory, through its descriptor.
 #[derive(Debug)]
@@ -53,31 +55,48 @@ pub(super) struct Dir {
     pub(super) mounts_seen: AtomicU64,
     /// A flush has failed, and what it may have lost was not mended.
     pub(super) suspect: AtomicBool,
+    /// What is known of the files.
+    pub(super) digests: Arc<Digests>,
+}
+
+/// A file that is here, and how it looked.
+pub(super) struct Here {
+    pub(super) path: RelPath,
+    pub(super) stamps: Stamps,
+    pub(super) mode: u16,
 }
 
 /// What is in a data directory.
 #[derive(Default)]
 pub(super) struct Inventory {
-    /// With how they looked.
-    pub(super) files: Vec<(RelPath, Stamps)>,
-    pub(super) folders: Vec<RelPath>,
+    pub(super) files: Vec<Here>,
+    /// Folders and links.
+    pub(super) items: Vec<(RelPath, Item)>,
 }
 
 impl Visitor for Inventory {
-    fn folder(&mut self, path: &RelPath, _: Attributes) -> bool {
-        self.folders.push(path.clone());
+    fn folder(&mut self, path: &RelPath, attributes: Attributes) -> bool {
+        self.items.push((path.clone(), Item::Folder(attributes)));
         true
     }
 
     fn file(&mut self, file: FoundFile) {
-        self.files.push((file.path, file.looks.stamps));
+        self.files.push(Here { path: file.path, stamps: file.looks.stamps, mode: file.attributes.mode });
+    }
+
+    fn link(&mut self, path: RelPath, target: &[u8], owner: Owner) {
+        self.items.extend(Item::link(owner, target).map(|link| (path, link)));
+    }
+
+    fn other(&mut self, path: &RelPath) {
+        log::debug!("passed over {path}, which is neither file, folder nor link");
     }
 
     fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
         match &error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 log::warn!("left alone with all that is in it: {error}");
-                self.folders.retain(|folder| folder != path);
+                self.items.retain(|(folder, _)| folder != path);
                 Ok(())
             }
             _ => Err(error),
@@ -110,8 +129,8 @@ impl Dir {
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open", path, error))?;
         let suspect = AtomicBool::new(is_suspect(path));
         let mounts = Mounts::below(path);
-        let (own, mounts_seen) = (Own::new()?, AtomicU64::default());
-        Ok(Self { root, path: path.to_owned(), own, flusher, mounts, mounts_seen, suspect })
+        let (own, mounts_seen, digests) = (Own::new()?, AtomicU64::default(), Arc::default());
+        Ok(Self { root, path: path.to_owned(), own, flusher, mounts, mounts_seen, suspect, digests })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -123,7 +142,7 @@ impl Dir {
         Folder { root: &self.root, own: None }
     }
 
-    /// All files and all folders that are here. A folder that may not be listed is left out, with all in it: it is not this
+    /// All files, folders and links that are here. A folder that may not be listed is left out, with all in it: it is not this
     /// follower's, and nothing in it is deleted. Whatever else cannot be looked at is an error, so that no file is ever taken for
     /// missing that is not.
     pub(super) fn inventory(&self) -> Result<Inventory, Error> {
@@ -170,7 +189,7 @@ impl Dir {
         Ok(Some(sha1.finalize().into()))
     }
 
-    /// Removes a file, and the folders it leaves empty. Returns whether it was there.
+    /// Removes a file. Returns whether it was there.
     pub(super) fn remove(&self, path: &RelPath) -> Result<bool, Error> {
         let Some((folder, name)) = self.parent(path, false)? else { return Ok(false) };
         match self.kind_of(&folder, name, path)? {
@@ -183,12 +202,10 @@ impl Dir {
             Err(Errno::NOENT) => return Ok(false),
             Err(error) => return Err(self.failed("remove", path.as_str(), error)),
         }
-        drop(folder);
-        self.remove_emptied(path);
         Ok(true)
     }
 
-    /// Removes the folders above a file that are empty.
+    /// Removes the folders above a file that are empty: with 1.0.0, where they are no content.
     pub(super) fn remove_emptied(&self, path: &RelPath) {
         let mut above = path.as_str();
         while let Some((folder, _)) = above.rsplit_once('/') {
@@ -199,8 +216,7 @@ impl Dir {
         }
     }
 
-    /// Removes a folder if it is empty; returns whether it did. Nothing depends on it: an empty folder is no replicated
-    /// content.
+    /// Removes a folder if it is empty; returns whether it did.
     pub(super) fn remove_folder(&self, path: &str) -> bool {
         match self.parent_of(path, false) {
             Ok(Some((above, name))) => rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR).is_ok(),
@@ -241,6 +257,9 @@ impl Dir {
         let fd = match rustix::fs::openat(&folder, name, flags | FILE, FILE_MODE) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
+            // Nobody misses a folder without files. (Then it is tried again.)
+            Err(Errno::ISDIR) if make && self.clear_folders(path.as_str())? => return Ok(None),
+            Err(Errno::ACCESS) if let Some(fd) = self.open_despite_mode((&folder, name), path, flags) => fd,
             Err(error) => {
                 // A link, a FIFO or a socket says so in its own way: find out which it was.
                 self.kind_of(&folder, name, path)?;
@@ -252,12 +271,12 @@ impl Dir {
 
     /// The same in one system call instead of two for each folder on the way; `None` where that fails: the steps one by one tell
     /// why, make the folders, and do on kernels that know no `openat2`.
-    fn open_at_once(&self, path: &RelPath, flags: OFlags) -> Option<OwnedFd> {
+    pub(super) fn open_at_once(&self, path: &RelPath, flags: OFlags) -> Option<OwnedFd> {
         let mode = if flags.contains(OFlags::CREATE) { FILE_MODE } else { Mode::empty() };
         rustix::fs::openat2(&self.root, path.as_str(), flags | FILE, mode, BENEATH).ok()
     }
 
-    fn regular(&self, path: &RelPath, fd: OwnedFd) -> Result<File, Error> {
+    pub(super) fn regular(&self, path: &RelPath, fd: OwnedFd) -> Result<File, Error> {
         let stat = rustix::fs::fstat(&fd).map_err(|error| self.failed("stat", path.as_str(), error))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Ok(File::from(fd)),

@@ -11,18 +11,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::digests::Digests;
-use super::dir::{Dir, Inventory};
+use super::dir::{Dir, Here, Inventory};
 use super::flush::Unflushed;
 use super::report::Report;
 use super::shared::Shared;
 use super::status::State;
-use crate::digests::ChunkBuffer;
+use crate::digests::{ChunkBuffer, Stamps};
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::position::{EpochPosition, KEEP_EVERY, Stand, noted};
-use crate::protocol::extension::{Attributes, Held, Message, split_inventory};
+use crate::protocol::extension::{Attributes, Held, Item, Message, Owner, split_inventory, split_items};
 use crate::sums::{Sums, bucket_of};
 use crate::sys::channel::Sender;
+use crate::sys::fs::MetadataExt;
 use crate::sys::hash::HashSet;
 use crate::sys::rustix::fs::OFlags;
 use crate::sys::sync::{Condvar, Mutex};
@@ -48,14 +49,19 @@ pub(super) enum Job {
 /// What was found here: before any change.
 #[derive(Default)]
 pub(super) struct Told {
-    /// All files and their lengths, if they were asked for.
+    /// All files and their lengths, and all links, if they were asked for.
     pub(super) names: Vec<(RelPath, u64)>,
-    /// All folders.
-    pub(super) folders: Vec<RelPath>,
-    /// How many files.
+    /// How many files and links.
     pub(super) files: usize,
     /// Files that are longer than was told, and how much of them was.
     pub(super) cut: Vec<(RelPath, u64)>,
+}
+
+/// What is here, from when its sums are told until it is known which of it is to be.
+#[derive(Default)]
+struct Found {
+    files: Vec<RelPath>,
+    items: Vec<(RelPath, Item)>,
 }
 
 /// What waits to be done.
@@ -182,7 +188,7 @@ impl Worker {
     /// The thread's life.
     pub(super) fn run(&self) {
         let _at_end = AtEnd(&self.jobs);
-        let mut found = Vec::new();
+        let mut found = Found::default();
         let mut keeping = Keeping { kept: None, is_of_this_leader: false, at: Instant::now() + KEEP_EVERY };
         while let Some(job) = self.jobs.take(keeping.at) {
             if let Err(error) = self.work(job, &mut found, &mut keeping) {
@@ -192,8 +198,7 @@ impl Worker {
         }
     }
 
-    /// `found`: the files that are here, from when their sums are told until it is known which of them are to be.
-    fn work(&self, job: Job, found: &mut Vec<RelPath>, keeping: &mut Keeping) -> Result<(), Error> {
+    fn work(&self, job: Job, found: &mut Found, keeping: &mut Keeping) -> Result<(), Error> {
         match job {
             Job::Sums { bits, names } => {
                 *found = self.sums(bits, names)?;
@@ -201,7 +206,9 @@ impl Worker {
             }
             Job::Inventory { bits, buckets } => {
                 let of_these = |path: &RelPath| buckets.binary_search(&bucket_of(path, bits)).is_ok();
-                self.inventory(std::mem::take(found).into_iter().filter(of_these))
+                let Found { files, items } = std::mem::take(found);
+                let items = items.into_iter().filter(|(path, _)| of_these(path));
+                self.inventory(files.into_iter().filter(of_these), items)
             }
             Job::Flush(unflushed, mark, at) => {
                 self.flush(unflushed)?;
@@ -265,33 +272,39 @@ impl Worker {
         flushed
     }
 
-    /// Tells the sums of all that is here, and returns the files.
-    fn sums(&self, bits: u8, names: bool) -> Result<Vec<RelPath>, Error> {
+    /// Tells the sums of all that is here, and returns it.
+    fn sums(&self, bits: u8, names: bool) -> Result<Found, Error> {
         {
             let mut state = self.jobs.state.lock();
             // Of the sync before.
             (state.told, state.told_files) = (None, false);
         }
-        let Inventory { mut files, folders } = self.dir.inventory()?;
+        let Inventory { mut files, mut items } = self.dir.inventory()?;
         // Stable, which is quick for what is nearly in order.
-        files.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let mut told = Told { folders, files: files.len(), ..Told::default() };
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        items.iter_mut().for_each(|(_, item)| *item = item.kept(false));
+        // Nobody's content is taken for nothing because it is all links.
+        let links = || items.iter().filter(|(_, item)| matches!(item, Item::Link { .. })).map(|(path, _)| path);
+        let mut told = Told { files: files.len() + links().count(), ..Told::default() };
         if names {
-            told.names = files.iter().map(|(path, stamps)| (path.clone(), stamps.size)).collect();
+            let files = files.iter().map(|file| (file.path.clone(), file.stamps.size));
+            told.names = files.chain(links().map(|path| (path.clone(), 0))).collect();
         }
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
         self.digests.keep(&files);
         let (mut sums, mut buffer) = (Sums::new(bits, false), ChunkBuffer::default());
-        for (at, (path, stamps)) in files.iter().enumerate() {
+        items.iter().for_each(|(path, item)| sums.add_item(path, item));
+        for (at, Here { path, stamps, mode }) in files.iter().enumerate() {
+            let attributes = attributes(*mode, stamps);
             let known = self
                 .digests
-                .known(path, stamps, self.chunks_max, |len, digests| sums.add(path, len, digests, Attributes::UNKNOWN));
+                .known(path, stamps, self.chunks_max, |len, digests| sums.add(path, len, digests, attributes));
             match known {
                 Some(len) if len < stamps.size => told.cut.push((path.clone(), len)),
                 Some(_) => {}
                 None => {
                     if let Some(held) = self.held(path, &mut buffer, &mut told.cut)? {
-                        sums.add(path, held.len, &held.digests, Attributes::UNKNOWN);
+                        sums.add(path, held.len, &held.digests, held.attributes);
                     }
                     self.shared.update(|status| status.sync.files_hashed = at as u64 + 1);
                 }
@@ -304,11 +317,15 @@ impl Worker {
         // In this order: whoever was told the end may begin at once.
         self.jobs.state.lock().told = Some(told);
         self.put(Message::SumsEnd)?;
-        Ok(files.into_iter().map(|(path, _)| path).collect())
+        Ok(Found { files: files.into_iter().map(|file| file.path).collect(), items })
     }
 
-    /// Tells these files as they are now. What is known of them is not read, unless they have changed since.
-    fn inventory(&self, files: impl Iterator<Item = RelPath>) -> Result<(), Error> {
+    /// Tells these files as they are now, and folders and links as they were found. What is known of files is not read, unless they have changed since.
+    fn inventory(
+        &self,
+        files: impl Iterator<Item = RelPath>,
+        items: impl Iterator<Item = (RelPath, Item)>,
+    ) -> Result<(), Error> {
         let (mut failed, mut buffer, mut cut) = (None, ChunkBuffer::default(), Vec::new());
         let mut told = HashSet::default();
         let held = files.map_while(|path| {
@@ -317,6 +334,7 @@ impl Worker {
             held.map_err(|error| failed = Some(error)).ok()
         });
         split_inventory(held.flatten()).try_for_each(|message| self.put(message))?;
+        split_items(items).try_for_each(|message| self.put(message))?;
         if let Some(error) = failed {
             return Err(error);
         }
@@ -354,11 +372,19 @@ impl Worker {
             Stopped::ByUs => Error::ShuttingDown,
             Stopped::By(error) => self.dir.failed("read", path.as_str(), error),
         })?;
-        if file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?.len() > len {
+        let meta = file.metadata().map_err(|error| self.dir.failed("stat", path.as_str(), error))?;
+        if meta.len() > len {
             cut.push((path.clone(), len));
         }
-        Ok(Some(Held { path: path.clone(), len, digests, attributes: Attributes::UNKNOWN }))
+        let mode = u16::try_from(meta.mode() & 0o777).unwrap_or_default();
+        let attributes = attributes(mode, &Stamps::of_metadata(&meta));
+        Ok(Some(Held { path: path.clone(), len, digests, attributes }))
     }
+}
+
+/// As a copy tells them that keeps no owners.
+fn attributes(mode: u16, stamps: &Stamps) -> Attributes {
+    Attributes { mode, owner: Owner::default(), mtime: stamps.mtime }.kept(false)
 }
 
 /// What was kept last of how far the directory has come, and when it is looked at next.

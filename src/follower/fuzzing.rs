@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::ack::Outbox;
 use super::apply::{Actions, apply_stream};
 use super::contact::{Limit, Standing};
-use super::digests::Digests;
 use super::dir::Dir;
 use super::disk::{Jobs, Worker};
 use super::flush::Unflushed;
@@ -76,6 +75,10 @@ impl Flusher for NoFlush {
         Ok(())
     }
 
+    fn whole_file(&self, _: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     fn folder(&self, _: BorrowedFd<'_>) -> io::Result<()> {
         Ok(())
     }
@@ -111,7 +114,7 @@ pub fn follow_extension(path: &Path, leader: &FromLeader<'_>) -> Result<(), Erro
     let worker = Worker {
         jobs: jobs.clone(),
         dir: dir.clone(),
-        digests: Arc::<Digests>::default(),
+        digests: dir.digests.clone(),
         report: report.clone(),
         shared: shared.clone(),
         chunks_max: CHUNKS_MAX,

@@ -27,7 +27,8 @@
 use std::io::{self, Read, Write};
 use std::sync::atomic::Ordering;
 
-use super::dir::Dir;
+use super::attributes::as_of;
+use super::dir::{Dir, Here};
 use super::flush::Unflushed;
 use crate::error::Error;
 use crate::sys::fs::{File, MetadataExt};
@@ -75,7 +76,7 @@ impl Dir {
         let suspects = lost.files().map(|files| files.map(identity).collect::<io::Result<HashSet<_>>>());
         let suspects = suspects.transpose().map_err(|error| self.failed("stat", "", error))?;
         let (mut bytes, mut buffer) = (0, vec![0; BUFFER_BYTES]);
-        for (path, _) in self.inventory()?.files {
+        for Here { path, .. } in self.inventory()?.files {
             let Some(file) = self.open_file(&path, OFlags::RDONLY)? else { continue };
             let identity = identity(&file).map_err(|error| self.failed("stat", path.as_str(), error))?;
             if suspects.as_ref().is_none_or(|suspects| suspects.contains(&identity)) {
@@ -108,7 +109,8 @@ impl Dir {
             staged.file.write_all(&buffer[..length]).map_err(|error| self.failed("copy", path.as_str(), error))?;
             bytes += length as u64;
         }
-        self.flush_file(path.as_str(), &staged.file)?;
+        as_of(&from, &staged.file).map_err(|error| self.failed("copy", path.as_str(), error))?;
+        self.flush_whole_file(path.as_str(), &staged.file)?;
         self.place(staged, path)?;
         Ok(bytes)
     }

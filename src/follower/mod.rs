@@ -26,6 +26,7 @@
 
 mod ack;
 mod apply;
+mod attributes;
 mod connection;
 mod contact;
 mod digester;
@@ -36,6 +37,7 @@ mod extended;
 mod flush;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod items;
 mod kept;
 mod lag;
 mod mend;
@@ -131,11 +133,11 @@ impl Follower {
         let runner = Runner {
             config,
             data,
+            digests: dir.digests.clone(),
             dir: Arc::new(dir),
             shared: shared.clone(),
             threads: threads.clone(),
             dialects,
-            digests: Arc::default(),
             unflushed: Unflushed::all(),
             away: None,
             refused: None,

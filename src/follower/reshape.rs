@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::protocol::ProtocolError;
 use crate::sys::fs::{File, FileExt};
 use crate::sys::rustix;
-use crate::sys::rustix::fs::{FallocateFlags, FileType, OFlags};
+use crate::sys::rustix::fs::{FallocateFlags, OFlags};
 use crate::sys::rustix::io::Errno;
 use crate::types::RelPath;
 
@@ -29,7 +29,7 @@ pub(super) fn unfit(said: impl Into<String>) -> Error {
     ProtocolError::OutOfPlace(said.into()).into()
 }
 
-fn unreserved(path: &RelPath) -> Result<(), Error> {
+pub(super) fn unreserved(path: &RelPath) -> Result<(), Error> {
     if path.is_reserved() {
         return Err(ProtocolError::Reserved(path.to_string()).into());
     }
@@ -209,23 +209,16 @@ fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
 }
 
 impl Dir {
-    /// Gives a file another name, in one step, and removes the folders this leaves empty. `Some`: the name is on another file
-    /// system, and this copy has it.
+    /// Gives a file another name, in one step. `Some`: the name is on another file system, and this copy has it.
     fn rename(&self, from: &RelPath, to: &RelPath) -> Result<Option<File>, Error> {
-        // An empty folder is no content, and may be in the way.
-        self.remove_folder(to.as_str());
         let (to_folder, to_name) = self.parent_made(to)?;
-        if self.kind_of(&to_folder, to_name, to)? == Some(FileType::Directory) {
-            return Err(self.refused(to.as_str(), "is a folder that is not empty, and the leader has a file there"));
-        }
+        self.make_way(&to_folder, to_name, to)?;
         let (from_folder, from_name) = self.parent_made(from)?;
-        let copied = match rustix::fs::renameat(from_folder, from_name, to_folder, to_name) {
-            Ok(()) => None,
-            Err(Errno::XDEV) => Some(self.move_across(from, to)?),
-            Err(error) => return Err(self.failed("rename", from.as_str(), error)),
-        };
-        self.remove_emptied(from);
-        Ok(copied)
+        match rustix::fs::renameat(from_folder, from_name, to_folder, to_name) {
+            Ok(()) => Ok(None),
+            Err(Errno::XDEV) => self.move_across(from, to).map(Some),
+            Err(error) => Err(self.failed("rename", from.as_str(), error)),
+        }
     }
 }
 
@@ -249,7 +242,7 @@ mod tests {
         let dir = Dir::open(root.path()).unwrap();
         let mut actions = Actions::new(&dir);
         actions.rename(&path("old/deep/a"), &path("new/x/y")).unwrap();
-        assert!(!at("old").exists(), "an emptied folder stayed");
+        assert!(at("old/deep").exists(), "an emptied folder is the leader's to remove");
         actions.truncate(&path("new/x/y"), 6).unwrap();
         actions.begin_patch(&path("new/x/y"), 2, 4).unwrap();
         actions.patch(b"ab", 2).unwrap();

@@ -36,13 +36,14 @@ use super::flush::Unflushed;
 use super::kept::Bounds;
 use super::lag::Lag;
 use super::report::Report;
+use super::reshape::unreserved;
 use super::shared::Shared;
 use super::track::Track;
 use crate::datadir::DataDir;
 use crate::digests;
 use crate::error::Error;
 use crate::position::EpochPosition;
-use crate::protocol::extension::{CONTROL_BYTES_MAX, Control};
+use crate::protocol::extension::{CONTROL_BYTES_MAX, Control, Item};
 use crate::protocol::{ActionDecoder, ActionKind, Event, ProtocolError, framing_bytes};
 use crate::seldom::Seldom;
 use crate::sys::channel::Receiver;
@@ -84,8 +85,8 @@ pub(super) struct Session<'a> {
     asked: Asked,
     /// Until the first sync of a leader that is not trusted has ended.
     contact: Option<Contact>,
-    /// What waits for its first change: folders to be removed if they are empty, and files to be cut.
-    unready: (Vec<RelPath>, Vec<(RelPath, u64)>),
+    /// What waits for its first change: files to be cut.
+    unready: Vec<(RelPath, u64)>,
     lag: Lag,
     /// What is said while the leader opens.
     waits: Seldom,
@@ -143,6 +144,7 @@ impl<'a> Session<'a> {
     pub(super) fn new(parts: Parts<'a>, dir: &'a Dir, track: Track) -> Self {
         let mut actions = Actions::new(dir);
         actions.track = Some(track);
+        actions.leaves_folders = true;
         Self {
             parts,
             actions,
@@ -153,7 +155,7 @@ impl<'a> Session<'a> {
             phase: Phase::Before,
             asked: Asked::Nothing,
             contact: None,
-            unready: Default::default(),
+            unready: Vec::new(),
             lag: Lag::default(),
             waits: Seldom::default(),
             sync: Sync::default(),
@@ -359,7 +361,24 @@ impl<'a> Session<'a> {
                 let Self { actions, parts, phase, .. } = self;
                 actions.hole(&path, offset, len, &mut || writes_in_place(parts, *phase))
             }
-            Control::Attributes(..) | Control::Item(..) | Control::RemoveItem(_) => Ok(()),
+            Control::Attributes(path, attributes) => {
+                self.changes(&path, Change::Content)?;
+                self.actions.attributes(&path, attributes)
+            }
+            Control::Item(path, item) => {
+                // Where a folder is, there is no link and no file.
+                let is_folder = matches!(item, Item::Folder(_));
+                self.changes(&path, if is_folder { Change::Delete } else { Change::Content })?;
+                self.actions.item(&path, &item)
+            }
+            Control::RemoveItem(path) => {
+                unreserved(&path)?;
+                if let Some(contact) = self.contact.as_mut().filter(|contact| !contact.begun()) {
+                    return contact.hold_back_item(self.parts.data.path(), path);
+                }
+                self.changes(&path, Change::Delete)?;
+                self.actions.remove_item(&path)
+            }
             Control::Want(bits) => self.want(bits),
             Control::Tell(buckets) => self.tell(&buckets),
             Control::TellEnds => self.tell_ends(),

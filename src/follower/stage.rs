@@ -14,6 +14,7 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
+use super::attributes::as_of;
 use super::dir::{Dir, Folder};
 use crate::error::Error;
 use crate::own_folder::INCOMING;
@@ -35,7 +36,7 @@ pub(super) struct Staged {
 type Mount = (u32, u32, u64);
 
 /// The name of what is staged for files in a folder, or in those below; the directory itself is "".
-fn incoming(folder: &str) -> Result<RelPath, Error> {
+pub(super) fn incoming(folder: &str) -> Result<RelPath, Error> {
     let slash = if folder.is_empty() { "" } else { "/" };
     Ok(RelPath::new(&format!("{folder}{slash}{OWN_FOLDER}/{INCOMING}"))?)
 }
@@ -64,15 +65,21 @@ impl Dir {
     /// Makes what was staged the content of `path`, in one step: nobody sees a part of it. Returns the file that is there now.
     pub(super) fn place(&self, staged: Staged, path: &RelPath) -> Result<File, Error> {
         let (folder, name) = self.parent_made(path)?;
-        if self.kind_of(&folder, name, path)? == Some(FileType::Directory) {
-            return Err(self.refused(path.as_str(), "is a folder that is not empty, and the leader has a file there"));
-        }
+        self.make_way(&folder, name, path)?;
         let (from, from_name) = self.parent_made(&staged.at)?;
         match rustix::fs::renameat(&from, from_name, &folder, name) {
             Ok(()) => Ok(staged.file),
             Err(Errno::XDEV) => self.place_copied(&staged.at, path),
             Err(error) => Err(self.failed("replace", path.as_str(), error)),
         }
+    }
+
+    /// Nothing is in the way of a file but another one, or something that is an error: a folder without files is removed.
+    pub(super) fn make_way(&self, folder: &Folder<'_>, name: &str, path: &RelPath) -> Result<(), Error> {
+        if self.kind_of(folder, name, path)? == Some(FileType::Directory) && !self.clear_folders(path.as_str())? {
+            return Err(self.refused(path.as_str(), "is a folder that is not empty, and the leader has a file there"));
+        }
+        Ok(())
     }
 
     /// Puts a durable copy of what was staged in the place of `path`, by way of its own folder.
@@ -101,12 +108,13 @@ impl Dir {
         Ok(file)
     }
 
-    /// Copies a file's content, and makes it durable.
+    /// Copies a file's content, mode and time, and makes it durable.
     fn copy_into(&self, from: &RelPath, to: &Staged) -> Result<(), Error> {
         let source = self.open_file(from, OFlags::RDONLY)?;
         let source = source.ok_or_else(|| self.failed("copy", from.as_str(), Errno::NOENT))?;
-        copy(&source, &to.file).map_err(|error| self.failed("copy", from.as_str(), error))?;
-        self.flush_file(to.at.as_str(), &to.file)
+        let copied = copy(&source, &to.file).and_then(|()| Ok(as_of(&source, &to.file)?));
+        copied.map_err(|error| self.failed("copy", from.as_str(), error))?;
+        self.flush_whole_file(to.at.as_str(), &to.file)
     }
 
     /// The top of the file system that a name is on, or would be: a folder on the way to it, or "" for the directory itself.

@@ -21,14 +21,14 @@ use sha1::{Digest, Sha1};
 use super::ack::Outbox;
 use super::connection::lost;
 use super::contact::{Amount, Limit};
-use super::dir::{Dir, Inventory};
+use super::dir::{Dir, Here, Inventory};
 use super::kept::Keeper;
 use super::shared::Shared;
 use super::status::{State, SyncProgress};
 use crate::datadir::DataDir;
-use crate::digests::Stamps;
 use crate::error::Error;
 use crate::own_folder::is_incomplete;
+use crate::protocol::extension::Item;
 use crate::protocol::{
     LIST_FILES_MAX, LIST_NAME_BYTES_MAX, ListEntry, ProtocolError, Sha1Sum, read_file_size, read_list_entry,
 };
@@ -126,14 +126,16 @@ impl<'a, R: BufRead> Sync<'a, R> {
         data: &mut DataDir,
         limit: Limit,
     ) -> Result<(Vec<RelPath>, Vec<RelPath>), Error> {
-        let Inventory { files, folders } = self.dir.inventory()?;
-        let here = Amount::of(files.iter().map(|(_, stamps)| stamps.size));
+        let Inventory { files, items } = self.dir.inventory()?;
+        let here = Amount::of(files.iter().map(|file| file.stamps.size));
         let listed: HashSet<&RelPath> = list.iter().map(|entry| &entry.path).collect();
-        let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|(path, _)| listed.contains(path));
-        if let Some((example, _)) = unlisted.first() {
-            limit.check(data.path(), Amount::of(unlisted.iter().map(|(_, stamps)| stamps.size)), example, here)?;
+        let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| listed.contains(&file.path));
+        if let Some(example) = unlisted.first() {
+            limit.check(data.path(), Amount::of(unlisted.iter().map(|file| file.stamps.size)), &example.path, here)?;
         }
-        let paths = |files: Vec<(RelPath, Stamps)>| files.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+        let paths = |files: Vec<Here>| files.into_iter().map(|file| file.path).collect::<Vec<_>>();
+        let is_folder = |item: &Item| matches!(item, Item::Folder(_));
+        let folders = items.into_iter().filter(|(_, item)| is_folder(item)).map(|(path, _)| path).collect();
         let (listed, unlisted) = (paths(listed), paths(unlisted));
         self.shared.leave_place();
         data.follow(None)?;
@@ -179,6 +181,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
             self.shared.check()?;
             self.known.remove(path);
             if self.keeper.take(path) || self.dir.remove(path)? {
+                self.dir.remove_emptied(path);
                 log::debug!("deleted {path}, which the leader does not have");
                 self.note_folders(path);
                 self.shared.update(|status| status.sync.files_deleted += 1);

@@ -91,7 +91,7 @@ impl Track {
         if self.unflushed.is_all() || self.changed.contains_key(path) {
             return;
         }
-        self.changed.insert(path.clone(), Changed { path: path.clone(), file: file.clone() });
+        self.changed.insert(path.clone(), Changed { path: path.clone(), file: file.clone(), is_whole: false });
         if self.changed.len() > FILES_KEPT_MAX {
             self.unflushed.everything();
             self.changed.clear();
@@ -108,6 +108,19 @@ impl Track {
                 self.filled = Some((path, filled));
             }
         }
+    }
+
+    /// Its mode or its times are about to be set.
+    pub(super) fn sets_attributes(&mut self, path: &RelPath, file: &Arc<File>) {
+        self.changes(path, file);
+        if let Some(changed) = self.changed.get_mut(path) {
+            changed.is_whole = true;
+        }
+    }
+
+    /// A folder was made, or its mode set.
+    pub(super) fn folder(&mut self, path: &RelPath) {
+        self.unflushed.add_folder(path);
     }
 
     /// A name was put into its folder, or taken out of it; folders may have been made, or removed, on the way.

@@ -48,6 +48,10 @@ pub(crate) fn held(name: &str, content: &[u8]) -> Held {
     }
 }
 
+fn unknown(held: Held) -> Held {
+    Held { attributes: Attributes::UNKNOWN, ..held }
+}
+
 impl FakeLeader {
     /// The next connection, which asks for the extension, of which the start header was read.
     #[track_caller]
@@ -133,13 +137,13 @@ impl Extension {
         sums
     }
 
-    /// Asks for the files of these buckets and reads them.
+    /// Asks for the files of these buckets and reads them; without their attributes.
     #[track_caller]
     pub(crate) fn files_of(&mut self, buckets: &[u32]) -> Vec<Held> {
-        self.all_of(buckets).0
+        self.all_of(buckets).0.into_iter().map(unknown).collect()
     }
 
-    /// The same with folders and links.
+    /// The same with attributes, folders and links.
     #[track_caller]
     pub(crate) fn all_of(&mut self, buckets: &[u32]) -> (Vec<Held>, Vec<(RelPath, Item)>) {
         for some in buckets.chunks(TELL_MAX) {
@@ -164,7 +168,7 @@ impl Extension {
         let sums = self.sums(1);
         let (inventory, items) = self.all_of(&[0, 1]);
         assert_eq!(sums == [Sum::default(); 2], inventory.is_empty() && items.is_empty());
-        inventory
+        inventory.into_iter().map(unknown).collect()
     }
 
     /// A sync of these actions, of which nothing is left out; returns when they are written and it is durable.

@@ -138,6 +138,10 @@ impl Flusher for FakeDisk {
         })
     }
 
+    fn whole_file(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.file(file)
+    }
+
     fn folder(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
         self.call(Call::Folder, |state| state.flush_folder(folder))
     }

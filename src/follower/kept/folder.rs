@@ -18,6 +18,19 @@ use crate::sys::time::{SystemTime, UNIX_EPOCH};
 use crate::types::{OWN_FOLDER, RelPath};
 
 impl Dir {
+    /// Takes a file or a link from its place to where it is kept.
+    pub(super) fn move_aside(&self, path: &RelPath, to: &RelPath) -> Result<(), Error> {
+        let ((from, name), (folder, kept)) = (self.parent_made(path)?, self.parent_made(to)?);
+        let moved = rustix::fs::renameat(from, name, folder, kept);
+        moved.map_err(|error| self.failed("keep", path.as_str(), error))
+    }
+
+    /// Whether anything has this name.
+    pub(super) fn is_anything(&self, path: &RelPath) -> Result<bool, Error> {
+        let Some((folder, name)) = self.parent(path, false)? else { return Ok(false) };
+        Ok(self.kind_at(&folder, name, path)?.is_some())
+    }
+
     /// Copies a part of a file to a new one.
     pub(super) fn copy_range(&self, from: &RelPath, range: Range<u64>, to: &RelPath) -> Result<(), Error> {
         let Some(file) = self.open_file(from, OFlags::RDONLY)? else { return Ok(()) };
@@ -111,7 +124,7 @@ impl Dir {
         Ok(times)
     }
 
-    /// What is below a folder, without following any link: files with their lengths, and other things. Returns the folders, each
+    /// What is below a folder, without following any link: files and links with their lengths, and other things. Returns the folders, each
     /// before those in it.
     fn kept_below(&self, folder: &str, found: &mut dyn FnMut(&str, Option<u64>)) -> Result<Vec<String>, Error> {
         let (mut folders, mut seen) = (vec![folder.to_owned()], Vec::new());
@@ -128,7 +141,9 @@ impl Dir {
                 let Ok(stat) = rustix::fs::statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::Directory => folders.push(format!("{at}/{name}")),
-                    FileType::RegularFile => found(&format!("{at}/{name}"), u64::try_from(stat.st_size).ok()),
+                    FileType::RegularFile | FileType::Symlink => {
+                        found(&format!("{at}/{name}"), u64::try_from(stat.st_size).ok())
+                    }
                     _ => found(&format!("{at}/{name}"), None),
                 }
             }

@@ -145,13 +145,19 @@ impl<'a> Keeper<'a> {
 
     /// Takes a file away from its place. False: it could not be kept, and is still there, or it was not there.
     pub(super) fn take(&mut self, path: &RelPath) -> bool {
-        let taken = self.kept(path, |dir, to| {
-            let ((from, name), (folder, kept)) = (dir.parent_made(path)?, dir.parent_made(to)?);
-            let moved = rustix::fs::renameat(from, name, folder, kept);
-            moved.map_err(|error| dir.failed("keep", path.as_str(), error))?;
-            dir.remove_emptied(path);
-            Ok(())
-        });
+        let taken = self.kept(path, |dir, to| dir.move_aside(path, to));
+        self.counts.deleted += u64::from(taken);
+        taken
+    }
+
+    /// Takes a symbolic link away from its place. False: it could not be kept, and is still there.
+    pub(super) fn take_link(&mut self, path: &RelPath) -> bool {
+        let dir = self.dir;
+        let len = match dir.parent(path, false) {
+            Ok(Some(at)) => dir.target_at(&at).map_or(0, |target| target.len() as u64),
+            _ => return false,
+        };
+        let taken = self.keep(&mut |keeper| keeper.place_of(path, len), len, |to| dir.move_aside(path, to)).is_some();
         self.counts.deleted += u64::from(taken);
         taken
     }
@@ -241,7 +247,7 @@ impl<'a> Keeper<'a> {
         if self.parts.contains(&to) {
             return Err(self.dir.refused(path.as_str(), "has the name of a part of another file that is kept"));
         }
-        Ok(if self.dir.holds(&to)? { Place::Kept } else { Place::At(to) })
+        Ok(if self.dir.is_anything(&to)? { Place::Kept } else { Place::At(to) })
     }
 
     /// Where a part of a file is kept: under a name that nothing has.
@@ -250,7 +256,7 @@ impl<'a> Keeper<'a> {
         let top = self.dir.file_system_of(path)?;
         for number in 1..=PARTS_MAX {
             let to = place(top, &time, &names(number))?;
-            if !self.dir.holds(&to)? {
+            if !self.dir.is_anything(&to)? {
                 return Ok(Place::At(to));
             }
         }

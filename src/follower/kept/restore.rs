@@ -57,7 +57,7 @@ impl Kept {
             Some(name) if kept.files.contains_key(name) => vec![RelPath::new(name)?],
             Some(name) => return Err(refused(name, "was not kept then: see paceline kept DIR")),
         };
-        let there = |path: &RelPath| self.dir.holds(path);
+        let there = |path: &RelPath| self.dir.is_anything(path);
         if !overwrite
             && let Some(name) = names.iter().find_map(|path| there(path).map(|is| is.then_some(path)).transpose())
         {

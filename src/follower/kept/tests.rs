@@ -31,14 +31,14 @@ fn what_a_sync_takes_away_is_kept_and_comes_back_but_over_nothing_that_is_there(
     fs::rename(root.path().join("new"), root.path().join("c")).unwrap();
     // What this sync itself put there is not what was there before it.
     keeper.link(&path("c"));
-    assert!(!root.path().join("a").exists());
+    assert!(!root.path().join("a/b").exists());
     let kept = Kept::of(root.path()).unwrap();
     let times = kept.times().unwrap();
     let (time, found) = times.iter().next().unwrap();
     let names: Vec<_> = found.files.iter().map(|(name, len)| (name.as_str(), *len)).collect();
     assert_eq!(names, [("a/b", 6), ("c", 4), ("d.from-1", 3)]);
     let said = kept.restore(time, None, false).unwrap_err().to_string();
-    assert!(said.contains("--overwrite") && !root.path().join("a").exists(), "{said}");
+    assert!(said.contains("--overwrite") && !root.path().join("a/b").exists(), "{said}");
     assert!(kept.restore(time, Some("../c"), true).is_err() && kept.restore("x", None, true).is_err());
     assert_eq!(kept.restore(time, Some("a/b"), false).unwrap(), 1);
     assert_eq!(kept.restore(time, None, true).unwrap(), 2);

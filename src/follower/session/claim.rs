@@ -1,6 +1,6 @@
 //! The first change that a connection makes to the directory. Part of [`Session`].
 
-use super::super::contact::Change;
+use super::super::contact::{Change, HeldBack};
 use super::{Phase, Session, out_of_place};
 use crate::error::Error;
 use crate::protocol::ActionKind;
@@ -24,8 +24,11 @@ impl Session<'_> {
         let Some(contact) = self.contact.as_mut().filter(|contact| !contact.begun()) else { return Ok(()) };
         let deleted = contact.begin(self.parts.data.path())?;
         self.take_over()?;
-        for path in deleted {
-            self.actions.begin(path, ActionKind::Delete)?;
+        for held_back in deleted {
+            match held_back {
+                HeldBack::File(path) => self.actions.begin(path, ActionKind::Delete)?,
+                HeldBack::Item(path) => self.actions.remove_item(&path)?,
+            }
         }
         self.make_ready()
     }
@@ -47,14 +50,8 @@ impl Session<'_> {
     }
 
     pub(super) fn make_ready(&mut self) -> Result<(), Error> {
-        let (mut folders, cut) = std::mem::take(&mut self.unready);
-        // Empty folders are no content, and one may be in the place of a file. Those within others come first.
-        folders.sort_unstable_by(|a, b| b.cmp(a));
-        for folder in folders {
-            self.actions.dir.remove_folder(folder.as_str());
-        }
         // The leader adds to the end of what it was told of.
-        for (path, len) in cut {
+        for (path, len) in std::mem::take(&mut self.unready) {
             self.changes(&path, Change::Content)?;
             self.actions.truncate(&path, len)?;
         }

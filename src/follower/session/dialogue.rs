@@ -84,15 +84,11 @@ impl Session<'_> {
             // Of what is not there nothing has to be made durable.
             self.actions.unflushed();
         }
-        self.unready = (told.folders, told.cut);
+        self.unready = told.cut;
         let is_first = self.phase == Phase::Before;
         if !is_first || self.parts.limit.standing == Standing::Trusted || told.files == 0 {
             self.take_over()?;
         } else {
-            if self.parts.limit.standing == Standing::Guest {
-                // Not ours to remove.
-                self.unready.0.clear();
-            }
             self.contact = Some(Contact::new(self.parts.limit, told.names));
         }
         self.actions.keeper = Some(Keeper::new(self.actions.dir, self.parts.keep));
@@ -117,12 +113,12 @@ impl Session<'_> {
         if self.phase != Phase::Syncing {
             return Err(out_of_place("a sync ended that had not begun"));
         }
-        if self.contact.as_ref().is_some_and(Contact::holds_back) || !self.unready.1.is_empty() {
+        if self.contact.as_ref().is_some_and(Contact::holds_back) || !self.unready.is_empty() {
             self.begin_contact()?;
         }
         self.settle()?;
         if self.contact.take().is_some() {
-            self.unready = Default::default();
+            self.unready.clear();
             self.belong()?;
         }
         let mut unflushed = self.actions.unflushed();

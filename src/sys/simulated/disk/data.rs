@@ -226,6 +226,31 @@ impl State {
         Ok(length)
     }
 
+    pub(in super::super) fn fchmod(&mut self, who: ProcessId, number: i32, mode: u32) -> Result<(), Stop> {
+        self.set_attributes(who, number, |live| live.node.mode = mode & 0o7777)
+    }
+
+    pub(in super::super) fn futimens(&mut self, who: ProcessId, number: i32, at: Duration) -> Result<(), Stop> {
+        self.set_attributes(who, number, |live| live.node.modified = at)
+    }
+
+    fn set_attributes(&mut self, who: ProcessId, number: i32, set: impl FnOnce(&mut Live)) -> Result<(), Stop> {
+        let place = self.inode_of(who, number)?;
+        let now = self.now;
+        if self.volumes[place.volume].settings.read_only {
+            return Err(Errno::ROFS.into());
+        }
+        let volume = self.volume(place)?;
+        set(volume.get_mut(place.id)?);
+        volume.push_attributes(place.id, now);
+        self.watches.tell(place.volume, place.id, ReadFlags::ATTRIB, 0, None);
+        let name = self.file(who, number).ok().and_then(|file| file.name.clone());
+        if let Some((volume, folder, name)) = name {
+            self.watches.tell(volume, folder, ReadFlags::ATTRIB, 0, Some(&name));
+        }
+        Ok(())
+    }
+
     pub(in super::super) fn ftruncate(&mut self, who: ProcessId, number: i32, len: u64) -> Result<(), Stop> {
         let file = self.file(who, number)?;
         if !file.writes() || i64::try_from(len).is_err() {
@@ -408,7 +433,10 @@ impl State {
         let is_folder = volume.get(sync.place.id)?.node.is_folder();
         match sync.kind {
             SyncKind::Disk => volume.sync_all(sync.upto),
-            _ if is_folder => volume.sync_names(Some(sync.place.id), sync.upto),
+            kind if is_folder => {
+                volume.sync_names(Some(sync.place.id), sync.upto);
+                volume.sync_file(sync.place.id, sync.upto, kind == SyncKind::All);
+            }
             kind => volume.sync_file(sync.place.id, sync.upto, kind == SyncKind::All),
         }
         self.tell_of_failures(who, number, sync)

@@ -119,6 +119,9 @@ pub fn power_cut(disk: Disk) {
 fn cut_files(volume: &mut Volume, rng: &mut fastrand::Rng) {
     for (id, live) in &volume.live {
         let Some(node) = volume.durable.get_mut(id) else { continue };
+        if node.mode != live.node.mode && rng.bool() {
+            node.mode = live.node.mode;
+        }
         let times = (node.modified, node.changed);
         let Some(durable) = node.content_mut().filter(|_| !live.pending.is_empty()) else { continue };
         let (content, times) = survivor(rng, durable, times, &live.pending);

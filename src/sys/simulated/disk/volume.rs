@@ -358,7 +358,17 @@ impl Volume {
         }
     }
 
-    /// Brings what was done to a file up to then to the medium; its times only if asked.
+    /// The mode, or the time, of a file or folder was set.
+    pub(super) fn push_attributes(&mut self, id: Id, now: Duration) {
+        let (seq, at) = (self.next_seq(), self.stamp(now));
+        let Some(live) = self.live.get_mut(&id) else { return };
+        live.node.changed = at;
+        let Some(len) = live.node.content().map(Content::len) else { return };
+        let change = super::content::Change::Times;
+        live.pending.push(Effect { seq, lost: false, change, len, modified: live.node.modified, changed: at });
+    }
+
+    /// Brings what was done to a file up to then to the medium; its times and its mode only if asked.
     pub(super) fn sync_file(&mut self, id: Id, upto: u64, with_times: bool) {
         let (Some(live), Some(node)) = (self.live.get_mut(&id), self.durable.get_mut(&id)) else { return };
         if let Some(content) = node.content_mut() {
@@ -373,8 +383,11 @@ impl Volume {
                 }
             }
         }
+        if with_times {
+            node.mode = live.node.mode;
+        }
         if with_times && live.pending.is_empty() {
-            (node.modified, node.changed, node.mode) = (live.node.modified, live.node.changed, live.node.mode);
+            (node.modified, node.changed) = (live.node.modified, live.node.changed);
         }
     }
 

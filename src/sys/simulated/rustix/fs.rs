@@ -6,7 +6,7 @@ use std::time::Duration;
 
 pub use ::rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, RawMode, RenameFlags, ResolveFlags, SeekFrom, StatVfs,
-    StatVfsMountFlags, StatxFlags, major, makedev, minor,
+    StatVfsMountFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT, major, makedev, minor,
 };
 use ::rustix::io::{Errno, Result};
 use ::rustix::path::Arg;
@@ -379,6 +379,40 @@ pub fn fdatasync(fd: impl AsFd) -> Result<()> {
 #[track_caller]
 pub fn syncfs(fd: impl AsFd) -> Result<()> {
     disk::sync("syncfs", number(&fd), SyncKind::Disk)
+}
+
+/// # Errors
+///
+/// As of the system call.
+#[track_caller]
+pub fn fchmod(fd: impl AsFd, mode: Mode) -> Result<()> {
+    let mode = mode.as_raw_mode();
+    call_on("fchmod", &fd, |state, who, number| state.fchmod(who, number, mode))
+}
+
+/// Nobody has `/proc/self/fd` here, and nothing else is changed by its name.
+///
+/// # Errors
+///
+/// As of the system call.
+#[track_caller]
+pub fn chmodat(at: impl AsFd, path: impl Arg, _: Mode, flags: AtFlags) -> Result<()> {
+    look("fchmodat", &at, path, flags).and(Err(Errno::OPNOTSUPP))
+}
+
+/// Of a time before 1970 nobody knows here.
+///
+/// # Errors
+///
+/// As of the system call.
+#[track_caller]
+pub fn futimens(fd: impl AsFd, times: &Timestamps) -> Result<()> {
+    let Timespec { tv_sec, tv_nsec } = times.last_modification;
+    let time = u64::try_from(tv_sec).ok().zip(u32::try_from(tv_nsec).ok().filter(|nanos| *nanos < 1_000_000_000));
+    call_on("utimensat", &fd, |state, who, number| {
+        let (seconds, nanos) = time.ok_or(Errno::INVAL)?;
+        state.futimens(who, number, Duration::new(seconds, nanos))
+    })
 }
 
 /// # Errors

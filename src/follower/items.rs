@@ -1,0 +1,430 @@
+//! Folders and symbolic links, which only the extension has words for. Part of [`Actions`] and of [`Dir`].
+//!
+//! They are made, changed and removed as the leader says, and not by the follower itself: with the extension an emptied folder stays until
+//! it is said to be gone. A link is a name with a text in it, which is never followed: wherever it leads, nothing is read or
+//! written there.
+//!
+//! What the leader says of items is not as exact, while much changes, as what it says of files, and is put right by what it says next. So what does not
+//! fit is left, and ends nothing: a file is never replaced by an item, nor is a folder that holds anything but folders. Only what cannot be done
+//! for want of room, or because the disk has failed, is an error.
+
+use super::apply::Actions;
+use super::dir::{Dir, FOLDER, FOLDER_MODE, Folder};
+use super::reshape::unreserved;
+use super::stage::incoming;
+use crate::beneath::entries;
+use crate::error::Error;
+use crate::protocol::extension::{Attributes, Item};
+use crate::sys::rustix;
+use crate::sys::rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
+use crate::sys::rustix::io::Errno;
+use crate::types::RelPath;
+
+impl Actions<'_> {
+    /// A folder or a link is there from now on, and is so.
+    pub(super) fn item(&mut self, path: &RelPath, item: &Item) -> Result<(), Error> {
+        self.settle()?;
+        unreserved(path)?;
+        let Some(at) = self.dir.way_to(path, true)? else { return Ok(is_left(path)) };
+        match item {
+            Item::Folder(attributes) => self.folder(path, &at, *attributes),
+            Item::Link { target, .. } => self.link(path, &at, target),
+        }
+    }
+
+    fn folder(&mut self, path: &RelPath, at: &(Folder<'_>, &str), attributes: Attributes) -> Result<(), Error> {
+        let (dir, (folder, name)) = (self.dir, at);
+        let mut changes = false;
+        match dir.kind_at(folder, name, path)? {
+            Some(FileType::Directory) => {}
+            Some(FileType::Symlink) if !self.link_goes(path, at) => return Ok(is_left(path)),
+            None | Some(FileType::Symlink) => {
+                changes = true;
+                match rustix::fs::mkdirat(folder, *name, FOLDER_MODE) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(dir.failed("make the folder", path.as_str(), errno)),
+                }
+            }
+            Some(_) => return Ok(is_left(path)),
+        }
+        let opened = match rustix::fs::openat(folder, *name, FOLDER, Mode::empty()) {
+            Ok(opened) => opened,
+            Err(errno) => return self.refused(path, errno),
+        };
+        let stat = rustix::fs::fstat(&opened).map_err(|errno| dir.failed("stat", path.as_str(), errno))?;
+        let (now, wanted) =
+            (Mode::from_raw_mode(stat.st_mode), Mode::from_raw_mode(attributes.kept(false).mode.into()));
+        // Its owner may always use it. What it has beyond is of those that it lies in here, or was given to it here.
+        let permissions = Mode::RWXU | Mode::RWXG | Mode::RWXO;
+        let mode = wanted | Mode::RWXU | now.difference(permissions);
+        if now != mode {
+            changes = true;
+            if let Err(errno) = rustix::fs::fchmod(&opened, mode) {
+                self.refused(path, errno)?;
+            }
+        }
+        if let Some(track) = &mut self.track
+            && changes
+        {
+            track.folder(path);
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, path: &RelPath, at: &(Folder<'_>, &str), target: &[u8]) -> Result<(), Error> {
+        let (dir, (folder, name)) = (self.dir, at);
+        let mut is_over = false;
+        match dir.kind_at(folder, name, path)? {
+            None => {}
+            Some(FileType::Symlink) => {
+                if dir.target_at(at).is_some_and(|now| now == target) {
+                    return Ok(());
+                }
+                is_over = !self.keeper.as_mut().is_some_and(|keeper| keeper.take_link(path));
+            }
+            Some(FileType::Directory) if dir.clear_folders(path.as_str())? => {}
+            Some(_) => return Ok(is_left(path)),
+        }
+        match dir.make_link(path, at, target, is_over)? {
+            Ok(()) => {}
+            // Something came into its way.
+            Err(Errno::EXIST | Errno::ISDIR) => return Ok(is_left(path)),
+            Err(errno) => return self.refused(path, errno),
+        }
+        self.gone(path);
+        Ok(())
+    }
+
+    /// There is no folder or link of this name any more. Whatever else is there is left.
+    pub(super) fn remove_item(&mut self, path: &RelPath) -> Result<(), Error> {
+        self.settle()?;
+        unreserved(path)?;
+        let Some(at) = self.dir.way_to(path, false)? else { return Ok(()) };
+        let is_gone = match self.dir.kind_at(&at.0, at.1, path)? {
+            Some(FileType::Symlink) => self.link_goes(path, &at),
+            Some(FileType::Directory) => match rustix::fs::unlinkat(&at.0, at.1, AtFlags::REMOVEDIR) {
+                Ok(()) => true,
+                Err(errno) => {
+                    log::debug!("the folder {path} stays: {errno}");
+                    false
+                }
+            },
+            _ => false,
+        };
+        if is_gone {
+            self.gone(path);
+        }
+        Ok(())
+    }
+
+    /// Takes a link away: to what is kept, while a sync does that. Returns whether it is gone.
+    fn link_goes(&mut self, path: &RelPath, at: &(Folder<'_>, &str)) -> bool {
+        let target = self.dir.target_at(at).unwrap_or_default();
+        if let Some(keeper) = &mut self.keeper {
+            if keeper.take_link(path) {
+                return true;
+            }
+            log::info!("the link {path} goes and is not kept; it led to {}", target.escape_ascii());
+        }
+        let removed = rustix::fs::unlinkat(&at.0, at.1, AtFlags::empty());
+        if let Err(errno) = removed {
+            log::debug!("the link {path} stays: {errno}");
+        }
+        removed.is_ok()
+    }
+}
+
+fn is_left(path: &RelPath) {
+    log::debug!("something else is in the place of {path}, or on the way to it: it is left");
+}
+
+impl Dir {
+    /// The folder that a name lies in, and its last part. `None`: there is no such folder, and it was not to be made, or something else is on the
+    /// way.
+    pub(super) fn way_to<'a>(&self, path: &'a RelPath, make: bool) -> Result<Option<(Folder<'_>, &'a str)>, Error> {
+        let path_bytes = path.as_str();
+        let (mut folder, mut start) = (self.top(), 0);
+        while let Some(length) = path_bytes[start..].find('/') {
+            let end = start + length;
+            let (part, so_far) = (&path_bytes[start..end], &path_bytes[..end]);
+            let makes = match self.kind_at(&folder, part, path)? {
+                Some(FileType::Directory) => false,
+                None if make => true,
+                _ => return Ok(None),
+            };
+            let Some(opened) = self.enter(&folder, part, so_far, makes)? else { return Ok(None) };
+            folder.own = Some(opened);
+            start = end + 1;
+        }
+        Ok(Some((folder, &path_bytes[start..])))
+    }
+
+    /// What has this name in a folder, whatever it is.
+    pub(super) fn kind_at(&self, folder: &Folder<'_>, name: &str, path: &RelPath) -> Result<Option<FileType>, Error> {
+        match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.failed("stat", path.as_str(), errno)),
+        }
+    }
+
+    /// Where a link leads.
+    pub(super) fn target_at(&self, (folder, name): &(Folder<'_>, &str)) -> Option<Vec<u8>> {
+        rustix::fs::readlinkat(folder, *name, Vec::new()).ok().map(|target| target.into_bytes())
+    }
+
+    /// Makes a link, in one step: over another one, or over nothing. The inner error: it cannot be.
+    fn make_link(
+        &self,
+        path: &RelPath,
+        (folder, name): &(Folder<'_>, &str),
+        target: &[u8],
+        is_over: bool,
+    ) -> Result<Result<(), Errno>, Error> {
+        let staged = incoming(self.file_system_of(path)?)?;
+        self.remove_own(&staged)?;
+        let (from, from_name) = self.parent_made(&staged)?;
+        let failed = |errno: Errno| match errno {
+            Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL | Errno::EXIST | Errno::ISDIR => Ok(Err(errno)),
+            errno => Err(self.failed("make the link", path.as_str(), errno)),
+        };
+        if let Err(errno) = rustix::fs::symlinkat(target, &from, from_name) {
+            return failed(errno);
+        }
+        let renamed = || rustix::fs::renameat(&from, from_name, folder, *name);
+        let mut moved = match is_over {
+            true => renamed(),
+            false => match rustix::fs::renameat_with(&from, from_name, folder, *name, RenameFlags::NOREPLACE) {
+                // The file system knows no such thing. Nobody else makes anything here.
+                Err(Errno::INVAL | Errno::NOSYS) => renamed(),
+                moved => moved,
+            },
+        };
+        if moved.is_ok() {
+            return Ok(Ok(()));
+        }
+        self.remove_own(&staged)?;
+        if moved == Err(Errno::XDEV) {
+            // Staged on the wrong side of a mount: a link is little, and is made where it is to be.
+            let removed = if is_over { rustix::fs::unlinkat(folder, *name, AtFlags::empty()) } else { Ok(()) };
+            moved = removed.and_then(|()| rustix::fs::symlinkat(target, folder, *name));
+        }
+        moved.map_or_else(failed, |()| Ok(Ok(())))
+    }
+
+    /// Removes a folder that holds nothing but folders. Returns whether it did: otherwise nothing was changed, or nothing but folders is gone.
+    pub(super) fn clear_folders(&self, path: &str) -> Result<bool, Error> {
+        let (mut folders, mut at) = (vec![path.to_owned()], 0);
+        while let Some(folder) = folders.get(at).cloned() {
+            at += 1;
+            let failed = |error| self.failed("list", &folder, error);
+            let Some(opened) = self.open_folder(&folder)? else { return Ok(false) };
+            let listed = opened.try_clone().map_err(failed)?;
+            for entry in entries(listed).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let stat = rustix::fs::statat(&opened, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+                let is_folder = stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+                match entry.file_name().to_str() {
+                    Ok(name) if is_folder => folders.push(format!("{folder}/{name}")),
+                    _ => return Ok(false),
+                }
+            }
+        }
+        // Those within others first.
+        Ok(folders.iter().rev().all(|folder| self.remove_folder(folder)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::super::kept::{Bounds, Keeper};
+    use super::*;
+    use crate::protocol::extension::Owner;
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    fn folder(mode: u16) -> Item {
+        Item::Folder(Attributes { mode, ..Attributes::UNKNOWN })
+    }
+
+    fn link(target: &str) -> Item {
+        Item::link(Owner::default(), target.as_bytes()).unwrap()
+    }
+
+    struct Tree {
+        root: tempfile::TempDir,
+        dir: Dir,
+    }
+
+    impl Tree {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let dir = Dir::open(root.path()).unwrap();
+            Self { root, dir }
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.root.path().join(name)
+        }
+
+        fn mode(&self, name: &str) -> u32 {
+            fs::symlink_metadata(self.at(name)).unwrap().permissions().mode() & 0o7777
+        }
+
+        fn target(&self, name: &str) -> Option<String> {
+            fs::read_link(self.at(name)).ok().map(|target| target.to_str().unwrap().to_owned())
+        }
+
+        fn item(&self, name: &str, item: &Item) {
+            Actions::new(&self.dir).item(&path(name), item).unwrap();
+        }
+
+        fn remove(&self, name: &str) {
+            Actions::new(&self.dir).remove_item(&path(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn folders_are_made_with_their_modes_and_stay_usable_by_their_owner() {
+        let tree = Tree::new();
+        tree.item("a/b", &folder(0o755));
+        tree.item("c", &folder(0o4070));
+        assert_eq!(["a", "a/b", "c"].map(|name| tree.mode(name)), [0o700, 0o755, 0o770]);
+        // What was inherited of the folder above, or given here, stays.
+        fs::set_permissions(tree.at("a"), fs::Permissions::from_mode(0o2700)).unwrap();
+        tree.item("a", &folder(0o711));
+        assert_eq!(tree.mode("a"), 0o2711);
+    }
+
+    #[test]
+    fn links_are_made_changed_and_removed_and_never_followed() {
+        let (tree, outside) = (Tree::new(), tempfile::tempdir().unwrap());
+        fs::write(outside.path().join("victim"), "intact").unwrap();
+        let before = fs::metadata(outside.path()).unwrap();
+        let outside = outside.path().to_str().unwrap();
+        for target in ["elsewhere", "../..", outside, "link"] {
+            tree.item("deep/link", &link(target));
+            assert_eq!(tree.target("deep/link").as_deref(), Some(target));
+        }
+        tree.item("deep/link", &link(outside));
+        for item in [folder(0o777), link("x")] {
+            tree.item("deep/link/below", &item);
+        }
+        tree.remove("deep/link/victim");
+        assert_eq!(fs::read_dir(outside).unwrap().count(), 1);
+        assert_eq!(fs::metadata(outside).unwrap().permissions(), before.permissions());
+        tree.remove("deep/link");
+        tree.remove("deep/link");
+        assert!(tree.target("deep/link").is_none() && tree.at("deep").exists());
+        // A link in a folder's place.
+        tree.item("deep/link", &link(outside));
+        tree.item("deep/link", &folder(0o750));
+        assert_eq!(tree.mode("deep/link"), 0o750);
+        assert_eq!(fs::read_to_string(format!("{outside}/victim")).unwrap(), "intact");
+        // Nothing of ours is left.
+        assert_eq!(fs::read_dir(tree.at(".paceline")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_and_ends_nothing() {
+        let tree = Tree::new();
+        fs::create_dir_all(tree.at("full/deep")).unwrap();
+        fs::create_dir_all(tree.at("linked/deep")).unwrap();
+        fs::create_dir_all(tree.at("empty/very/deep")).unwrap();
+        for file in ["file", "full/deep/x"] {
+            fs::write(tree.at(file), "content").unwrap();
+        }
+        symlink("x", tree.at("linked/deep/link")).unwrap();
+        for name in ["file", "full", "linked"] {
+            tree.item(name, &link("x"));
+            tree.remove(name);
+        }
+        for name in ["file", "file/below", "full/deep/x"] {
+            tree.item(name, &folder(0o700));
+            tree.item(name, &link("x"));
+            tree.remove(name);
+        }
+        for file in ["file", "full/deep/x"] {
+            assert_eq!(fs::read_to_string(tree.at(file)).unwrap(), "content");
+        }
+        assert_eq!(tree.target("linked/deep/link").as_deref(), Some("x"));
+        // Nobody misses folders without files.
+        tree.item("empty", &link("x"));
+        assert_eq!(tree.target("empty").as_deref(), Some("x"));
+        for name in ["none", "none/below"] {
+            tree.remove(name);
+        }
+        assert!(!tree.at("none").exists());
+    }
+
+    #[test]
+    fn reserved_names_are_refused() {
+        let tree = Tree::new();
+        let mut actions = Actions::new(&tree.dir);
+        for name in [".paceline", ".paceline/x", "deep/.paceline/kept", ".lock", ".clustering_id", "$x"] {
+            let name = path(name);
+            assert!(actions.item(&name, &folder(0o700)).is_err() && actions.item(&name, &link("x")).is_err());
+            assert!(actions.remove_item(&name).is_err());
+            assert!(actions.attributes(&name, Attributes::UNKNOWN).is_err());
+        }
+        assert_eq!(fs::read_dir(tree.root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_sync_keeps_links_that_it_takes_away() {
+        let tree = Tree::new();
+        fs::create_dir(tree.at("deep")).unwrap();
+        for name in ["removed", "deep/changed", "folder"] {
+            symlink(format!("to-{name}"), tree.at(name)).unwrap();
+        }
+        let mut actions = Actions::new(&tree.dir);
+        actions.keeper = Some(Keeper::new(&tree.dir, Bounds { age: Duration::from_secs(1000), bytes: 1000 }));
+        actions.remove_item(&path("removed")).unwrap();
+        actions.item(&path("deep/changed"), &link("new")).unwrap();
+        actions.item(&path("folder"), &folder(0o700)).unwrap();
+        assert_eq!(actions.keeper.as_ref().unwrap().count(), 3);
+        assert_eq!(tree.target("deep/changed").as_deref(), Some("new"));
+        let times = tree.dir.kept_times().unwrap();
+        let (time, kept) = times.first_key_value().unwrap();
+        assert_eq!(kept.files.keys().collect::<Vec<_>>(), ["deep/changed", "folder", "removed"]);
+        for name in ["deep/changed", "folder", "removed"] {
+            assert_eq!(tree.target(&format!(".paceline/kept/{time}/{name}")), Some(format!("to-{name}")));
+        }
+        // It is put back as a file is.
+        let time = time.clone();
+        drop(actions);
+        let kept = super::super::Kept::of(tree.root.path()).unwrap();
+        assert!(kept.restore(&time, Some("deep/changed"), false).is_err());
+        kept.restore(&time, Some("deep/changed"), true).unwrap();
+        kept.restore(&time, Some("removed"), false).unwrap();
+        assert_eq!(tree.target("deep/changed").as_deref(), Some("to-deep/changed"));
+        assert_eq!(tree.target("removed").as_deref(), Some("to-removed"));
+        // Another sync, another time, and both are dropped in the end.
+        tree.dir.expire_kept(Bounds { age: Duration::from_secs(1000), bytes: 0 }).unwrap();
+        assert!(tree.dir.kept_times().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_emptied_folder_is_removed_by_its_own_word_only() {
+        let tree = Tree::new();
+        fs::create_dir_all(tree.at("a/b")).unwrap();
+        fs::write(tree.at("a/b/c"), "").unwrap();
+        let mut actions = Actions::new(&tree.dir);
+        actions.leaves_folders = true;
+        actions.remove_item(&path("a/b")).unwrap();
+        actions.begin(path("a/b/c"), crate::protocol::ActionKind::Delete).unwrap();
+        assert!(tree.at("a/b").exists() && !tree.at("a/b/c").exists());
+        actions.remove_item(&path("a")).unwrap();
+        actions.remove_item(&path("a/b")).unwrap();
+        assert!(tree.at("a").exists() && !tree.at("a/b").exists());
+        actions.remove_item(&path("a")).unwrap();
+        assert!(!tree.at("a").exists());
+    }
+}
