@@ -5,4 +5,5 @@ pub(in crate::leader) mod exclude;
 pub(in crate::leader) mod found;
 pub(in crate::leader) mod last_led;
 pub(in crate::leader) mod locks;
+pub(in crate::leader) mod looks;
 pub(in crate::leader) mod unreadable;

@@ -1,19 +1,18 @@
 //! The `attributes` thread: what there is besides the content of files is looked at, and announced.
 //!
 //! Once a second it looks at each file that changed within the last two, at the folders these are in, and at whatever somebody says may have changed
-//! ([`Looks::again`]: who watches the directory says so of all that is no file). What differs from what was announced is announced: permission bits and owner at once, the time of the last change of
+//! ([`Looks::again`](crate::leader::files::looks::Looks::again): who watches the directory says so of all that is no file). What differs from what was announced is announced: permission bits and owner at once, the time of the last change of
 //! a file's content when that is a second old. So that never waits for the disk on a host's thread, and a file that is written to all the time is not told of all the time.
 //!
 //! Only this thread announces items, after a look, and whoever changes something has it looked at after that: the last word is of what is there. A file's attributes
 //! are announced only if it has not changed since before they were looked at.
 //!
-//! Who joins compares what there was when it began. What changed until it is attached is announced to all once more ([`Looks::joined`]), rather than be known as of a moment.
+//! Who joins compares what there was when it began. What changed until it is attached is announced to all once more ([`Looks::joined`](crate::leader::files::looks::Looks::joined)), rather than be known as of a moment.
 //!
 //! A folder that is gone is told of again with each file in it that goes after that: a copy keeps a folder that is not empty.
 //!
-//! No more than [`AT_ONCE`] at a time are announced, with a [`PAUSE`] between, and none while announcements are held back. It takes one lock of its own, to put and take.
+//! No more than [`AT_ONCE`] at a time are announced, with a [`PAUSE`] between, and none while announcements are held back. No locks but those of announcing.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +21,10 @@ use crate::digests::now;
 use crate::error::AppendError;
 use crate::index::recency::Found;
 use crate::leader::core::Core;
+use crate::leader::files::looks::{WANTED_MAX, Wanted, of_folder};
 use crate::leader::stream::News;
 use crate::protocol::extension::{Attributes, Item};
 use crate::sys::hash::HashSet;
-use crate::sys::sync::Mutex;
 use crate::types::{RelPath, StreamPosition};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -38,57 +37,6 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// A file whose content changed so many nanoseconds ago is at rest.
 const REST: i64 = 1_000_000_000;
-
-/// Names that are kept for the next look; beyond that everything is looked at.
-const WANTED_MAX: usize = 1 << 16;
-
-/// What is to be looked at.
-#[derive(Default)]
-pub(in crate::leader) struct Looks(Mutex<Wanted>);
-
-#[derive(Default)]
-struct Wanted {
-    paths: BTreeSet<RelPath>,
-    /// There were more.
-    all: bool,
-    /// A follower joined that may lack what was announced since.
-    joined_since: Option<StreamPosition>,
-    /// Files that some follower has without what was announced of them.
-    forgotten: Vec<RelPath>,
-}
-
-impl Looks {
-    /// Something other than its content may have changed at this name. Never blocks.
-    pub(in crate::leader) fn again(&self, path: &RelPath) {
-        let mut wanted = self.0.lock();
-        if wanted.paths.len() < WANTED_MAX {
-            wanted.paths.insert(path.clone());
-        } else {
-            wanted.all = true;
-        }
-    }
-
-    /// A follower is attached that compared what there was at this position, or later.
-    pub(in crate::leader) fn joined(&self, since: StreamPosition) {
-        let mut wanted = self.0.lock();
-        wanted.joined_since = Some(wanted.joined_since.map_or(since, |earlier| earlier.min(since)));
-    }
-
-    /// A follower has this file without what was announced of it.
-    pub(in crate::leader) fn forget(&self, path: &RelPath) {
-        self.again(path);
-        self.0.lock().forgotten.push(path.clone());
-    }
-
-    fn take(&self) -> Wanted {
-        std::mem::take(&mut *self.0.lock())
-    }
-}
-
-/// As an item: its owner may read, write and enter a copy of it.
-pub(in crate::leader) fn of_folder(attributes: Attributes) -> Item {
-    Item::Folder(Attributes { mode: attributes.mode | 0o700, ..attributes })
-}
 
 /// The thread's life.
 pub(in crate::leader) fn run(core: &Arc<Core>) {

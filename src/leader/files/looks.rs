@@ -1,0 +1,60 @@
+//! What is to be looked at besides the content of files, by the `attributes` thread (`tasks/attributes.rs`).
+
+use std::collections::BTreeSet;
+
+use crate::protocol::extension::{Attributes, Item};
+use crate::sys::sync::Mutex;
+use crate::types::{RelPath, StreamPosition};
+
+/// Names that are kept for the next look; beyond that everything is looked at.
+pub(in crate::leader) const WANTED_MAX: usize = 1 << 16;
+
+/// A leaf: its lock is held to put and take.
+#[derive(Default)]
+pub(in crate::leader) struct Looks(Mutex<Wanted>);
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(in crate::leader) struct Wanted {
+    pub(in crate::leader) paths: BTreeSet<RelPath>,
+    /// There were more.
+    pub(in crate::leader) all: bool,
+    /// A follower joined that may lack what was announced since.
+    pub(in crate::leader) joined_since: Option<StreamPosition>,
+    /// Files that some follower has without what was announced of them.
+    pub(in crate::leader) forgotten: Vec<RelPath>,
+}
+
+impl Looks {
+    /// Something other than its content may have changed at this name. Never blocks.
+    pub(in crate::leader) fn again(&self, path: &RelPath) {
+        let mut wanted = self.0.lock();
+        if wanted.paths.len() < WANTED_MAX {
+            wanted.paths.insert(path.clone());
+        } else {
+            wanted.all = true;
+        }
+    }
+
+    /// A follower is attached that compared what there was at this position, or later.
+    pub(in crate::leader) fn joined(&self, since: StreamPosition) {
+        let mut wanted = self.0.lock();
+        wanted.joined_since = Some(wanted.joined_since.map_or(since, |earlier| earlier.min(since)));
+    }
+
+    /// A follower has this file without what was announced of it.
+    pub(in crate::leader) fn forget(&self, path: &RelPath) {
+        self.again(path);
+        self.0.lock().forgotten.push(path.clone());
+    }
+
+    /// All of it.
+    pub(in crate::leader) fn take(&self) -> Wanted {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+/// As an item: its owner may read, write and enter a copy of it.
+pub(in crate::leader) fn of_folder(attributes: Attributes) -> Item {
+    Item::Folder(Attributes { mode: attributes.mode | 0o700, ..attributes })
+}
