@@ -98,7 +98,12 @@
 //!
 //! Each folder takes a watch. Those for which the system has none left are looked at once a second at most.
 //!
-//! What it cannot read it says once, takes to be as it was, and tries again after 1 s to 10 s. Symbolic links are never followed, nor replicated.
+//! What it cannot read it says once, takes to be as it was, and tries again after 1 s to 10 s. Symbolic links are never followed.
+//!
+//! # What is not content
+//!
+//! Folders, links, permissions and times are the leader's own affair (`tasks/attributes.rs`): the watcher tells it which names to look at again, and, before content
+//! is announced of a file that has other permissions now, of those.
 
 mod announce;
 mod file;

@@ -138,3 +138,119 @@ fn path_of(step: &Step) -> Option<&RelPath> {
         Step::Control(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Version;
+    use crate::leader::batch::{FileRange, RangeKind};
+    use crate::leader::stream::whole;
+    use crate::protocol::extension::Owner;
+
+    fn path(name: &str) -> RelPath {
+        RelPath::new(name).unwrap()
+    }
+
+    fn with(mode: u16, mtime: i64) -> Attributes {
+        Attributes { mode, owner: Owner { user: 7, group: 8 }, mtime }
+    }
+
+    fn folder(mode: u16) -> Item {
+        Item::Folder(with(mode, Attributes::NO_TIME))
+    }
+
+    fn link(target: &str) -> Item {
+        Item::link(Owner::default(), target.as_bytes()).unwrap()
+    }
+
+    fn held(name: &str, attributes: Attributes) -> Held {
+        Held { path: path(name), len: 0, digests: Vec::new(), attributes }
+    }
+
+    fn send(name: &str, kind: RangeKind) -> Step {
+        Step::Send(FileRange { kind, ..whole(&path(name), Version { generation: 1, len: 5 }) })
+    }
+
+    fn words(steps: &[Step]) -> Vec<String> {
+        let word = |step: &Step| match step {
+            Step::Delete(path) => format!("delete {path}"),
+            Step::Send(range) => format!("{:?} {}", range.kind, range.path).to_lowercase(),
+            Step::Control(Control::Rename { from, to }) => format!("rename {from} {to}"),
+            Step::Control(Control::RemoveItem(path)) => format!("remove {path}"),
+            Step::Control(Control::Item(path, Item::Folder(attributes))) => {
+                format!("folder {path} {:o}", attributes.mode)
+            }
+            Step::Control(Control::Item(path, Item::Link { .. })) => format!("link {path}"),
+            Step::Control(Control::Attributes(path, Attributes { mode, mtime: Attributes::NO_TIME, .. })) => {
+                format!("mode {path} {mode:o}")
+            }
+            Step::Control(Control::Attributes(path, Attributes { mode, mtime, .. })) => {
+                format!("{path} has {mode:o} {mtime}")
+            }
+            step => panic!("{step:?}"),
+        };
+        steps.iter().map(word).collect()
+    }
+
+    #[test]
+    fn what_goes_comes_and_has_other_attributes_is_told_in_an_order_that_fits() {
+        let files = [("a", with(0o600, 1)), ("b", with(0o644, 2)), ("new", with(0o640, 3)), ("same", with(0o600, 4))];
+        let files: Vec<_> = files.map(|(name, attributes)| (path(name), attributes)).into();
+        let items = [
+            ("d", folder(0o755)),
+            ("d/e", folder(0o700)),
+            ("d/l", link("x")),
+            ("was-link", folder(0o700)),
+            ("a", link("y")),
+        ];
+        let items: Vec<_> = items.map(|(name, item)| (path(name), item)).into();
+        let mut others = Others::of(files.iter().map(|(path, its)| (path, *its)), items.iter(), false);
+        for (name, attributes) in [("a", with(0o644, 1)), ("old", with(0o600, 9)), ("same", with(0o4600, 4))] {
+            others.told_file(&held(name, attributes));
+        }
+        let theirs = [
+            ("d", folder(0o700)),
+            ("d/l", link("x")),
+            ("was-link", link("y")),
+            ("gone", folder(0o700)),
+            ("gone/in", folder(0o700)),
+            ("unknown", link("z")),
+        ];
+        for (name, item) in theirs {
+            assert!(others.told_item(path(name), item));
+        }
+        assert!(!others.told_item(path("d"), folder(0o700)), "told twice");
+        let renamed = Step::Control(Control::Rename { from: path("old"), to: path("b") });
+        let steps =
+            vec![renamed, send("a", RangeKind::Patch), send("a", RangeKind::Append), send("new", RangeKind::Append)];
+        let all = others.add_to(vec![path("stray")], steps, |path| path.as_str() == "unknown");
+        let told = [
+            "delete stray",
+            "remove was-link",
+            "rename old b",
+            "remove gone/in",
+            "remove gone",
+            "folder d 755",
+            "folder d/e 700",
+            "folder was-link 700",
+            "mode a 600",
+            "patch a",
+            "append a",
+            "a has 600 1",
+            "append new",
+            "new has 640 3",
+            "b has 644 2",
+        ];
+        assert_eq!(words(&all), told);
+    }
+
+    #[test]
+    fn what_nobody_looked_at_is_not_told_and_a_time_that_is_not_known_differs_from_none() {
+        let files = [(path("unknown"), Attributes::UNKNOWN), (path("busy"), with(0o600, Attributes::NO_TIME))];
+        let mut others = Others::of(files.iter().map(|(path, its)| (path, *its)), [].iter(), false);
+        others.told_file(&held("unknown", with(0o644, 5)));
+        others.told_file(&held("busy", with(0o600, 5)));
+        let steps = vec![send("unknown", RangeKind::Append)];
+        assert_eq!(words(&others.add_to(Vec::new(), steps, |_| false)), ["append unknown"]);
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Once a second it looks at each file that changed within the last two, at the folders these are in, and at whatever somebody says may have changed
 //! ([`Looks::again`](crate::leader::files::looks::Looks::again): who watches the directory says so of all that is no file). What differs from what was announced is announced: permission bits and owner at once, the time of the last change of
-//! a file's content when that is a second old. So that never waits for the disk on a host's thread, and a file that is written to all the time is not told of all the time.
+//! a file's content once nothing of it has changed for a second. So that never waits for the disk on a host's thread, and a file that is written to all the time is not told of all the time.
 //!
 //! Only this thread announces items, after a look, and whoever changes something has it looked at after that: the last word is of what is there. A file's attributes
 //! are announced only if it has not changed since before they were looked at.
@@ -16,7 +16,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::beneath::Entry;
+use crate::beneath::{Entry, FileLooks};
 use crate::digests::now;
 use crate::error::AppendError;
 use crate::index::recency::Found;
@@ -35,8 +35,8 @@ const AT_ONCE: usize = 64;
 /// And then comes a pause: some ten thousand a second.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A file whose content changed so many nanoseconds ago is at rest.
-const REST: i64 = 1_000_000_000;
+/// A file of which nothing changed for so many nanoseconds is at rest: less than between two looks, the second of which finds it so.
+const REST: i64 = 900_000_000;
 
 /// The thread's life.
 pub(in crate::leader) fn run(core: &Arc<Core>) {
@@ -102,7 +102,9 @@ impl Round<'_> {
             return Ok(());
         }
         match self.core.dir.root().look(&path) {
-            Ok(Some(Entry::File(_, seen))) => self.compare(path, changed, attributes, seen, is_told_again),
+            Ok(Some(Entry::File(looks, seen))) => {
+                self.compare(path, changed, attributes, (looks, seen), is_told_again)
+            }
             _ => Ok(()),
         }
     }
@@ -113,10 +115,11 @@ impl Round<'_> {
         path: RelPath,
         changed: u64,
         announced: Attributes,
-        seen: Attributes,
+        (looks, seen): (FileLooks, Attributes),
         is_told_again: bool,
     ) -> Result<(), AppendError> {
-        let rests = now().checked_sub(seen.mtime).is_some_and(|age| age >= REST);
+        // By the time that nobody can set.
+        let rests = now().checked_sub(looks.stamps.ctime).is_some_and(|age| age >= REST);
         let now = Attributes { mtime: if rests { seen.mtime } else { announced.mtime }, ..seen };
         if now == announced && !is_told_again {
             return Ok(());
@@ -150,9 +153,9 @@ impl Round<'_> {
             // Whatever cannot be looked at is taken to be as it was.
             let Ok(seen) = self.core.dir.root().look(&path) else { continue };
             let item = match seen {
-                Some(Entry::File(_, seen)) => {
+                Some(Entry::File(looks, seen)) => {
                     if let Some((changed, attributes)) = described {
-                        self.compare(path.clone(), changed, attributes, seen, false)?;
+                        self.compare(path.clone(), changed, attributes, (looks, seen), false)?;
                     }
                     None
                 }
