@@ -102,9 +102,7 @@ impl Round<'_> {
             return Ok(());
         }
         match self.core.dir.root().look(&path) {
-            Ok(Some(Entry::File(looks, seen))) => {
-                self.compare(path, changed, attributes, (looks, seen), is_told_again)
-            }
+            Ok(Some(Entry::File(looks, seen))) => self.compare(path, changed, attributes, (looks, seen), is_told_again),
             _ => Ok(()),
         }
     }
