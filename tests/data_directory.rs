@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::process::Signal;
 use support::inject::Injection;
-use support::processes::{FollowerProcess, LeaderProcess, Process, Stage, find, wait_same};
+use support::processes::{FollowerProcess, LeaderProcess, Process, Stage, wait_same, without_privileges};
 use support::volume::Volume;
 use support::{TestLeader, assert_exact, noise, path, wait_until};
 
@@ -218,16 +218,6 @@ fn whatever_call_fails_at_a_follower_its_copy_comes_to_be_whole_and_keeps_what_i
         runs().map(move |(first, times)| Case { at_leader: false, calls, errno, first, times })
     });
     all_survive(cases);
-}
-
-/// What runs a command that may not read what is not its own, also where we are root.
-fn without_privileges() -> Vec<OsString> {
-    if !rustix::process::geteuid().is_root() {
-        return Vec::new();
-    }
-    let setpriv = find("setpriv", "util-linux").into_os_string();
-    let args = ["--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all", "--"];
-    [setpriv].into_iter().chain(args.map(Into::into)).collect()
 }
 
 /// Makes it another user's, whom nobody else may read, where we are root; ours and unreadable otherwise.

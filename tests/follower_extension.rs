@@ -360,7 +360,7 @@ fn the_directory_is_marked_from_the_beginning_of_a_sync_until_it_is_durable() {
     let sync = follower.status().sync;
     assert_eq!((sync.files_total, sync.bytes_total), (Some(2), Some(30)));
     assert_eq!((sync.files_received, sync.bytes_received), (2, 14));
-    connection.stream(&delete("deep/b"));
+    connection.stream(&[delete("deep/b"), encoded(&[Control::RemoveItem(path("deep"))])].concat());
     assert_eq!(follower.status().sync.files_deleted, 1);
     // A connection that is lost leaves the mark, and so does a stop.
     drop(connection);
@@ -535,7 +535,8 @@ fn every_action_of_the_extension_is_applied() {
         connection.wait_written(connection.sent);
         assert_eq!(files_in(dir.path()), content, "pieces of {size}");
         let gone: Vec<u8> = content.keys().flat_map(|name| delete(name)).collect();
-        connection.stream(&gone);
+        let folders = ["old/deep", "old", "new"].map(|name| Control::RemoveItem(path(name)));
+        connection.stream(&[gone, encoded(&folders)].concat());
         assert_eq!(files_in(dir.path()), Files::new());
     }
     connection.stream(&[append("$paceline/of-a-later-version?", b"?"), delete("$probe")].concat());
@@ -590,15 +591,16 @@ fn a_failed_write_ends_the_connection_and_nothing_after_it_is_called_written() {
     let (mut connection, _) = leader.accept_in_sync();
     connection.stream(&append("a", b"1"));
     fs::create_dir(dir.path().join("b")).unwrap();
+    fs::write(dir.path().join("b/full"), "").unwrap();
     let written = connection.marks.written;
     connection.send(&append("b", b"x"));
     connection.wait_closed();
     assert_eq!(connection.marks.written, written);
     says(&follower, "/b: ");
-    // The folder is in nobody's way in the sync that follows.
+    // The folder is in nobody's way when it is empty.
     let mut connection = leader.accept_extension(&about(LONG));
-    assert_eq!(connection.inventory(), [held("a", b"1")]);
-    connection.sync(&append("b", b"x"));
+    assert_eq!(connection.inventory(), [held("a", b"1"), held("b/full", b"")]);
+    connection.sync(&[delete("b/full"), append("b", b"x")].concat());
     assert_eq!(files_in(dir.path()), files(&[("a", b"1"), ("b", b"x")]));
 }
 

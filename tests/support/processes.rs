@@ -149,6 +149,16 @@ pub fn find(program: &str, package: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{program} is not installed: run .ci/test, or apt-get install {package}"))
 }
 
+/// What runs a command that may use no file whose mode forbids it, also where we are root.
+pub fn without_privileges() -> Vec<OsString> {
+    if !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let setpriv = find("setpriv", "util-linux").into_os_string();
+    let args = ["--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all", "--"];
+    [setpriv].into_iter().chain(args.map(Into::into)).collect()
+}
+
 /// Runs a program to its end, which must be a good one, and returns what it printed.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
