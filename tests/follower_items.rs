@@ -277,7 +277,7 @@ fn links_of_a_foreign_directory_are_files_that_no_leader_may_remove() {
             connection.inventory();
             connection.control(Control::SyncBegins { files: 0, bytes: 0 });
             connection.control(change);
-            match follower.wait(None).unwrap() {
+            match follower.wait(Some(support::PATIENCE)).expect("it goes on") {
                 Err(Error::ForeignDirectory { example, .. }) => assert_eq!(example.as_str(), "link"),
                 other => panic!("{other:?}"),
             }

@@ -133,6 +133,41 @@ fn fdatasync_keeps_the_bytes_but_not_the_time() {
 }
 
 #[test]
+fn a_mode_and_a_time_that_were_set_may_be_lost_unless_they_were_synced() {
+    use rx::{Timespec, Timestamps, UTIME_OMIT};
+    let set = |path: &str| {
+        let file = File::open(path).unwrap();
+        rx::fchmod(&file, Mode::from_raw_mode(0o640)).unwrap();
+        let omitted = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let last_modification = Timespec { tv_sec: 5, tv_nsec: 7 };
+        rx::futimens(&file, &Timestamps { last_access: omitted, last_modification }).unwrap();
+        file
+    };
+    let looks = |path: &str| {
+        let meta = fs::metadata(path).unwrap();
+        (meta.mode() & 0o7777 == 0o640, (meta.mtime(), meta.mtime_nsec()) == (5, 7))
+    };
+    let mut seen = BTreeSet::new();
+    for seed in 0..200 {
+        seen.extend(told(seed, move || {
+            let disk = disk_at("/data");
+            fs::create_dir("/data/folder").unwrap();
+            for name in ["/data/synced", "/data/lost"] {
+                fs::write(name, b"x").unwrap();
+            }
+            super::sync_all(disk);
+            ["/data/folder", "/data/synced"].map(|name| set(name).sync_all().unwrap());
+            set("/data/lost").sync_data().unwrap();
+            assert_eq!(["/data/folder", "/data/synced", "/data/lost"].map(looks), [(true, true); 3]);
+            super::power_cut(disk);
+            assert_eq!(["/data/folder", "/data/synced"].map(looks), [(true, true); 2], "seed {seed}");
+            [looks("/data/lost")]
+        }));
+    }
+    assert_eq!(seen.len(), 4);
+}
+
+#[test]
 fn what_was_cut_off_never_comes_back_behind_new_bytes() {
     let mut seen = BTreeSet::new();
     for seed in 0..500 {
@@ -723,6 +758,8 @@ enum Call {
     List(String),
     Holes(String, u64),
     Punch(String, u64, u64),
+    Attributes(String, u32, i64),
+    ReadLink(String),
 }
 
 fn random_path(rng: &mut fastrand::Rng) -> String {
@@ -749,7 +786,7 @@ fn random_path(rng: &mut fastrand::Rng) -> String {
 
 fn random_call(rng: &mut fastrand::Rng) -> Call {
     let path = random_path(rng);
-    match rng.u8(..16) {
+    match rng.u8(..18) {
         0 | 1 => Call::Write(path, rng.u64(..9000), rng.usize(..5000), rng.bool()),
         2 => {
             let all = [OFlags::CREATE, OFlags::EXCL, OFlags::TRUNC, OFlags::NOFOLLOW, OFlags::DIRECTORY, OFlags::PATH];
@@ -775,6 +812,8 @@ fn random_call(rng: &mut fastrand::Rng) -> Call {
         12 => Call::Stat(path, rng.bool()),
         13 => Call::Holes(path, rng.u64(..12000)),
         14 => Call::Punch(path, rng.u64(..9000), rng.u64(..9000)),
+        15 => Call::Attributes(path, (0o700 | rng.u32(..0o10000)) & !0o2000, rng.i64(0..2_000_000_000)),
+        16 => Call::ReadLink(path),
         _ => Call::List(path),
     }
 }
@@ -808,6 +847,17 @@ macro_rules! perform {
             Call::Punch(path, at, len) => $fs::openat(top, path.as_str(), OFlags::RDWR, Mode::empty())
                 .and_then(|fd| $fs::fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, *at, *len))
                 .map(|()| String::new()),
+            Call::Attributes(path, mode, seconds) => $fs::openat(top, path.as_str(), OFlags::RDONLY, Mode::empty())
+                .map(|fd| {
+                    let set = $fs::fchmod(&fd, Mode::from_raw_mode(*mode));
+                    let last_access = $fs::Timespec { tv_sec: 0, tv_nsec: $fs::UTIME_OMIT };
+                    let last_modification = $fs::Timespec { tv_sec: *seconds, tv_nsec: 123_456_789 };
+                    let times = $fs::futimens(&fd, &$fs::Timestamps { last_access, last_modification });
+                    let stat = $fs::fstat(&fd).unwrap();
+                    let mtime = (stat.st_mtime, stat.st_mtime_nsec);
+                    format!("{set:?} {times:?} {:o} {mtime:?}", stat.st_mode)
+                }),
+            Call::ReadLink(path) => $fs::readlinkat(top, path.as_str(), Vec::new()).map(|to| format!("{to:?}")),
             Call::Mkdir(path) => $fs::mkdirat(top, path.as_str(), Mode::from_raw_mode(0o755)).map(|()| String::new()),
             Call::Unlink(path, rmdir) => {
                 let flags = if *rmdir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
