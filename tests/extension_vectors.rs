@@ -10,9 +10,9 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 
-use paceline::DataSetId;
-use paceline::protocol::extension::{Attributes, Control, Fields, Held, Marks, Message, Start, field};
+use paceline::protocol::extension::{Attributes, Control, Fields, Held, Item, Marks, Message, Owner, Start, field};
 use paceline::protocol::{ActionDecoder, ActionKind, EMPTY_BLOCK, Event, FRAME_HEADER, frame_reader};
+use paceline::{DataSetId, RelPath};
 use sha1::{Digest, Sha1};
 use support::{PATIENCE, TestFollower, TestLeader, path, wait_until};
 
@@ -27,9 +27,23 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+fn attributes() -> Attributes {
+    Attributes { mode: 0o640, owner: Owner { user: 1000, group: 100 }, mtime: 1_700_000_000_123_456_789 }
+}
+
+fn items() -> [(RelPath, Item); 2] {
+    let folder = Item::Folder(Attributes { mode: 0o755, mtime: Attributes::NO_TIME, ..attributes() });
+    [(path("dir"), folder), (path("dir/link"), Item::link(attributes().owner, b"../target").unwrap())]
+}
+
 fn controls() -> Vec<(&'static str, Control)> {
     let (a, b) = (path("a"), path("dir/b"));
+    let [(dir, folder), (name, link)] = items();
     vec![
+        ("attributes", Control::Attributes(b.clone(), attributes())),
+        ("item", Control::Item(dir.clone(), folder)),
+        ("item", Control::Item(name, link)),
+        ("remove-item", Control::RemoveItem(dir)),
         ("rename", Control::Rename { from: a.clone(), to: b.clone() }),
         ("truncate", Control::Truncate { path: a.clone(), len: 258 }),
         ("empty", Control::Empty(b.clone())),
@@ -53,11 +67,12 @@ fn controls() -> Vec<(&'static str, Control)> {
 
 fn messages() -> Vec<(&'static str, Message)> {
     let digest: [u8; 20] = Sha1::digest(b"content").into();
-    let held = Held { path: path("dir/b"), len: 7, digests: vec![digest], attributes: Attributes::UNKNOWN };
+    let held = Held { path: path("dir/b"), len: 7, digests: vec![digest], attributes: attributes() };
     vec![
         ("sums", Message::Sums(vec![[0; 20], digest])),
         ("sums end", Message::SumsEnd),
         ("inventory", Message::Inventory(vec![held])),
+        ("items", Message::Items(items().to_vec())),
         ("inventory end", Message::InventoryEnd),
         ("marks", Message::Marks(Marks { received: 300, written: 200, durable: 100 })),
         ("heartbeat", Message::Heartbeat(1 << 20)),
@@ -67,7 +82,7 @@ fn messages() -> Vec<(&'static str, Message)> {
 }
 
 fn fields() -> Vec<(&'static str, Fields)> {
-    let follower = Fields::default().with(field::ID, &1_i32.to_le_bytes());
+    let follower = Fields::default().with(field::ID, &1_i32.to_le_bytes()).with(field::OWNERS, &[1]);
     let leader = Fields::default()
         .with(field::ID, &2_i32.to_le_bytes())
         .with(field::DATA_SET, &DataSetId::from_bytes([3; 16]).to_bytes())
