@@ -429,8 +429,9 @@ fn a_failed_write_ends_the_connection_unacknowledged_and_is_mended_by_a_sync() {
     let mut connection = leader.accept();
     connection.sync(&files(&[("a", b"1")]));
     connection.stream(&append("a", b"2"));
-    // A folder that is not the leader's is in the way.
+    // A folder that is not the leader's, and not empty, is in the way.
     fs::create_dir(dir.path().join("b")).unwrap();
+    fs::write(dir.path().join("b/full"), "").unwrap();
     connection.send(&[append("b", b"x"), append("a", b"3")].concat());
     assert!(connection.is_closed_silently(), "acknowledged what was not written");
     eventually("said", || follower.status().last_disconnect.is_some_and(|why| why.contains("/b: ")));

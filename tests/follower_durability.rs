@@ -6,7 +6,8 @@ mod support;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -34,6 +35,8 @@ struct Scene {
     dir: TempDir,
     disk: Arc<FakeDisk>,
     follower: Follower,
+    /// Other names of files as they were.
+    untouched: TempDir,
 }
 
 impl Scene {
@@ -43,7 +46,7 @@ impl Scene {
         let mut config = config(&leader, dir.path());
         change(&mut config);
         let follower = Follower::start_flushed_by(config, disk.clone()).unwrap();
-        Self { leader, dir, disk, follower }
+        Self { leader, dir, disk, follower, untouched: TempDir::new().unwrap() }
     }
 
     fn of(durability: Durability) -> Self {
@@ -59,14 +62,21 @@ impl Scene {
         self.dir.path().join(".paceline").join(mark).exists()
     }
 
-    /// From now on it shows whether a file is written to.
+    fn as_it_was(&self, name: &str) -> PathBuf {
+        self.untouched.path().join(name.replace('/', " "))
+    }
+
+    /// From now on it shows whether a file is written to, or replaced.
     fn set_untouched(&self, name: &str) {
+        std::fs::hard_link(self.dir.path().join(name), self.as_it_was(name)).unwrap();
         let file = File::options().append(true).open(self.dir.path().join(name)).unwrap();
         file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     }
 
     fn is_untouched(&self, name: &str) -> bool {
-        std::fs::metadata(self.dir.path().join(name)).unwrap().modified().unwrap() == SystemTime::UNIX_EPOCH
+        let now = std::fs::metadata(self.dir.path().join(name)).unwrap();
+        let same = now.ino() == std::fs::metadata(self.as_it_was(name)).unwrap().ino();
+        same && now.modified().unwrap() == SystemTime::UNIX_EPOCH
     }
 
     #[track_caller]

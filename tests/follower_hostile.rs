@@ -148,36 +148,79 @@ fn hostile_lengths_are_refused() {
     scene.comes_back();
 }
 
-#[test]
-fn no_symbolic_link_is_followed_from_a_list() {
-    let scene = Scene::prepared(|data, beside| {
+/// A copy, so that a leader may delete, with links in it.
+fn with_links() -> Scene {
+    Scene::prepared(|data, beside| {
+        fs::write(data.join(".clustering_id"), "abc").unwrap();
         symlink(beside, data.join("folder")).unwrap();
         symlink(beside.join("victim"), data.join("file")).unwrap();
         symlink(beside.join("new"), data.join("dangling")).unwrap();
         symlink("/", data.join("root")).unwrap();
-    });
-    for name in ["folder/victim", "folder/new", "folder/new/er", "file", "dangling", "root/etc/passwd"] {
-        let mut connection = scene.leader.accept();
-        connection.list(&files(&[(name, b"evil")]));
-        assert_eq!(connection.requests(), [name]);
-        connection.content(b"evil");
-        scene.refused(connection, "symbolic link");
-    }
-    scene.comes_back();
-    assert!(scene.outside.path().join("data/file").is_symlink());
+    })
 }
 
 #[test]
-fn no_symbolic_link_is_followed_from_the_stream() {
-    let scene = Scene::prepared(|data, beside| {
-        symlink(beside, data.join("folder")).unwrap();
-        symlink(beside.join("victim"), data.join("file")).unwrap();
-    });
+fn no_symbolic_link_is_followed_from_a_list_and_what_is_in_the_way_is_kept() {
+    for name in ["folder/victim", "folder/new", "folder/new/er", "file", "dangling", "root/etc/passwd"] {
+        let scene = with_links();
+        let mut connection = scene.leader.accept();
+        connection.sync(&files(&[(name, b"evil")]));
+        connection.stream(&append(name, b"!"));
+        assert_eq!(fs::read(scene.data(name)).unwrap(), b"evil!");
+        scene.nothing_outside_changed();
+        scene.follower.stop();
+        let kept = paceline::follower::Kept::of(&scene.data("")).unwrap().times().unwrap();
+        let (time, kept) = kept.first_key_value().unwrap();
+        let link = name.split('/').next().unwrap();
+        assert_eq!(kept.files.keys().collect::<Vec<_>>(), [link]);
+        assert!(scene.data(&format!(".paceline/kept/{time}/{link}")).is_symlink());
+        for other in ["folder", "file", "dangling", "root"] {
+            assert_eq!(scene.data(other).is_symlink(), other != link);
+        }
+    }
+}
+
+#[test]
+fn a_link_in_the_way_is_no_guests_to_remove() {
+    let scene = Scene::prepared(|data, beside| symlink(beside, data.join("folder")).unwrap());
+    let mut connection = scene.leader.accept();
+    connection.list(&files(&[("folder/new", b"evil")]));
+    match scene.follower.wait(Some(Duration::from_secs(60))).expect("it goes on") {
+        Err(paceline::Error::ForeignDirectory { example, .. }) => assert_eq!(example.as_str(), "folder"),
+        other => panic!("{other:?}"),
+    }
+    assert!(scene.data("folder").is_symlink());
+    scene.nothing_outside_changed();
+}
+
+#[test]
+fn no_symbolic_link_is_followed_from_the_stream_and_what_was_there_makes_room() {
+    for name in ["folder/victim", "folder/new", "file", "dangling"] {
+        for action in [append(name, b"evil"), replace(name, b"evil")] {
+            let scene = with_links();
+            let mut connection = scene.in_stream();
+            connection.stream(&delete(name));
+            assert!(scene.data(name.split('/').next().unwrap()).is_symlink());
+            connection.stream(&action);
+            assert_eq!(fs::read(scene.data(name)).unwrap(), b"evil");
+            scene.nothing_outside_changed();
+        }
+    }
+}
+
+#[test]
+fn a_symbolic_link_that_somebody_makes_meanwhile_is_not_followed_from_the_stream() {
+    let scene = Scene::new();
+    let links = ["folder", "file"].map(|name| scene.data(name));
     for name in ["folder/victim", "folder/new", "file"] {
         for action in [append(name, b"evil"), replace(name, b"evil"), delete(name)] {
             let mut connection = scene.in_stream();
+            eventually("in sync", || scene.follower.status().state == State::Streaming);
+            symlink(scene.outside.path().join("beside"), &links[0]).unwrap();
+            symlink(scene.outside.path().join("beside/victim"), &links[1]).unwrap();
             connection.send(&action);
             scene.refused(connection, "symbolic link");
+            links.iter().for_each(|link| fs::remove_file(link).unwrap());
         }
     }
     scene.comes_back();

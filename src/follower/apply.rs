@@ -20,6 +20,7 @@ use super::ack::Outbox;
 use super::connection::lost;
 use super::dir::Dir;
 use super::flush::Unflushed;
+use super::items::FoundLinks;
 use super::kept::Keeper;
 use super::reshape::{Patch, unfit};
 use super::shared::Shared;
@@ -134,6 +135,8 @@ pub(super) struct Actions<'a> {
     pub(super) deleted: u64,
     /// Whether folders that are left empty stay: the leader says of each when it goes.
     pub(super) leaves_folders: bool,
+    /// Links that go when they are in the way: none with the extension, which has words for them.
+    pub(super) links: FoundLinks,
     /// So often attributes could not be set.
     pub(super) attributes_refused: u64,
 }
@@ -167,6 +170,7 @@ impl<'a> Actions<'a> {
             replacing: None,
             deleted: 0,
             leaves_folders: false,
+            links: FoundLinks::default(),
             attributes_refused: 0,
         }
     }
@@ -193,6 +197,15 @@ impl<'a> Actions<'a> {
             return Err(ProtocolError::Reserved(path.to_string()).into());
         }
         self.write_gathered()?;
+        if self.links.in_the_way_of(&path).is_some() {
+            if kind == ActionKind::Delete {
+                // It is not here.
+                return Ok(());
+            }
+            if let Some(link) = self.links.clear(self.dir, self.keeper.as_mut(), &path)? {
+                self.gone(&link);
+            }
+        }
         match kind {
             ActionKind::Append(_) => self.appending = Some(path),
             ActionKind::Replace(_) => self.stage(path, false)?,

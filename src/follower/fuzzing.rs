@@ -97,8 +97,9 @@ pub fn follow_v1(path: &Path, leader: &FromLeader<'_>) -> Result<Infallible, Err
     let durability = if leader.other { Durability::Durable } else { Durability::Written };
     let flush = leader.other.then_some(true);
     let sync = Sync::new(&mut reader, Keeper::new(&dir, KEEP), (&outbox, &shared), flush);
-    sync.run(&mut data, leader.limit())?;
+    let links = sync.run(&mut data, leader.limit())?;
     let mut actions = Actions::new(&dir);
+    actions.links = links;
     if leader.other {
         actions.track = Some(Track::new(Arc::default(), Unflushed::default()));
         actions.guard = true;

@@ -10,11 +10,13 @@
 
 use super::apply::Actions;
 use super::dir::{Dir, FOLDER, FOLDER_MODE, Folder};
+use super::kept::Keeper;
 use super::reshape::unreserved;
-use super::stage::incoming;
+use super::stage::{above, incoming};
 use crate::beneath::entries;
 use crate::error::Error;
 use crate::protocol::extension::{Attributes, Item};
+use crate::sys::hash::HashSet;
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
 use crate::sys::rustix::io::Errno;
@@ -25,7 +27,7 @@ impl Actions<'_> {
     pub(super) fn item(&mut self, path: &RelPath, item: &Item) -> Result<(), Error> {
         self.settle()?;
         unreserved(path)?;
-        let Some(at) = self.dir.way_to(path, true)? else { return Ok(is_left(path)) };
+        let Some(at) = self.dir.way_to(path, true)? else { return left(path) };
         match item {
             Item::Folder(attributes) => self.folder(path, &at, *attributes),
             Item::Link { target, .. } => self.link(path, &at, target),
@@ -37,7 +39,7 @@ impl Actions<'_> {
         let mut changes = false;
         match dir.kind_at(folder, name, path)? {
             Some(FileType::Directory) => {}
-            Some(FileType::Symlink) if !self.link_goes(path, at) => return Ok(is_left(path)),
+            Some(FileType::Symlink) if !self.link_goes(path, at) => return left(path),
             None | Some(FileType::Symlink) => {
                 changes = true;
                 match rustix::fs::mkdirat(folder, *name, FOLDER_MODE) {
@@ -45,7 +47,7 @@ impl Actions<'_> {
                     Err(errno) => return Err(dir.failed("make the folder", path.as_str(), errno)),
                 }
             }
-            Some(_) => return Ok(is_left(path)),
+            Some(_) => return left(path),
         }
         let opened = match rustix::fs::openat(folder, *name, FOLDER, Mode::empty()) {
             Ok(opened) => opened,
@@ -83,12 +85,12 @@ impl Actions<'_> {
                 is_over = !self.keeper.as_mut().is_some_and(|keeper| keeper.take_link(path));
             }
             Some(FileType::Directory) if dir.clear_folders(path.as_str())? => {}
-            Some(_) => return Ok(is_left(path)),
+            Some(_) => return left(path),
         }
         match dir.make_link(path, at, target, is_over)? {
             Ok(()) => {}
             // Something came into its way.
-            Err(Errno::EXIST | Errno::ISDIR) => return Ok(is_left(path)),
+            Err(Errno::EXIST | Errno::ISDIR) => return left(path),
             Err(errno) => return self.refused(path, errno),
         }
         self.gone(path);
@@ -117,25 +119,52 @@ impl Actions<'_> {
         Ok(())
     }
 
-    /// Takes a link away: to what is kept, while a sync does that. Returns whether it is gone.
     fn link_goes(&mut self, path: &RelPath, at: &(Folder<'_>, &str)) -> bool {
-        let target = self.dir.target_at(at).unwrap_or_default();
-        if let Some(keeper) = &mut self.keeper {
-            if keeper.take_link(path) {
-                return true;
-            }
-            log::info!("the link {path} goes and is not kept; it led to {}", target.escape_ascii());
-        }
-        let removed = rustix::fs::unlinkat(&at.0, at.1, AtFlags::empty());
-        if let Err(errno) = removed {
-            log::debug!("the link {path} stays: {errno}");
-        }
-        removed.is_ok()
+        let is_sync = self.keeper.is_some();
+        self.dir.link_goes(self.keeper.as_mut(), is_sync, path, at)
     }
 }
 
-fn is_left(path: &RelPath) {
+fn left(path: &RelPath) -> Result<(), Error> {
     log::debug!("something else is in the place of {path}, or on the way to it: it is left");
+    Ok(())
+}
+
+/// The links that were found here when 1.0.0, which has no word for links, began: those of an earlier leader that had words for them, or whoever made them. They stay
+/// until a file is to be where one is, or beyond one.
+#[derive(Debug, Default)]
+pub(super) struct FoundLinks(HashSet<RelPath>);
+
+impl FoundLinks {
+    pub(super) fn new(items: &[(RelPath, Item)]) -> Self {
+        let links = items.iter().filter(|(_, item)| matches!(item, Item::Link { .. }));
+        Self(links.map(|(path, _)| path.clone()).collect())
+    }
+
+    /// The one that is in the way of a file.
+    pub(super) fn in_the_way_of(&self, path: &RelPath) -> Option<&RelPath> {
+        if self.0.is_empty() {
+            return None;
+        }
+        std::iter::once(path.as_str()).chain(above(path)).find_map(|name| self.0.get(name))
+    }
+
+    /// It goes, to what is kept if it can; returns which it was.
+    pub(super) fn clear(
+        &mut self,
+        dir: &Dir,
+        keeper: Option<&mut Keeper<'_>>,
+        path: &RelPath,
+    ) -> Result<Option<RelPath>, Error> {
+        let Some(link) = self.in_the_way_of(path).cloned() else { return Ok(None) };
+        if let Some(at) = dir.way_to(&link, false)?
+            && dir.kind_at(&at.0, at.1, &link)? == Some(FileType::Symlink)
+        {
+            dir.link_goes(keeper, true, &link, &at);
+        }
+        self.0.remove(&link);
+        Ok(Some(link))
+    }
 }
 
 impl Dir {
@@ -171,6 +200,31 @@ impl Dir {
     /// Where a link leads.
     pub(super) fn target_at(&self, (folder, name): &(Folder<'_>, &str)) -> Option<Vec<u8>> {
         rustix::fs::readlinkat(folder, *name, Vec::new()).ok().map(|target| target.into_bytes())
+    }
+
+    /// Takes a link away: to what is kept, if there is somebody to keep it. Returns whether it is gone.
+    fn link_goes(
+        &self,
+        keeper: Option<&mut Keeper<'_>>,
+        is_said: bool,
+        path: &RelPath,
+        at: &(Folder<'_>, &str),
+    ) -> bool {
+        if keeper.is_some_and(|keeper| keeper.take_link(path)) {
+            return true;
+        }
+        let target = self.target_at(at).unwrap_or_default();
+        match rustix::fs::unlinkat(&at.0, at.1, AtFlags::empty()) {
+            Ok(()) if is_said => {
+                log::info!("the link {path} is gone, and not kept; it led to {}", target.escape_ascii())
+            }
+            Ok(()) => {}
+            Err(errno) => {
+                log::debug!("the link {path} stays: {errno}");
+                return false;
+            }
+        }
+        true
     }
 
     /// Makes a link, in one step: over another one, or over nothing. The inner error: it cannot be.
@@ -242,7 +296,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use super::super::kept::{Bounds, Keeper};
+    use super::super::kept::Bounds;
     use super::*;
     use crate::protocol::extension::Owner;
 

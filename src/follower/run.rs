@@ -282,7 +282,7 @@ impl Runner {
         let keeper = Keeper::new(&self.dir, self.keep());
         let sync = Sync::new(&mut reader, keeper, (&writer.outbox, &self.shared), flush);
         let standing = standing(&self.data, &self.config, None)?;
-        sync.run(&mut self.data, Limit { standing, max_delete: self.config.max_delete })?;
+        let links = sync.run(&mut self.data, Limit { standing, max_delete: self.config.max_delete })?;
         let sync = self.shared.status().sync;
         log::info!(
             "full sync done: {} files, of which {} received with {} bytes; {} deleted; in {:.1?}",
@@ -305,6 +305,7 @@ impl Runner {
         let mut actions = Actions::new(&self.dir);
         // Whatever this leader is told: what is here may have been made durable for another one.
         actions.guard = true;
+        actions.links = links;
         if durable {
             actions.track = Some(Track::new(self.digests.clone(), Unflushed::default()));
         }

@@ -22,6 +22,7 @@ use super::ack::Outbox;
 use super::connection::lost;
 use super::contact::{Amount, Limit};
 use super::dir::{Dir, Here, Inventory};
+use super::items::FoundLinks;
 use super::kept::Keeper;
 use super::shared::Shared;
 use super::status::{State, SyncProgress};
@@ -58,6 +59,8 @@ pub(super) struct Sync<'a, R> {
     pub(super) shared: &'a Shared,
     /// The SHA-1 of each file that is here.
     known: HashMap<RelPath, Sha1Sum>,
+    /// The links that are here.
+    links: FoundLinks,
     marked: bool,
     /// Whether all that is here is to be durable in the end, also if nothing had to change.
     durable: bool,
@@ -87,6 +90,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
             outbox,
             shared,
             known: HashMap::default(),
+            links: FoundLinks::default(),
             marked: false,
             durable: flush.is_some(),
             flush_all: flush.unwrap_or_default(),
@@ -96,8 +100,9 @@ impl<'a, R: BufRead> Sync<'a, R> {
         }
     }
 
-    /// Both rounds. `data` is claimed, unless that would delete more than `limit` allows. Blocks as long as the leader is silent.
-    pub(super) fn run(mut self, data: &mut DataDir, limit: Limit) -> Result<(), Error> {
+    /// Both rounds. `data` is claimed, unless that would delete more than `limit` allows. Returns the links that are here. Blocks as long as the leader
+    /// is silent.
+    pub(super) fn run(mut self, data: &mut DataDir, limit: Limit) -> Result<FoundLinks, Error> {
         self.shared.update(|status| status.state = State::Waiting);
         let waiting = "while waiting for the leader's list (if each time: does the leader have the same id?)";
         let list = read_list(self.reader, self.shared, waiting)?;
@@ -116,7 +121,7 @@ impl<'a, R: BufRead> Sync<'a, R> {
             self.dir.clear_incomplete()?;
         }
         self.keeper.report();
-        Ok(())
+        Ok(self.links)
     }
 
     /// Claims the directory and hashes the local files that are listed. Returns those that are not, and all folders.
@@ -127,12 +132,17 @@ impl<'a, R: BufRead> Sync<'a, R> {
         limit: Limit,
     ) -> Result<(Vec<RelPath>, Vec<RelPath>), Error> {
         let Inventory { files, items } = self.dir.inventory()?;
-        let here = Amount::of(files.iter().map(|file| file.stamps.size));
+        self.links = FoundLinks::new(&items);
+        let in_the_way: HashSet<_> = list.iter().filter_map(|entry| self.links.in_the_way_of(&entry.path)).collect();
+        let no_bytes = || in_the_way.iter().map(|_| 0);
+        let here = Amount::of(files.iter().map(|file| file.stamps.size).chain(no_bytes()));
         let listed: HashSet<&RelPath> = list.iter().map(|entry| &entry.path).collect();
         let (listed, unlisted): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| listed.contains(&file.path));
-        if let Some(example) = unlisted.first() {
-            limit.check(data.path(), Amount::of(unlisted.iter().map(|file| file.stamps.size)), &example.path, here)?;
+        if let Some(example) = unlisted.first().map(|file| &file.path).or(in_the_way.iter().next().copied()) {
+            let gone = Amount::of(unlisted.iter().map(|file| file.stamps.size).chain(no_bytes()));
+            limit.check(data.path(), gone, example, here)?;
         }
+        drop(in_the_way);
         let paths = |files: Vec<Here>| files.into_iter().map(|file| file.path).collect::<Vec<_>>();
         let is_folder = |item: &Item| matches!(item, Item::Folder(_));
         let folders = items.into_iter().filter(|(_, item)| is_folder(item)).map(|(path, _)| path).collect();
@@ -192,6 +202,9 @@ impl<'a, R: BufRead> Sync<'a, R> {
 
     fn receive(&mut self, path: RelPath) -> Result<(), Error> {
         let length = read_file_size(self.reader).map_err(|error| gone(&path, error))?;
+        if let Some(link) = self.links.clear(self.dir, Some(&mut self.keeper), &path)? {
+            self.note_folders(&link);
+        }
         let mut staged = self.dir.stage(&path)?;
         let sha1 = self.receive_content(&path, &mut staged.file, length)?;
         self.keeper.link(&path);
