@@ -63,9 +63,11 @@ fn target(dir: &Path, name: &str) -> Option<String> {
     fs::read_link(dir.join(name)).ok().map(|target| target.to_str().unwrap().to_owned())
 }
 
+type ToldFile = (String, u16, i64);
+
 /// What a connection is told: files by their modes and times, and items.
 #[track_caller]
-fn told(connection: &mut Extension) -> (Vec<(String, u16, i64)>, Vec<(RelPath, Item)>) {
+fn told(connection: &mut Extension) -> (Vec<ToldFile>, Vec<(RelPath, Item)>) {
     connection.sums(1);
     let (files, mut items) = connection.all_of(&[0, 1]);
     let mut files: Vec<_> =
@@ -132,30 +134,22 @@ fn the_sums_of_a_copy_tell_of_each_attribute_and_item() {
     let sums = || leader.accept_extension(&about(LONG)).sums(0);
     let before = sums();
     let at = |name: &str| dir.path().join(name);
-    let changes: [(&dyn Fn(), &dyn Fn()); 4] = [
-        (&|| fs::set_permissions(at("a"), Permissions::from_mode(0o644)).unwrap(), &|| {
-            fs::set_permissions(at("a"), Permissions::from_mode(0o640)).unwrap()
-        }),
-        (&|| fs::set_permissions(at("f"), Permissions::from_mode(0o700)).unwrap(), &|| {
-            fs::set_permissions(at("f"), Permissions::from_mode(0o750)).unwrap()
-        }),
-        (&|| fs::create_dir(at("new")).unwrap(), &|| fs::remove_dir(at("new")).unwrap()),
-        (
-            &|| {
-                fs::remove_file(at("l")).unwrap();
-                symlink("y", at("l")).unwrap();
-            },
-            &|| {
-                fs::remove_file(at("l")).unwrap();
-                symlink("x", at("l")).unwrap();
-            },
-        ),
+    let set_mode = |name: &str, mode| fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap();
+    let relink = |target: &str| {
+        fs::remove_file(at("l")).unwrap();
+        symlink(target, at("l")).unwrap();
+    };
+    let changes: [&dyn Fn(bool); 4] = [
+        &|undo| set_mode("a", if undo { 0o640 } else { 0o644 }),
+        &|undo| set_mode("f", if undo { 0o750 } else { 0o700 }),
+        &|undo| if undo { fs::remove_dir(at("new")).unwrap() } else { fs::create_dir(at("new")).unwrap() },
+        &|undo| relink(if undo { "x" } else { "y" }),
     ];
-    for (change, undo) in changes {
-        change();
-        assert_ne!(sums(), before);
-        undo();
-        assert_eq!(sums(), before);
+    for change in changes {
+        for undo in [false, true] {
+            change(undo);
+            assert_eq!(sums() == before, undo);
+        }
     }
     drop(follower);
 }

@@ -43,6 +43,8 @@ pub struct Stat {
 pub struct Statx {
     pub stx_mask: u32,
     pub stx_mode: u16,
+    pub stx_uid: u32,
+    pub stx_gid: u32,
     pub stx_ino: u64,
     pub stx_size: u64,
     pub stx_btime: StatxTimestamp,
@@ -211,6 +213,8 @@ pub fn statx(at: impl AsFd, path: impl Arg, flags: AtFlags, _: StatxFlags) -> Re
     Ok(Statx {
         stx_mask: StatxFlags::all().bits(),
         stx_mode: u16::try_from(looks.mode).unwrap_or_default(),
+        stx_uid: looks.owner.0,
+        stx_gid: looks.owner.1,
         stx_ino: looks.number,
         stx_size: looks.size,
         stx_btime: StatxTimestamp::of(looks.born),
