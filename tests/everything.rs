@@ -3,63 +3,14 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, FileTimes, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use support::noise;
 use support::processes::Stage;
-use support::{PATIENCE, noise};
-
-/// Everything below a directory, in words.
-fn described(dir: &Path) -> BTreeMap<String, String> {
-    fn describe(dir: &Path, folder: &Path, all: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let (path, name) = (entry.path(), entry.file_name());
-            if [".paceline", ".lock", ".clustering_id"].iter().any(|own| name == *own) {
-                continue;
-            }
-            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-            let mode = meta.mode() & 0o777;
-            let words = if meta.is_symlink() {
-                format!("link to {}", fs::read_link(&path).unwrap_or_default().display())
-            } else if meta.is_dir() {
-                describe(dir, &path, all);
-                // Who has a copy may always read, write and enter its folders.
-                format!("folder {:o}", mode | 0o700)
-            } else if meta.is_file() {
-                let content = fs::read(&path).unwrap_or_default();
-                format!("file {mode:o} {}.{:09} {:?}", meta.mtime(), meta.mtime_nsec(), content.len())
-            } else {
-                continue;
-            };
-            all.insert(path.strip_prefix(dir).unwrap().to_string_lossy().into_owned(), words);
-        }
-    }
-    let mut all = BTreeMap::new();
-    describe(dir, dir, &mut all);
-    all
-}
-
-#[track_caller]
-fn wait_same(original: &Path, copies: &[&Path], when: &str) {
-    for copy in copies {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let sides = (described(original), described(copy));
-            let names: BTreeSet<_> = sides.0.keys().chain(sides.1.keys()).collect();
-            let differ = |name: &&&String| sides.0.get(**name) != sides.1.get(**name);
-            let told = |name: &String| format!("{name}: {:?}, in the copy {:?}", sides.0.get(name), sides.1.get(name));
-            let differing: Vec<_> = names.iter().filter(differ).map(|name| told(name)).collect();
-            if differing.is_empty() {
-                break;
-            }
-            assert!(Instant::now() < deadline, "{when}, {}: {differing:#?}", copy.display());
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-    }
-}
+use support::tree::wait_same_tree;
 
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -94,7 +45,7 @@ fn a_copy_has_everything_whoever_comes_goes_and_changes_kind() {
     let second = stage.follower("second", address);
     let copies = [first.dir.clone(), second.dir.clone()];
     let both: Vec<&Path> = copies.iter().map(|copy| &**copy).collect();
-    wait_same(&dir, &both, "joined");
+    wait_same_tree(&dir, &both, "joined");
 
     fs::create_dir_all(at("new/sub")).unwrap();
     symlink("sub", at("new/link")).unwrap();
@@ -105,7 +56,7 @@ fn a_copy_has_everything_whoever_comes_goes_and_changes_kind() {
     fs::remove_file(at("dangling")).unwrap();
     fs::remove_dir(at("empty/deep")).unwrap();
     mode(&at("empty"), 0o711);
-    wait_same(&dir, &both, "changed");
+    wait_same_tree(&dir, &both, "changed");
 
     fs::rename(at("new"), at("moved")).unwrap();
     fs::remove_file(at("moved/link")).unwrap();
@@ -117,7 +68,7 @@ fn a_copy_has_everything_whoever_comes_goes_and_changes_kind() {
     fs::remove_file(at("to-a-folder")).unwrap();
     fs::write(at("to-a-folder"), "a file, too").unwrap();
     changed_at(&at("moved/sub/y"), 978_307_200);
-    wait_same(&dir, &both, "moved");
+    wait_same_tree(&dir, &both, "moved");
 
     drop(second);
     mode(&at("f"), 0o604);
@@ -130,9 +81,9 @@ fn a_copy_has_everything_whoever_comes_goes_and_changes_kind() {
     fs::remove_dir_all(at("moved")).unwrap();
     fs::write(at("moved"), noise(300_000)).unwrap();
     changed_at(&at("y"), 936_835_200);
-    wait_same(&dir, &both[..1], "while one was away");
+    wait_same_tree(&dir, &both[..1], "while one was away");
     let second = stage.follower("second", address);
-    wait_same(&dir, &both, "came back");
+    wait_same_tree(&dir, &both, "came back");
 
     leader.process.kill();
     fs::create_dir(at("while-dead")).unwrap();
@@ -140,6 +91,6 @@ fn a_copy_has_everything_whoever_comes_goes_and_changes_kind() {
     fs::remove_dir(at("away")).unwrap();
     mode(&at("stays"), 0o750);
     let _leader = stage.leader_at(&address.to_string(), &dir, &[]);
-    wait_same(&dir, &both, "the leader was killed");
+    wait_same_tree(&dir, &both, "the leader was killed");
     drop((first, second));
 }

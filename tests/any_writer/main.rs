@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use support::processes::{Process, Stage, find};
+use support::tree::wait_same_tree;
 use support::wait_until;
 
 /// What the system tells of, under the name that is replicated.
@@ -88,4 +89,30 @@ fn copies_are_exact_however_files_are_written() {
 #[test]
 fn copies_are_exact_where_nothing_tells_of_what_is_written() {
     write_all(&UNHEARD, 2);
+}
+
+/// How many storms, if other than a few: `STORMS=1000 cargo test --test any_writer storm`.
+const STORMS: &str = "STORMS";
+
+#[test]
+fn copies_have_everything_after_each_storm_of_random_operations() {
+    support::begin();
+    let storms = std::env::var(STORMS).map_or(3, |storms| storms.parse().expect("a number of storms"));
+    let stage = Stage::new();
+    let dir = stage.folder("data");
+    let leader = stage.leader(&dir, &[]);
+    let mut followers = vec![stage.follower("first", leader.address)];
+    for seed in 0..storms {
+        let start = |process: u64| {
+            let seed = (1000 * seed + process).to_string();
+            stage.start("storm", writers(), ["storm", dir.to_str().unwrap(), &seed])
+        };
+        let mut running: Vec<Process> = (0..3).map(start).collect();
+        // One follows from the beginning, the other joins in each storm.
+        followers.truncate(1);
+        followers.push(stage.follower("second", leader.address));
+        running.iter_mut().for_each(|process| assert!(process.wait().success(), "{}", process.log()));
+        let copies: Vec<_> = followers.iter().map(|follower| &*follower.dir).collect();
+        wait_same_tree(&dir, &copies, &format!("storm {seed}"));
+    }
 }

@@ -375,6 +375,91 @@ static void unnamed(void)
 	}
 }
 
+static const char *any_name(char *name)
+{
+	static const char *folders[] = { "", "storm/", "storm/d/", "storm/d/e/" };
+	sprintf(name, "%s%c", folders[1 + draw(3)], "abcde"[draw(5)]);
+	return name;
+}
+
+/* Whatever may be done to a name, at random, by several at once: much of it fails. Nothing that is only seen when all files are looked at in turn. */
+static void storm(void)
+{
+	static const mode_t modes[] = { 0400, 0600, 0640, 0644, 0755 };
+	char one[64], other[64];
+	mkdir("storm", 0755);
+	for (int times = 0; times < 250; times++) {
+		any_name(one);
+		any_name(other);
+		struct stat stat;
+		int is_file = lstat(one, &stat) == 0 && S_ISREG(stat.st_mode);
+		int file = -1;
+		switch (draw(20)) {
+		case 0: case 1: case 2: case 3:
+			file = open(one, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0644);
+			if (file >= 0 && write(file, noise(1 + draw(30000)), 1 + draw(30000)) < 0)
+				break;
+			break;
+		case 4: case 5: case 6:
+			file = is_file ? open(one, O_WRONLY | O_NOFOLLOW) : -1;
+			if (file >= 0 && pwrite(file, noise(5000), 1 + draw(5000), draw(40000)) < 0)
+				break;
+			break;
+		case 7:
+			file = is_file ? open(one, O_WRONLY | O_NOFOLLOW) : -1;
+			if (file >= 0 && ftruncate(file, draw(3) ? draw(60000) : 0) != 0)
+				break;
+			break;
+		case 8:
+			file = is_file ? open(one, O_WRONLY | O_NOFOLLOW) : -1;
+			if (file >= 0)
+				fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, draw(30000), 1 + draw(30000));
+			break;
+		case 9:
+			file = is_file ? open(one, O_WRONLY | O_NOFOLLOW) : -1;
+			if (file >= 0)
+				fallocate(file, draw(2) ? FALLOC_FL_COLLAPSE_RANGE : FALLOC_FL_INSERT_RANGE, PAGE, PAGE);
+			break;
+		case 10: case 11:
+			rename(one, other);
+			break;
+		case 12:
+			syscall(SYS_renameat2, AT_FDCWD, one, AT_FDCWD, other, 2 /* RENAME_EXCHANGE */);
+			break;
+		case 13:
+			/* Another name for the file, which is its only one a moment after that. */
+			if (is_file && link(one, other) == 0)
+				unlink(one);
+			break;
+		case 14:
+			unlink(one);
+			break;
+		case 15:
+			mkdir(one, 0700 | modes[draw(5)]);
+			break;
+		case 16:
+			mkdir(draw(2) ? "storm/d" : "storm/d/e", 0755);
+			rmdir(one);
+			break;
+		case 17:
+			if (symlink(other, one) != 0)
+				break;
+			break;
+		case 18:
+			if (is_file && chmod(one, modes[draw(5)]) != 0)
+				break;
+			break;
+		case 19:
+			rename("storm/d/e", draw(2) ? "storm/moved" : "storm/d/b");
+			rename("storm/moved", "storm/d/e");
+			break;
+		}
+		if (file >= 0)
+			close(file);
+		pause_some();
+	}
+}
+
 static const struct {
 	const char *name;
 	void (*run)(void);
@@ -383,7 +468,7 @@ static const struct {
 	{ "ranges", ranges }, { "truncates", truncates }, { "times", times }, { "copies", copies },
 	{ "exchanges", exchanges }, { "appenders", appenders }, { "replaces", replaces }, { "folders", folders },
 	{ "mmap-synced", mmap_synced }, { "mmap-unsynced", mmap_unsynced }, { "aio", aio }, { "linked", linked },
-	{ "twins", twins }, { "unnamed", unnamed },
+	{ "twins", twins }, { "unnamed", unnamed }, { "storm", storm },
 };
 
 int main(int argc, char **argv)

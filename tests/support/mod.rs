@@ -27,6 +27,7 @@ pub mod logs;
 pub mod netns;
 pub mod processes;
 pub mod relay;
+pub mod tree;
 pub mod volume;
 
 /// How long anything may take before a test calls it a failure. Nothing is expected to take a fraction of it.

@@ -15,7 +15,7 @@ use crate::types::{RelPath, StreamPosition};
 pub(in crate::leader) enum News {
     /// A file that has not changed since it changed last at this position has these.
     Attributes(RelPath, Attributes, u64),
-    /// There is this folder or link; not announced where there is a file of that name.
+    /// There is this folder or link; not announced where there is a file of that name, or above it, or a link above it.
     Item(RelPath, Item),
     /// There is none of that name; also if none was announced.
     Gone(RelPath),
@@ -107,7 +107,7 @@ impl Ordered {
                     Control::Attributes(path, attributes)
                 }
                 News::Item(path, item) => {
-                    if self.index.get(path.as_str()).exists() {
+                    if !self.has_place_for_item(&path) {
                         continue;
                     }
                     self.items.put(&path, item.clone(), change);
@@ -121,6 +121,13 @@ impl Ordered {
             self.add_control(&mut raw, &control);
         }
         self.push_controls(raw);
+    }
+
+    fn has_place_for_item(&self, path: &RelPath) -> bool {
+        let name = path.as_str();
+        let above = || name.match_indices('/').map(|(end, _)| &name[..end]);
+        let is_link = |above: &str| matches!(self.items.get(above), Some(Item::Link { .. }));
+        !above().chain([name]).any(|at| self.index.get(at).exists()) && !above().any(is_link)
     }
 
     /// Before a file comes to a name where there was none: what cannot be there then goes.

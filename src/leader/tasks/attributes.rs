@@ -9,10 +9,13 @@
 //!
 //! Who joins compares what there was when it began. What changed until it is attached is announced to all once more ([`Looks::joined`](crate::leader::files::looks::Looks::joined)), rather than be known as of a moment.
 //!
-//! A folder that is gone is told of again with each file in it that goes after that: a copy keeps a folder that is not empty.
+//! What is said of items need not fit what a copy has at that moment: files are announced by others, at other times, and a copy makes the folders that a file is in. A copy leaves what
+//! does not fit: a folder that is to go and is not empty, a link where a file is. So what was said of a name is said again, as it is then, [`ECHO`] later, when the files are what they are. And
+//! it is said of every folder above that nobody was told of.
 //!
 //! No more than [`AT_ONCE`] at a time are announced, with a [`PAUSE`] between, and none while announcements are held back. No locks but those of announcing.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +28,7 @@ use crate::leader::files::looks::{WANTED_MAX, Wanted, of_folder};
 use crate::leader::stream::News;
 use crate::protocol::extension::{Attributes, Item};
 use crate::sys::hash::HashSet;
+use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -38,19 +42,24 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A file of which nothing changed for so many nanoseconds is at rest: less than between two looks, the second of which finds it so.
 const REST: i64 = 900_000_000;
 
+/// What was said of a folder or a link is said again after this.
+const ECHO: Duration = Duration::from_secs(3);
+
 /// The thread's life.
 pub(in crate::leader) fn run(core: &Arc<Core>) {
     let begun = core.stream.position();
     // Where the stream was at the look before the last one, and at that.
     let mut looked = (begun, begun);
+    let mut echoes = VecDeque::new();
     while !core.ended.wait(LOOK_EVERY) {
         if core.stream.is_holding_back() {
             continue;
         }
-        let mut round = Round { core, wanted: core.looks.take(), news: Vec::new(), folders: HashSet::default() };
         let since = looked.0;
         looked = (looked.1, core.stream.position());
-        if round.run(since).is_err() {
+        let mut round =
+            Round { core, echoes: &mut echoes, names: BTreeMap::new(), folders: HashSet::default(), news: Vec::new() };
+        if round.run(since, core.looks.take()).is_err() {
             return;
         }
     }
@@ -58,46 +67,88 @@ pub(in crate::leader) fn run(core: &Arc<Core>) {
 
 struct Round<'a> {
     core: &'a Core,
-    wanted: Wanted,
-    news: Vec<News>,
-    /// Folders of files that were looked at.
+    /// What was said of these is to be said again.
+    echoes: &'a mut VecDeque<(Instant, RelPath)>,
+    /// Names to be looked at, and why.
+    names: BTreeMap<RelPath, Why>,
+    /// Folders in which a file that is there was met.
     folders: HashSet<RelPath>,
+    news: Vec<News>,
+}
+
+/// Why a name is looked at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Why {
+    /// Something may have changed.
+    MayHaveChanged,
+    /// What was said is said again, whatever it is by now.
+    Echo,
+    /// Copies may have something there that nobody was told of.
+    NotKnown,
 }
 
 impl Round<'_> {
     /// An error ends the thread: nothing is announced any more.
-    fn run(&mut self, mut since: StreamPosition) -> Result<(), AppendError> {
-        let core = self.core;
-        if self.wanted.all {
+    fn run(&mut self, mut since: StreamPosition, wanted: Wanted) -> Result<(), AppendError> {
+        let stream = &self.core.stream;
+        wanted.forgotten.iter().for_each(|path| stream.forget_attributes(path));
+        if wanted.all {
             since = StreamPosition(0);
-            self.wanted.paths.extend(core.stream.items(since).into_iter().map(|(path, _)| path));
+            stream.items(since).into_iter().for_each(|(path, _)| self.look(path, Why::MayHaveChanged));
         }
-        let forgotten = std::mem::take(&mut self.wanted.forgotten);
-        forgotten.iter().for_each(|path| core.stream.forget_attributes(path));
-        let joined_since = self.wanted.joined_since;
-        if let Some(joined) = joined_since {
+        for path in wanted.paths {
+            self.look_above(&path, false);
+            self.look(path, Why::MayHaveChanged);
+        }
+        let now = Instant::now();
+        while let Some((_, path)) = self.echoes.pop_front_if(|(due, _)| *due <= now) {
+            self.look_above(&path, false);
+            self.look(path, Why::Echo);
+        }
+        if let Some(joined) = wanted.joined_since {
             since = since.min(joined);
-            for path in core.stream.items_gone(joined) {
-                self.wanted.paths.insert(path.clone());
-                self.tell(News::Gone(path))?;
-            }
-            for (path, item) in core.stream.items(joined) {
-                self.tell(News::Item(path, item))?;
-            }
+            let (gone, there) = (stream.items_gone(joined), stream.items(joined));
+            gone.into_iter()
+                .chain(there.into_iter().map(|(path, _)| path))
+                .for_each(|path| self.look(path, Why::NotKnown));
         }
         let mut changed = Vec::new();
-        core.stream.each_changed(since, |file| changed.push(file));
+        stream.each_changed(since, |file| changed.push(file));
         for file in changed {
-            let is_told_again = joined_since.is_some_and(|joined| file.changed > joined.0);
+            let is_told_again = wanted.joined_since.is_some_and(|joined| file.changed > joined.0);
             self.look_at_changed(file, is_told_again)?;
         }
-        self.look_at_wanted()?;
+        self.look_at_names()?;
         self.tell_all()
+    }
+
+    fn look(&mut self, path: RelPath, why: Why) {
+        let known = self.names.entry(path).or_insert(why);
+        *known = why.max(*known);
+    }
+
+    /// The folders above a name: those that nobody was told of, and if it may be gone, the others as well.
+    fn look_above(&mut self, path: &RelPath, is_there: bool) {
+        for (end, _) in path.as_str().rmatch_indices('/') {
+            let above = &path.as_str()[..end];
+            if is_there && self.folders.contains(above) {
+                return;
+            }
+            let Ok(folder) = RelPath::new(above) else { return };
+            let is_announced = self.core.stream.item(above).is_some();
+            if is_there {
+                self.folders.insert(folder.clone());
+                if is_announced {
+                    return;
+                }
+            }
+            self.look(folder, if is_announced { Why::MayHaveChanged } else { Why::NotKnown });
+        }
     }
 
     fn look_at_changed(&mut self, file: Found, is_told_again: bool) -> Result<(), AppendError> {
         let Found { path, version, changed, attributes } = file;
-        self.look_at_folders_of(&path, version.exists())?;
+        self.look_above(&path, version.exists());
         if !version.exists() {
             return Ok(());
         }
@@ -125,28 +176,9 @@ impl Round<'_> {
         self.tell(News::Attributes(path, now, changed))
     }
 
-    /// The folders above a file: those that nobody was told of, and if it is gone, those that are gone with it.
-    fn look_at_folders_of(&mut self, path: &RelPath, is_there: bool) -> Result<(), AppendError> {
-        for folder in above(path) {
-            if !self.folders.insert(folder.clone()) {
-                break;
-            }
-            let is_announced = self.core.stream.item(folder.as_str()).is_some();
-            if is_there && is_announced {
-                break;
-            }
-            if !is_there && !is_announced && matches!(self.core.dir.root().look(&folder), Ok(None)) {
-                self.tell(News::Gone(folder))?;
-            } else {
-                self.wanted.paths.insert(folder);
-            }
-        }
-        Ok(())
-    }
-
-    fn look_at_wanted(&mut self) -> Result<(), AppendError> {
-        let mut gone = Vec::new();
-        for path in std::mem::take(&mut self.wanted.paths) {
+    fn look_at_names(&mut self) -> Result<(), AppendError> {
+        let (mut gone, mut there) = (BTreeMap::new(), Vec::new());
+        for (path, why) in std::mem::take(&mut self.names) {
             let (announced, described) = (self.core.stream.item(path.as_str()), self.core.stream.described(&path));
             // Whatever cannot be looked at is taken to be as it was.
             let Ok(seen) = self.core.dir.root().look(&path) else { continue };
@@ -161,25 +193,31 @@ impl Round<'_> {
                 Some(Entry::Link(target, owner)) if !self.core.excludes(&path) => Item::link(owner, target.as_bytes()),
                 _ => None,
             };
+            if item == announced && why == Why::MayHaveChanged {
+                continue;
+            }
+            if !matches!(item, Some(Item::Folder(_))) {
+                // Nothing is below it any more.
+                let below = self.core.stream.items_below(&path, WANTED_MAX);
+                gone.extend(below.into_iter().map(|path| (path, why)));
+            }
             match item {
-                Some(item) if announced.as_ref() != Some(&item) => {
-                    self.look_at_folders_of(&path, true)?;
-                    self.tell(News::Item(path, item))?;
-                }
-                Some(_) => {}
-                None => gone.extend(announced.map(|_| path)),
+                Some(item) => there.push((path, item, why)),
+                None => drop(gone.insert(path, why)),
             }
         }
-        // Those that were met on the way are looked at the next time.
-        self.wanted.paths.iter().for_each(|path| self.core.looks.again(path));
-        // With what is below a folder; the innermost first.
-        for path in gone.into_iter().rev() {
-            let below = self.core.stream.items_below(&path, WANTED_MAX);
-            for path in below.into_iter().rev().chain([path]) {
-                self.tell(News::Gone(path))?;
-            }
+        // What is below a folder first; and then folders before what is in them.
+        for (path, why) in gone.into_iter().rev() {
+            self.tell_of(path.clone(), News::Gone(path), why)?;
         }
-        Ok(())
+        there.into_iter().try_for_each(|(path, item, why)| self.tell_of(path.clone(), News::Item(path, item), why))
+    }
+
+    fn tell_of(&mut self, path: RelPath, news: News, why: Why) -> Result<(), AppendError> {
+        if why != Why::Echo && self.echoes.len() < WANTED_MAX {
+            self.echoes.push_back((Instant::now() + ECHO, path));
+        }
+        self.tell(news)
     }
 
     fn tell(&mut self, news: News) -> Result<(), AppendError> {
@@ -197,9 +235,4 @@ impl Round<'_> {
         }
         self.core.stream.announce_news(std::mem::take(&mut self.news))
     }
-}
-
-/// The folders that a name is in, the innermost first.
-fn above(path: &RelPath) -> impl Iterator<Item = RelPath> {
-    path.as_str().rmatch_indices('/').filter_map(|(end, _)| RelPath::new(&path.as_str()[..end]).ok())
 }
