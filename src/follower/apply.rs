@@ -9,7 +9,7 @@
 //! or replaced, and a new connection begins with none. A handle that outlives its name takes appends to nowhere
 //! (lavinmq#2160).
 //!
-//! With the extension, `session` drives the same [`Actions`], and `reshape` adds what 1.0.0 has no words for.
+//! With the extension, `session` drives the same [`Actions`], and `reshape`, `items` and `attributes` add what 1.0.0 has no words for.
 //!
 //! A failure ends the connection with nothing acknowledged after it: who applies the stream returns and is dropped.
 

@@ -7,7 +7,8 @@
 //! (Files that are appended to are kept open, see [`apply`](super::apply).)
 //!
 //! Other parts of [`Dir`] are in [`own`](super::own), the follower's own folder; [`flush`](super::flush), what makes durable;
-//! [`mend`](super::mend), [`stage`](super::stage), and [`reshape`](super::reshape). No threads, no locks.
+//! [`mend`](super::mend), [`stage`](super::stage), [`reshape`](super::reshape), [`items`](super::items), folders and links, and
+//! [`attributes`](super::attributes), modes and times. No threads, no locks.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

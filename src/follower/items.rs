@@ -268,6 +268,13 @@ impl Dir {
 
     /// Removes a folder that holds nothing but folders. Returns whether it did: otherwise nothing was changed, or nothing but folders is gone.
     pub(super) fn clear_folders(&self, path: &str) -> Result<bool, Error> {
+        let is_below = |place: &RelPath| {
+            place.as_str().strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if self.mounts.places().iter().any(is_below) {
+            // Somebody counts on those.
+            return Ok(false);
+        }
         let (mut folders, mut at) = (vec![path.to_owned()], 0);
         while let Some(folder) = folders.get(at).cloned() {
             at += 1;

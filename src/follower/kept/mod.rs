@@ -2,7 +2,7 @@
 //! the wrong one.
 //!
 //! `.paceline/kept/TIME/NAME`, on the file system that the file is on, so that keeping it is a rename (what is deleted) or a second
-//! link (what is replaced: its name is never missing). Of what a sync cuts off a file or patches in it, the range is copied, to
+//! link (what is replaced: its name is never missing). A symbolic link is kept as what it is. Of what a sync cuts off a file or patches in it, the range is copied, to
 //! `NAME.from-OFFSET`, and durable before the file changes. Each sync has a time of its own, also two in one second, and a line in
 //! `TIME.why` that says what was done to the files. What the stream deletes is not kept: nor what later
 //! syncs of a connection do, which only bring what the stream would have.
