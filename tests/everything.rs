@@ -90,7 +90,13 @@ fn a_copy_has_everything_whoever_comes_goes_and_changes_kind() {
     symlink("q", at("while-dead/q")).unwrap();
     fs::remove_dir(at("away")).unwrap();
     mode(&at("stays"), 0o750);
-    let _leader = stage.leader_at(&address.to_string(), &dir, &[]);
+    let mut leader = stage.leader_at(&address.to_string(), &dir, &[]);
     wait_same_tree(&dir, &both, "the leader was killed");
+    fs::write(at("last"), "just before the end").unwrap();
+    mode(&at("last"), 0o604);
+    fs::create_dir_all(at("last-folder/in")).unwrap();
+    symlink("last", at("last-link")).unwrap();
+    leader.process.stop();
+    wait_same_tree(&dir, &both, "the leader was stopped");
     drop((first, second));
 }

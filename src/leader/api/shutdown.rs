@@ -18,6 +18,9 @@ use crate::types::StreamPosition;
 /// How long a shutdown waits until it is recorded who was in sync at the end.
 const RECORD_MAX: Duration = Duration::from_secs(2);
 
+/// How long a shutdown waits until it was looked what changed just before besides contents.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(1);
+
 /// How long a shutdown waits until followers are told of it.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
@@ -37,12 +40,16 @@ pub struct ShutdownReport {
 impl Leader {
     /// Refuses further announcements, lets attached followers acknowledge everything for up to `drain`, at the durability that
     /// commits ask for, then closes all connections and joins all threads. Who has everything stays recorded as in sync. Blocks
-    /// for `drain` and 8 s at most. What is done already is not done again.
+    /// for `drain` and 9 s at most. What is done already is not done again.
     pub fn shutdown(&self, drain: Duration) -> ShutdownReport {
         let core = &self.core;
         core.stop_accepting();
         // What is not waited for need not be asked for.
         let durability = if drain.is_zero() { Durability::Written } else { core.config.commit_level.durability };
+        if !drain.is_zero() && core.door.is_open() {
+            core.looks.last.set();
+            let _ = core.looks.done.wait(drain.min(LAST_LOOK_MAX));
+        }
         let end = core.stream.close(durability == Durability::Durable);
         core.stream.push();
         let deadline = deadline(drain);
@@ -61,6 +68,7 @@ impl Leader {
         core.commits.stop();
         core.stream.stop();
         core.ended.set();
+        core.looks.last.set();
         let threads_left = core.threads.join(Instant::now() + DROP_JOIN_MAX);
         // One of them keeps how far the directory has come, and nobody else may meanwhile.
         if let Some(term) = core.term.filter(|_| !core.is_shut_down() && threads_left == 0) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::protocol::extension::{Attributes, Item};
+use crate::stop::Stop;
 use crate::sys::sync::Mutex;
 use crate::types::{RelPath, StreamPosition};
 
@@ -11,7 +12,13 @@ pub(in crate::leader) const WANTED_MAX: usize = 1 << 16;
 
 /// A leaf: its lock is held to put and take.
 #[derive(Default)]
-pub(in crate::leader) struct Looks(Mutex<Wanted>);
+pub(in crate::leader) struct Looks {
+    wanted: Mutex<Wanted>,
+    /// The next look is the last.
+    pub(in crate::leader) last: Stop,
+    /// It was.
+    pub(in crate::leader) done: Stop,
+}
 
 /// See the module's documentation.
 #[derive(Default)]
@@ -28,7 +35,7 @@ pub(in crate::leader) struct Wanted {
 impl Looks {
     /// Something other than its content may have changed at this name. Never blocks.
     pub(in crate::leader) fn again(&self, path: &RelPath) {
-        let mut wanted = self.0.lock();
+        let mut wanted = self.wanted.lock();
         if wanted.paths.len() < WANTED_MAX {
             wanted.paths.insert(path.clone());
         } else {
@@ -38,19 +45,19 @@ impl Looks {
 
     /// A follower is attached that compared what there was at this position, or later.
     pub(in crate::leader) fn joined(&self, since: StreamPosition) {
-        let mut wanted = self.0.lock();
+        let mut wanted = self.wanted.lock();
         wanted.joined_since = Some(wanted.joined_since.map_or(since, |earlier| earlier.min(since)));
     }
 
     /// A follower has this file without what was announced of it.
     pub(in crate::leader) fn forget(&self, path: &RelPath) {
         self.again(path);
-        self.0.lock().forgotten.push(path.clone());
+        self.wanted.lock().forgotten.push(path.clone());
     }
 
     /// All of it.
     pub(in crate::leader) fn take(&self) -> Wanted {
-        std::mem::take(&mut *self.0.lock())
+        std::mem::take(&mut *self.wanted.lock())
     }
 }
 

@@ -13,6 +13,8 @@
 //! does not fit: a folder that is to go and is not empty, a link where a file is. So what was said of a name is said again, as it is then, [`ECHO`] later, when the files are what they are. And
 //! it is said of every folder above that nobody was told of.
 //!
+//! A leader that is shut down orderly has a last look taken before it announces nothing more.
+//!
 //! No more than [`AT_ONCE`] at a time are announced, with a [`PAUSE`] between, and none while announcements are held back. No locks but those of announcing.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -51,16 +53,20 @@ pub(in crate::leader) fn run(core: &Arc<Core>) {
     // Where the stream was at the look before the last one, and at that.
     let mut looked = (begun, begun);
     let mut echoes = VecDeque::new();
-    while !core.ended.wait(LOOK_EVERY) {
-        if core.stream.is_holding_back() {
+    loop {
+        let is_last = core.looks.last.wait(LOOK_EVERY);
+        if core.ended.is_set() {
+            return;
+        }
+        if core.stream.is_holding_back() && !is_last {
             continue;
         }
         let since = looked.0;
         looked = (looked.1, core.stream.position());
-        let mut round =
-            Round { core, echoes: &mut echoes, names: BTreeMap::new(), folders: HashSet::default(), news: Vec::new() };
-        if round.run(since, core.looks.take()).is_err() {
-            return;
+        let (names, folders, news) = (BTreeMap::new(), HashSet::default(), Vec::new());
+        let mut round = Round { core, echoes: &mut echoes, names, folders, news, is_last };
+        if round.run(since, core.looks.take()).is_err() || is_last {
+            return core.looks.done.set();
         }
     }
 }
@@ -74,6 +80,8 @@ struct Round<'a> {
     /// Folders in which a file that is there was met.
     folders: HashSet<RelPath>,
     news: Vec<News>,
+    /// Whatever is not at rest is told as it is.
+    is_last: bool,
 }
 
 /// Why a name is looked at.
@@ -168,7 +176,7 @@ impl Round<'_> {
         is_told_again: bool,
     ) -> Result<(), AppendError> {
         // By the time that nobody can set.
-        let rests = now().checked_sub(looks.stamps.ctime).is_some_and(|age| age >= REST);
+        let rests = self.is_last || now().checked_sub(looks.stamps.ctime).is_some_and(|age| age >= REST);
         let now = Attributes { mtime: if rests { seen.mtime } else { announced.mtime }, ..seen };
         if now == announced && !is_told_again {
             return Ok(());
