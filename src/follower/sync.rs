@@ -5,6 +5,9 @@
 //! what is received is hashed as it comes. So round 2, during which a LavinMQ leader publishes nothing, compares from
 //! memory.
 //!
+//! Folders and symbolic links are no content here, and stay as they are; but for empty folders, and for a link in the way of a file that is listed:
+//! that one goes to what is kept.
+//!
 //! A file is received into the temporary file and renamed, so the old copy stays until the new one is whole. Its SHA-1
 //! may differ from the listed one because the leader's file grew meanwhile: the second round tells.
 //!
