@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digests::{Stamps, nanos};
-use crate::protocol::extension::{Attributes, Owner};
+use crate::protocol::extension::Attributes;
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::{self, File, Metadata, MetadataExt};
 use crate::sys::rustix;
@@ -237,7 +237,7 @@ pub(crate) enum Entry {
     File(FileLooks, Attributes),
     Folder(Attributes),
     /// Where it leads.
-    Link(CString, Owner),
+    Link(CString),
     Other,
 }
 
@@ -247,8 +247,7 @@ pub(crate) fn look_in(folder: impl AsFd, name: &CStr) -> io::Result<Entry> {
     loop {
         let statx = rustix::fs::statx(&folder, name, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
         let mode = statx.stx_mode & Attributes::MODE_BITS;
-        let owner = Owner { user: statx.stx_uid, group: statx.stx_gid };
-        let attributes = |mtime| Attributes { mode, owner, mtime };
+        let attributes = |mtime| Attributes { mode, mtime };
         return Ok(match FileType::from_raw_mode(statx.stx_mode.into()) {
             FileType::RegularFile => {
                 let knows = StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::BTIME);
@@ -260,7 +259,7 @@ pub(crate) fn look_in(folder: impl AsFd, name: &CStr) -> io::Result<Entry> {
             FileType::Symlink => match rustix::fs::readlinkat(&folder, name, Vec::new()) {
                 // It is no link any more.
                 Err(Errno::INVAL) => continue,
-                target => Entry::Link(target?, owner),
+                target => Entry::Link(target?),
             },
             _ => Entry::Other,
         });

@@ -10,7 +10,7 @@ use crate::digests::Stamps;
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::probe::Probe;
-use crate::protocol::extension::{Attributes, Owner};
+use crate::protocol::extension::Attributes;
 use crate::sys::fd::{AsFd, BorrowedFd};
 use crate::sys::fs::{self, DirBuilder, DirBuilderExt, File, FileExt, OpenOptionsExt, TryLockError};
 use crate::sys::process;
@@ -102,8 +102,7 @@ pub(crate) fn attributes_of(stat: &Stat) -> Attributes {
 /// The same without the time, which nobody keeps of a folder.
 pub(crate) fn attributes_of_folder(stat: &Stat) -> Attributes {
     let mode = u16::try_from(stat.st_mode & u32::from(Attributes::MODE_BITS)).unwrap_or_default();
-    let owner = Owner { user: stat.st_uid, group: stat.st_gid };
-    Attributes { mode, owner, mtime: Attributes::NO_TIME }
+    Attributes { mode, mtime: Attributes::NO_TIME }
 }
 
 impl DataDir {
@@ -297,7 +296,7 @@ pub(crate) fn holds_files(root: &Beneath) -> Result<bool, Error> {
             self.0 = true;
         }
 
-        fn link(&mut self, _: RelPath, _: &[u8], _: Owner) {
+        fn link(&mut self, _: RelPath, _: &[u8]) {
             self.0 = true;
         }
 
@@ -335,9 +334,9 @@ pub(crate) trait Visitor {
     /// A regular file.
     fn file(&mut self, file: FoundFile);
 
-    /// A symbolic link: where it leads, and whose it is.
-    fn link(&mut self, path: RelPath, target: &[u8], owner: Owner) {
-        let _ = (path, target, owner);
+    /// A symbolic link, and where it leads.
+    fn link(&mut self, path: RelPath, target: &[u8]) {
+        let _ = (path, target);
     }
 
     /// A socket, a FIFO, a device.
@@ -427,7 +426,7 @@ fn list(
                     folders.push(Some(path));
                 }
             }
-            Ok(Entry::Link(target, owner)) => visitor.link(path, target.as_bytes(), owner),
+            Ok(Entry::Link(target)) => visitor.link(path, target.as_bytes()),
             Ok(Entry::Other) => visitor.other(&path),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => visitor.unseen(&path, Error::io("stat", shown(), error))?,

@@ -31,21 +31,20 @@ const NO_FILE: u64 = u64::MAX;
 /// The sums of all buckets, as they are being made.
 pub(crate) struct Sums {
     bits: u8,
-    with_owners: bool,
     files: Vec<(u32, Sum)>,
 }
 
 impl Sums {
-    /// With no files; of copies that keep owners, or that do not.
-    pub(crate) fn new(bits: u8, with_owners: bool) -> Self {
-        Self { bits, with_owners, files: Vec::new() }
+    /// With no files.
+    pub(crate) fn new(bits: u8) -> Self {
+        Self { bits, files: Vec::new() }
     }
 
     /// Adds a file. `digests` are those of its `len` bytes, chunk by chunk.
     pub(crate) fn add(&mut self, path: &RelPath, len: u64, digests: &[ChunkDigest], attributes: Attributes) {
         let mut sum = begin(path, len);
         digests.iter().for_each(|digest| sum.update(digest));
-        attributes.kept(self.with_owners).add_to(&mut sum);
+        attributes.add_to(&mut sum);
         self.files.push((bucket_of(path, self.bits), sum.finalize().into()));
     }
 
@@ -53,7 +52,7 @@ impl Sums {
     pub(crate) fn add_item(&mut self, path: &RelPath, item: &Item) {
         let mut sum = begin(path, NO_FILE);
         let mut bytes = Vec::new();
-        item.kept(self.with_owners).encode(&mut bytes);
+        item.encode(&mut bytes);
         sum.update(bytes);
         self.files.push((bucket_of(path, self.bits), sum.finalize().into()));
     }
@@ -90,7 +89,6 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::protocol::extension::Owner;
     use proptest::prelude::*;
 
     type Files = BTreeMap<RelPath, (u64, Vec<ChunkDigest>)>;
@@ -102,7 +100,7 @@ mod tests {
     }
 
     fn sums(files: &Files, bits: u8) -> Vec<Sum> {
-        let mut sums = Sums::new(bits, true);
+        let mut sums = Sums::new(bits);
         // In any order.
         files.iter().rev().for_each(|(path, (len, digests))| sums.add(path, *len, digests, Attributes::UNKNOWN));
         sums.finish()
@@ -123,33 +121,25 @@ mod tests {
     #[test]
     fn there_are_about_as_many_buckets_as_keep_each_small_and_a_bucket_without_files_is_zero() {
         assert_eq!([0, 1, 31, 32, 1_000_000, u64::MAX].map(bits_for), [0, 0, 0, 1, 15, BUCKET_BITS_MAX]);
-        assert_eq!(Sums::new(1, true).finish(), [Sum::default(); 2]);
+        assert_eq!(Sums::new(1).finish(), [Sum::default(); 2]);
         let path = RelPath::new("a").unwrap();
         assert_eq!(bucket_of(&path, 0), 0);
         assert!(bucket_of(&path, 16) < 1 << 16);
-        let empty = |with_owners, attributes| {
-            let mut sums = Sums::new(0, with_owners);
+        let empty = |attributes| {
+            let mut sums = Sums::new(0);
             sums.add(&path, 0, &[], attributes);
             sums.finish()
         };
-        assert_ne!(empty(false, Attributes::UNKNOWN), [Sum::default()], "an empty file is one");
-        let item = |with_owners, item| {
-            let mut sums = Sums::new(0, with_owners);
+        assert_ne!(empty(Attributes::UNKNOWN), [Sum::default()], "an empty file is one");
+        let item = |item| {
+            let mut sums = Sums::new(0);
             sums.add_item(&path, &item);
             sums.finish()
         };
-        // Owners, and what runs with their rights, count where they are kept.
-        let of = |mode, user, mtime| Attributes { mode, owner: Owner { user, group: 7 }, mtime };
-        let folder = |with_owners, attributes| item(with_owners, Item::Folder(attributes));
-        for (other, counts) in [(of(0o4600, 1, 5), false), (of(0o600, 2, 5), false), (of(0o700, 1, 5), true)] {
-            for (with_owners, differs) in [(true, true), (false, counts)] {
-                assert_eq!(empty(with_owners, of(0o600, 1, 5)) != empty(with_owners, other), differs, "{other:?}");
-                assert_eq!(folder(with_owners, of(0o600, 1, 5)) != folder(with_owners, other), differs, "{other:?}");
-            }
-        }
-        assert_ne!(empty(false, of(0, 1, 5)), empty(false, of(0, 1, 6)));
-        let link = |user, target| item(false, Item::link(Owner { user, group: 0 }, target).unwrap());
-        assert_ne!(link(1, b"a"), link(1, b"b"));
-        assert_eq!(link(1, b"a"), link(2, b"a"));
+        let of = |mode, mtime| Attributes { mode, mtime };
+        assert!(empty(of(0o600, 5)) != empty(of(0o700, 5)) && empty(of(0o600, 5)) != empty(of(0o600, 6)));
+        let folder = |mode| item(Item::Folder(of(mode, Attributes::NO_TIME)));
+        let link = |target| item(Item::link(target).unwrap());
+        assert!(folder(0o600) != folder(0o700) && link(b"a") != link(b"b") && link(b"a") != folder(0));
     }
 }

@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 
-use paceline::protocol::extension::{Attributes, Control, Fields, Held, Item, Marks, Message, Owner, Start, field};
+use paceline::protocol::extension::{Attributes, Control, Fields, Held, Item, Marks, Message, Start, field};
 use paceline::protocol::{ActionDecoder, ActionKind, EMPTY_BLOCK, Event, FRAME_HEADER, frame_reader};
 use paceline::{DataSetId, RelPath};
 use sha1::{Digest, Sha1};
@@ -28,12 +28,12 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn attributes() -> Attributes {
-    Attributes { mode: 0o640, owner: Owner { user: 1000, group: 100 }, mtime: 1_700_000_000_123_456_789 }
+    Attributes { mode: 0o640, mtime: 1_700_000_000_123_456_789 }
 }
 
 fn items() -> [(RelPath, Item); 2] {
     let folder = Item::Folder(Attributes { mode: 0o755, mtime: Attributes::NO_TIME, ..attributes() });
-    [(path("dir"), folder), (path("dir/link"), Item::link(attributes().owner, b"../target").unwrap())]
+    [(path("dir"), folder), (path("dir/link"), Item::link(b"../target").unwrap())]
 }
 
 fn controls() -> Vec<(&'static str, Control)> {
@@ -82,7 +82,7 @@ fn messages() -> Vec<(&'static str, Message)> {
 }
 
 fn fields() -> Vec<(&'static str, Fields)> {
-    let follower = Fields::default().with(field::ID, &1_i32.to_le_bytes()).with(field::OWNERS, &[1]);
+    let follower = Fields::default().with(field::ID, &1_i32.to_le_bytes());
     let leader = Fields::default()
         .with(field::ID, &2_i32.to_le_bytes())
         .with(field::DATA_SET, &DataSetId::from_bytes([3; 16]).to_bytes())

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use paceline::follower::State;
-use paceline::protocol::extension::{Attributes, Control, Item, Owner, field};
+use paceline::protocol::extension::{Attributes, Control, Item, field};
 use paceline::{Error, Follower, FollowerConfig, RelPath, Secret};
 use support::extension_leader::{Extension, LONG, about, encoded, held, path};
 use support::fake_leader::{FakeLeader, append, delete, eventually, replace};
@@ -32,7 +32,7 @@ fn started() -> (FakeLeader, TempDir, Follower) {
 }
 
 fn attributes(name: &str, mode: u16, mtime: i64) -> Control {
-    Control::Attributes(path(name), Attributes { mode, owner: Owner { user: 1, group: 1 }, mtime })
+    Control::Attributes(path(name), Attributes { mode, mtime })
 }
 
 fn as_folder(mode: u16) -> Item {
@@ -40,7 +40,7 @@ fn as_folder(mode: u16) -> Item {
 }
 
 fn as_link(target: &str) -> Item {
-    Item::link(Owner::default(), target.as_bytes()).unwrap()
+    Item::link(target.as_bytes()).unwrap()
 }
 
 fn folder(name: &str, mode: u16) -> Control {
@@ -88,8 +88,7 @@ fn attributes_folders_and_links_become_as_the_leader_says_and_are_told() {
             folder("empty/one", 0),
             link("deep/link", "../outside"),
             link("absolute", "/etc/passwd"),
-            // Rights of the owner are given to nobody.
-            attributes("deep/a", 0o6754, 1_700_000_000_123_456_789),
+            attributes("deep/a", 0o754, 1_700_000_000_123_456_789),
             attributes("none", 0o777, 0),
             attributes("absolute", 0o777, 0),
         ]),

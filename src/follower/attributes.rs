@@ -20,24 +20,30 @@ use crate::protocol::extension::Attributes;
 use crate::sys::fd::{AsFd, AsRawFd, OwnedFd};
 use crate::sys::fs::File;
 use crate::sys::rustix;
-use crate::sys::rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use crate::sys::rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use crate::sys::rustix::io::{Errno, Result as Done};
 use crate::types::RelPath;
 
 /// So often a file is looked at whose mode others widen and put back meanwhile.
 const TRIES: usize = 8;
 
+/// Permissions, and the bits that a copy gives no file.
+const ALL_BITS: u32 = 0o7777;
+
 impl Actions<'_> {
     /// Gives a file these, as far as it has others. Does nothing where there is no file.
     pub(super) fn attributes(&mut self, path: &RelPath, wanted: Attributes) -> Result<(), Error> {
         self.settle()?;
         unreserved(path)?;
-        let Some((file, stat)) = self.file_at(path)? else {
+        let Some(file) = self.file_at(path)? else {
             log::debug!("attributes of {path}, which is no file here");
             return Ok(());
         };
-        let (before, wanted) = (Stamps::of(&stat), wanted.kept(false));
-        let mode = Some(wanted.mode).filter(|mode| attributes_of(&stat).mode != *mode);
+        // Not while another thread has its mode widened.
+        let one_at_a_time = self.dir.widening.lock();
+        let stat = rustix::fs::fstat(&*file).map_err(|errno| self.dir.failed("stat", path.as_str(), errno))?;
+        let before = Stamps::of(&stat);
+        let mode = Some(wanted.mode & Attributes::MODE_BITS).filter(|mode| stat.st_mode & ALL_BITS != u32::from(*mode));
         let mtime = Some(wanted.mtime).filter(|mtime| *mtime != Attributes::NO_TIME && *mtime != before.mtime);
         if mode.is_none() && mtime.is_none() {
             return Ok(());
@@ -48,28 +54,23 @@ impl Actions<'_> {
         // In this order: the mode moves no time but that of the change.
         let set = mode.map_or(Ok(()), |mode| rustix::fs::fchmod(&*file, bits(mode)));
         let set = set.and(mtime.map_or(Ok(()), |mtime| set_mtime(&file, mtime)));
+        drop(one_at_a_time);
         self.dir.look_otherwise(path, &before, &file);
         set.or_else(|errno| self.refused(path, errno))
     }
 
-    /// A file that is here, open for whatever it may be, and how it looks.
-    fn file_at(&self, path: &RelPath) -> Result<Option<(Arc<File>, Stat)>, Error> {
-        let failed = |errno: Errno| self.dir.failed("stat", path.as_str(), errno);
-        let file = match self.opened(path) {
-            Some(file) => file,
-            None => match self.dir.file_if_any(path)? {
-                Some(file) => Arc::new(file),
-                None => return Ok(None),
-            },
-        };
-        let stat = rustix::fs::fstat(&*file).map_err(failed)?;
-        Ok(Some((file, stat)))
+    /// A file that is here, open for whatever it may be.
+    fn file_at(&self, path: &RelPath) -> Result<Option<Arc<File>>, Error> {
+        match self.opened(path) {
+            Some(file) => Ok(Some(file)),
+            None => Ok(self.dir.file_if_any(path)?.map(Arc::new)),
+        }
     }
 
     /// Attributes cannot be set here: nothing ends for that. What is another failure does.
     pub(super) fn refused(&mut self, path: &RelPath, errno: Errno) -> Result<(), Error> {
         match errno {
-            Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS => {}
+            Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NAMETOOLONG => {}
             errno => return Err(self.dir.failed("set the attributes of", path.as_str(), errno)),
         }
         self.attributes_refused += 1;
@@ -96,7 +97,7 @@ fn set_mtime(file: &File, mtime: i64) -> Done<()> {
 
 /// Gives a copy of a file that takes its place the mode and the time of that, as far as they can be set.
 pub(super) fn as_of(file: &File, copy: &File) -> Done<()> {
-    let attributes = attributes_of(&rustix::fs::fstat(file)?).kept(false);
+    let attributes = attributes_of(&rustix::fs::fstat(file)?);
     let set = rustix::fs::fchmod(copy, bits(attributes.mode)).and_then(|()| set_mtime(copy, attributes.mtime));
     match set {
         Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
@@ -137,6 +138,7 @@ impl Dir {
         let flags = (flags | FILE).difference(OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL);
         let ours = Mode::RUSR | Mode::WUSR;
         let chmod = |mode: Mode| rustix::fs::chmodat(rustix::fs::CWD, &*by_number, mode, AtFlags::empty());
+        let _one_at_a_time = self.widening.lock();
         for _ in 0..TRIES {
             let stat = rustix::fs::fstat(&looked_at).ok()?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

@@ -27,6 +27,7 @@ use std::path::Path;
 use crate::config::{Adopt, FollowerConfig};
 use crate::datadir::{self, DataDir};
 use crate::error::Error;
+use crate::protocol::{LIST_FILES_MAX, ProtocolError};
 use crate::sys::hash::HashMap;
 use crate::types::{DataSetId, RelPath};
 
@@ -176,6 +177,9 @@ impl Contact {
     /// The same of a folder or a link.
     pub(super) fn hold_back_item(&mut self, dir: &Path, path: RelPath) -> Result<(), Error> {
         self.changes(dir, &path, Change::Delete)?;
+        if self.held_back.len() >= LIST_FILES_MAX {
+            return Err(ProtocolError::ListTooLong.into());
+        }
         self.held_back.push(HeldBack::Item(path));
         Ok(())
     }

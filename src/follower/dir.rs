@@ -27,12 +27,13 @@ use crate::flusher::Flusher;
 use crate::mounts::Mounts;
 use crate::own_folder::is_suspect;
 use crate::protocol::Sha1Sum;
-use crate::protocol::extension::{Attributes, Item, Owner};
+use crate::protocol::extension::{Attributes, Item};
 use crate::sys::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys::fs::File;
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use crate::sys::rustix::io::Errno;
+use crate::sys::sync::Mutex;
 use crate::types::RelPath;
 
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -56,6 +57,8 @@ pub(super) struct Dir {
     pub(super) mounts_seen: AtomicU64,
     /// A flush has failed, and what it may have lost was not mended.
     pub(super) suspect: AtomicBool,
+    /// Held while a file has another mode than it is to have, so as to be opened; and while one is given a mode.
+    pub(super) widening: Mutex<()>,
     /// What is known of the files.
     pub(super) digests: Arc<Digests>,
 }
@@ -85,8 +88,8 @@ impl Visitor for Inventory {
         self.files.push(Here { path: file.path, stamps: file.looks.stamps, mode: file.attributes.mode });
     }
 
-    fn link(&mut self, path: RelPath, target: &[u8], owner: Owner) {
-        self.items.extend(Item::link(owner, target).map(|link| (path, link)));
+    fn link(&mut self, path: RelPath, target: &[u8]) {
+        self.items.extend(Item::link(target).map(|link| (path, link)));
     }
 
     fn other(&mut self, path: &RelPath) {
@@ -131,7 +134,17 @@ impl Dir {
         let suspect = AtomicBool::new(is_suspect(path));
         let mounts = Mounts::below(path);
         let (own, mounts_seen, digests) = (Own::new()?, AtomicU64::default(), Arc::default());
-        Ok(Self { root, path: path.to_owned(), own, flusher, mounts, mounts_seen, suspect, digests })
+        Ok(Self {
+            root,
+            path: path.to_owned(),
+            own,
+            flusher,
+            mounts,
+            mounts_seen,
+            suspect,
+            digests,
+            widening: Mutex::default(),
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -255,12 +268,17 @@ impl Dir {
             return self.regular(path, fd).map(Some);
         }
         let Some((folder, name)) = self.parent(path, make)? else { return Ok(None) };
-        let fd = match rustix::fs::openat(&folder, name, flags | FILE, FILE_MODE) {
+        let mut opened = rustix::fs::openat(&folder, name, flags | FILE, FILE_MODE);
+        if opened.as_ref().is_err_and(|error| *error == Errno::ACCESS)
+            && let Some(fd) = self.open_despite_mode((&folder, name), path, flags)
+        {
+            opened = Ok(fd);
+        }
+        let fd = match opened {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             // Nobody misses a folder without files. (Then it is tried again.)
             Err(Errno::ISDIR) if make && self.clear_folders(path.as_str())? => return Ok(None),
-            Err(Errno::ACCESS) if let Some(fd) = self.open_despite_mode((&folder, name), path, flags) => fd,
             Err(error) => {
                 // A link, a FIFO or a socket says so in its own way: find out which it was.
                 self.kind_of(&folder, name, path)?;

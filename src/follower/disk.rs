@@ -20,7 +20,7 @@ use crate::digests::{ChunkBuffer, Stamps};
 use crate::error::Error;
 use crate::own_folder::OwnFolder;
 use crate::position::{EpochPosition, KEEP_EVERY, Stand, noted};
-use crate::protocol::extension::{Attributes, Held, Item, Message, Owner, split_inventory, split_items};
+use crate::protocol::extension::{Attributes, Held, Item, Message, split_inventory, split_items};
 use crate::sums::{Sums, bucket_of};
 use crate::sys::channel::Sender;
 use crate::sys::fs::MetadataExt;
@@ -279,10 +279,9 @@ impl Worker {
             // Of the sync before.
             (state.told, state.told_files) = (None, false);
         }
-        let Inventory { mut files, mut items } = self.dir.inventory()?;
+        let Inventory { mut files, items } = self.dir.inventory()?;
         // Stable, which is quick for what is nearly in order.
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        items.iter_mut().for_each(|(_, item)| *item = item.kept(false));
         // Nobody's content is taken for nothing because it is all links.
         let links = || items.iter().filter(|(_, item)| matches!(item, Item::Link { .. })).map(|(path, _)| path);
         let mut told = Told { files: files.len() + links().count(), ..Told::default() };
@@ -292,7 +291,7 @@ impl Worker {
         }
         self.shared.update(|status| status.sync.files_listed = files.len() as u64);
         self.digests.keep(&files);
-        let (mut sums, mut buffer) = (Sums::new(bits, false), ChunkBuffer::default());
+        let (mut sums, mut buffer) = (Sums::new(bits), ChunkBuffer::default());
         items.iter().for_each(|(path, item)| sums.add_item(path, item));
         for (at, Here { path, stamps, mode }) in files.iter().enumerate() {
             let attributes = attributes(*mode, stamps);
@@ -384,7 +383,7 @@ impl Worker {
 
 /// As a copy tells them that keeps no owners.
 fn attributes(mode: u16, stamps: &Stamps) -> Attributes {
-    Attributes { mode, owner: Owner::default(), mtime: stamps.mtime }.kept(false)
+    Attributes { mode, mtime: stamps.mtime }
 }
 
 /// What was kept last of how far the directory has come, and when it is looked at next.

@@ -191,8 +191,8 @@ impl Dir {
     /// Makes durable what was put into, or taken out of, these folders and the directory itself.
     pub(super) fn flush_folders<'a>(&self, folders: impl Iterator<Item = &'a str>) -> Result<(), Error> {
         for path in folders {
-            // It may have gone meanwhile: then those above it say so.
-            if let Some(folder) = self.open_folder(path)? {
+            // It may have gone meanwhile, or something else is there: then those above it say so.
+            if let Some(folder) = self.folder_if_any(path)? {
                 self.flusher.folder(folder.as_fd()).map_err(|error| self.flush_failed(path, error))?;
             }
         }

@@ -16,6 +16,7 @@ use super::stage::{above, incoming};
 use crate::beneath::entries;
 use crate::error::Error;
 use crate::protocol::extension::{Attributes, Item};
+use crate::sys::fd::OwnedFd;
 use crate::sys::hash::HashSet;
 use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, FileType, Mode, RenameFlags};
@@ -55,7 +56,7 @@ impl Actions<'_> {
         };
         let stat = rustix::fs::fstat(&opened).map_err(|errno| dir.failed("stat", path.as_str(), errno))?;
         let (now, wanted) =
-            (Mode::from_raw_mode(stat.st_mode), Mode::from_raw_mode(attributes.kept(false).mode.into()));
+            (Mode::from_raw_mode(stat.st_mode), Mode::from_raw_mode((attributes.mode & Attributes::MODE_BITS).into()));
         // Its owner may always use it. What it has beyond is of those that it lies in here, or was given to it here.
         let permissions = Mode::RWXU | Mode::RWXG | Mode::RWXO;
         let mode = wanted | Mode::RWXU | now.difference(permissions);
@@ -188,6 +189,17 @@ impl Dir {
         Ok(Some((folder, &path_bytes[start..])))
     }
 
+    /// Opens a folder; `None` if something else is there, or on the way, or nothing.
+    pub(super) fn folder_if_any(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
+        let path = RelPath::new(path)?;
+        let Some((folder, name)) = self.way_to(&path, false)? else { return Ok(None) };
+        match rustix::fs::openat(&folder, name, FOLDER, Mode::empty()) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(self.failed("open the folder", path.as_str(), errno)),
+        }
+    }
+
     /// What has this name in a folder, whatever it is.
     pub(super) fn kind_at(&self, folder: &Folder<'_>, name: &str, path: &RelPath) -> Result<Option<FileType>, Error> {
         match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -239,7 +251,8 @@ impl Dir {
         self.remove_own(&staged)?;
         let (from, from_name) = self.parent_made(&staged)?;
         let failed = |errno: Errno| match errno {
-            Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL | Errno::EXIST | Errno::ISDIR => Ok(Err(errno)),
+            Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::NAMETOOLONG => Ok(Err(errno)),
+            Errno::EXIST | Errno::ISDIR => Ok(Err(errno)),
             errno => Err(self.failed("make the link", path.as_str(), errno)),
         };
         if let Err(errno) = rustix::fs::symlinkat(target, &from, from_name) {

@@ -26,7 +26,7 @@ use self::names::Names;
 use self::recency::Recency;
 use self::rewrites::Rewrites;
 use self::slots::Slots;
-use crate::protocol::extension::{Attributes, Owner};
+use crate::protocol::extension::Attributes;
 use crate::types::RelPath;
 
 /// What a file was at a moment: which incarnation of the name, and how long.
@@ -71,17 +71,13 @@ struct Entry {
     /// Its attributes as they were announced; not known of a new incarnation. The time is not known of a content that changed since.
     mtime: i64,
     mode: u16,
-    owner: OwnerNumber,
 }
 
 impl Entry {
-    fn attributes(&self, owners: &[Owner]) -> Attributes {
-        Attributes { mode: self.mode, owner: owners[self.owner as usize], mtime: self.mtime }
+    fn attributes(&self) -> Attributes {
+        Attributes { mode: self.mode, mtime: self.mtime }
     }
 }
-
-/// Stands for an owner: there are few.
-type OwnerNumber = u32;
 
 /// What changed in a *turn*, at the end of which it is made durable here, on this host; see [`Index::take_unsynced`].
 #[derive(Debug, Default)]
@@ -189,7 +185,6 @@ pub(crate) struct Index {
     totals: (u64, u64),
     /// That `unsynced` is of.
     turn: u64,
-    owners: Vec<Owner>,
 }
 
 impl Index {
@@ -207,7 +202,6 @@ impl Index {
             unsynced: Unsynced { others: true, ..Unsynced::default() },
             totals: (0, 0),
             turn: 1,
-            owners: vec![Attributes::UNKNOWN.owner],
         }
     }
 
@@ -336,39 +330,29 @@ impl Index {
     }
 
     fn attributes_at(&self, slot: Slot) -> Attributes {
-        self.entries[slot].attributes(&self.owners)
+        self.entries[slot].attributes()
     }
 
     /// Says which they are of a file, which is no change of it.
     pub(crate) fn describe(&mut self, path: &str, attributes: Attributes) {
-        let Some(slot) = self.slot(path) else { return };
-        let Attributes { mode, owner, mtime } = attributes;
-        // Mostly it is that of the file before.
-        let known = self.owners.iter().rposition(|known| *known == owner).unwrap_or_else(|| {
-            self.owners.push(owner);
-            self.owners.len() - 1
-        });
-        let entry = &mut self.entries[slot];
-        (entry.mode, entry.mtime) = (mode, mtime);
-        entry.owner = OwnerNumber::try_from(known).expect("fewer owners than files");
-    }
-
-    /// A file that exists has these, which is a change, if it has not changed since it `changed` last. Returns whether it has them.
-    pub(crate) fn attribute(&mut self, path: &str, attributes: Attributes, changed: u64, change: u64) -> bool {
-        let Some(slot) = self.slot(path) else { return false };
-        let entry = &self.entries[slot];
-        if !entry.now.exists() || entry.changed != changed {
-            return false;
+        if let Some(slot) = self.slot(path) {
+            let entry = &mut self.entries[slot];
+            (entry.mode, entry.mtime) = (attributes.mode, attributes.mtime);
         }
-        self.touch(slot, change);
-        self.describe(path, attributes);
-        true
     }
 
-    /// When a file changed last, and which attributes were announced; `None` if it does not exist.
-    pub(crate) fn described(&self, path: &str) -> Option<(u64, Attributes)> {
-        let slot = self.slot(path).filter(|&slot| self.entries[slot].now.exists())?;
-        Some((self.entries[slot].changed, self.attributes_at(slot)))
+    /// A file that exists has these, which is a change.
+    pub(crate) fn attribute(&mut self, path: &str, attributes: Attributes, change: u64) {
+        if let Some(slot) = self.slot(path) {
+            self.touch(slot, change);
+            self.describe(path, attributes);
+        }
+    }
+
+    /// The generation of a file, when it changed last, and which attributes were announced; `None` if it does not exist.
+    pub(crate) fn described(&self, path: &str) -> Option<(u64, u64, Attributes)> {
+        let entry = &self.entries[self.slot(path)?];
+        entry.now.exists().then(|| (entry.now.generation, entry.changed, entry.attributes()))
     }
 
     /// Where the file of a generation is that may have been under `path`; `None` if there is none any more.
@@ -424,7 +408,7 @@ impl Index {
         };
         let entry = self.touch(slot, change);
         entry.file = file;
-        (entry.mode, entry.owner, entry.mtime) = (Attributes::UNKNOWN.mode, 0, Attributes::NO_TIME);
+        (entry.mode, entry.mtime) = (Attributes::UNKNOWN.mode, Attributes::NO_TIME);
         let was = std::mem::replace(&mut entry.now, version);
         self.count(was, version);
         // Also a file that was there may have been replaced by way of a rename.
@@ -481,7 +465,6 @@ impl Index {
             turn: 0,
             mtime: Attributes::NO_TIME,
             mode: Attributes::UNKNOWN.mode,
-            owner: 0,
         };
         let slot = match self.free.pop() {
             Some(slot) => {

@@ -150,7 +150,7 @@ impl Index {
                     path: entry.path.clone(),
                     version: entry.now,
                     changed: entry.changed,
-                    attributes: entry.attributes(&self.owners),
+                    attributes: entry.attributes(),
                 });
             }
             walk.next = entry.older;

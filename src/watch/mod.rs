@@ -49,6 +49,7 @@
 //! | the leader was started anew; followers were found equal by digests kept on disk, without a read | the first comparison of a file takes those digests for what followers have: a chunk that differs is torn. So it is before the chunk grows |
 //! | followers joined a leader that nobody watched then | all there was when it was watched is torn ([`Opening::will_be_watched`](crate::leader::Opening::will_be_watched) prevents it) |
 //! | the time of a file is set back | the time of change counts, which nobody can set |
+//! | a long write sets its times when it begins, and raises its event when it ends | each event brings the file under suspicion, however it looks |
 //! | it is changed after the look and before the leader reads it for a replace | it is under suspicion from each announcement on |
 //! | another file is in its place while it is compared | the file is looked at first: identity, length, and what the leader read of it |
 //! | it cannot be read | it stays under suspicion, and is tried again |

@@ -186,7 +186,21 @@ impl<A: Announce> Tree<A> {
 
     /// Reads the pending events and marks what they are about; never blocks. After an overflow marks everything.
     pub(super) fn collect(&mut self) -> Result<(), Error> {
-        let Self { announce, inotify, watches, folders, dirty, overflowed, root_lost, dir, root_watch, .. } = self;
+        let Self {
+            announce,
+            inotify,
+            watches,
+            folders,
+            files,
+            suspects,
+            dirty,
+            overflowed,
+            root_lost,
+            dir,
+            root_watch,
+            ..
+        } = self;
+        let now = Instant::now();
         inotify
             .read(&mut |event| match event {
                 Event::Overflow => *overflowed = true,
@@ -212,6 +226,10 @@ impl<A: Announce> Tree<A> {
                     if let Some(folder) = watches.get(&watch)
                         && let Some(path) = entry_path(dir.path(), folder.as_ref(), &name, appeared)
                     {
+                        if !appeared && files.has(path.as_str()) {
+                            // Also if it looks as it did: a long write sets its times when it begins, and is told of when it ends.
+                            suspects.has_changed(&path, now);
+                        }
                         dirty.insert(path);
                     }
                 }

@@ -8,14 +8,14 @@ use super::super::track::Track;
 use super::*;
 use crate::digests::ChunkBuffer;
 use crate::protocol::ActionKind;
-use crate::protocol::extension::{CHUNK, Owner};
+use crate::protocol::extension::CHUNK;
 
 fn path(name: &str) -> RelPath {
     RelPath::new(name).unwrap()
 }
 
 fn of(mode: u16, mtime: i64) -> Attributes {
-    Attributes { mode, owner: Owner { user: 7, group: 7 }, mtime }
+    Attributes { mode, mtime }
 }
 
 fn looks(file: &std::path::Path) -> (u32, i64, i64) {

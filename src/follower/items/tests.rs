@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::super::kept::Bounds;
 use super::*;
-use crate::protocol::extension::Owner;
 
 fn path(name: &str) -> RelPath {
     RelPath::new(name).unwrap()
@@ -16,7 +15,7 @@ fn folder(mode: u16) -> Item {
 }
 
 fn link(target: &str) -> Item {
-    Item::link(Owner::default(), target.as_bytes()).unwrap()
+    Item::link(target.as_bytes()).unwrap()
 }
 
 struct Tree {

@@ -17,7 +17,7 @@ use crate::leader::files::looks::of_folder;
 use crate::leader::files::unreadable::Unreadable;
 use crate::leader::tasks::directory;
 use crate::own_folder::OwnFolder;
-use crate::protocol::extension::{Attributes, Item, Owner};
+use crate::protocol::extension::{Attributes, Item};
 use crate::sys::fd::BorrowedFd;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
@@ -66,9 +66,9 @@ impl Visitor for Scan<'_> {
         is_content
     }
 
-    fn link(&mut self, path: RelPath, target: &[u8], owner: Owner) {
+    fn link(&mut self, path: RelPath, target: &[u8]) {
         if !self.exclude.file(&path)
-            && let Some(link) = Item::link(owner, target)
+            && let Some(link) = Item::link(target)
         {
             self.items.put(&path, link, StreamPosition::START.0);
         }

@@ -31,13 +31,13 @@ impl Leader {
 
     /// A file has these permissions, and content is about to be announced of it that was written after they were given: followers are told before that, if they were told of others.
     pub(crate) fn has_mode(&self, path: &RelPath, mode: u32) -> Result<(), AppendError> {
-        let Some((changed, announced)) = self.core.stream.described(path) else { return Ok(()) };
+        let Some((described, announced)) = self.core.stream.described(path) else { return Ok(()) };
         let mode = u16::try_from(mode & u32::from(Attributes::MODE_BITS)).unwrap_or_default();
         if announced == Attributes::UNKNOWN || announced.mode == mode {
             return Ok(());
         }
         let now = Attributes { mode, mtime: Attributes::NO_TIME, ..announced };
-        self.core.stream.announce_news(vec![News::Attributes(path.clone(), now, changed)])
+        self.core.stream.announce_news(vec![News::Attributes(path.clone(), now, described)])
     }
 
     /// A generation is no more.

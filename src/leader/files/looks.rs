@@ -28,8 +28,10 @@ pub(in crate::leader) struct Wanted {
     pub(in crate::leader) all: bool,
     /// A follower joined that may lack what was announced since.
     pub(in crate::leader) joined_since: Option<StreamPosition>,
+    /// It may have these folders and links, which are not announced any more.
+    pub(in crate::leader) not_known: Vec<RelPath>,
     /// Files that some follower has without what was announced of them.
-    pub(in crate::leader) forgotten: Vec<RelPath>,
+    pub(in crate::leader) forgotten: BTreeSet<RelPath>,
 }
 
 impl Looks {
@@ -43,16 +45,23 @@ impl Looks {
         }
     }
 
-    /// A follower is attached that compared what there was at this position, or later.
-    pub(in crate::leader) fn joined(&self, since: StreamPosition) {
+    /// Something may have changed at any name.
+    pub(in crate::leader) fn all_again(&self) {
+        self.wanted.lock().all = true;
+    }
+
+    /// A follower is attached that compared what there was at this position, or later, and may have these folders and links that are not announced any more.
+    pub(in crate::leader) fn joined(&self, since: StreamPosition, mut not_known: Vec<RelPath>) {
         let mut wanted = self.wanted.lock();
         wanted.joined_since = Some(wanted.joined_since.map_or(since, |earlier| earlier.min(since)));
+        wanted.not_known.append(&mut not_known);
     }
 
     /// A follower has this file without what was announced of it.
     pub(in crate::leader) fn forget(&self, path: &RelPath) {
-        self.again(path);
-        self.wanted.lock().forgotten.push(path.clone());
+        let mut wanted = self.wanted.lock();
+        wanted.forgotten.insert(path.clone());
+        wanted.paths.insert(path.clone());
     }
 
     /// All of it.

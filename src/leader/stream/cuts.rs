@@ -37,7 +37,11 @@ pub(in crate::leader) struct Changes {
 }
 
 /// Somebody joins, until this is dropped; see [`rewrites`](crate::index::rewrites).
-pub(in crate::leader) struct Joining<'a>(&'a Stream);
+pub(in crate::leader) struct Joining<'a> {
+    stream: &'a Stream,
+    /// Where the stream was then.
+    pub(in crate::leader) since: StreamPosition,
+}
 
 impl Joining<'_> {
     /// What was written in place since a position, after this began; and perhaps more, up to now.
@@ -45,7 +49,7 @@ impl Joining<'_> {
         let mut rewritten = Rewritten::default();
         let (mut from, mut is_over) = ((since.0, u64::MAX, u64::MAX), false);
         while !is_over {
-            let parts = self.0.ordered.lock().index.rewritten(from, WALK_ENTRIES);
+            let parts = self.stream.ordered.lock().index.rewritten(from, WALK_ENTRIES);
             // Then these were the last, at this moment. One that is changed again goes behind all others, and is met there: something else of it may have been changed before.
             is_over = parts.len() < WALK_ENTRIES;
             from = parts.last().copied().unwrap_or(from);
@@ -58,10 +62,10 @@ impl Joining<'_> {
             parts.sort_unstable();
             parts.dedup();
         }
-        let parts_are_known = self.0.ordered.lock().index.rewritten_complete_since() <= since.0;
+        let parts_are_known = self.stream.ordered.lock().index.rewritten_complete_since() <= since.0;
         let mut from = 0;
         loop {
-            let files = self.0.ordered.lock().index.rewritten_files(from, parts_are_known, WALK_ENTRIES);
+            let files = self.stream.ordered.lock().index.rewritten_files(from, parts_are_known, WALK_ENTRIES);
             let Some((last, _)) = files.last() else { break };
             from = *last + 1;
             let changed = files.into_iter().filter(|(_, change)| *change > since.0);
@@ -74,7 +78,7 @@ impl Joining<'_> {
 
 impl Drop for Joining<'_> {
     fn drop(&mut self) {
-        let forgotten = self.0.ordered.lock().index.end_join();
+        let forgotten = self.stream.ordered.lock().index.end_join();
         drop(forgotten);
     }
 }
@@ -122,7 +126,7 @@ impl Stream {
         let mut ordered = self.ordered.lock();
         let position = ordered.position;
         ordered.index.begin_join(position);
-        Joining(self)
+        Joining { stream: self, since: StreamPosition(position) }
     }
 
     /// All files. Each is as it was at some moment since `as_of`.

@@ -13,12 +13,19 @@ use crate::types::{RelPath, StreamPosition};
 
 /// What is announced.
 pub(in crate::leader) enum News {
-    /// A file that has not changed since it changed last at this position has these.
-    Attributes(RelPath, Attributes, u64),
+    /// A file of this generation has these; the time if it has not changed since it changed last at this position.
+    Attributes(RelPath, Attributes, Described),
     /// There is this folder or link; not announced where there is a file of that name, or above it, or a link above it.
     Item(RelPath, Item),
     /// There is none of that name; also if none was announced.
     Gone(RelPath),
+}
+
+/// A file, and when it changed last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::leader) struct Described {
+    pub(in crate::leader) generation: u64,
+    pub(in crate::leader) changed: u64,
 }
 
 impl Stream {
@@ -44,9 +51,9 @@ impl Stream {
         self.ordered.lock().index.last_change()
     }
 
-    /// When a file changed last, and which attributes were announced of it; `None` if there is none.
-    pub(in crate::leader) fn described(&self, path: &RelPath) -> Option<(u64, Attributes)> {
-        self.ordered.lock().index.described(path.as_str())
+    /// Which file it is, and which attributes were announced of it; `None` if there is none.
+    pub(in crate::leader) fn described(&self, path: &RelPath) -> Option<(Described, Attributes)> {
+        self.ordered.lock().described(path)
     }
 
     /// Some follower has another file of this name than the one whose attributes were announced.
@@ -76,20 +83,22 @@ impl Stream {
         }
     }
 
-    /// All that went since a position, as far as that is known. Some may be there again.
-    pub(in crate::leader) fn items_gone(&self, since: StreamPosition) -> Vec<RelPath> {
-        let (mut found, mut since) = (Vec::new(), since.0);
-        loop {
-            let last = self.ordered.lock().items.walk_gone(since, WALK_ENTRIES, &mut found);
-            let Some(last) = last else { return found };
-            since = last;
-            thread::park_timeout(WALK_PAUSE);
-        }
+    pub(in crate::leader) fn has_items_below(&self, path: &RelPath) -> bool {
+        !self.ordered.lock().items.below(path, None, 1).is_empty()
     }
 
-    /// Those in a folder, and in the folders in it, up to so many.
-    pub(in crate::leader) fn items_below(&self, folder: &RelPath, most: usize) -> Vec<RelPath> {
-        self.ordered.lock().items.below(folder).take(most).map(|(path, _)| path.clone()).collect()
+    /// Those in a folder, and in the folders in it.
+    pub(in crate::leader) fn items_below(&self, folder: &RelPath) -> Vec<RelPath> {
+        let mut found: Vec<RelPath> = Vec::new();
+        loop {
+            let some = self.ordered.lock().items.below(folder, found.last(), WALK_ENTRIES);
+            let is_over = some.len() < WALK_ENTRIES;
+            found.extend(some);
+            if is_over {
+                return found;
+            }
+            thread::park_timeout(WALK_PAUSE);
+        }
     }
 }
 
@@ -100,10 +109,15 @@ impl Ordered {
         for one in news {
             let change = self.position + 1;
             let control = match one {
-                News::Attributes(path, attributes, changed) => {
-                    if !self.index.attribute(path.as_str(), attributes, changed, change) {
-                        continue;
+                News::Attributes(path, mut attributes, described) => {
+                    match self.described(&path) {
+                        Some((now, _)) if now == described => {}
+                        Some((now, _)) if now.generation == described.generation => {
+                            attributes.mtime = Attributes::NO_TIME;
+                        }
+                        _ => continue,
                     }
+                    self.index.attribute(path.as_str(), attributes, change);
                     Control::Attributes(path, attributes)
                 }
                 News::Item(path, item) => {
@@ -114,13 +128,18 @@ impl Ordered {
                     Control::Item(path, item)
                 }
                 News::Gone(path) => {
-                    self.items.remove(&path, change);
+                    self.items.remove(&path);
                     Control::RemoveItem(path)
                 }
             };
             self.add_control(&mut raw, &control);
         }
         self.push_controls(raw);
+    }
+
+    fn described(&self, path: &RelPath) -> Option<(Described, Attributes)> {
+        let (generation, changed, attributes) = self.index.described(path.as_str())?;
+        Some((Described { generation, changed }, attributes))
     }
 
     fn has_place_for_item(&self, path: &RelPath) -> bool {
@@ -139,7 +158,7 @@ impl Ordered {
         self.seal_for_queues();
         let mut raw = Vec::new();
         for item in in_the_way {
-            self.items.remove(&item, self.position + 1);
+            self.items.remove(&item);
             self.add_control(&mut raw, &Control::RemoveItem(item));
         }
         self.push_controls(raw);

@@ -45,7 +45,7 @@ use std::time::Duration;
 
 use self::announce::SEALED_BYTES_MAX;
 pub(in crate::leader) use self::cuts::{AttachedQueue, Attachment, Changes, Demoted, Joining, Rewritten};
-pub(in crate::leader) use self::described::News;
+pub(in crate::leader) use self::described::{Described, News};
 pub(in crate::leader) use self::encode::{Content, INLINE_BYTES_MAX, temporary_of, whole};
 use self::owed::Owed;
 use self::pressure::Pressure;

@@ -23,6 +23,8 @@ use crate::leader::peers::status::{CatchUpStatus, EvictionReason};
 use crate::leader::stream::{AttachedQueue, Attachment, Changes, Joining, Rewritten};
 use crate::leader::sync::ranges::Ranges;
 use crate::leader::sync::view::View;
+use crate::protocol::extension::Control;
+use crate::sys::hash::HashSet;
 use crate::sys::time::Instant;
 use crate::types::{RelPath, StreamPosition};
 
@@ -39,6 +41,8 @@ pub(in crate::leader) struct CatchUp<'a> {
     /// What a follower of 1.0.0 has as it was before that: it gets these files whole once it is attached. Sent again in each round, a large file that is written to all the time would
     /// keep it from ever being.
     pub(in crate::leader) owed: BTreeSet<RelPath>,
+    /// Folders and links that it has; of one that knows the extension. Those that go meanwhile would be in the way of what comes; the others are told once it is attached.
+    pub(in crate::leader) items: Vec<RelPath>,
 }
 
 impl<'a> CatchUp<'a> {
@@ -67,6 +71,9 @@ impl<'a> CatchUp<'a> {
             let bytes = |steps: &Vec<Step>| steps.iter().map(Step::bytes).sum::<u64>();
             match steps {
                 Some(steps) if bytes(&steps) <= quarter => {
+                    if self.follower.extension {
+                        self.core.looks.joined(self.joining.since, self.items_gone());
+                    }
                     let owed = self.owed.into_iter().collect();
                     return Ok(CaughtUp { steps, position, queue, owed });
                 }
@@ -101,7 +108,21 @@ impl<'a> CatchUp<'a> {
             let is_owed = |(_, version): &&(RelPath, Version)| version.exists() && rewritten.is_of(version.generation);
             self.owed.extend(changes.files.iter().filter(is_owed).map(|(path, _)| path.clone()));
         }
-        self.view.plan(changes, rewritten)
+        let steps = self.view.plan(changes, rewritten);
+        let gone = self.items_gone();
+        gone.into_iter().map(|path| Step::Control(Control::RemoveItem(path))).chain(steps).collect()
+    }
+
+    /// Folders and links that it has, and that are not announced any more. The innermost first.
+    fn items_gone(&self) -> Vec<RelPath> {
+        if self.items.is_empty() {
+            return Vec::new();
+        }
+        let there: HashSet<RelPath> =
+            self.core.stream.items(StreamPosition(0)).into_iter().map(|(path, _)| path).collect();
+        let mut gone: Vec<_> = self.items.iter().filter(|path| !there.contains(*path)).cloned().collect();
+        gone.sort_unstable_by(|a, b| b.cmp(a));
+        gone
     }
 
     fn round(&mut self, steps: Vec<Step>, last_bytes: &mut u64) -> Result<(), Error> {

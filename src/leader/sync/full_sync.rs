@@ -89,6 +89,7 @@ impl<'a> Joiner<'a> {
             ack_timeout: Some(core.config.sync_timeout),
             joining,
             owed: BTreeSet::new(),
+            items: Vec::new(),
         }
         .run(all)
     }

@@ -7,13 +7,13 @@
 //! Pure.
 
 use crate::leader::batch::Step;
+use crate::protocol::LIST_FILES_MAX;
 use crate::protocol::extension::{Attributes, Control, Held, Item};
 use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 
 /// See the module's documentation. Those in question: ours, and theirs.
 pub(super) struct Others<'a> {
-    with_owners: bool,
     files: HashMap<&'a RelPath, Attributes>,
     their_files: HashMap<RelPath, Attributes>,
     items: HashMap<&'a RelPath, &'a Item>,
@@ -24,12 +24,11 @@ impl<'a> Others<'a> {
     pub(super) fn of(
         files: impl Iterator<Item = (&'a RelPath, Attributes)>,
         items: impl Iterator<Item = &'a (RelPath, Item)>,
-        with_owners: bool,
     ) -> Self {
         let files: HashMap<_, _> = files.collect();
         // The two were not read in one moment: what follows in the stream tells which it is.
         let items = items.map(|(path, item)| (path, item)).filter(|(path, _)| !files.contains_key(path)).collect();
-        Self { with_owners, files, their_files: HashMap::default(), items, their_items: HashMap::default() }
+        Self { files, their_files: HashMap::default(), items, their_items: HashMap::default() }
     }
 
     /// A file of the follower's.
@@ -37,9 +36,9 @@ impl<'a> Others<'a> {
         self.their_files.insert(file.path.clone(), file.attributes);
     }
 
-    /// An item of the follower's; `false`: it was told before.
+    /// An item of the follower's; `false`: it was told before, or too many were.
     pub(super) fn told_item(&mut self, path: RelPath, item: Item) -> bool {
-        self.their_items.insert(path, item).is_none()
+        self.their_items.len() < LIST_FILES_MAX && self.their_items.insert(path, item).is_none()
     }
 
     /// All that it takes, where these are its files that are none of ours, and these the steps that make its files equal: renames first. `is_unknown`:
@@ -81,10 +80,7 @@ impl<'a> Others<'a> {
 
     /// Folders before what is in them.
     fn items_to_come(&self) -> impl Iterator<Item = Step> {
-        let kept = |item: &Item| item.kept(self.with_owners);
-        let differs = |(path, item): &(&&RelPath, &&Item)| {
-            self.their_items.get(**path).is_none_or(|theirs| kept(theirs) != kept(item))
-        };
+        let differs = |(path, item): &(&&RelPath, &&Item)| self.their_items.get(**path) != Some(**item);
         let differing = self.items.iter().filter(differs);
         let mut coming: Vec<_> = differing.map(|(path, item)| ((*path).clone(), (*item).clone())).collect();
         coming.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -112,9 +108,8 @@ impl<'a> Others<'a> {
     }
 
     fn differ(&self, theirs: Attributes, ours: Attributes) -> bool {
-        let kept = |attributes: Attributes| attributes.kept(self.with_owners);
         let mtime = if ours.mtime == Attributes::NO_TIME { theirs.mtime } else { ours.mtime };
-        ours != Attributes::UNKNOWN && kept(theirs) != kept(Attributes { mtime, ..ours })
+        ours != Attributes::UNKNOWN && theirs != Attributes { mtime, ..ours }
     }
 
     /// The mode of a file that is there already.
@@ -145,14 +140,13 @@ mod tests {
     use crate::index::Version;
     use crate::leader::batch::{FileRange, RangeKind};
     use crate::leader::stream::whole;
-    use crate::protocol::extension::Owner;
 
     fn path(name: &str) -> RelPath {
         RelPath::new(name).unwrap()
     }
 
     fn with(mode: u16, mtime: i64) -> Attributes {
-        Attributes { mode, owner: Owner { user: 7, group: 8 }, mtime }
+        Attributes { mode, mtime }
     }
 
     fn folder(mode: u16) -> Item {
@@ -160,7 +154,7 @@ mod tests {
     }
 
     fn link(target: &str) -> Item {
-        Item::link(Owner::default(), target.as_bytes()).unwrap()
+        Item::link(target.as_bytes()).unwrap()
     }
 
     fn held(name: &str, attributes: Attributes) -> Held {
@@ -204,8 +198,8 @@ mod tests {
             ("a", link("y")),
         ];
         let items: Vec<_> = items.map(|(name, item)| (path(name), item)).into();
-        let mut others = Others::of(files.iter().map(|(path, its)| (path, *its)), items.iter(), false);
-        for (name, attributes) in [("a", with(0o644, 1)), ("old", with(0o600, 9)), ("same", with(0o4600, 4))] {
+        let mut others = Others::of(files.iter().map(|(path, its)| (path, *its)), items.iter());
+        for (name, attributes) in [("a", with(0o644, 1)), ("old", with(0o600, 9)), ("same", with(0o600, 4))] {
             others.told_file(&held(name, attributes));
         }
         let theirs = [
@@ -247,7 +241,7 @@ mod tests {
     #[test]
     fn what_nobody_looked_at_is_not_told_and_a_time_that_is_not_known_differs_from_none() {
         let files = [(path("unknown"), Attributes::UNKNOWN), (path("busy"), with(0o600, Attributes::NO_TIME))];
-        let mut others = Others::of(files.iter().map(|(path, its)| (path, *its)), [].iter(), false);
+        let mut others = Others::of(files.iter().map(|(path, its)| (path, *its)), [].iter());
         others.told_file(&held("unknown", with(0o644, 5)));
         others.told_file(&held("busy", with(0o600, 5)));
         let steps = vec![send("unknown", RangeKind::Append)];

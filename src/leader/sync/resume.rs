@@ -46,9 +46,6 @@ use crate::types::{RelPath, StreamPosition};
 /// start.
 const FORGOTTEN_MIN: usize = 1000;
 
-/// No follower keeps owners so far.
-const KEEPS_OWNERS: bool = false;
-
 pub(in crate::leader) struct Resumer<'a> {
     core: &'a Arc<Core>,
     follower: &'a Arc<FollowerHandle>,
@@ -72,7 +69,7 @@ impl Ours {
     fn known(core: &Core, bits: u8) -> Self {
         let all = core.stream.all();
         let items = core.stream.items(StreamPosition(0));
-        let mut sums = Sums::new(bits, KEEPS_OWNERS);
+        let mut sums = Sums::new(bits);
         items.iter().for_each(|(path, item)| sums.add_item(path, item));
         let is_unknown = |((path, version), attributes): (&(RelPath, Version), &Attributes)| {
             let Version { generation, len } = *version;
@@ -105,7 +102,6 @@ impl<'a> Resumer<'a> {
         wait_admitted(&core.config, &core.history, self.follower)?;
         let begun = Instant::now();
         let bits = bits_for(core.stream.totals().0 + core.stream.item_count());
-        let begun_at = core.stream.position();
         let joining = core.stream.begin_join();
         self.answers.await_sums();
         self.tell(&Control::Want(bits))?;
@@ -120,6 +116,7 @@ impl<'a> Resumer<'a> {
         let Ours { mut all, mut view, sums, unknown, items } = ours.unwrap_or_else(|| Ours::known(core, bits));
         let buckets = self.differing(&all, unknown, sums, &theirs, bits)?;
         let steps = self.plan(&all, &items, &buckets, bits, &mut view)?;
+        let items: Vec<_> = items.into_iter().map(|(path, _)| path).collect();
         (all.files, all.attributes) = (Vec::new(), Vec::new());
         self.sync(steps, &mut view)?;
         drop((turn, ahead));
@@ -134,10 +131,9 @@ impl<'a> Resumer<'a> {
             follower.sync.bytes_sent.load(Ordering::Relaxed),
             begun.elapsed().as_secs_f64(),
         );
-        let catch_up = CatchUp { core, follower, frame, ranges, view, ack_timeout, joining, owed: BTreeSet::new() };
-        let caught_up = catch_up.run(all)?;
-        core.looks.joined(begun_at);
-        Ok(caught_up)
+        let catch_up =
+            CatchUp { core, follower, frame, ranges, view, ack_timeout, joining, owed: BTreeSet::new(), items };
+        catch_up.run(all)
     }
 
     fn tell(&mut self, control: &Control) -> Result<(), Error> {
@@ -211,7 +207,7 @@ impl<'a> Resumer<'a> {
             .unzip();
         let mut comparison = Comparison::of(&in_question);
         let files = in_question.iter().map(|(path, _)| path).zip(attributes);
-        let mut others = Others::of(files, items.iter().filter(|(path, _)| is_asked(path)), KEEPS_OWNERS);
+        let mut others = Others::of(files, items.iter().filter(|(path, _)| is_asked(path)));
         self.answers.await_files();
         for some in buckets.chunks(TELL_MAX) {
             self.tell(&Control::Tell(some.to_vec()))?;

@@ -1,7 +1,7 @@
 //! The `attributes` thread: what there is besides the content of files is looked at, and announced.
 //!
 //! Once a second it looks at each file that changed within the last two, at the folders these are in, and at whatever somebody says may have changed
-//! ([`Looks::again`](crate::leader::files::looks::Looks::again): who watches the directory says so of all that is no file). What differs from what was announced is announced: permission bits and owner at once, the time of the last change of
+//! ([`Looks::again`](crate::leader::files::looks::Looks::again): who watches the directory says so of all that is no file). What differs from what was announced is announced: permissions at once, the time of the last change of
 //! a file's content once nothing of it has changed for a second. So that never waits for the disk on a host's thread, and a file that is written to all the time is not told of all the time.
 //!
 //! Only this thread announces items, after a look, and whoever changes something has it looked at after that: the last word is of what is there. A file's attributes
@@ -22,12 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::beneath::{Entry, FileLooks};
+use crate::datadir::{self, FoundFile, Visitor};
 use crate::digests::now;
-use crate::error::AppendError;
+use crate::error::{AppendError, Error};
 use crate::index::recency::Found;
 use crate::leader::core::Core;
 use crate::leader::files::looks::{WANTED_MAX, Wanted, of_folder};
-use crate::leader::stream::News;
+use crate::leader::stream::{Described, News};
 use crate::protocol::extension::{Attributes, Item};
 use crate::sys::hash::HashSet;
 use crate::sys::time::Instant;
@@ -98,27 +99,33 @@ enum Why {
 impl Round<'_> {
     /// An error ends the thread: nothing is announced any more.
     fn run(&mut self, mut since: StreamPosition, wanted: Wanted) -> Result<(), AppendError> {
-        let stream = &self.core.stream;
+        let core = self.core;
+        let stream = &core.stream;
         wanted.forgotten.iter().for_each(|path| stream.forget_attributes(path));
         if wanted.all {
             since = StreamPosition(0);
             stream.items(since).into_iter().for_each(|(path, _)| self.look(path, Why::MayHaveChanged));
+            if let Err(error) = datadir::walk(core.dir.root(), None, self) {
+                // What is there and not announced is found the next time.
+                log::debug!("{error}");
+                core.looks.all_again();
+            }
         }
         for path in wanted.paths {
             self.look_above(&path, false);
             self.look(path, Why::MayHaveChanged);
         }
         let now = Instant::now();
-        while let Some((_, path)) = self.echoes.pop_front_if(|(due, _)| *due <= now) {
+        while self.echoes.front().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, path)) = self.echoes.pop_front()
+        {
             self.look_above(&path, false);
             self.look(path, Why::Echo);
         }
         if let Some(joined) = wanted.joined_since {
             since = since.min(joined);
-            let (gone, there) = (stream.items_gone(joined), stream.items(joined));
-            gone.into_iter()
-                .chain(there.into_iter().map(|(path, _)| path))
-                .for_each(|path| self.look(path, Why::NotKnown));
+            stream.items(joined).into_iter().for_each(|(path, _)| self.look(path, Why::NotKnown));
+            wanted.not_known.into_iter().for_each(|path| self.look(path, Why::NotKnown));
         }
         let mut changed = Vec::new();
         stream.each_changed(since, |file| changed.push(file));
@@ -156,12 +163,19 @@ impl Round<'_> {
 
     fn look_at_changed(&mut self, file: Found, is_told_again: bool) -> Result<(), AppendError> {
         let Found { path, version, changed, attributes } = file;
+        let described = Described { generation: version.generation, changed };
         self.look_above(&path, version.exists());
         if !version.exists() {
             return Ok(());
         }
+        if self.core.stream.has_items_below(&path) {
+            // It came in the place of a folder.
+            self.look(path.clone(), Why::MayHaveChanged);
+        }
         match self.core.dir.root().look(&path) {
-            Ok(Some(Entry::File(looks, seen))) => self.compare(path, changed, attributes, (looks, seen), is_told_again),
+            Ok(Some(Entry::File(looks, seen))) => {
+                self.compare(path, described, attributes, (looks, seen), is_told_again)
+            }
             _ => Ok(()),
         }
     }
@@ -170,7 +184,7 @@ impl Round<'_> {
     fn compare(
         &mut self,
         path: RelPath,
-        changed: u64,
+        described: Described,
         announced: Attributes,
         (looks, seen): (FileLooks, Attributes),
         is_told_again: bool,
@@ -178,10 +192,14 @@ impl Round<'_> {
         // By the time that nobody can set.
         let rests = self.is_last || now().checked_sub(looks.stamps.ctime).is_some_and(|age| age >= REST);
         let now = Attributes { mtime: if rests { seen.mtime } else { announced.mtime }, ..seen };
+        if !rests && seen.mtime != announced.mtime {
+            // Nothing but the time may have been set.
+            self.core.looks.again(&path);
+        }
         if now == announced && !is_told_again {
             return Ok(());
         }
-        self.tell(News::Attributes(path, now, changed))
+        self.tell(News::Attributes(path, now, described))
     }
 
     fn look_at_names(&mut self) -> Result<(), AppendError> {
@@ -192,22 +210,22 @@ impl Round<'_> {
             let Ok(seen) = self.core.dir.root().look(&path) else { continue };
             let item = match seen {
                 Some(Entry::File(looks, seen)) => {
-                    if let Some((changed, attributes)) = described {
-                        self.compare(path.clone(), changed, attributes, (looks, seen), false)?;
+                    if let Some((described, attributes)) = described {
+                        self.compare(path.clone(), described, attributes, (looks, seen), false)?;
                     }
                     None
                 }
                 Some(Entry::Folder(seen)) => self.core.holds_content(&path).then(|| of_folder(seen)),
-                Some(Entry::Link(target, owner)) if !self.core.excludes(&path) => Item::link(owner, target.as_bytes()),
+                Some(Entry::Link(target)) if !self.core.excludes(&path) => Item::link(target.as_bytes()),
                 _ => None,
             };
-            if item == announced && why == Why::MayHaveChanged {
-                continue;
-            }
             if !matches!(item, Some(Item::Folder(_))) {
                 // Nothing is below it any more.
-                let below = self.core.stream.items_below(&path, WANTED_MAX);
+                let below = self.core.stream.items_below(&path);
                 gone.extend(below.into_iter().map(|path| (path, why)));
+            }
+            if item == announced && why == Why::MayHaveChanged {
+                continue;
             }
             match item {
                 Some(item) => there.push((path, item, why)),
@@ -234,6 +252,11 @@ impl Round<'_> {
             return Ok(());
         }
         self.tell_all()?;
+        while self.core.stream.is_holding_back() && !self.is_last {
+            if self.core.ended.wait(LOOK_EVERY) {
+                return Err(AppendError::ShuttingDown);
+            }
+        }
         if self.core.ended.wait(PAUSE) { Err(AppendError::ShuttingDown) } else { Ok(()) }
     }
 
@@ -242,5 +265,29 @@ impl Round<'_> {
             return Ok(());
         }
         self.core.stream.announce_news(std::mem::take(&mut self.news))
+    }
+}
+
+/// Of all there is: folders and links.
+impl Visitor for Round<'_> {
+    fn goes_on(&mut self) -> bool {
+        !self.core.ended.is_set()
+    }
+
+    fn folder(&mut self, path: &RelPath, _: Attributes) -> bool {
+        self.look(path.clone(), Why::MayHaveChanged);
+        self.core.holds_content(path)
+    }
+
+    fn file(&mut self, _: FoundFile) {}
+
+    fn link(&mut self, path: RelPath, _: &[u8]) {
+        self.look(path, Why::MayHaveChanged);
+    }
+
+    fn other(&mut self, _: &RelPath) {}
+
+    fn unseen(&mut self, _: &RelPath, _: Error) -> Result<(), Error> {
+        Ok(())
     }
 }

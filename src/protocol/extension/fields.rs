@@ -28,8 +28,6 @@ pub mod field {
     pub const DATA_SET: u16 = 6;
     /// `u64`, leader: the term of the election that it won, which makes the positions of its stream compare with those of other leaders. One outside a cluster leaves it out.
     pub const TERM: u16 = 7;
-    /// `u8` 1, follower: it gives files the owners that they have at the leader.
-    pub const OWNERS: u16 = 8;
 }
 
 impl Fields {
@@ -73,12 +71,6 @@ impl Fields {
     #[must_use]
     pub fn data_set(&self) -> Option<DataSetId> {
         self.get(field::DATA_SET)?.try_into().ok().map(DataSetId::from_bytes)
-    }
-
-    /// Whether the follower keeps owners.
-    #[must_use]
-    pub fn keeps_owners(&self) -> bool {
-        self.get(field::OWNERS) == Some(&[1])
     }
 
     /// The node's id.

@@ -8,43 +8,25 @@ use crate::protocol::ProtocolError;
 /// The longest target of a symbolic link, in bytes: Linux has none that are longer.
 pub const TARGET_BYTES_MAX: usize = 4095;
 
-/// Who owns a file, a folder or a link: ids of user and group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Owner {
-    /// The user's id.
-    pub user: u32,
-    /// The group's id.
-    pub group: u32,
-}
-
 /// What a file or a folder has besides its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// The permission bits, with those for set-user-id, set-group-id and sticky: at most [`MODE_BITS`](Self::MODE_BITS).
+    /// The permission bits, without those for set-user-id, set-group-id and sticky: at most [`MODE_BITS`](Self::MODE_BITS).
     pub mode: u16,
-    /// Who owns it.
-    pub owner: Owner,
     /// When its content changed last, in nanoseconds since 1970; of a folder, and where it is not known, [`NO_TIME`](Self::NO_TIME).
     pub mtime: i64,
 }
 
 impl Attributes {
     /// All that a mode may have.
-    pub const MODE_BITS: u16 = 0o7777;
+    pub const MODE_BITS: u16 = 0o777;
     /// A time that is not told.
     pub const NO_TIME: i64 = i64::MIN;
     /// Those of something that nobody looked at.
-    pub const UNKNOWN: Self = Self { mode: 0, owner: Owner { user: 0, group: 0 }, mtime: Self::NO_TIME };
-
-    /// As a copy has them that keeps owners, or one that does not: which gives no file the rights of its owner either.
-    #[must_use]
-    pub fn kept(self, with_owners: bool) -> Self {
-        if with_owners { self } else { Self { mode: self.mode & 0o777, owner: Owner::default(), ..self } }
-    }
+    pub const UNKNOWN: Self = Self { mode: 0, mtime: Self::NO_TIME };
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.mode.to_le_bytes());
-        encode_owner(self.owner, out);
         out.extend_from_slice(&self.mtime.to_le_bytes());
     }
 
@@ -53,8 +35,7 @@ impl Attributes {
         if mode > Self::MODE_BITS {
             return Err(ProtocolError::Malformed(WHAT));
         }
-        let owner = take_owner(rest)?;
-        Ok(Self { mode, owner, mtime: i64::from_le_bytes(*take(rest, WHAT)?) })
+        Ok(Self { mode, mtime: i64::from_le_bytes(*take(rest, WHAT)?) })
     }
 
     /// Adds them to the sum of a file.
@@ -64,7 +45,7 @@ impl Attributes {
         sum.update(bytes);
     }
 
-    pub(super) const BYTES: usize = 2 + 8 + 8;
+    pub(super) const BYTES: usize = 2 + 8;
 }
 
 /// A folder, or a symbolic link.
@@ -74,8 +55,6 @@ pub enum Item {
     Folder(Attributes),
     /// A link, which nobody follows.
     Link {
-        /// Who owns it.
-        owner: Owner,
         /// Where it leads: 1 to [`TARGET_BYTES_MAX`] bytes, without NUL.
         target: Box<[u8]>,
     },
@@ -88,19 +67,9 @@ const LINK: u8 = 2;
 impl Item {
     /// A link to this target; `None` if no link can have it.
     #[must_use]
-    pub fn link(owner: Owner, target: &[u8]) -> Option<Self> {
+    pub fn link(target: &[u8]) -> Option<Self> {
         let is_sound = (1..=TARGET_BYTES_MAX).contains(&target.len()) && !target.contains(&0);
-        is_sound.then(|| Self::Link { owner, target: target.into() })
-    }
-
-    /// As a copy has it that keeps owners, or one that does not.
-    #[must_use]
-    pub fn kept(&self, with_owners: bool) -> Self {
-        match self {
-            Self::Folder(attributes) => Self::Folder(attributes.kept(with_owners)),
-            Self::Link { target, .. } if !with_owners => Self::Link { owner: Owner::default(), target: target.clone() },
-            Self::Link { .. } => self.clone(),
-        }
+        is_sound.then(|| Self::Link { target: target.into() })
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -108,11 +77,9 @@ impl Item {
             Self::Folder(attributes) => {
                 out.push(FOLDER);
                 out.extend_from_slice(&attributes.mode.to_le_bytes());
-                encode_owner(attributes.owner, out);
             }
-            Self::Link { owner, target } => {
+            Self::Link { target } => {
                 out.push(LINK);
-                encode_owner(*owner, out);
                 let length = u16::try_from(target.len()).expect("a target has at most 4095 bytes");
                 out.extend_from_slice(&length.to_le_bytes());
                 out.extend_from_slice(target);
@@ -127,13 +94,11 @@ impl Item {
                 if mode > Attributes::MODE_BITS {
                     return Err(ProtocolError::Malformed(WHAT));
                 }
-                let owner = take_owner(rest)?;
-                Ok(Self::Folder(Attributes { mode, owner, mtime: Attributes::NO_TIME }))
+                Ok(Self::Folder(Attributes { mode, mtime: Attributes::NO_TIME }))
             }
             [LINK] => {
-                let owner = take_owner(rest)?;
                 let length = usize::from(u16::from_le_bytes(*take(rest, WHAT)?));
-                Self::link(owner, take_slice(rest, length, WHAT)?).ok_or(ProtocolError::Malformed(WHAT))
+                Self::link(take_slice(rest, length, WHAT)?).ok_or(ProtocolError::Malformed(WHAT))
             }
             _ => Err(ProtocolError::Malformed(WHAT)),
         }
@@ -141,18 +106,8 @@ impl Item {
 
     pub(super) fn encoded_bytes(&self) -> usize {
         match self {
-            Self::Folder(_) => 1 + 2 + 8,
-            Self::Link { target, .. } => 1 + 8 + 2 + target.len(),
+            Self::Folder(_) => 1 + 2,
+            Self::Link { target, .. } => 1 + 2 + target.len(),
         }
     }
-}
-
-fn encode_owner(owner: Owner, out: &mut Vec<u8>) {
-    out.extend_from_slice(&owner.user.to_le_bytes());
-    out.extend_from_slice(&owner.group.to_le_bytes());
-}
-
-fn take_owner(rest: &mut &[u8]) -> Result<Owner, ProtocolError> {
-    let user = u32::from_le_bytes(*take(rest, WHAT)?);
-    Ok(Owner { user, group: u32::from_le_bytes(*take(rest, WHAT)?) })
 }

@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_most_chunks_of_a_file_fit_a_message_and_not_one_more() {
-        let bytes = |chunks: usize| (2 + NAME_BYTES_MAX + 8 + chunks * 20 + 18) as u64;
+        let bytes = |chunks: usize| (2 + NAME_BYTES_MAX + 8 + chunks * 20 + 10) as u64;
         assert!(bytes(chunks_max()) <= MESSAGE_BYTES_MAX && bytes(chunks_max() + 1) > MESSAGE_BYTES_MAX);
     }
 

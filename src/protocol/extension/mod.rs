@@ -21,7 +21,7 @@ use super::{ProtocolError, START_HEADER, checked_length};
 
 pub use self::control::Control;
 pub use self::fields::{Fields, field};
-pub use self::item::{Attributes, Item, Owner, TARGET_BYTES_MAX};
+pub use self::item::{Attributes, Item, TARGET_BYTES_MAX};
 pub use self::message::{Held, Marks, Message, chunks_max, split_inventory, split_items};
 
 /// The version we speak.
@@ -138,25 +138,24 @@ mod tests {
     use proptest::prelude::*;
 
     pub(super) fn any_attributes() -> impl Strategy<Value = Attributes> {
-        (0..=Attributes::MODE_BITS, any::<[u32; 2]>(), any::<i64>())
-            .prop_map(|(mode, [user, group], mtime)| Attributes { mode, owner: Owner { user, group }, mtime })
+        (0..=Attributes::MODE_BITS, any::<i64>()).prop_map(|(mode, mtime)| Attributes { mode, mtime })
     }
 
     pub(super) fn any_item() -> impl Strategy<Value = Item> {
         let folder = any_attributes().prop_map(|it| Item::Folder(Attributes { mtime: Attributes::NO_TIME, ..it }));
         let target = prop::collection::vec(1..=u8::MAX, 1..50);
-        let link = (any_attributes(), target).prop_map(|(it, target)| Item::link(it.owner, &target).unwrap());
+        let link = target.prop_map(|target| Item::link(&target).unwrap());
         prop_oneof![folder, link]
     }
 
     #[test]
     fn no_link_leads_nowhere() {
-        let link = |target: &[u8]| Item::link(Owner::default(), target);
+        let link = |target: &[u8]| Item::link(target);
         assert!(link(b"").is_none() && link(b"a\0b").is_none() && link(&[b'a'; TARGET_BYTES_MAX + 1]).is_none());
         assert!(link(&[b'a'; TARGET_BYTES_MAX]).is_some());
-        let wire = |mode: u16| [&[1, 0, b'a'][..], &mode.to_le_bytes(), &[0; 16]].concat();
+        let wire = |mode: u16| [&[1, 0, b'a'][..], &mode.to_le_bytes(), &[0; 8]].concat();
         let name = RelPath::new("$paceline/attributes").unwrap();
-        assert!(Control::decode(&name, &wire(0o7777)).is_ok() && Control::decode(&name, &wire(0o10000)).is_err());
+        assert!(Control::decode(&name, &wire(0o777)).is_ok() && Control::decode(&name, &wire(0o1000)).is_err());
     }
 
     proptest! {

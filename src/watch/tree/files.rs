@@ -44,7 +44,6 @@ impl<A: Announce> Tree<A> {
         let meta = file.metadata()?;
         // What others may not read any more is not written to a copy that they may.
         self.announce.has_mode(path, meta.mode())?;
-        self.announce.look_again(path);
         let seen = Seen::of(&meta);
         if survey.is_outdated(Some(seen.id())) {
             self.dirty.insert(path.clone());
@@ -76,6 +75,10 @@ impl<A: Announce> Tree<A> {
         self.files.insert(path.clone(), Known::new(seen, version.len));
         if !is_as_it_was {
             self.suspects.has_changed(path, Instant::now());
+            if seen.len == version.len {
+                // Nothing but its times may have changed.
+                self.announce.look_again(path);
+            }
         }
         self.grow(path, &file, seen, version)?;
         self.compare_hot(path, &file)

@@ -10,7 +10,7 @@ use crate::beneath;
 use crate::datadir::{FoundFile, Visitor, walk};
 use crate::error::Error;
 use crate::first_look::{FirstLook, WatchedFolder};
-use crate::protocol::extension::{Attributes, Owner};
+use crate::protocol::extension::Attributes;
 use crate::sys::fd::BorrowedFd;
 use crate::sys::fs::MetadataExt;
 use crate::sys::rustix;
@@ -217,7 +217,7 @@ impl<A: Announce> Visitor for OwnLook<'_, A> {
         self.announce.enters(path)
     }
 
-    fn link(&mut self, path: RelPath, _: &[u8], _: Owner) {
+    fn link(&mut self, path: RelPath, _: &[u8]) {
         self.announce.look_again(&path);
     }
 

@@ -254,7 +254,7 @@ impl<'a> History<'a> {
         let mut view = View::of(&all);
         let bits = self.random.u8(..4);
         let sums = |files: &Files| {
-            let mut sums = Sums::new(bits, false);
+            let mut sums = Sums::new(bits);
             files.iter().for_each(|(path, blocks)| {
                 sums.add(path, blocks.len() as u64 * BLOCK_BYTES, &digests(blocks), Attributes::UNKNOWN)
             });
