@@ -36,7 +36,7 @@ impl Leader {
         if announced == Attributes::UNKNOWN || announced.mode == mode {
             return Ok(());
         }
-        let now = Attributes { mode, mtime: Attributes::NO_TIME, ..announced };
+        let now = Attributes { mode, mtime: Attributes::NO_TIME };
         self.core.stream.announce_news(vec![News::Attributes(path.clone(), now, described)])
     }
 
