@@ -1,16 +1,22 @@
 //! Comparing a copy with what it is a copy of, both being directories here: byte for byte, and nothing is changed.
 //!
-//! Compared is what is replicated: regular files, but for what each node keeps for itself. Holes are not read. A file that changes while it is compared is compared again, a few
-//! times; what differs then and still changes is told apart: of that nobody can say whether the copy is wrong or only late.
+//! Compared is what is replicated, but for what each node keeps for itself: regular files with their permissions and the times of their last change, folders with their
+//! permissions, symbolic links with where they lead. Permissions are compared as a copy has them: it has none above `0777`, and may always use its folders. Holes are not read.
+//!
+//! What changes while it is compared is compared again, a few times; what differs then and still changes is told apart: of that nobody can say whether the copy is wrong or only
+//! late. A leader announces the time of a change once nothing has changed for a while, so times count only of files that have been at rest for a while longer.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::beneath::Beneath;
-use crate::datadir::{self, FoundFile, Visitor};
-use crate::digests::Stamps;
+use crate::beneath::{Beneath, Entry};
+use crate::datadir::{self, FoundFile, Visitor, attributes_of};
+use crate::digests::{NANOS, Stamps, now};
 use crate::error::Error;
+use crate::protocol::extension::Attributes;
 use crate::reader::{Reader, Span};
+use crate::sys::rustix::fs::fstat;
 use crate::types::RelPath;
 use crate::uncached::READ_AT_ONCE_BYTES;
 
@@ -23,7 +29,10 @@ const RANGES_MAX: usize = 100;
 /// How often a file is compared that changes meanwhile.
 const TRIES: u32 = 3;
 
-/// How a file of the copy differs.
+/// The time of a file counts once its content has not changed for so long, in nanoseconds.
+const REST: u64 = 5 * NANOS.unsigned_abs();
+
+/// How something in the copy differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Difference {
@@ -31,7 +40,14 @@ pub enum Difference {
     Missing,
     /// Only the copy has it.
     Extra,
-    /// It has another length, or other bytes.
+    /// It is something else there.
+    Kind {
+        /// What it is.
+        original: Kind,
+        /// What it is in the copy.
+        copy: Kind,
+    },
+    /// A file has another length, or other bytes.
     Content {
         /// Its length in bytes.
         original: u64,
@@ -40,10 +56,53 @@ pub enum Difference {
         /// Offset and length of what differs, as far as both have it; the first 100 ranges.
         ranges: Vec<(u64, u64)>,
     },
+    /// A file or a folder has other permissions.
+    Mode {
+        /// Its permissions, as a copy is to have them: at most `0777`.
+        original: u16,
+        /// Its permissions in the copy.
+        copy: u16,
+    },
+    /// A file of the same content changed at another time.
+    Time {
+        /// When it changed last: nanoseconds since 1970.
+        original: i64,
+        /// The same of the copy.
+        copy: i64,
+    },
+    /// A link leads elsewhere.
+    Target {
+        /// Where it leads.
+        original: Vec<u8>,
+        /// Where it leads in the copy.
+        copy: Vec<u8>,
+    },
     /// It differs, and was changing.
     Changing,
     /// One of the two cannot be read, or listed; why.
     Unreadable(String),
+}
+
+/// What there is in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link.
+    Link,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "file",
+            Self::Folder => "folder",
+            Self::Link => "link",
+        })
+    }
 }
 
 /// How far a comparison is.
@@ -56,8 +115,8 @@ pub struct Compared {
     pub bytes: (u64, u64),
 }
 
-/// Compares `copy` with `original`, and calls `differs` for each file that differs, in order of names. `go_on` is told how far it is after each megabyte or so, and ends it with
-/// `false`. Blocks for as long as it takes to read both.
+/// Compares `copy` with `original`, and calls `differs` for each way in which something differs, in order of names. `go_on` is told how far it is after each megabyte or so, and
+/// ends it with `false`. Blocks for as long as it takes to read both.
 ///
 /// # Errors
 ///
@@ -73,48 +132,60 @@ pub fn compare(
     let [ours, theirs] = sides.each_ref().map(listed);
     let (ours, theirs) = (ours?, theirs?);
     let mut state = State { done: Compared::default(), go_on, is_over: false };
-    state.done.files.1 = ours.files.len() as u64;
-    state.done.bytes.1 = ours.files.iter().map(|(_, len)| len).sum();
-    for (path, error) in ours.unseen.iter().chain(&theirs.unseen) {
-        differs(path, Difference::Unreadable(error.clone()));
-    }
-    let is_unseen = |path: &RelPath| ours.unseen.iter().chain(&theirs.unseen).any(|(at, _)| is_at_or_in(path, at));
-    let mut extra = theirs.files.iter().peekable();
-    for (path, len) in &ours.files {
-        while let Some((other, _)) = extra.next_if(|(other, _)| other < path) {
-            told(&sides, other, Difference::Extra, differs);
-        }
+    let files = || ours.there.iter().filter(|found| found.what == What::File);
+    state.done.files.1 = files().count() as u64;
+    state.done.bytes.1 = files().map(|found| found.len).sum();
+    let unseen: Vec<_> = ours.unseen.into_iter().chain(theirs.unseen).collect();
+    unseen.iter().for_each(|(path, error)| differs(path, Difference::Unreadable(error.clone())));
+    for (path, [our, their]) in in_turn(ours.there, theirs.there) {
         let before = state.done.bytes.0;
-        let is_there = extra.next_if(|(other, _)| other == path).is_some();
-        let difference = match is_there {
-            true => state.file(&sides, path),
-            false if is_unseen(path) => None,
-            false => Some(Difference::Missing),
+        let file = our.as_ref().filter(|our| our.what == What::File).map(|our| our.len);
+        let found = match [our, their].map(|found| found.map(|found| found.what)) {
+            [Some(What::File), Some(What::File)] => state.file(&sides, &path),
+            [Some(_), None] | [None, Some(_)] if unseen.iter().any(|(at, _)| is_at_or_in(&path, at)) => Vec::new(),
+            listed => looked_again(&sides, &path, &listed).into_iter().collect(),
         };
         if state.is_over {
             return Ok(state.done);
         }
-        if let Some(difference) = difference {
-            told(&sides, path, difference, differs);
+        found.into_iter().for_each(|difference| differs(&path, difference));
+        if let Some(len) = file {
+            state.done.files.0 += 1;
+            state.done.bytes.0 = before + len;
         }
-        state.done.files.0 += 1;
-        state.done.bytes.0 = before + len;
-    }
-    for (other, _) in extra {
-        told(&sides, other, Difference::Extra, differs);
     }
     Ok(state.done)
 }
 
-/// What came or went meanwhile is changing.
-fn told(sides: &[Beneath; 2], path: &RelPath, difference: Difference, differs: &mut dyn FnMut(&RelPath, Difference)) {
-    let there =
-        sides.each_ref().map(|side| side.metadata(path).is_ok_and(|meta| meta.is_some_and(|meta| meta.is_file())));
-    match (&difference, there) {
-        (Difference::Missing, [false, false]) | (Difference::Extra, [false, false]) => {}
-        (Difference::Missing, [true, false]) | (Difference::Extra, [false, true]) => differs(path, difference),
-        (Difference::Missing | Difference::Extra, _) => differs(path, Difference::Changing),
-        _ => differs(path, difference),
+/// How these differ, as far as it shows without reading files.
+fn difference(sides: &[Option<What>; 2]) -> Option<Difference> {
+    match sides {
+        [Some(_), None] => Some(Difference::Missing),
+        [None, Some(_)] => Some(Difference::Extra),
+        [Some(What::Folder(original)), Some(What::Folder(copy))] => {
+            (original != copy).then_some(Difference::Mode { original: *original, copy: *copy })
+        }
+        [Some(What::Link(original)), Some(What::Link(copy))] => {
+            (original != copy).then(|| Difference::Target { original: original.clone(), copy: copy.clone() })
+        }
+        [Some(original), Some(copy)] if original.kind() != copy.kind() => {
+            Some(Difference::Kind { original: original.kind(), copy: copy.kind() })
+        }
+        _ => None,
+    }
+}
+
+/// How these differ, if they still do; what came, went or changed meanwhile is changing.
+fn looked_again(sides: &[Beneath; 2], path: &RelPath, listed: &[Option<What>; 2]) -> Option<Difference> {
+    let difference_listed = difference(listed)?;
+    let now = match sides.each_ref().map(|side| side.look(path)) {
+        [Ok(our), Ok(their)] => [our, their].map(|entry| entry.and_then(What::of)),
+        [Err(error), _] | [_, Err(error)] => return Some(Difference::Unreadable(error.to_string())),
+    };
+    match &now {
+        now if now == listed => Some(difference_listed),
+        [Some(What::File), Some(What::File)] => Some(Difference::Changing),
+        now => difference(now).map(|_| Difference::Changing),
     }
 }
 
@@ -122,15 +193,68 @@ fn is_at_or_in(path: &RelPath, at: &RelPath) -> bool {
     path == at || path.as_str().strip_prefix(at.as_str()).is_some_and(|rest| rest.starts_with('/'))
 }
 
+/// What is at a name.
+#[derive(Debug, PartialEq, Eq)]
+enum What {
+    File,
+    /// With its permissions, as a copy has them.
+    Folder(u16),
+    /// Where it leads.
+    Link(Vec<u8>),
+}
+
+impl What {
+    fn folder(attributes: Attributes) -> Self {
+        Self::Folder(attributes.mode | OWNERS)
+    }
+
+    /// `None` of what is not replicated.
+    fn of(entry: Entry) -> Option<Self> {
+        match entry {
+            Entry::File(..) => Some(Self::File),
+            Entry::Folder(attributes) => Some(Self::folder(attributes)),
+            Entry::Link(target) => Some(Self::Link(target.into_bytes())),
+            Entry::Other => None,
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::File => Kind::File,
+            Self::Folder(_) => Kind::Folder,
+            Self::Link(_) => Kind::Link,
+        }
+    }
+}
+
+/// What the owner of a copy may always do with its folders.
+const OWNERS: u16 = 0o700;
+
+struct Found {
+    path: RelPath,
+    what: What,
+    /// Of a file: its length in bytes.
+    len: u64,
+}
+
 #[derive(Default)]
 struct Listed {
-    files: Vec<(RelPath, u64)>,
+    there: Vec<Found>,
     unseen: Vec<(RelPath, String)>,
 }
 
 impl Visitor for Listed {
+    fn folder(&mut self, path: &RelPath, attributes: Attributes) -> bool {
+        self.there.push(Found { path: path.clone(), what: What::folder(attributes), len: 0 });
+        true
+    }
+
     fn file(&mut self, file: FoundFile) {
-        self.files.push((file.path, file.len));
+        self.there.push(Found { path: file.path, what: What::File, len: file.len });
+    }
+
+    fn link(&mut self, path: RelPath, target: &[u8]) {
+        self.there.push(Found { path, what: What::Link(target.to_owned()), len: 0 });
     }
 
     fn unseen(&mut self, path: &RelPath, error: Error) -> Result<(), Error> {
@@ -139,11 +263,22 @@ impl Visitor for Listed {
     }
 }
 
+/// All that is there, in the order of names.
 fn listed(root: &Beneath) -> Result<Listed, Error> {
     let mut listed = Listed::default();
     datadir::walk(root, None, &mut listed)?;
-    listed.files.sort_unstable();
+    listed.there.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(listed)
+}
+
+/// Each name that is in one of two lists, or in both.
+fn in_turn(ours: Vec<Found>, theirs: Vec<Found>) -> impl Iterator<Item = (RelPath, [Option<Found>; 2])> {
+    let (mut ours, mut theirs) = (ours.into_iter().peekable(), theirs.into_iter().peekable());
+    std::iter::from_fn(move || {
+        let path = [ours.peek(), theirs.peek()].into_iter().flatten().map(|found| &found.path).min()?.clone();
+        let found = [ours.next_if(|found| found.path == path), theirs.next_if(|found| found.path == path)];
+        Some((path, found))
+    })
 }
 
 struct State<'a> {
@@ -154,38 +289,49 @@ struct State<'a> {
 
 impl State<'_> {
     /// Compares one file.
-    fn file(&mut self, sides: &[Beneath; 2], path: &RelPath) -> Option<Difference> {
+    fn file(&mut self, sides: &[Beneath; 2], path: &RelPath) -> Vec<Difference> {
         let began = self.done.bytes.0;
-        for last in (0..TRIES).map(|tries| tries + 1 == TRIES) {
+        for _ in 0..TRIES {
             self.done.bytes.0 = began;
             match self.once(sides, path) {
-                Ok(Some((_, true))) if last => return Some(Difference::Changing),
-                Ok(Some((_, true))) if !self.is_over => {}
-                Ok(difference) => return difference.map(|(difference, _)| difference),
-                Err(error) => return Some(Difference::Unreadable(error.to_string())),
+                Ok(Some(differences)) => return differences,
+                Ok(None) if self.is_over => return Vec::new(),
+                Ok(None) => {}
+                Err(error) => return vec![Difference::Unreadable(error.to_string())],
             }
         }
-        None
+        vec![Difference::Changing]
     }
 
-    /// How it differs, and whether it changed meanwhile.
-    fn once(&mut self, sides: &[Beneath; 2], path: &RelPath) -> io::Result<Option<(Difference, bool)>> {
+    /// How it differs; `None` if it does, and changed meanwhile.
+    fn once(&mut self, sides: &[Beneath; 2], path: &RelPath) -> io::Result<Option<Vec<Difference>>> {
         let [ours, theirs] = sides.each_ref().map(|side| side.file(path));
-        let (Some(ours), Some(theirs)) = (ours?, theirs?) else { return Ok(Some((Difference::Changing, true))) };
+        let (Some(ours), Some(theirs)) = (ours?, theirs?) else { return Ok(None) };
         let before = [Stamps::of_file(&ours)?, Stamps::of_file(&theirs)?];
         let [original, copy] = before.map(|stamps| stamps.size);
         let (mut ours, mut theirs) = (Reader::uncached(ours), Reader::uncached(theirs));
         let ranges = self.contents(&mut ours, &mut theirs, original.min(copy));
-        let after = [Stamps::of_file(ours.file())?, Stamps::of_file(theirs.file())?];
+        let stats = [fstat(ours.file())?, fstat(theirs.file())?];
+        let after = stats.each_ref().map(Stamps::of);
         let ranges = match ranges {
             // It was cut meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Ok(Some((Difference::Changing, true)));
-            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             ranges => ranges?,
         };
+        let mut found = Vec::new();
         let is_same = original == copy && ranges.is_empty();
-        Ok((!is_same).then_some((Difference::Content { original, copy, ranges }, before != after)))
+        if !is_same {
+            found.push(Difference::Content { original, copy, ranges });
+        }
+        let [our, their] = stats.each_ref().map(attributes_of);
+        if our.mode != their.mode {
+            found.push(Difference::Mode { original: our.mode, copy: their.mode });
+        }
+        let at_rest = |attributes: &Attributes| now().abs_diff(attributes.mtime) >= REST;
+        if is_same && our.mtime != their.mtime && at_rest(&our) && at_rest(&their) {
+            found.push(Difference::Time { original: our.mtime, copy: their.mtime });
+        }
+        Ok((found.is_empty() || before == after).then_some(found))
     }
 
     /// The ranges in which the first `len` bytes differ.
@@ -225,7 +371,7 @@ impl State<'_> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
     use super::*;
 
@@ -238,6 +384,79 @@ mod tests {
 
     fn dirs() -> [tempfile::TempDir; 2] {
         [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]
+    }
+
+    fn path_of(dirs: &[tempfile::TempDir; 2], side: usize, name: &str) -> std::path::PathBuf {
+        dirs[side].path().join(name)
+    }
+
+    #[test]
+    fn folders_links_and_kinds_are_compared() {
+        let dirs = dirs();
+        let of_both = |make: &dyn Fn(usize)| (0..2).for_each(make);
+        let at = |side, name: &str| path_of(&dirs, side, name);
+        of_both(&|side| {
+            fs::create_dir(at(side, "empty")).unwrap();
+            fs::create_dir(at(side, "same")).unwrap();
+            symlink("empty", at(side, "link")).unwrap();
+        });
+        assert_eq!(of(&dirs), []);
+        fs::create_dir_all(at(0, "gone/within")).unwrap();
+        fs::create_dir(at(1, "more")).unwrap();
+        fs::remove_file(at(1, "link")).unwrap();
+        symlink("elsewhere", at(1, "link")).unwrap();
+        symlink("nowhere", at(1, "more-link")).unwrap();
+        fs::remove_dir(at(1, "empty")).unwrap();
+        fs::write(at(1, "empty"), "a file").unwrap();
+        let target = Difference::Target { original: b"empty".to_vec(), copy: b"elsewhere".to_vec() };
+        let all = [
+            ("empty", Difference::Kind { original: Kind::Folder, copy: Kind::File }),
+            ("gone", Difference::Missing),
+            ("gone/within", Difference::Missing),
+            ("link", target),
+            ("more", Difference::Extra),
+            ("more-link", Difference::Extra),
+        ];
+        assert_eq!(of(&dirs), all.map(|(name, difference)| (name.to_owned(), difference)));
+    }
+
+    #[test]
+    fn permissions_are_compared_as_a_copy_has_them() {
+        let dirs = dirs();
+        let set = |side, name: &str, mode| {
+            fs::set_permissions(path_of(&dirs, side, name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for (side, dir) in dirs.iter().enumerate() {
+            fs::create_dir(dir.path().join("folder")).unwrap();
+            fs::write(dir.path().join("file"), "same").unwrap();
+            set(side, "file", [0o4640, 0o640][side]);
+            set(side, "folder", [0o2550, 0o750][side]);
+        }
+        assert_eq!(of(&dirs), []);
+        set(1, "file", 0o600);
+        set(1, "folder", 0o755);
+        let mode = |name: &str, original, copy| (name.to_owned(), Difference::Mode { original, copy });
+        assert_eq!(of(&dirs), [mode("file", 0o640, 0o600), mode("folder", 0o750, 0o755)]);
+    }
+
+    #[test]
+    fn times_count_of_files_that_are_at_rest_and_equal() {
+        let dirs = dirs();
+        let set = |side, seconds_ago| {
+            let file = fs::File::options().write(true).open(path_of(&dirs, side, "a")).unwrap();
+            let time = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds_ago);
+            file.set_modified(time).unwrap();
+            i64::try_from(time.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+        };
+        dirs.iter().for_each(|dir| fs::write(dir.path().join("a"), "same").unwrap());
+        set(0, 1000);
+        assert_eq!(of(&dirs), [], "the copy has just been written to");
+        let (original, copy) = (set(0, 1000), set(1, 2000));
+        assert_eq!(of(&dirs), [("a".to_owned(), Difference::Time { original, copy })]);
+        fs::write(path_of(&dirs, 1, "a"), "other").unwrap();
+        set(1, 2000);
+        let content = Difference::Content { original: 4, copy: 5, ranges: vec![(0, 4)] };
+        assert_eq!(of(&dirs), [("a".to_owned(), content)]);
     }
 
     #[test]

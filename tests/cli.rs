@@ -322,3 +322,27 @@ fn a_copy_is_verified_to_be_equal_or_it_is_said_what_differs() {
     assert!(err.ends_with("error: 2 files with 9.8 KiB were compared, and 3 differ\n"), "{err}");
     assert_fails(&mut paceline(&["verify", paths[0], "/nowhere"]), 2, "/nowhere");
 }
+
+#[test]
+fn what_a_copy_has_besides_content_is_verified() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for (dir, (mode, target, seconds)) in
+        dirs.iter().zip([(0o640, "here", 1_700_000_000), (0o600, "there", 1_700_000_002)])
+    {
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("both"), "x").unwrap();
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
+        fs::File::options().write(true).open(at("both")).unwrap().set_modified(time).unwrap();
+        fs::set_permissions(at("both"), fs::Permissions::from_mode(mode)).unwrap();
+        symlink(target, at("link")).unwrap();
+    }
+    fs::create_dir(dirs[0].path().join("empty")).unwrap();
+    fs::create_dir(dirs[0].path().join("other")).unwrap();
+    fs::write(dirs[1].path().join("other"), "x").unwrap();
+    let (code, out, err) = run(paceline(&["verify"]).args(dirs.each_ref().map(|dir| dir.path())));
+    let lines = "different  both: mode 600, not 640\ndifferent  both: its time is 2s later\nmissing    empty\n\
+                 different  link: leads to \"there\", not \"here\"\ndifferent  other: a file, not a folder\n";
+    assert_eq!((code, out.as_str()), (Some(1), lines), "{err}");
+    assert!(err.ends_with("error: 1 files with 1 B were compared, and 4 differ\n"), "{err}");
+}
