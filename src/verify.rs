@@ -1,4 +1,4 @@
-//! Comparing a copy with what it is a copy of, both being directories here: byte for byte, and nothing is changed.
+//! Comparing a copy with what it is a copy of, which is a directory, too, or a live leader ([`compare_with_leader`]): byte for byte, and nothing is changed.
 //!
 //! Compared is what is replicated, but for what each node keeps for itself: regular files with their permissions and the times of their last change, folders with their
 //! permissions, symbolic links with where they lead. Permissions are compared as a copy has them: it has none above `0777`, and may always use its folders. Holes are not read.
@@ -9,15 +9,22 @@
 use std::fmt;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::beneath::{Beneath, Entry};
+use crate::config::FollowerConfig;
 use crate::datadir::{self, FoundFile, Visitor, attributes_of};
 use crate::digests::{NANOS, Stamps, now};
 use crate::error::Error;
+use crate::follower::dry_run::{DryRun, Look, both_times};
 use crate::protocol::extension::Attributes;
 use crate::reader::{Reader, Span};
+use crate::sys::channel::{self, RecvTimeoutError};
 use crate::sys::rustix::fs::fstat;
-use crate::types::RelPath;
+use crate::sys::time::Instant;
+use crate::thread::{DROP_JOIN_MAX, Group};
+use crate::types::{RelPath, Secret};
 use crate::uncached::READ_AT_ONCE_BYTES;
 
 /// Ranges that differ are told in blocks of so many bytes.
@@ -157,6 +164,61 @@ pub fn compare(
     Ok(state.done)
 }
 
+/// Compares `copy` with what its leader at `leader` (`HOST:PORT`) has, and calls `differs` for each way in which something differs, in order of names. The leader has to speak
+/// Paceline's extension. `go_on` is told some times a second how many files were dealt with, and ends it with `false`. Nothing is changed in `copy`, which may be followed meanwhile; what differs is
+/// sent by the leader, and dropped. Blocks for as long as it takes to read the copy, and some seconds more if anything differs at first.
+///
+/// # Errors
+///
+/// The leader cannot be reached, refuses, speaks only 1.0.0, or has another data set; or the copy cannot be read.
+pub fn compare_with_leader(
+    leader: &str,
+    copy: &Path,
+    secret: Secret,
+    differs: &mut dyn FnMut(&RelPath, Difference),
+    go_on: &mut dyn FnMut(Compared) -> bool,
+) -> Result<Compared, Error> {
+    let dry_run = Arc::new(DryRun::new(FollowerConfig::new(leader, copy, secret))?);
+    let (threads, (told, looked)) = (Group::default(), channel::bounded(1));
+    let its = dry_run.clone();
+    let spawned = threads.spawn("paceline-verify", move || {
+        // Somebody waits for it.
+        let _ = told.send(look_twice(&its));
+    });
+    spawned.map_err(|error| Error::connection("could not start its thread", error))?;
+    let looked = loop {
+        match looked.recv_timeout(ASK_EVERY) {
+            Ok(looked) => break looked,
+            Err(RecvTimeoutError::Timeout) => {
+                if !go_on(Compared { files: dry_run.files(), bytes: (0, 0) }) {
+                    dry_run.stop();
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break Err(Error::ShuttingDown),
+        }
+    };
+    threads.join(Instant::now() + DROP_JOIN_MAX);
+    let (found, compared) = looked?;
+    found.into_iter().for_each(|(path, difference)| differs(&path, difference));
+    Ok(compared)
+}
+
+/// How often who waits for a comparison with a leader is asked whether to go on.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// What differs, and what was compared.
+fn look_twice(dry_run: &DryRun) -> Result<(Vec<(RelPath, Difference)>, Compared), Error> {
+    let compared = |look: &Look| Compared { files: (look.files, look.files), bytes: (look.bytes(), look.bytes()) };
+    let first = dry_run.look()?;
+    if first.is_equal() {
+        return Ok((Vec::new(), compared(&first)));
+    }
+    dry_run.pause();
+    let second = dry_run.look()?;
+    let compared = compared(&second);
+    Ok((both_times(&first, second), compared))
+}
+
 /// How these differ, as far as it shows without reading files.
 fn difference(sides: &[Option<What>; 2]) -> Option<Difference> {
     match sides {
@@ -187,6 +249,11 @@ fn looked_again(sides: &[Beneath; 2], path: &RelPath, listed: &[Option<What>; 2]
         [Some(What::File), Some(What::File)] => Some(Difference::Changing),
         now => difference(now).map(|_| Difference::Changing),
     }
+}
+
+/// Whether the time of a file counts.
+pub(crate) fn is_at_rest(attributes: &Attributes) -> bool {
+    now().abs_diff(attributes.mtime) >= REST
 }
 
 fn is_at_or_in(path: &RelPath, at: &RelPath) -> bool {
@@ -228,7 +295,7 @@ impl What {
 }
 
 /// What the owner of a copy may always do with its folders.
-const OWNERS: u16 = 0o700;
+pub(crate) const OWNERS: u16 = 0o700;
 
 struct Found {
     path: RelPath,
@@ -327,8 +394,7 @@ impl State<'_> {
         if our.mode != their.mode {
             found.push(Difference::Mode { original: our.mode, copy: their.mode });
         }
-        let at_rest = |attributes: &Attributes| now().abs_diff(attributes.mtime) >= REST;
-        if is_same && our.mtime != their.mtime && at_rest(&our) && at_rest(&their) {
+        if is_same && our.mtime != their.mtime && is_at_rest(&our) && is_at_rest(&their) {
             found.push(Difference::Time { original: our.mtime, copy: their.mtime });
         }
         Ok((found.is_empty() || before == after).then_some(found))

@@ -72,7 +72,7 @@ enum Command {
     Forget(forget::Options),
     /// Show what syncs have deleted or overwritten in a copy, and bring it back
     Kept(kept::Options),
-    /// Compare a copy with what it is a copy of, byte for byte; nothing is changed
+    /// Compare a copy with the directory or the live leader that it is a copy of, byte for byte; nothing is changed
     Verify(verify::Options),
     /// Show replication live, in temporary directories: a follower is stopped, evicted, resumed and rejoins (20 s)
     Demo(demo::Options),

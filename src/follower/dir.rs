@@ -59,6 +59,8 @@ pub(super) struct Dir {
     pub(super) suspect: AtomicBool,
     /// Held while a file has another mode than it is to have, so as to be opened; and while one is given a mode.
     pub(super) widening: Mutex<()>,
+    /// Nothing is to be changed here, not even for a moment.
+    pub(super) changes_nothing: bool,
     /// What is known of the files.
     pub(super) digests: Arc<Digests>,
 }
@@ -144,6 +146,7 @@ impl Dir {
             suspect,
             digests,
             widening: Mutex::default(),
+            changes_nothing: false,
         })
     }
 

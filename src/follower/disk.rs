@@ -59,9 +59,9 @@ pub(super) struct Told {
 
 /// What is here, from when its sums are told until it is known which of it is to be.
 #[derive(Default)]
-struct Found {
-    files: Vec<RelPath>,
-    items: Vec<(RelPath, Item)>,
+pub(super) struct Found {
+    pub(super) files: Vec<RelPath>,
+    pub(super) items: Vec<(RelPath, Item)>,
 }
 
 /// What waits to be done.
@@ -208,7 +208,7 @@ impl Worker {
                 let of_these = |path: &RelPath| buckets.binary_search(&bucket_of(path, bits)).is_ok();
                 let Found { files, items } = std::mem::take(found);
                 let items = items.into_iter().filter(|(path, _)| of_these(path));
-                self.inventory(files.into_iter().filter(of_these), items)
+                self.inventory(files.into_iter().filter(of_these), items, &mut |_, _| {})
             }
             Job::Flush(unflushed, mark, at) => {
                 self.flush(unflushed)?;
@@ -273,7 +273,7 @@ impl Worker {
     }
 
     /// Tells the sums of all that is here, and returns it.
-    fn sums(&self, bits: u8, names: bool) -> Result<Found, Error> {
+    pub(super) fn sums(&self, bits: u8, names: bool) -> Result<Found, Error> {
         {
             let mut state = self.jobs.state.lock();
             // Of the sync before.
@@ -320,15 +320,20 @@ impl Worker {
     }
 
     /// Tells these files as they are now, and folders and links as they were found. What is known of files is not read, unless they have changed since.
-    fn inventory(
+    /// `note` is told the length of each file.
+    pub(super) fn inventory(
         &self,
         files: impl Iterator<Item = RelPath>,
         items: impl Iterator<Item = (RelPath, Item)>,
+        note: &mut dyn FnMut(&RelPath, u64),
     ) -> Result<(), Error> {
         let (mut failed, mut buffer, mut cut) = (None, ChunkBuffer::default(), Vec::new());
         let mut told = HashSet::default();
         let held = files.map_while(|path| {
             let held = self.held(&path, &mut buffer, &mut cut);
+            if let Ok(Some(held)) = &held {
+                note(&held.path, held.len);
+            }
             told.insert(path);
             held.map_err(|error| failed = Some(error)).ok()
         });

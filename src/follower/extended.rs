@@ -164,7 +164,7 @@ impl Threads {
             && self.report.is_whole()
         {
             // It is also in our own log: nothing depends on its arrival.
-            let _ = say_farewell(&self.socket, error);
+            let _ = say_farewell(&self.socket, &error.to_string());
         }
         result
     }
@@ -191,9 +191,9 @@ impl Drop for Threads {
 
 /// Tells the leader why, and waits a moment for it to close: what it sends meanwhile is read, because a connection that is
 /// closed with something unread is reset, and a reset may overtake what was said.
-fn say_farewell(mut socket: &TcpStream, why: &Error) -> io::Result<()> {
+pub(super) fn say_farewell(mut socket: &TcpStream, why: &str) -> io::Result<()> {
     let mut wire = Vec::new();
-    Message::Farewell(why.to_string()).encode(&mut wire);
+    Message::Farewell(why.to_owned()).encode(&mut wire);
     socket.set_write_timeout(Some(FAREWELL_MAX))?;
     socket.write_all(&wire)?;
     socket.shutdown(Shutdown::Write)?;
@@ -203,7 +203,7 @@ fn say_farewell(mut socket: &TcpStream, why: &Error) -> io::Result<()> {
     Ok(())
 }
 
-struct ShutAtEnd(Arc<TcpStream>);
+pub(super) struct ShutAtEnd(pub(super) Arc<TcpStream>);
 
 impl Drop for ShutAtEnd {
     fn drop(&mut self) {

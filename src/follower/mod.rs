@@ -21,6 +21,8 @@
 //! Beyond that a leader is not trusted: whatever it sends, nothing outside the directory is touched (`dir`), memory stays bounded,
 //! and the worst it can do is what a leader may do, which is to change and delete replicated files.
 //!
+//! A copy is compared with its live leader by a follower that notes what it would be sent, and does none of it (`dry_run`).
+//!
 //! While a sync is changing the directory, if it did not end, and after a flush has failed, `.paceline/incomplete` is there: such
 //! a directory must not be served from. What durable means here is in `flush`, and what is done when a flush fails in `mend`.
 
@@ -33,6 +35,7 @@ mod digester;
 mod digests;
 mod dir;
 mod disk;
+pub(crate) mod dry_run;
 mod extended;
 mod flush;
 #[cfg(feature = "fuzzing")]
