@@ -98,7 +98,7 @@ impl Beneath {
             None => return Ok(None),
         };
         match looked {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_mounted(path).map(|()| None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_gone(path.as_str()).map(|()| None),
             looked => looked,
         }
     }
@@ -184,6 +184,14 @@ impl Beneath {
         self.unmounted.covering(path.as_str()).ok().flatten()
     }
 
+    /// `Err` if what is not there is not gone, because the directory is lost, or a file system is unmounted.
+    fn check_gone(&self, path: &str) -> io::Result<()> {
+        if let Some(how) = self.is_lost() {
+            return Err(io::Error::other(format!("the data directory is lost: {how}")));
+        }
+        self.unmounted.covering(path)?.map_or(Ok(()), |place| Err(is_unmounted(&place)))
+    }
+
     /// Opens what is at a name.
     fn open_at(&self, path: &str, flags: OFlags) -> io::Result<Option<OwnedFd>> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -200,12 +208,7 @@ impl Beneath {
             }
             Ok(fd) => Ok(Some(fd)),
             // A link, a folder that is a file by now, a socket.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => {
-                if let Some(how) = self.is_lost() {
-                    return Err(io::Error::other(format!("the data directory is lost: {how}")));
-                }
-                self.unmounted.covering(path)?.map_or(Ok(None), |place| Err(is_unmounted(&place)))
-            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => self.check_gone(path).map(|()| None),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -315,6 +318,13 @@ mod tests {
             assert!(dir.file(&path(name)).unwrap().is_none(), "{name}");
         }
         assert!(dir.metadata(&path("link")).unwrap().unwrap().is_symlink());
+        assert!(matches!(dir.look(&path("link")).unwrap(), Some(Entry::Link(target)) if target.as_bytes() == b"file"));
+        assert!(matches!(dir.look(&path("file")).unwrap(), Some(Entry::File(..))));
+        assert!(matches!(dir.look(&path("folder")).unwrap(), Some(Entry::Folder(_))));
+        assert!(matches!(dir.look(&path("fifo")).unwrap(), Some(Entry::Other)));
+        for name in ["none", "file/below", "none/below", "link/below"] {
+            assert!(dir.look(&path(name)).unwrap().is_none(), "{name}");
+        }
         assert!(dir.folder(None).unwrap().is_some() && dir.folder(Some(&path("folder"))).unwrap().is_some());
         for name in ["file", "link", "fifo", "none", "file/below"] {
             assert!(dir.folder(Some(&path(name))).unwrap().is_none(), "{name}");
@@ -335,6 +345,7 @@ mod tests {
             }
             assert!(dir.is_lost().is_some());
             assert!(dir.file(&path("none")).is_err() && dir.metadata(&path("none")).is_err());
+            assert!(dir.look(&path("none")).is_err());
         }
     }
 }

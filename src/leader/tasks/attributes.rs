@@ -4,8 +4,8 @@
 //! ([`Looks::again`](crate::leader::files::looks::Looks::again): who watches the directory says so of all that is no file). What differs from what was announced is announced: permissions at once, the time of the last change of
 //! a file's content once nothing of it has changed for a second. So that never waits for the disk on a host's thread, and a file that is written to all the time is not told of all the time.
 //!
-//! Only this thread announces items, after a look, and whoever changes something has it looked at after that: the last word is of what is there. A file's attributes
-//! are announced only if it has not changed since before they were looked at.
+//! Only this thread announces items, after a look, and whoever changes something has it looked at after that: the last word is of what is there. A file's permissions
+//! are announced only if it is still the file that was looked at, and its time only if it has not changed since.
 //!
 //! Who joins compares what there was when it began. What changed until it is attached is announced to all once more ([`Looks::joined`](crate::leader::files::looks::Looks::joined)), rather than be known as of a moment.
 //!
