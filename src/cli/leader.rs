@@ -23,6 +23,10 @@ use super::{Failure, NodeOptions, require_folder, say, signals, start_logging};
 /// How often the watcher is asked whether it still watches.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
 
+/// A change that was not compared for so long is worth a word, now and then.
+const LATE_MIN: Duration = Duration::from_secs(120);
+const SAY_LATE_EVERY: Duration = Duration::from_secs(600);
+
 /// How long nothing must have been written for the last look to be taken.
 const QUIET: Duration = Duration::from_millis(500);
 
@@ -85,6 +89,9 @@ pub(crate) struct Limits {
     /// Bytes a second that full syncs and catching up read from the directory, all together, such as 100MiB; at least 1MiB [default: no limit]
     #[arg(long, value_name = "SIZE", env = "PACELINE_SYNC_RATE", value_parser = parse_size, help_heading = "Limits")]
     sync_rate: Option<u64>,
+    /// How much of a core, in percent, comparing takes at most: files that were written to, with what followers were sent [default: 25]
+    #[arg(long, value_name = "PERCENT", env = "PACELINE_COMPARE_PERCENT", value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Limits")]
+    compare_percent: Option<u32>,
     /// How long a follower may take nothing off its connection [default: 5s]
     #[arg(long, value_name = "DUR", env = "PACELINE_WRITE_TIMEOUT", value_parser = parse_duration, help_heading = "Limits")]
     write_timeout: Option<Duration>,
@@ -112,6 +119,7 @@ impl Limits {
         config.min_in_sync = self.min_in_sync.unwrap_or(config.min_in_sync);
         config.syncs_max = self.syncs_max.unwrap_or(config.syncs_max);
         config.sync_rate = self.sync_rate;
+        config.compare_percent = self.compare_percent.unwrap_or(config.compare_percent);
         config.write_timeout = self.write_timeout.unwrap_or(config.write_timeout);
         config.ack_timeout = self.ack_timeout.unwrap_or(config.ack_timeout);
         config.in_sync_timeout = self.in_sync_timeout.unwrap_or(config.in_sync_timeout);
@@ -158,7 +166,7 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let watcher = Watcher::begin(leader.clone(), &options.data_dir, Some(window))?;
     log::info!("leader {} replicates {}, {} files", leader.id(), options.data_dir.display(), leader.files().len());
 
-    let mut watches = false;
+    let (mut watches, mut said_late) = (false, None::<Instant>);
     let failure = loop {
         if !watches && watcher.wait(Duration::ZERO) {
             watches = true;
@@ -167,6 +175,17 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
         match signals.recv_timeout(CHECK_EVERY) {
             Err(RecvTimeoutError::Timeout) => {}
             _ => break None,
+        }
+        if let Some(late) = watcher.unproven_for().filter(|late| *late >= LATE_MIN)
+            && said_late.is_none_or(|at| at.elapsed() >= SAY_LATE_EVERY)
+            && leader.not_replicated().is_empty()
+        {
+            said_late = Some(Instant::now());
+            log::warn!(
+                "copies may differ from files that are written to all the time: a change of {} s ago was not compared yet; give comparing more of a \
+                 core with --compare-percent",
+                late.as_secs()
+            );
         }
         if let Some(failure) = leader.failure().or_else(|| watcher.take_failure()) {
             break Some(failure);

@@ -66,6 +66,9 @@ pub struct LeaderConfig {
     /// Bytes a second that full syncs and catching up read from the data directory, all together: what they hash, and what
     /// they send before it is compressed. At least 1 MiB. Defaults to `None`: as fast as disk and network go.
     pub sync_rate: Option<u64>,
+    /// How much of a core, in percent, a [`Watcher`](crate::Watcher) takes at most to compare files that were written to with what followers were sent; 1 to 100. With less, a copy
+    /// of a file that never rests is put right later ([`Watcher::unproven_for`](crate::Watcher::unproven_for)). Defaults to 25.
+    pub compare_percent: u32,
     /// How long a follower waits, connected, for its next full sync when it was evicted for being slow a second time within
     /// `readmit_window`; twice as long each time after. The first eviction costs nothing. Up to half is added at
     /// random. Defaults to 1 s.
@@ -209,6 +212,7 @@ impl LeaderConfig {
             syncs_max: 1,
             catch_ups_max: 4,
             sync_rate: None,
+            compare_percent: 25,
             readmit_delay_min: Duration::from_secs(1),
             readmit_delay_max: Duration::from_secs(60),
             readmit_window: Duration::from_secs(600),
@@ -243,6 +247,9 @@ impl LeaderConfig {
         at_least("syncs_max", self.syncs_max as u64, 1)?;
         at_least("catch_ups_max", self.catch_ups_max as u64, 1)?;
         at_least("sync_rate", self.sync_rate.unwrap_or(u64::MAX), 1 << 20)?;
+        if !(1..=100).contains(&self.compare_percent) {
+            return Err(Error::Setting { name: "compare_percent", reason: "must be 1 to 100".into() });
+        }
         // A queue's slots are allocated up front.
         if self.queue_batches > 1 << 24 {
             return Err(Error::Setting { name: "queue_batches", reason: "must be at most 16777216".into() });

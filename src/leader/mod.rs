@@ -131,6 +131,11 @@ impl Leader {
         self.core.config.queue_bytes
     }
 
+    /// How much of a core comparing may take.
+    pub(crate) fn compare_percent(&self) -> u32 {
+        self.core.config.compare_percent
+    }
+
     /// The announced length of a file; `None` if it was not announced.
     #[must_use]
     pub fn file_len(&self, path: &RelPath) -> Option<u64> {

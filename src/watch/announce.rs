@@ -39,6 +39,8 @@ pub(super) trait Announce: Send + 'static {
     fn enters(&self, folder: &RelPath) -> bool;
     fn is_unreadable(&self, path: &RelPath, error: &io::Error);
     fn is_readable(&self, path: &RelPath);
+    /// How much of a core comparing may take.
+    fn compare_percent(&self) -> u32;
     /// Announced bytes after which [`pace`](Self::pace) is called.
     fn pace_bytes(&self) -> u64;
     /// Waits a little if followers that keep up have much to acknowledge yet.
@@ -154,6 +156,10 @@ impl Announce for Paced {
 
     fn is_readable(&self, path: &RelPath) {
         self.leader.is_readable(path);
+    }
+
+    fn compare_percent(&self) -> u32 {
+        self.leader.compare_percent()
     }
 
     fn pace_bytes(&self) -> u64 {

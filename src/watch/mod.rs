@@ -27,7 +27,7 @@
 //!
 //! - It is proven by a circle through the file during which it looked the same, begun when the clock of files had gone on since its last change, and in which nobody else was
 //!   reading, for the first time, what was compared (`suspects.rs`).
-//! - Files take turns, slice by slice; what is new is announced in between. Comparing takes a quarter of a core at most; a file that never rests is compared less
+//! - Files take turns, slice by slice; what is new is announced in between. Comparing takes a quarter of a core at most, or what the leader's settings say; a file that never rests is compared less
 //!   and less often as long as nothing is found. A file at rest is compared 15 ms after its last change: 1 GiB in the page cache takes 1.3 s. [`Watcher::unproven_for`] says for how long the
 //!   first of them has waited.
 //! - Around where a file differed last it is compared at each look: a log that was allocated before it is written arrives as it is written.
@@ -138,9 +138,6 @@ const GATHER: Duration = Duration::from_millis(1);
 
 /// How long files are compared before events are looked for again.
 const COMPARE_AT_ONCE: Duration = Duration::from_millis(1);
-
-/// How much of a core comparing may take.
-const COMPARE_PERCENT: u32 = 25;
 
 /// Who is still writing so long after the watcher was told to stop is not waited for.
 const LAST_CHANGE_MAX: Duration = Duration::from_secs(1);
@@ -347,7 +344,7 @@ impl Shared {
             Err(Trouble::Fatal(error)) => return Err(error),
             Err(_) => return Ok(false),
         }
-        let mut share = Share::new(COMPARE_PERCENT, Instant::now());
+        let mut share = Share::new(tree.compare_percent(), Instant::now());
         let go_on = || !self.stopping.load(Ordering::Acquire);
         while go_on() {
             let now = Instant::now();

@@ -277,6 +277,10 @@ impl Announce for Fake {
 
     fn is_readable(&self, _: &RelPath) {}
 
+    fn compare_percent(&self) -> u32 {
+        25
+    }
+
     fn pace_bytes(&self) -> u64 {
         1
     }

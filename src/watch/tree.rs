@@ -162,6 +162,10 @@ impl<A: Announce> Tree<A> {
         Ok(tree)
     }
 
+    pub(super) fn compare_percent(&self) -> u32 {
+        self.announce.compare_percent()
+    }
+
     pub(super) fn inotify(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
     }
