@@ -117,6 +117,7 @@ impl Process {
         Usage {
             read: field(&io, "rchar:"),
             read_from_disk: field(&io, "read_bytes:"),
+            written: field(&io, "wchar:"),
             resident: field(&status, "VmRSS:") << 10,
             peak: field(&status, "VmHWM:") << 10,
             cpu: self.cpu(),
@@ -171,6 +172,8 @@ pub struct Usage {
     pub read: u64,
     /// ... and what of it came from the disk.
     pub read_from_disk: u64,
+    /// By system calls that write files.
+    pub written: u64,
     pub resident: u64,
     /// The most that was resident.
     pub peak: u64,
