@@ -4,7 +4,7 @@
 //! its end instead of doing it. Then it leaves. It takes no lock of the directory, and changes nothing in it; it never makes anything durable, so it is in sync at no time.
 //!
 //! What comes is compared with the copy's bytes as they are when it comes, so it is told to the byte what differs. A copy that is followed meanwhile is late by what is on its way: a second look,
-//! on a connection of its own and some seconds later, tells what is late from what differs. Only what differs in the same way both times does.
+//! on a connection of its own and some seconds later, tells what is late from what differs. Only what differs in the same way both times does; a file that changes all the time may be neither.
 //!
 //! One thread, the caller's, beside the one that writes ([`report`](super::report)). No locks.
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
+use sha1::{Digest, Sha1};
+
 use super::out_of_place;
 use crate::beneath::{Beneath, Entry};
 use crate::digests::Stamps;
 use crate::error::Error;
-use crate::protocol::ActionKind;
 use crate::protocol::extension::{Attributes, Control, Item};
+use crate::protocol::{ActionKind, Sha1Sum};
 use crate::reader::{HOLE_BYTES_MIN, Reader, Span};
 use crate::sys::fs::{File, FileExt};
 use crate::sys::hash::HashMap;
@@ -21,6 +23,9 @@ const GAP_BYTES_MAX: u64 = 4 << 10;
 
 /// So many ranges of a file are kept; then the last one grows.
 const RANGES_KEPT_MAX: usize = 10_000;
+
+/// What the copy has in a range of at most so many bytes is looked at twice.
+const HELD_BYTES_MAX: u64 = 1 << 20;
 
 /// So many are told.
 const RANGES_MAX: usize = 100;
@@ -60,6 +65,10 @@ struct Content {
     copy: u64,
     /// Offsets and lengths, in order once they are sorted; also of what only one of both has.
     ranges: Vec<(u64, u64)>,
+    /// How the copy looked in the end.
+    stamps: Option<Stamps>,
+    /// What the copy had there in the end: of some ranges.
+    held: Vec<((u64, u64), Sha1Sum)>,
 }
 
 impl Content {
@@ -83,15 +92,17 @@ pub(crate) fn both_times(first: &Look, second: Look) -> Vec<(RelPath, Difference
         let mut found = Vec::new();
         if let Some(content) = content {
             let had = before.and_then(|before| before.content.as_ref());
-            let ranges = had.map_or_else(Vec::new, |had| common(&had.ranges, &content.ranges));
+            let stays = had.map_or_else(Vec::new, |had| staying(had, &content));
             // What both had at the first look. Beyond that the copy may be late.
             let known = had.map(|had| had.original.min(had.copy)).or_else(|| first.lens.get(&path).copied());
-            if ranges.is_empty() {
-                is_changing |= content.ranges.iter().any(|(offset, _)| *offset < known.unwrap_or(0));
+            if stays.is_empty() {
+                let is_behind =
+                    had.is_some_and(|had| !is_same_file(had, &content) || !common(had, &content).is_empty());
+                is_changing |= is_behind || content.ranges.iter().any(|(offset, _)| *offset < known.unwrap_or(0));
             } else {
                 let Content { original, copy, .. } = content;
                 let end = original.min(copy);
-                let of_both = ranges.into_iter().filter(|(offset, _)| *offset < end);
+                let of_both = stays.into_iter().filter(|(offset, _)| *offset < end);
                 let ranges = of_both.map(|(offset, len)| (offset, len.min(end - offset))).take(RANGES_MAX).collect();
                 found.push(Difference::Content { original, copy, ranges });
             }
@@ -111,9 +122,27 @@ pub(crate) fn both_times(first: &Look, second: Look) -> Vec<(RelPath, Difference
     all
 }
 
-/// What two lists of ranges have in common; both are in order.
-fn common(one: &[(u64, u64)], other: &[(u64, u64)]) -> Vec<(u64, u64)> {
-    let (mut one, mut other, mut all) = (one.iter().peekable(), other.iter().peekable(), Vec::new());
+/// Whether the copy's file is the one that it was, and no shorter.
+fn is_same_file(before: &Content, now: &Content) -> bool {
+    let is_it =
+        |(before, now): (Stamps, Stamps)| before.dev == now.dev && before.ino == now.ino && before.size <= now.size;
+    before.stamps.zip(now.stamps).is_some_and(is_it)
+}
+
+/// Where the copy differs, and is not being brought up to date: all that differs both times if nothing has changed in it since the first, or else where the same bytes are that were there then. A
+/// place that is written to all the time differs each time, too.
+fn staying(before: &Content, now: &Content) -> Vec<(u64, u64)> {
+    if now.stamps.is_some() && before.stamps == now.stamps {
+        return common(before, now);
+    }
+    let held = now.held.iter().filter(|held| is_same_file(before, now) && before.held.contains(held));
+    held.map(|(range, _)| *range).collect()
+}
+
+/// What ranges both have in common.
+fn common(one: &Content, other: &Content) -> Vec<(u64, u64)> {
+    let (mut one, mut other) = (one.ranges.iter().peekable(), other.ranges.iter().peekable());
+    let mut all = Vec::new();
     while let (Some((a, a_len)), Some((b, b_len))) = (one.peek(), other.peek()) {
         let (from, to) = (*a.max(b), (a + a_len).min(b + b_len));
         if from < to {
@@ -387,13 +416,22 @@ impl<'a> Noted<'a> {
         for (path, seen) in &mut look.seen {
             let Some(content) = &mut seen.content else { continue };
             content.original = lens.get(path).copied().unwrap_or(0);
-            let at = copy.metadata(path).map_err(|error| Error::io("stat", path.below(copy.path()), error))?;
-            content.copy = at.map_or(0, |at| at.len());
+            let failed = |error| Error::io("read", path.below(copy.path()), error);
+            let file = copy.file(path).map_err(failed)?;
+            content.stamps = file.as_ref().and_then(|file| Stamps::of_file(file).ok());
+            content.copy = content.stamps.map_or(0, |stamps| stamps.size);
             let (from, to) = (content.original.min(content.copy), content.original.max(content.copy));
             if from < to {
                 content.ranges.push((from, to - from));
             }
             content.ranges.sort_unstable();
+            let (size, ranges) = (content.copy, content.ranges.iter().take(RANGES_MAX));
+            for (offset, len) in ranges.filter(|(offset, len)| *len <= HELD_BYTES_MAX && offset + len <= size) {
+                let Some(file) = &file else { break };
+                let mut bytes = vec![0; usize::try_from(*len).unwrap_or_default()];
+                let read = read_up_to(file, &mut bytes, *offset).map_err(failed)?;
+                content.held.push(((*offset, *len), Sha1::digest(&bytes[..read]).into()));
+            }
             if content.ranges.is_empty() {
                 seen.content = None;
             } else {
@@ -465,7 +503,9 @@ mod tests {
     }
 
     fn look(original: u64, copy: u64, ranges: &[(u64, u64)]) -> Look {
-        let content = Some(Content { original, copy, ranges: ranges.to_vec() });
+        let stamps = Some(Stamps { dev: 1, ino: 2, size: copy, mtime: 0, ctime: 0 });
+        let held = ranges.iter().filter(|(offset, len)| offset + len <= copy).map(|range| (*range, [7; 20])).collect();
+        let content = Some(Content { original, copy, ranges: ranges.to_vec(), stamps, held });
         let seen = BTreeMap::from([(path("a"), Seen { others: Vec::new(), content })]);
         Look { files: 1, lens: HashMap::from_iter([(path("a"), copy)]), seen }
     }
@@ -484,6 +524,21 @@ mod tests {
         assert_eq!(of(&late(), look(2000, 2000, &[(10, 5)])), [Difference::Changing], "another place each time");
         let differs = Difference::Content { original: 3000, copy: 3000, ranges: vec![(12, 3)] };
         assert_eq!(of(&look(3000, 3000, &[(10, 5)]), look(3000, 3000, &[(12, 9)])), [differs]);
+        let differs = Difference::Content { original: 4000, copy: 4000, ranges: vec![(10, 5)] };
+        assert_eq!(
+            of(&look(3000, 3000, &[(10, 5)]), look(4000, 4000, &[(10, 5)])),
+            [differs],
+            "it grows, and is wrong"
+        );
+        let changed = |change: fn(&mut Content)| {
+            let mut second = look(4000, 4000, &[(10, 5)]);
+            second.seen.values_mut().filter_map(|seen| seen.content.as_mut()).for_each(change);
+            of(&look(3000, 3000, &[(10, 5)]), second)
+        };
+        assert_eq!(changed(|now| now.held[0].1 = [8; 20]), [Difference::Changing], "it is written to there");
+        assert_eq!(changed(|now| now.stamps.as_mut().unwrap().ino = 3), [Difference::Changing], "it is another file");
+        let moves = look(3000, 1500, &[(1500, 1500)]);
+        assert_eq!(of(&late(), moves), [Difference::Changing], "it comes, and is late for long");
         let equal = Look { lens: HashMap::from_iter([(path("a"), 1000)]), ..Look::default() };
         assert_eq!(of(&equal, look(2000, 1000, &[(1000, 1000)])), [], "it has grown since");
         assert_eq!(of(&equal, look(2000, 1000, &[(0, 1)])), [Difference::Changing]);
