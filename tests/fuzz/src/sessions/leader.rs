@@ -9,7 +9,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use paceline::protocol::extension::{Attributes, CHUNK_BYTES, Control, Fields, Held, Marks, Message, Start, VERSION, field};
+use paceline::protocol::extension::{
+    Attributes, CHUNK_BYTES, Control, Fields, Held, Marks, Message, Start, VERSION, field,
+};
 use paceline::protocol::{
     ActionDecoder, Event, ProtocolError, frame_reader, framing_bytes, read_file_size, read_list_entry, write_end,
     write_hello, write_name, write_node_id,
@@ -56,7 +58,12 @@ impl Led {
         for (name, content) in files {
             fs::write(dir.path().join(name), content).unwrap();
             let digests = content.chunks(CHUNK_BYTES as usize).map(|chunk| Sha1::digest(chunk).into()).collect();
-            held.push(Held { path: RelPath::new(name).unwrap(), len: content.len() as u64, digests, attributes: Attributes::UNKNOWN });
+            held.push(Held {
+                path: RelPath::new(name).unwrap(),
+                len: content.len() as u64,
+                digests,
+                attributes: Attributes::UNKNOWN,
+            });
         }
         let secret = Secret::new(SECRET).unwrap();
         let leader = Leader::open(LeaderConfig::new(dir.path(), secret.clone())).unwrap();
