@@ -19,9 +19,11 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::process::Signal;
 use support::inject::Injection;
-use support::processes::{FollowerProcess, LeaderProcess, Process, Stage, wait_same, without_privileges};
+use support::processes::{
+    FollowerProcess, LeaderProcess, Process, Stage, wait_same, wait_same_within, without_privileges,
+};
 use support::volume::Volume;
-use support::{TestLeader, assert_exact, noise, path, wait_until};
+use support::{PATIENCE, TestLeader, assert_exact, noise, path, wait_until};
 
 /// Files below `folder`, each with content of its own.
 fn fill(folder: &Path, count: usize) {
@@ -138,7 +140,8 @@ fn survives(case: Case) {
         wait_until("it has started", || follower.log().contains("follower "));
         fs::write(&armed, "").unwrap();
     }
-    wait_same(&data, &copy);
+    // A follower whose disk is full four times in a row, and stays as full, tries again after up to 5, 10, 20 and 40 s.
+    wait_same_within(PATIENCE * 2, &data, &copy);
     let mut names: Vec<_> = (0..8).map(|number| format!("kept/{number}")).collect();
     // Whoever comes back while a folder is away does not get what is in it.
     names.extend((0..8).filter(|_| case.at_leader).map(|number| format!("folder/deep/{number}")));

@@ -290,7 +290,13 @@ pub struct FollowerProcess {
 /// Waits until two directories hold the same, while the second one, or both, may still change.
 #[track_caller]
 pub fn wait_same(leader: &Path, follower: &Path) {
-    let deadline = Instant::now() + PATIENCE;
+    wait_same_within(PATIENCE, leader, follower);
+}
+
+/// The same, for so long.
+#[track_caller]
+pub fn wait_same_within(patience: Duration, leader: &Path, follower: &Path) {
+    let deadline = Instant::now() + patience;
     while !same(leader, follower).unwrap_or(false) {
         if Instant::now() >= deadline {
             assert_exact(leader, follower);
