@@ -72,6 +72,7 @@ pub mod config;
 pub mod coordinator;
 mod datadir;
 mod descriptors;
+mod difference;
 mod digests;
 pub mod error;
 mod first_look;

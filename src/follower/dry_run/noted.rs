@@ -7,6 +7,7 @@ use sha1::{Digest, Sha1};
 
 use super::out_of_place;
 use crate::beneath::{Beneath, Entry};
+use crate::difference::{Difference, Kind, OWNERS, is_at_rest};
 use crate::digests::Stamps;
 use crate::error::Error;
 use crate::protocol::extension::{Attributes, Control, Item};
@@ -16,7 +17,6 @@ use crate::sys::fs::{File, FileExt};
 use crate::sys::hash::HashMap;
 use crate::types::RelPath;
 use crate::uncached::READ_AT_ONCE_BYTES;
-use crate::verify::{Difference, Kind, OWNERS, is_at_rest};
 
 /// Bytes that differ are told as one range with those between, if those are fewer than so many.
 const GAP_BYTES_MAX: u64 = 4 << 10;
