@@ -11,21 +11,10 @@ use std::time::{Duration, Instant};
 use paceline::follower::State;
 use paceline::protocol::{self, read_name, read_node_id, read_secret, read_start_header};
 use paceline::{Error, Follower, FollowerConfig, Protocol, Secret};
-use support::fake_leader::{FakeLeader, Files, append, delete, eventually, files, files_in, replace, sha1};
+use support::fake_leader::{
+    FakeLeader, Files, append, config, delete, eventually, files, files_in, replace, sha1, started,
+};
 use tempfile::TempDir;
-
-fn config(leader: &FakeLeader, dir: &Path) -> FollowerConfig {
-    let mut config = FollowerConfig::new(leader.address(), dir, Secret::new("s3cret").unwrap());
-    config.retry_delay_min = Duration::from_millis(1);
-    config.retry_delay_max = Duration::from_millis(20);
-    config
-}
-
-fn started() -> (FakeLeader, TempDir, Follower) {
-    let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
-    let follower = Follower::start(config(&leader, dir.path())).unwrap();
-    (leader, dir, follower)
-}
 
 fn write(root: &Path, name: &str, content: &str) {
     let path = root.join(name);

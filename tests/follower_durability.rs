@@ -7,27 +7,22 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use paceline::protocol::extension::{CHUNK_BYTES, Control};
-use paceline::{Durability, Follower, FollowerConfig, Protocol, Secret};
+use paceline::{Durability, Follower, FollowerConfig, Protocol};
 use proptest::prelude::*;
 use support::extension_leader::{encoded, held, path};
 use support::fake_disk::{Call, FakeDisk, Left};
-use support::fake_leader::{Connection, FakeLeader, Files, append, delete, eventually, files, files_in, replace};
+use support::fake_leader::{
+    Connection, FakeLeader, Files, append, config, delete, eventually, files, files_in, replace,
+};
 use support::{TestFollower, TestLeader, begin, wait_until};
 use tempfile::TempDir;
 
 const EIO: i32 = 5;
-
-fn config(leader: &FakeLeader, dir: &Path) -> FollowerConfig {
-    let mut config = FollowerConfig::new(leader.address(), dir, Secret::new("s3cret").unwrap());
-    config.retry_delay_min = Duration::from_millis(1);
-    config.retry_delay_max = Duration::from_millis(20);
-    config
-}
 
 /// A follower on a disk of which a test can tell, or can make, what it wants.
 struct Scene {

@@ -14,23 +14,10 @@ use paceline::protocol::extension::{CHUNK_BYTES, Control, Fields, Message, Start
 use paceline::protocol::{ACCEPTED, REFUSED, read_node_id, read_secret};
 use paceline::{EpochPosition, Error, Follower, FollowerConfig, Protocol, Secret, StreamPosition};
 use support::extension_leader::{LONG, about, encoded, held, path};
-use support::fake_leader::{FakeLeader, Files, append, delete, eventually, files, files_in, replace};
+use support::fake_leader::{FakeLeader, Files, append, config, delete, eventually, files, files_in, replace, started};
 use tempfile::TempDir;
 
 const CHUNK: usize = 256 << 10;
-
-fn config(leader: &FakeLeader, dir: &Path) -> FollowerConfig {
-    let mut config = FollowerConfig::new(leader.address(), dir, Secret::new("s3cret").unwrap());
-    config.retry_delay_min = Duration::from_millis(1);
-    config.retry_delay_max = Duration::from_millis(20);
-    config
-}
-
-fn started() -> (FakeLeader, TempDir, Follower) {
-    let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
-    let follower = Follower::start(config(&leader, dir.path())).unwrap();
-    (leader, dir, follower)
-}
 
 fn incomplete(dir: &TempDir) -> bool {
     dir.path().join(".paceline/incomplete").exists()

@@ -10,26 +10,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use paceline::follower::State;
 use paceline::protocol::extension::{Attributes, Control, Item, field};
-use paceline::{Error, Follower, FollowerConfig, RelPath, Secret};
+use paceline::{Error, Follower, RelPath};
 use support::extension_leader::{Extension, LONG, about, encoded, held, path};
-use support::fake_leader::{FakeLeader, append, delete, eventually, replace};
+use support::fake_leader::{FakeLeader, append, config, delete, eventually, replace, started};
 use support::processes::{Stage, find, without_privileges};
 use tempfile::TempDir;
 
 const CHUNK: usize = 256 << 10;
-
-fn config(leader: &FakeLeader, dir: &Path) -> FollowerConfig {
-    let mut config = FollowerConfig::new(leader.address(), dir, Secret::new("s3cret").unwrap());
-    config.retry_delay_min = Duration::from_millis(1);
-    config.retry_delay_max = Duration::from_millis(20);
-    config
-}
-
-fn started() -> (FakeLeader, TempDir, Follower) {
-    let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
-    let follower = Follower::start(config(&leader, dir.path())).unwrap();
-    (leader, dir, follower)
-}
 
 fn attributes(name: &str, mode: u16, mtime: i64) -> Control {
     Control::Attributes(path(name), Attributes { mode, mtime })

@@ -14,8 +14,9 @@ use paceline::protocol::{
     self, ActionKind, FRAME_HEADER, FrameWriter, START_HEADER, encode_action_header, read_name, read_node_id,
     read_secret, write_end, write_list_entry,
 };
-use paceline::{NodeId, RelPath};
+use paceline::{Follower, FollowerConfig, NodeId, RelPath, Secret};
 use sha1::{Digest, Sha1};
+use tempfile::TempDir;
 
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +29,21 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Of a follower that comes back at once.
+pub(crate) fn config(leader: &FakeLeader, dir: &Path) -> FollowerConfig {
+    let mut config = FollowerConfig::new(leader.address(), dir, Secret::new("s3cret").unwrap());
+    config.retry_delay_min = Duration::from_millis(1);
+    config.retry_delay_max = Duration::from_millis(20);
+    config
+}
+
+/// A leader, and a follower with an empty directory.
+pub(crate) fn started() -> (FakeLeader, TempDir, Follower) {
+    let (leader, dir) = (FakeLeader::new(), TempDir::new().unwrap());
+    let follower = Follower::start(config(&leader, dir.path())).unwrap();
+    (leader, dir, follower)
 }
 
 pub(crate) fn sha1(bytes: &[u8]) -> [u8; 20] {
