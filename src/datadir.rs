@@ -96,13 +96,8 @@ pub(crate) struct FoundFile {
 
 /// What `stat` says of a file.
 pub(crate) fn attributes_of(stat: &Stat) -> Attributes {
-    Attributes { mtime: Stamps::of(stat).mtime, ..attributes_of_folder(stat) }
-}
-
-/// The same without the time, which nobody keeps of a folder.
-pub(crate) fn attributes_of_folder(stat: &Stat) -> Attributes {
     let mode = u16::try_from(stat.st_mode & u32::from(Attributes::MODE_BITS)).unwrap_or_default();
-    Attributes { mode, mtime: Attributes::NO_TIME }
+    Attributes { mode, mtime: Stamps::of(stat).mtime }
 }
 
 impl DataDir {

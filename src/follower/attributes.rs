@@ -5,8 +5,8 @@
 //! them be set ends nothing: it is counted, and said once a connection.
 //!
 //! A mode may keep us from a file, unless we are root. It is widened for the moment in which the file is opened, by way of
-//! `/proc/self/fd`, since a file that cannot be opened for anything has no other descriptor than one of `O_PATH`. No lock is needed for that: whoever
-//! finds the mode as another thread has just widened it changes nothing, and tries again if that came to an end meanwhile.
+//! `/proc/self/fd`, since a file that cannot be opened for anything has no other descriptor than one of `O_PATH`. A lock of [`Dir`] is held for that, and while a mode is
+//! looked at and set: no thread takes a widened mode for the file's, or puts an old one back over a new one.
 
 use std::sync::Arc;
 
@@ -23,9 +23,6 @@ use crate::sys::rustix;
 use crate::sys::rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use crate::sys::rustix::io::{Errno, Result as Done};
 use crate::types::RelPath;
-
-/// So often a file is looked at whose mode others widen and put back meanwhile.
-const TRIES: usize = 8;
 
 /// Permissions, and the bits that a copy gives no file.
 const ALL_BITS: u32 = 0o7777;
@@ -54,8 +51,8 @@ impl Actions<'_> {
         // In this order: the mode moves no time but that of the change.
         let set = mode.map_or(Ok(()), |mode| rustix::fs::fchmod(&*file, bits(mode)));
         let set = set.and(mtime.map_or(Ok(()), |mtime| set_mtime(&file, mtime)));
-        drop(one_at_a_time);
         self.dir.look_otherwise(path, &before, &file);
+        drop(one_at_a_time);
         set.or_else(|errno| self.refused(path, errno))
     }
 
@@ -141,32 +138,25 @@ impl Dir {
         let flags = (flags | FILE).difference(OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL);
         let ours = Mode::RUSR | Mode::WUSR;
         let chmod = |mode: Mode| rustix::fs::chmodat(rustix::fs::CWD, &*by_number, mode, AtFlags::empty());
-        let _one_at_a_time = self.widening.lock();
-        for _ in 0..TRIES {
-            let stat = rustix::fs::fstat(&looked_at).ok()?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return None;
-            }
-            let mode = Mode::from_raw_mode(stat.st_mode);
-            let is_widened = !mode.contains(ours);
-            if is_widened {
-                chmod(mode | ours).ok()?;
-            }
-            let opened = rustix::fs::open(&*by_number, flags, Mode::empty());
-            if is_widened {
-                if let Err(errno) = chmod(mode) {
-                    log::warn!("{}", self.failed("put back the mode of", path.as_str(), errno));
-                }
-                self.look_otherwise(path, &Stamps::of(&stat), &looked_at);
-            }
-            match opened {
-                Ok(fd) => return Some(fd),
-                // Another thread has put the mode back.
-                Err(Errno::ACCESS) => {}
-                Err(_) => return None,
-            }
+        let one_at_a_time = self.widening.lock();
+        let stat = rustix::fs::fstat(&looked_at).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
         }
-        None
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        if mode.contains(ours) {
+            // It is something else that forbids it, or it did before another thread put the mode back.
+            return rustix::fs::open(&*by_number, flags, Mode::empty()).ok();
+        }
+        chmod(mode | ours).ok()?;
+        let opened = rustix::fs::open(&*by_number, flags, Mode::empty());
+        let put_back = chmod(mode);
+        self.look_otherwise(path, &Stamps::of(&stat), &looked_at);
+        drop(one_at_a_time);
+        if let Err(errno) = put_back {
+            log::warn!("{}", self.failed("put back the mode of", path.as_str(), errno));
+        }
+        opened.ok()
     }
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Other parts of [`Dir`] are in [`own`](super::own), the follower's own folder; [`flush`](super::flush), what makes durable;
 //! [`mend`](super::mend), [`stage`](super::stage), [`reshape`](super::reshape), [`items`](super::items), folders and links, and
-//! [`attributes`](super::attributes), modes and times. No threads, no locks.
+//! [`attributes`](super::attributes), modes and times. No threads, and one lock, a leaf but for that of the digests.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
